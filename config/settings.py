@@ -1,0 +1,135 @@
+"""The one typed configuration. Only this module reads the environment."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import subprocess
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from config.errors import NightfleetError
+
+ROOT = Path(__file__).resolve().parents[1]
+PREFIX = "NIGHTFLEET_"
+CODE_FOLDERS = ("config", "lake", "features", "serving", "training", "monitoring", "plugins", "dags", "cli")
+
+
+class BadSettings(NightfleetError):
+    """A setting is unknown, missing or of the wrong type."""
+
+
+class Settings(BaseModel):
+    """What differs between a laptop and a cluster; a stage never asks which one it is on.
+
+    Each field is set, in falling priority, by an environment variable `NIGHTFLEET_<FIELD>`, by the profile
+    `config/profiles/<profile>.yaml`, by its default here.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    profile: str = Field("laptop", description="name of a file in config/profiles")
+    home: Path = Field(ROOT / "var", description="folder of all state")
+    catalog_dir: Path = Field(ROOT / "config", description="folder with datasets/ and models/")
+    sql_dir: Path = Field(ROOT / "features" / "sql", description="folder with one folder of SQL files per data set")
+    sql_url: str = Field("", description="SQLAlchemy URL of predictions, metrics, publications; SQLite below home by default")
+    mlflow_tracking_uri: str = Field("", description="MLflow tracking server; written below home by `run` and `up` by default")
+    feast_registry_url: str = Field("", description="SQLAlchemy URL of Feast's registry; SQLite below home by default")
+    runner: Literal["auto", "docker", "process"] = Field("process", description="how training jobs are run")
+    duckdb_memory_gb: float = Field(4.0, gt=0, description="DuckDB's memory limit of one task; more spills to disk")
+    duckdb_threads: int = Field(2, ge=1, description="DuckDB's threads of one task")
+    http_timeout_seconds: float = Field(30.0, gt=0, description="time-out of one HTTP request")
+
+    @property
+    def lake(self) -> Path:
+        """Where the Delta tables lie."""
+        return self.home / "lake"
+
+    @property
+    def database_url(self) -> str:
+        """SQLAlchemy URL of the SQL projections and the publications index."""
+        return self.sql_url or f"sqlite:///{self.home / 'nightfleet.db'}"
+
+    @property
+    def registry_url(self) -> str:
+        """SQLAlchemy URL of Feast's registry."""
+        return self.feast_registry_url or f"sqlite:///{self.home / 'feast' / 'registry.db'}"
+
+    @property
+    def online_store(self) -> Path:
+        """Feast's SQLite online store."""
+        return self.home / "feast" / "online.db"
+
+    @property
+    def reports(self) -> Path:
+        """Where HTML reports and GX data docs lie."""
+        return self.home / "reports"
+
+    @property
+    def jobs(self) -> Path:
+        """Where training jobs (JOB_DIR) lie."""
+        return self.home / "jobs"
+
+    @property
+    def artifacts(self) -> Path:
+        """Content-addressed model files: `<artifacts>/<model>/<digest>/`."""
+        return self.home / "artifacts"
+
+    @property
+    def scratch(self) -> Path:
+        """Per-try temporary places; on the same file system as the lake."""
+        return self.home / "scratch"
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow's address: as set, else what the supervisor wrote, else an address that refuses at once."""
+        if self.mlflow_tracking_uri:
+            return self.mlflow_tracking_uri
+        written = self.home / "mlflow.uri"
+        return written.read_text().strip() if written.exists() else "http://127.0.0.1:9"
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Settings of this process from environment and profile; `overrides` win over both.
+
+    Raises:
+        BadSettings: an unknown variable or key, a value of the wrong type, or a profile that does not exist.
+    """
+    fields = Settings.model_fields
+    environment = {key[len(PREFIX) :].lower(): value for key, value in os.environ.items() if key.startswith(PREFIX)}
+    unknown = sorted(set(environment) - set(fields))
+    if unknown:
+        raise BadSettings(f"the environment sets {PREFIX}{unknown[0].upper()}, which is no setting. Known: {', '.join(PREFIX + f.upper() for f in fields)}.")
+    values = environment | overrides
+    profile = values.get("profile", "laptop")
+    path = ROOT / "config" / "profiles" / f"{profile}.yaml"
+    if not path.exists():
+        known = sorted(p.stem for p in path.parent.glob("*.yaml"))
+        raise BadSettings(f"there is no profile {profile!r} ({path.relative_to(ROOT)}). Known: {', '.join(known)}.")
+    try:
+        settings = Settings(**({**(yaml.safe_load(path.read_text()) or {}), **values, "profile": profile}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise BadSettings(f"setting {name!r} is {first.get('input')!r}: {first['msg']}. Mend {PREFIX}{name.upper()} or {path.relative_to(ROOT)}.") from error
+    return settings.model_copy(update={"home": settings.home.expanduser().resolve()})
+
+
+@functools.cache
+def code_version() -> str:
+    """`<git commit, 8 digits or 'nogit'>+<digest of the code's files, 12 digits>`: equal text means equal code."""
+    digest = hashlib.sha256()
+    for folder in CODE_FOLDERS:
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in {".py", ".sql"} and "__pycache__" not in path.parts:
+                digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
+    try:
+        found = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short=8", "HEAD"], capture_output=True, text=True, check=False, timeout=10)
+        commit = found.stdout.strip() if found.returncode == 0 else "nogit"
+    except OSError:
+        commit = "nogit"  # a machine without git: the digest alone names the code
+    return f"{commit or 'nogit'}+{digest.hexdigest()[:12]}"
