@@ -133,3 +133,24 @@ def code_version() -> str:
     except OSError:
         commit = "nogit"  # a machine without git: the digest alone names the code
     return f"{commit or 'nogit'}+{digest.hexdigest()[:12]}"
+
+
+class MissingSecret(NightfleetError):
+    """A secret is neither in the environment nor in a file of mode 600."""
+
+
+def secret(settings: Settings, name: str) -> str:
+    """The secret `name`: environment variable `NAME` in capitals, else the file `<home>/secrets/<name>` of mode 600.
+
+    Raises:
+        MissingSecret: neither is there, or others may read the file.
+    """
+    variable = name.upper()
+    if variable in os.environ:
+        return os.environ[variable]
+    path = settings.home / "secrets" / name
+    if not path.is_file():
+        raise MissingSecret(f"{name} is not set. Export {variable}, or write it to {path} (mode 600).")
+    if path.stat().st_mode & 0o077:
+        raise MissingSecret(f"{path} has mode {path.stat().st_mode & 0o777:o}, needs 600: others could read it. Run `chmod 600 {path}`.")
+    return path.read_text(encoding="utf-8").strip()

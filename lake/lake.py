@@ -1,0 +1,100 @@
+"""The handle every stage gets: settings, catalog, publications index, DuckDB connections."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import duckdb
+import sqlalchemy as sa
+
+from config.calendar import Interval
+from config.catalog import Catalog, Dataset, ModelEntry, load_catalog
+from config.settings import Settings, code_version, load_settings
+from lake.ledger import Ledger
+from lake.lineage import Lineage, Publications, create_engine
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage did, small enough for XCom and for the live view. `committed` counts partitions; 0 means they were there already."""
+
+    stage: str
+    subject: str
+    interval: str
+    rows: int
+    committed: int
+    details: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON document."""
+        return dict(self.__dict__)
+
+
+@dataclass(frozen=True)
+class Lake:
+    """One installation's state, opened. Cheap to make; connections come on first use."""
+
+    settings: Settings
+    catalog: Catalog
+
+    @cached_property
+    def engine(self) -> sa.Engine:
+        """The projections' database."""
+        self.settings.home.mkdir(parents=True, exist_ok=True)
+        return create_engine(self.settings.database_url)
+
+    @cached_property
+    def publications(self) -> Publications:
+        """The index of publications."""
+        return Publications(self.engine)
+
+    def dataset(self, name: str) -> Dataset:
+        """A data set of the catalog."""
+        return self.catalog.dataset(name)
+
+    def model(self, name: str) -> ModelEntry:
+        """A model of the catalog."""
+        return self.catalog.model(name)
+
+    def ledger(self, model: str) -> Ledger:
+        """A model's promotions."""
+        return Ledger(self.settings, model)
+
+    def lineage(self, subject: str, run_id: str, **details: Any) -> Lineage:
+        """Lineage without inputs yet; add them with `dataclasses.replace`."""
+        return Lineage(run_id=run_id, code_version=code_version(), catalog_digest=self.catalog.digest(subject), details=details)
+
+    @contextmanager
+    def duckdb(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A DuckDB connection in UTC, bounded in memory, that spills below `scratch`."""
+        self.settings.scratch.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=self.settings.scratch, prefix="duckdb-") as spill:
+            config = {"memory_limit": f"{self.settings.duckdb_memory_gb}GB", "threads": self.settings.duckdb_threads, "temp_directory": spill}
+            with duckdb.connect(config=config) as connection:
+                connection.execute("SET TimeZone = 'UTC'")
+                yield connection
+
+    @contextmanager
+    def scratch(self, prefix: str) -> Iterator[Path]:
+        """A temporary folder of this try, removed at the end."""
+        self.settings.scratch.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=self.settings.scratch, prefix=f"{prefix}-") as folder:
+            yield Path(folder)
+
+
+def register_nights(connection: duckdb.DuckDBPyConnection, interval: Interval, time_zone: str, name: str = "nights") -> None:
+    """Table `nights(data_date DATE, cutoff_utc TIMESTAMPTZ)` of the interval."""
+    connection.execute(f'CREATE OR REPLACE TEMP TABLE "{name}" (data_date DATE, cutoff_utc TIMESTAMPTZ)')
+    connection.executemany(f'INSERT INTO "{name}" VALUES (?, ?)', [(day, instant) for day, instant in interval.cutoffs(time_zone).items()])  # noqa: S608 (fixed name)
+
+
+def open_lake(settings: Settings | None = None) -> Lake:
+    """The lake of this process' settings, with its catalog checked."""
+    settings = settings or load_settings()
+    return Lake(settings, load_catalog(settings))

@@ -1,0 +1,137 @@
+"""Who was champion when: an append-only Delta table per model. MLflow's alias is its projection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import Literal
+
+import pyarrow as pa
+from deltalake import CommitProperties, DeltaTable, write_deltalake
+from deltalake.exceptions import CommitFailedError, TableNotFoundError
+
+from config.errors import NightfleetError
+from config.settings import Settings
+
+
+class NoChampion(NightfleetError):
+    """No promotion has taken effect by that night."""
+
+
+class LedgerConflict(NightfleetError):
+    """Somebody else wrote to the ledger in between."""
+
+
+_SCHEMA = pa.schema(
+    [
+        pa.field("sequence", pa.int64(), nullable=False),
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("version", pa.int64(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("trained_until", pa.date32(), nullable=False),
+        pa.field("effective_from", pa.date32(), nullable=False),
+        pa.field("decided_at", pa.timestamp("us", tz="UTC"), nullable=False),
+        pa.field("by", pa.string(), nullable=False),
+        pa.field("artifact_digest", pa.string(), nullable=False),
+        pa.field("evidence_digest", pa.string(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """One line of the ledger.
+
+    Attributes:
+        version: MLflow's version number.
+        trained_until: last data date (as-of) whose knowledge the model was trained, tested and judged on.
+        effective_from: first data date it may score.
+        artifact_digest: names the folder of verified model bytes, `settings.artifacts/<model>/<artifact_digest>`.
+        evidence_digest: digest of the gate decision's evidence.
+    """
+
+    model: str
+    version: int
+    trained_until: date
+    effective_from: date
+    decided_at: datetime
+    by: str
+    artifact_digest: str
+    evidence_digest: str
+    kind: Literal["promotion", "rollback"] = "promotion"
+    sequence: int = 0
+
+
+@dataclass(frozen=True)
+class LedgerSnapshot:
+    """The ledger as one read found it; every night of a run is resolved from the same snapshot."""
+
+    model: str
+    delta_version: int
+    promotions: tuple[Promotion, ...]
+
+    def champion_of(self, data_date: date) -> Promotion:
+        """The promotion in force on that night: of those effective by then, the one with the highest `(effective_from, sequence)`.
+
+        Raises:
+            NoChampion: none had taken effect, or its training data lie after that night.
+        """
+        eligible = [p for p in self.promotions if p.effective_from <= data_date and p.trained_until <= data_date]
+        if not eligible:
+            first = min((p.effective_from for p in self.promotions), default=None)
+            known = f"its first champion takes effect on {first}" if first else "it never had one"
+            raise NoChampion(
+                f"{self.model} has no champion for data date {data_date}: {known}.\n"
+                f"  Train and promote one for that date (`{self.model}_train` with partition key {data_date}), or score a later night."
+            )
+        return max(eligible, key=lambda p: (p.effective_from, p.sequence))
+
+    @property
+    def newest(self) -> Promotion | None:
+        """The promotion that is in force from now on."""
+        return max(self.promotions, key=lambda p: (p.effective_from, p.sequence), default=None)
+
+
+class Ledger:
+    """Reads and appends promotions of one model."""
+
+    def __init__(self, settings: Settings, model: str) -> None:
+        self._path = settings.lake / model / "promotions"
+        self._model = model
+
+    def _load(self) -> DeltaTable | None:
+        try:
+            return DeltaTable(self._path)
+        except TableNotFoundError:
+            return None
+
+    def read(self) -> LedgerSnapshot:
+        """All promotions up to now."""
+        table = self._load()
+        if table is None:
+            return LedgerSnapshot(self._model, -1, ())
+        rows = sorted(table.to_pyarrow_table().to_pylist(), key=lambda row: int(row["sequence"])) if hasattr(table, "to_pyarrow_table") else []
+        promotions = tuple(Promotion(**row) for row in rows)
+        return LedgerSnapshot(self._model, table.version(), promotions)
+
+    def append(self, promotion: Promotion, *, seen: LedgerSnapshot) -> LedgerSnapshot:
+        """Add one promotion, provided that the ledger still is what the caller saw.
+
+        Raises:
+            LedgerConflict: another promotion was written since `seen` was read; nothing is written.
+        """
+        table = self._load()
+        if table is None:
+            self._path.mkdir(parents=True, exist_ok=True)
+            table = DeltaTable.create(
+                self._path, schema=_SCHEMA, mode="ignore", configuration={"delta.appendOnly": "true", "delta.logRetentionDuration": "interval 3650 days"}
+            )
+        if (table.version() if seen.delta_version >= 0 else len(self.read().promotions)) != (seen.delta_version if seen.delta_version >= 0 else 0):
+            raise LedgerConflict(f"the ledger of {self._model} changed while this decision was made. Nothing was written. Decide again on what is there now.")
+        sequence = max((p.sequence for p in seen.promotions), default=0) + 1
+        row = {**promotion.__dict__, "sequence": sequence, "decided_at": promotion.decided_at.astimezone(UTC)}
+        try:
+            write_deltalake(table, pa.Table.from_pylist([row], schema=_SCHEMA), mode="append", commit_properties=CommitProperties(max_commit_retries=0))
+        except CommitFailedError as error:
+            raise LedgerConflict(f"the ledger of {self._model} changed while this decision was written. Nothing was written. Decide again.") from error
+        return self.read()

@@ -1,0 +1,241 @@
+"""What was published when, from what: the index of all publications, a projection of the Delta commits' metadata.
+
+A partition is *published* when the index has it; an empty partition has a publication and no file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, date, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from deltalake import DeltaTable
+from sqlalchemy import event
+
+from config.calendar import Interval
+from config.errors import NightfleetError
+from lake.tables import LakeTable
+
+COMMIT_KEY = "nightfleet"
+
+
+class PartitionNotReady(NightfleetError):
+    """A stage needs a partition that is not published."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """One partition that was read, at the Delta version it was read at."""
+
+    table: str
+    data_date: date
+    digest: str
+    version: int
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Who publishes, from what. `inputs` holds, per data date, the partitions its rows were computed from."""
+
+    run_id: str
+    code_version: str
+    catalog_digest: str
+    inputs: Mapping[date, Sequence[Input]] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Publication:
+    """One partition as one commit left it."""
+
+    table: str
+    data_date: date
+    digest: str
+    rows: int
+    version: int
+    run_id: str
+    code_version: str
+    catalog_digest: str
+    committed_at: datetime
+    inputs: tuple[Input, ...]
+    details: Mapping[str, Any]
+
+    def as_input(self) -> Input:
+        """This partition as what another one was computed from."""
+        return Input(self.table, self.data_date, self.digest, self.version)
+
+
+_metadata = sa.MetaData()
+publications_table = sa.Table(
+    "publications",
+    _metadata,
+    sa.Column("table_name", sa.String, primary_key=True),
+    sa.Column("data_date", sa.Date, primary_key=True),
+    sa.Column("version", sa.BigInteger, primary_key=True),
+    sa.Column("digest", sa.String, nullable=False),
+    sa.Column("row_count", sa.BigInteger, nullable=False),
+    sa.Column("run_id", sa.String, nullable=False),
+    sa.Column("code_version", sa.String, nullable=False),
+    sa.Column("catalog_digest", sa.String, nullable=False),
+    sa.Column("committed_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("inputs", sa.Text, nullable=False),
+    sa.Column("details", sa.Text, nullable=False),
+)
+_synced_table = sa.Table(
+    "publications_synced",
+    _metadata,
+    sa.Column("table_name", sa.String, primary_key=True),
+    sa.Column("delta_id", sa.String, nullable=False),
+    sa.Column("version", sa.BigInteger, nullable=False),
+)
+
+
+def create_engine(url: str) -> sa.Engine:
+    """An engine on the projections' database; SQLite in WAL with a 30 s wait for locks."""
+    engine = sa.create_engine(url, pool_pre_ping=True)
+    if engine.dialect.name == "sqlite":
+
+        @event.listens_for(engine, "connect")
+        def _pragmas(connection: Any, _record: Any) -> None:
+            connection.execute("PRAGMA busy_timeout = 30000")
+            connection.execute("PRAGMA journal_mode = WAL")
+
+    return engine
+
+
+def commit_metadata(lineage: Lineage, partitions: Mapping[date, tuple[str, int]], committed_at: datetime) -> dict[str, str]:
+    """What a commit carries: digest, rows and inputs of each data date it wrote; inputs are pooled."""
+    pool: dict[Input, int] = {}
+    dates = {}
+    for day, (digest, rows) in partitions.items():
+        used = [pool.setdefault(item, len(pool)) for item in lineage.inputs.get(day, ())]
+        dates[day.isoformat()] = {"digest": digest, "rows": rows, "inputs": used}
+    document = {
+        "run_id": lineage.run_id,
+        "code_version": lineage.code_version,
+        "catalog_digest": lineage.catalog_digest,
+        "committed_at": committed_at.isoformat(),
+        "details": dict(lineage.details),
+        "inputs": [asdict(item) | {"data_date": item.data_date.isoformat()} for item in pool],
+        "partitions": dates,
+    }
+    return {COMMIT_KEY: json.dumps(document, sort_keys=True)}
+
+
+class Publications:
+    """The index of publications in the projections' database, brought up to date with a table's log before each read."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        _metadata.create_all(engine, checkfirst=True)
+
+    def sync(self, table: LakeTable, loaded: DeltaTable | None = None) -> None:
+        """Add the publications of every commit the index has not seen yet; forget those of a table that was made anew."""
+        delta = loaded or table.load()
+        if delta is None:
+            with self._engine.begin() as connection:
+                connection.execute(publications_table.delete().where(publications_table.c.table_name == table.name))
+                connection.execute(_synced_table.delete().where(_synced_table.c.table_name == table.name))
+            return
+        identity, version = str(delta.metadata().id), delta.version()
+        with self._engine.connect() as connection:
+            row = connection.execute(sa.select(_synced_table).where(_synced_table.c.table_name == table.name)).first()
+        if row is not None and row.delta_id == identity and row.version >= version:
+            return
+        known = row.version if row is not None and row.delta_id == identity else -1
+        records = [record for commit in delta.history(version - known) for record in _records(table.name, commit)]
+        with self._engine.begin() as connection:
+            if row is not None and row.delta_id != identity:
+                connection.execute(publications_table.delete().where(publications_table.c.table_name == table.name))
+            for record in records:
+                # Two processes may project the same commit at once: the same primary key holds the same facts.
+                same = sa.and_(*(publications_table.c[c] == record[c] for c in ("table_name", "data_date", "version")))
+                if connection.execute(sa.select(sa.literal(1)).where(sa.select(publications_table).where(same).exists())).first() is None:
+                    connection.execute(publications_table.insert().values(record))
+            connection.execute(_synced_table.delete().where(_synced_table.c.table_name == table.name))
+            connection.execute(_synced_table.insert().values(table_name=table.name, delta_id=identity, version=version))
+
+    def current(
+        self, table: LakeTable, interval: Interval | None = None, *, loaded: DeltaTable | None = None, as_of_version: int | None = None
+    ) -> dict[date, Publication]:
+        """The newest publication of each published data date of the interval (None: all), in date order."""
+        self.sync(table, loaded)
+        c = publications_table.c
+        query = sa.select(publications_table).where(c.table_name == table.name).order_by(c.data_date, c.version)
+        if interval is not None:
+            query = query.where(c.data_date >= interval.start, c.data_date < interval.end)
+        if as_of_version is not None:
+            query = query.where(c.version <= as_of_version)
+        with self._engine.connect() as connection:
+            return {row.data_date: _publication(row) for row in connection.execute(query)}
+
+    def digests(self, table: LakeTable, interval: Interval) -> dict[date, str | None]:
+        """Digest of each data date of the interval, None where nothing is published: what `publish` takes as `replaces`."""
+        found = self.current(table, interval)
+        return {day: found[day].digest if day in found else None for day in interval}
+
+    def newest(self, table: LakeTable) -> Publication | None:
+        """The publication with the latest data date, None when the table has none."""
+        self.sync(table)
+        c = publications_table.c
+        query = sa.select(publications_table).where(c.table_name == table.name).order_by(c.data_date.desc(), c.version.desc()).limit(1)
+        with self._engine.connect() as connection:
+            row = connection.execute(query).first()
+        return None if row is None else _publication(row)
+
+    def require(self, table: LakeTable, interval: Interval, *, needed_by: str, remedy: str) -> dict[date, Publication]:
+        """Publications of every data date of the interval.
+
+        Raises:
+            PartitionNotReady: one is missing; the message ends with `remedy`.
+        """
+        found = self.current(table, interval)
+        missing = [day for day in interval if day not in found]
+        if missing:
+            newest = self.newest(table)
+            latest = f"latest is {newest.data_date}" if newest else "nothing is published"
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise PartitionNotReady(f"{table.name} has no partition {missing[0]}{more} ({latest}).\n  {needed_by} needs it. {remedy}")
+        return found
+
+
+def _records(table_name: str, commit: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+    if COMMIT_KEY not in commit:
+        return
+    document = json.loads(commit[COMMIT_KEY])
+    pool = document["inputs"]
+    for day, partition in document["partitions"].items():
+        yield {
+            "table_name": table_name,
+            "data_date": date.fromisoformat(day),
+            "version": commit["version"],
+            "digest": partition["digest"],
+            "row_count": partition["rows"],
+            "run_id": document["run_id"],
+            "code_version": document["code_version"],
+            "catalog_digest": document["catalog_digest"],
+            "committed_at": datetime.fromisoformat(document["committed_at"]),
+            "inputs": json.dumps([pool[i] for i in partition["inputs"]]),
+            "details": json.dumps(document["details"]),
+        }
+
+
+def _publication(row: Any) -> Publication:
+    inputs = tuple(Input(i["table"], date.fromisoformat(i["data_date"]), i["digest"], i["version"]) for i in json.loads(row.inputs))
+    committed = row.committed_at if row.committed_at.tzinfo else row.committed_at.replace(tzinfo=UTC)
+    return Publication(
+        row.table_name,
+        row.data_date,
+        row.digest,
+        row.row_count,
+        row.version,
+        row.run_id,
+        row.code_version,
+        row.catalog_digest,
+        committed,
+        inputs,
+        json.loads(row.details),
+    )

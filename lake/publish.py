@@ -1,0 +1,210 @@
+"""The one way rows get into a Delta table."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from deltalake import CommitProperties, DeltaTable, write_deltalake
+from deltalake.exceptions import CommitFailedError
+
+from config.calendar import Interval
+from config.errors import NightfleetError
+from lake.digest import RowsDigest
+from lake.lineage import Lineage, Publication, Publications, commit_metadata
+from lake.tables import LakeTable
+
+_ATTEMPTS = 20
+_CHECKPOINT_EVERY = 100
+
+
+class SchemaMismatch(NightfleetError):
+    """Rows have other columns than the catalog declares."""
+
+
+class RowsOutsideInterval(NightfleetError):
+    """A row's data date lies outside the interval that is published."""
+
+
+class RowsNotSorted(NightfleetError):
+    """Streamed rows are not in strictly rising order of `(data_date, *key)`."""
+
+
+class DuplicateKey(NightfleetError):
+    """Two rows of one partition have the same key."""
+
+
+class StalePublish(NightfleetError):
+    """The partition is not what the publisher saw when it began: somebody else published in between."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """Outcome of `publish`: every data date of the interval as it stands now, and which of them this call committed."""
+
+    table: str
+    publications: dict[date, Publication]
+    committed: tuple[date, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows of the whole interval."""
+        return sum(p.rows for p in self.publications.values())
+
+
+def publish(
+    publications: Publications,
+    table: LakeTable,
+    rows: pa.Table | pa.RecordBatchReader,
+    interval: Interval,
+    *,
+    replaces: Mapping[date, str | None],
+    lineage: Lineage,
+    scratch: Path,
+) -> Published:
+    """Make `rows` the only rows of `interval`, in one commit; commit nothing where they already are.
+
+    Args:
+        rows: columns as in `table.schema`, in any column order. A Table is sorted here; a reader must yield rows in
+            strictly rising order of `(data_date, *key)` and is never held in memory whole.
+        replaces: for each data date of `interval` the digest the caller saw there (`publications.digests`), None for
+            an unpublished one. A date whose digest already equals that of `rows` is left alone whatever is said here.
+        scratch: folder for the per-try staging file, on the lake's file system.
+    Raises:
+        SchemaMismatch: a column is missing, unknown or of another type; nothing is written.
+        RowsOutsideInterval: a `data_date` lies outside; nothing is written.
+        DuplicateKey, RowsNotSorted: rows of one partition share a key, or a reader is out of order; nothing is written.
+        StalePublish: a date holds another digest than `replaces` says; nothing is written.
+    """
+    staging = scratch / f"publish-{uuid.uuid4().hex}"
+    staging.mkdir(parents=True)
+    try:
+        staged = staging / "rows.parquet"
+        digests = _stage(table, rows, interval, staged)
+        for _ in range(_ATTEMPTS):
+            delta = table.load_or_create()
+            current = publications.current(table, interval, loaded=delta, as_of_version=delta.version())
+            changed = [day for day in interval if day not in current or current[day].digest != digests[day][0]]
+            for day in changed:
+                found = current[day].digest if day in current else None
+                if found != replaces.get(day):
+                    raise StalePublish(
+                        f"{table.name} for {day} holds {_short(found)}, but this run began when it held {_short(replaces.get(day))}: "
+                        "another run published in between. Nothing was written. Clear the task to run it on what is there now."
+                    )
+            if not changed:
+                return Published(table.name, {day: current[day] for day in interval}, ())
+            # One DeltaTable for check and write, no retries of its own: whatever was committed since it was loaded makes the write fail.
+            with suppress(CommitFailedError):
+                _commit(table, delta, staged, changed, commit_metadata(lineage, {day: digests[day] for day in changed}, datetime.now(UTC)))
+                if delta.version() and delta.version() % _CHECKPOINT_EVERY == 0:
+                    delta.create_checkpoint()
+                return Published(table.name, publications.current(table, interval), tuple(changed))
+        raise StalePublish(f"{table.name} for {interval}: {_ATTEMPTS} commits in a row lost against other writers. Clear the task to try again.")
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _short(digest: str | None) -> str:
+    return "nothing" if digest is None else f"digest {digest[:12]}…"
+
+
+def _commit(table: LakeTable, delta: DeltaTable, staged: Path, changed: list[date], metadata: dict[str, str]) -> None:
+    wanted = pa.array(changed, pa.date32())
+    file = pq.ParquetFile(staged)
+    batches = (batch.filter(pc.is_in(batch["data_date"], value_set=wanted)) for batch in file.iter_batches(batch_size=131_072))
+    reader = pa.RecordBatchReader.from_batches(table.schema, (b.cast(table.schema) for b in batches))
+    listed = ", ".join(f"'{day.isoformat()}'" for day in changed)
+    write_deltalake(
+        delta,
+        reader,
+        mode="overwrite",
+        predicate=f"data_date IN ({listed})",
+        commit_properties=CommitProperties(custom_metadata=metadata, max_commit_retries=0),
+    )
+
+
+def _stage(table: LakeTable, rows: pa.Table | pa.RecordBatchReader, interval: Interval, staged: Path) -> dict[date, tuple[str, int]]:
+    """Check the rows, write them to `staged`, and return digest and row count of every data date of the interval."""
+    digests = {day: RowsDigest(table.schema) for day in interval}
+    with pq.ParquetWriter(staged, table.schema, compression="zstd") as writer:
+        previous: pa.RecordBatch | None = None
+        for batch in _ordered(table, rows):
+            if batch.num_rows == 0:
+                continue
+            previous = _check_order(table, previous, batch)
+            for day, part in _by_date(batch):
+                if day not in digests:
+                    raise RowsOutsideInterval(f"{table.name}: {part.num_rows} rows have data_date {day}, outside {interval}. Nothing was written.")
+                digests[day].update(part)
+            writer.write_batch(batch)
+    return {day: (digest.hexdigest(), digest.rows) for day, digest in digests.items()}
+
+
+def _ordered(table: LakeTable, rows: pa.Table | pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+    found, needed = rows.schema, table.schema
+    missing = [f.name for f in needed if f.name not in found.names]
+    unknown = [name for name in found.names if name not in needed.names]
+    retyped = [
+        f"{f.name} is {found.field(f.name).type}, needs {f.type}"
+        for f in needed
+        if f.name in found.names and found.field(f.name).type != f.type and not _widens(found.field(f.name).type, f.type)
+    ]
+    if missing or unknown or retyped:
+        problems = [*(f"{name} is missing" for name in missing), *(f"{name} is not declared" for name in unknown), *retyped]
+        raise SchemaMismatch(f"{table.name}: {'; '.join(problems)}. Nothing was written. Mend the catalog or what feeds the table.")
+    if isinstance(rows, pa.Table):
+        rows = rows.select(needed.names).sort_by([(name, "ascending") for name in ("data_date", *table.key)])
+        batches: Iterator[pa.RecordBatch] = iter(rows.to_batches(max_chunksize=131_072))
+    else:
+        batches = (batch.select(needed.names) for batch in rows)
+    for batch in batches:
+        for field, column in zip(needed, batch.columns, strict=True):
+            if not field.nullable and column.null_count:
+                raise SchemaMismatch(f"{table.name}: {column.null_count} rows have no {field.name}, which must not be null. Nothing was written.")
+        yield batch.cast(needed)
+
+
+def _widens(found: pa.DataType, needed: pa.DataType) -> bool:
+    """Other spellings of the same type that DuckDB and pandas hand out."""
+    if pa.types.is_large_string(found) and pa.types.is_string(needed):
+        return True
+    return pa.types.is_timestamp(found) and pa.types.is_timestamp(needed) and found.tz is not None
+
+
+def _check_order(table: LakeTable, previous: pa.RecordBatch | None, batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Strictly rising `(data_date, *key)`, across batch borders; nulls sort last. Returns the last row."""
+    whole = pa.Table.from_batches([previous, batch] if previous is not None else [batch]).combine_chunks()
+    less = equal = None
+    for name in ("data_date", *table.key):
+        column = whole[name]
+        left, right = column.slice(0, len(column) - 1), column.slice(1)
+        left_null, right_null = pc.is_null(left), pc.is_null(right)
+        same = pc.or_(pc.fill_null(pc.equal(left, right), False), pc.and_(left_null, right_null))
+        smaller = pc.or_(pc.fill_null(pc.less(left, right), False), pc.and_(pc.invert(left_null), right_null))
+        less = smaller if less is None else pc.or_(less, pc.and_(equal, smaller))
+        equal = same if equal is None else pc.and_(equal, same)
+    if pc.any(equal, min_count=0).as_py():
+        index = pc.index(equal, True).as_py()
+        key = {name: whole[name][index].as_py() for name in ("data_date", *table.key)}
+        raise DuplicateKey(f"{table.name}: two rows share the key {key}. Nothing was written. Make the key unique where the rows are made.")
+    if not pc.all(less, min_count=0).as_py():
+        raise RowsNotSorted(f"{table.name}: streamed rows are not sorted by ({', '.join(('data_date', *table.key))}). Nothing was written.")
+    return batch.slice(batch.num_rows - 1)
+
+
+def _by_date(batch: pa.RecordBatch) -> Iterator[tuple[date, pa.RecordBatch]]:
+    """The sorted batch cut at each change of data_date."""
+    runs = pc.run_end_encode(batch["data_date"])
+    begin = 0
+    for end, day in zip(runs.run_ends.to_pylist(), runs.values.to_pylist(), strict=True):
+        yield day, batch.slice(begin, end - begin)
+        begin = end

@@ -1,0 +1,171 @@
+"""Where each Delta table lies, what columns it has, and how DuckDB reads it at a pinned version."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+from deltalake import DeltaTable
+from deltalake.exceptions import TableNotFoundError
+
+from config.catalog import Column, Dataset
+from config.errors import NightfleetError
+from config.settings import Settings
+
+ARROW_TYPES: dict[str, pa.DataType] = {
+    "string": pa.string(),
+    "int32": pa.int32(),
+    "int64": pa.int64(),
+    "float64": pa.float64(),
+    "boolean": pa.bool_(),
+    "date": pa.date32(),
+    "timestamp": pa.timestamp("us", tz="UTC"),
+}
+DUCKDB_TYPES: dict[str, str] = {
+    "string": "VARCHAR",
+    "int32": "INTEGER",
+    "int64": "BIGINT",
+    "float64": "DOUBLE",
+    "boolean": "BOOLEAN",
+    "date": "DATE",
+    "timestamp": "TIMESTAMPTZ",
+}
+DATA_DATE = pa.field("data_date", pa.date32(), nullable=False)
+_RETENTION = {"delta.logRetentionDuration": "interval 3650 days", "delta.deletedFileRetentionDuration": "interval 3650 days"}
+
+
+class TableUnreadable(NightfleetError):
+    """A Delta table uses a feature that the readers here do not honour."""
+
+
+@dataclass(frozen=True)
+class LakeTable:
+    """One Delta table, partitioned by `data_date`.
+
+    Attributes:
+        name: its path below the lake, for example `flights/valid/outcomes`; the name in errors and lineage.
+        schema: all columns, `data_date` among them.
+        key: columns that name a row within a partition; rows are sorted by `(data_date, *key)`.
+    """
+
+    name: str
+    path: Path
+    schema: pa.Schema
+    key: tuple[str, ...]
+
+    def load(self, version: int | None = None) -> DeltaTable | None:
+        """The Delta table as of `version` (None: newest), or None when nothing was ever committed."""
+        try:
+            table = DeltaTable(self.path, version=version)
+        except TableNotFoundError:
+            return None
+        features = table.protocol().reader_features or []
+        if "deletionVectors" in features:
+            raise TableUnreadable(f"{self.name} uses deletion vectors, which are not applied here: deleted rows would come back. Rewrite it without them.")
+        return table
+
+    def load_or_create(self) -> DeltaTable:
+        """The newest table, created empty where there is none."""
+        table = self.load()
+        if table is not None:
+            return table
+        self.path.mkdir(parents=True, exist_ok=True)
+        return DeltaTable.create(self.path, schema=self.schema, mode="ignore", partition_by=["data_date"], configuration=_RETENTION)
+
+    def files(self, dates: Iterable[date] | None = None, version: int | None = None) -> list[str]:
+        """Parquet files of those partitions (None: all) at a version, sorted."""
+        table = self.load(version)
+        if table is None:
+            return []
+        uris = sorted(table.file_uris())
+        if dates is None:
+            return uris
+        wanted = {f"data_date={day.isoformat()}" for day in dates}
+        return [uri for uri in uris if uri.rsplit("/", 2)[-2] in wanted]
+
+    def register(self, connection: duckdb.DuckDBPyConnection, view: str, dates: Iterable[date] | None = None, version: int | None = None) -> None:
+        """Make the rows of those partitions readable in DuckDB as `view`; an empty view where there are none."""
+        files = self.files(dates, version)
+        columns = ", ".join(f'CAST("{f.name}" AS {_duckdb_type(f.type)}) AS "{f.name}"' for f in self.schema)
+        if files:
+            listed = ", ".join("'" + uri.replace("'", "''") + "'" for uri in files)
+            source = f"read_parquet([{listed}], union_by_name=true, hive_partitioning=true, hive_types_autocast=false)"
+            connection.execute(f'CREATE OR REPLACE TEMP VIEW "{view}" AS SELECT {columns} FROM {source}')  # noqa: S608 (paths of our own lake, quoted)
+        else:
+            empty = ", ".join(f'CAST(NULL AS {_duckdb_type(f.type)}) AS "{f.name}"' for f in self.schema)
+            connection.execute(f'CREATE OR REPLACE TEMP VIEW "{view}" AS SELECT {empty} WHERE false')  # noqa: S608 (column names from the typed catalog)
+
+    def read(self, dates: Iterable[date] | None = None, version: int | None = None) -> pa.Table:
+        """The rows of those partitions, sorted by `(data_date, *key)`; for small tables and tests."""
+        with duckdb.connect() as connection:
+            connection.execute("SET TimeZone = 'UTC'")
+            self.register(connection, "t", dates, version)
+            order = ", ".join(f'"{c}"' for c in ("data_date", *self.key))
+            return connection.sql(f"SELECT * FROM t ORDER BY {order}").to_arrow_table().cast(self.schema)  # noqa: S608 (column names from the typed catalog)
+
+
+def _duckdb_type(kind: pa.DataType) -> str:
+    for name, arrow in ARROW_TYPES.items():
+        if arrow == kind:
+            return DUCKDB_TYPES[name]
+    raise TypeError(f"no column type of the catalog is stored as {kind}")
+
+
+def arrow_schema(columns: dict[str, Column] | dict[str, str]) -> pa.Schema:
+    """Declared columns (or name to type) as an Arrow schema."""
+    fields = []
+    for name, column in columns.items():
+        kind = column if isinstance(column, str) else column.type
+        nullable = True if isinstance(column, str) else column.nullable
+        fields.append(pa.field(name, ARROW_TYPES[kind], nullable=nullable))
+    return pa.schema(fields)
+
+
+def _row_fields(dataset: Dataset, table: str) -> list[pa.Field]:
+    declared = arrow_schema(dict(dataset.tables[table].columns))
+    return [*declared, pa.field("known_at_utc", ARROW_TYPES["timestamp"], nullable=False), pa.field("revision", pa.int32(), nullable=False)]
+
+
+def raw_table(settings: Settings, dataset: Dataset, table: str) -> LakeTable:
+    """`<dataset>/raw/<table>`: declared columns (all nullable), known_at_utc, revision (0 first), data_date."""
+    fields = [f.with_nullable(True) if f.name in dataset.tables[table].columns else f for f in _row_fields(dataset, table)]
+    # The key may be null or repeated in raw: it is validation that sets such rows aside; `row_number` keeps them apart.
+    fields.append(pa.field("row_number", pa.int64(), nullable=False))
+    return _table(settings, f"{dataset.name}/raw/{table}", fields, (*dataset.tables[table].key, "revision", "row_number"))
+
+
+def valid_table(settings: Settings, dataset: Dataset, table: str) -> LakeTable:
+    """`<dataset>/valid/<table>`: declared columns, known_at_utc, revision, data_date."""
+    return _table(settings, f"{dataset.name}/valid/{table}", _row_fields(dataset, table), (*dataset.tables[table].key, "revision"))
+
+
+def quarantine_table(settings: Settings, dataset: Dataset, table: str) -> LakeTable:
+    """`<dataset>/quarantine/<table>`: raw's columns and `broken_rules`, names joined by `; `."""
+    raw = raw_table(settings, dataset, table)
+    fields = [f for f in raw.schema if f.name != "data_date"]
+    return _table(settings, f"{dataset.name}/quarantine/{table}", [*fields, pa.field("broken_rules", pa.string(), nullable=False)], raw.key)
+
+
+def feature_table(settings: Settings, dataset: Dataset, view: str) -> LakeTable:
+    """`<dataset>/features/<view>`: entity columns, declared features, event_timestamp = cutoff(data_date), data_date."""
+    declared = dataset.features[view]
+    kinds: dict[str, pa.DataType] = {}
+    for table in declared.reads:
+        kinds |= {name: ARROW_TYPES[c.type] for name, c in dataset.tables[table].columns.items() if name not in kinds}
+    fields = [pa.field(name, kinds[name], nullable=False) for name in declared.entities]
+    fields += list(arrow_schema(dict(declared.columns)))
+    fields.append(pa.field("event_timestamp", ARROW_TYPES["timestamp"], nullable=False))
+    return _table(settings, f"{dataset.name}/features/{view}", fields, declared.entities)
+
+
+def _table(settings: Settings, name: str, fields: list[pa.Field], key: tuple[str, ...]) -> LakeTable:
+    return LakeTable(name=name, path=settings.lake / name, schema=pa.schema([*fields, DATA_DATE]), key=key)
+
+
+def named_table(settings: Settings, name: str, columns: dict[str, str], key: tuple[str, ...]) -> LakeTable:
+    """Any other table of the lake (predictions, metrics, decisions…): `data_date` is added to `columns`."""
+    return _table(settings, name, list(arrow_schema(columns)), key)
