@@ -7,6 +7,7 @@ from datetime import UTC, date, datetime
 from typing import Literal
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError, TableNotFoundError
 
@@ -110,7 +111,8 @@ class Ledger:
         table = self._load()
         if table is None:
             return LedgerSnapshot(self._model, -1, ())
-        rows = sorted(table.to_pyarrow_table().to_pylist(), key=lambda row: int(row["sequence"])) if hasattr(table, "to_pyarrow_table") else []
+        # Not `to_pyarrow_table`: the dataset scanner behind it now and then aborts the process as the interpreter ends.
+        rows = pa.concat_tables([_SCHEMA.empty_table(), *(pq.read_table(uri, schema=_SCHEMA) for uri in table.file_uris())]).sort_by("sequence").to_pylist()
         promotions = tuple(Promotion(**row) for row in rows)
         return LedgerSnapshot(self._model, table.version(), promotions)
 
@@ -126,7 +128,7 @@ class Ledger:
             table = DeltaTable.create(
                 self._path, schema=_SCHEMA, mode="ignore", configuration={"delta.appendOnly": "true", "delta.logRetentionDuration": "interval 3650 days"}
             )
-        if (table.version() if seen.delta_version >= 0 else len(self.read().promotions)) != (seen.delta_version if seen.delta_version >= 0 else 0):
+        if table.version() != max(seen.delta_version, 0):  # an absent ledger was just created, as version 0
             raise LedgerConflict(f"the ledger of {self._model} changed while this decision was made. Nothing was written. Decide again on what is there now.")
         sequence = max((p.sequence for p in seen.promotions), default=0) + 1
         row = {**promotion.__dict__, "sequence": sequence, "decided_at": promotion.decided_at.astimezone(UTC)}
