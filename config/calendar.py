@@ -95,3 +95,19 @@ class Interval:
     def cutoffs(self, time_zone: str) -> dict[date, datetime]:
         """The cutoff of each night inside."""
         return {day: cutoff(day, time_zone) for day in self}
+
+
+def requested_interval(partition_key: str | None, start: str | None = None, end: str | None = None) -> Interval:
+    """The data dates a run is about: its partition key, else the dates of its form, both included.
+
+    Raises:
+        BadInterval: neither is given, only one date is, or one cannot be read.
+    """
+    if partition_key:
+        return Interval.of(parse_data_date(partition_key))
+    if start and end:
+        return Interval.closed(parse_data_date(start), parse_data_date(end))
+    raise BadInterval(
+        "this run has no data date. Trigger it again with a partition key, YYYY-MM-DD (in the trigger dialog under the advanced options)"
+        + (f"; of the form's interval only one end was given (start {start}, end {end}).", ", or with both dates of the form.")[start is None and end is None]
+    )

@@ -6,3 +6,7 @@ class NightfleetError(Exception):
 
     def __str__(self) -> str:
         return f"{type(self).__name__}: {super().__str__()}"
+
+
+class TransientError(NightfleetError):
+    """An expected failure that may pass by itself: the scheduler tries the task again. Others fail at once."""

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError, TableNotFoundError
 
-from config.errors import NightfleetError
+from config.errors import NightfleetError, TransientError
 from config.settings import Settings
 
 
@@ -19,7 +19,7 @@ class NoChampion(NightfleetError):
     """No promotion has taken effect by that night."""
 
 
-class LedgerConflict(NightfleetError):
+class LedgerConflict(TransientError):
     """Somebody else wrote to the ledger in between."""
 
 

@@ -17,7 +17,7 @@ from deltalake import CommitProperties, DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError
 
 from config.calendar import Interval
-from config.errors import NightfleetError
+from config.errors import NightfleetError, TransientError
 from lake.digest import RowsDigest
 from lake.lineage import Lineage, Publication, Publications, commit_metadata
 from lake.tables import LakeTable
@@ -42,7 +42,7 @@ class DuplicateKey(NightfleetError):
     """Two rows of one partition have the same key."""
 
 
-class StalePublish(NightfleetError):
+class StalePublish(TransientError):
     """The partition is not what the publisher saw when it began: somebody else published in between."""
 
 
