@@ -1,0 +1,347 @@
+"""Delta is the truth, SQL a projection of it: rows of one Delta table copied to one SQL table, day by day, in one transaction.
+
+Each data date's row in the table `projections` names digest and version that SQL holds, so that a run which commits
+nothing to Delta still repairs SQL, and a late run never puts older rows over newer ones.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from hashlib import blake2b
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+import sqlalchemy as sa
+from deltalake import DeltaTable
+
+from config.calendar import Interval
+from config.errors import NightfleetError
+from lake.lake import Lake
+from lake.lineage import Publication
+from lake.tables import LakeTable
+
+_BATCH_ROWS = 50_000
+_STAGING = "projection_staging"
+
+_metadata = sa.MetaData()
+projections_table = sa.Table(
+    "projections",
+    _metadata,
+    sa.Column("sql_table", sa.String, primary_key=True),
+    sa.Column("table_name", sa.String, primary_key=True),
+    sa.Column("data_date", sa.Date, primary_key=True),
+    sa.Column("delta_id", sa.String, nullable=False),
+    sa.Column("version", sa.BigInteger, nullable=False),
+    sa.Column("digest", sa.String, nullable=False),
+    sa.Column("row_count", sa.BigInteger, nullable=False),
+    sa.Column("projected_at", sa.DateTime(timezone=True), nullable=False),
+)
+
+
+class ProjectionMismatch(NightfleetError):
+    """The SQL table that is there cannot take the rows of the Delta table."""
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    delta_id: str
+    version: int
+    digest: str
+    rows: int
+
+
+def sql_columns(name: str, schema: pa.Schema, *, keep_replaced: bool = False, metadata: sa.MetaData | None = None) -> sa.Table:
+    """The SQL table `name` that rows of `schema` are projected to; for queries, too.
+
+    It has the schema's columns, `source_table` (the Delta table's name), `delta_version` (of the publication a row
+    came with) and, with `keep_replaced`, `superseded_at` (null: current). Timestamps are UTC; SQLite gives them back naive.
+    """
+    columns: list[sa.Column[Any]] = [sa.Column("source_table", sa.String, nullable=False), sa.Column("delta_version", sa.BigInteger, nullable=False)]
+    columns += [sa.Column(field.name, _sql_type(field.type), nullable=field.name != "data_date") for field in schema]
+    if keep_replaced:
+        columns.append(sa.Column("superseded_at", sa.DateTime(timezone=True)))
+    return sa.Table(name, metadata if metadata is not None else sa.MetaData(), *columns)
+
+
+def project(
+    lake: Lake,
+    table: LakeTable,
+    sql_table: str,
+    interval: Interval,
+    *,
+    keep_replaced: bool = False,
+    identity: tuple[str, ...] = (),
+    indexes: Sequence[tuple[str, ...]] = (),
+) -> int:
+    """Make SQL hold what Delta has published for `interval`, in one transaction; do nothing where it already does.
+
+    A data date is written when SQL has no record of it, another digest, or another number of rows, and left alone when
+    SQL already holds a newer version. Days that are not published are skipped.
+
+    Args:
+        sql_table: name in the projections' database; several Delta tables of one schema may share it.
+        keep_replaced: rows that are gone or changed stay, with `superseded_at` set to the replacing commit's time;
+            otherwise they are deleted.
+        identity: with `keep_replaced`, the columns that name a row; at most one row of an identity is current.
+        indexes: columns of each index to create with the table.
+    Returns:
+        rows of the data dates that were written; 0 when there was nothing to do.
+    Raises:
+        ProjectionMismatch: a column of the SQL table has another type; nothing is written.
+    """
+    if keep_replaced and not identity:
+        raise ValueError(f"project({table.name}, keep_replaced=True) needs identity, the columns that name a row")
+    delta = table.load()
+    if delta is None:
+        return 0
+    delta_id = str(delta.metadata().id)
+    published = lake.publications.current(table, interval, loaded=delta, as_of_version=delta.version())
+    target = sql_columns(sql_table, table.schema, keep_replaced=keep_replaced)
+    engine = lake.engine
+    with engine.connect() as connection:
+        # Without a lock first: the usual rerun finds nothing to do and should not wait for a writer.
+        if _is_there(connection, target) and not _outdated(connection, target, table, delta_id, published, interval):
+            return 0
+    with engine.connect() as connection, connection.begin():
+        _lock(connection, sql_table)
+        _prepare(connection, target, identity if keep_replaced else (), indexes)
+        days = _outdated(connection, target, table, delta_id, published, interval)
+        if not days:
+            return 0
+        kept = [day for day in days if day in published]
+        if keep_replaced:
+            staging = sql_columns(_STAGING, table.schema)
+            staging._prefixes = [*staging._prefixes, "TEMPORARY"]
+            staging.create(connection)
+            _load(connection, lake, table, staging, delta, kept, published)
+            _supersede(connection, target, staging, table, identity, {day: published.get(day) for day in days})
+            staging.drop(connection)
+        else:
+            connection.execute(target.delete().where(target.c.source_table == table.name, target.c.data_date.in_(days)))
+            _load(connection, lake, table, target, delta, kept, published)
+        record = projections_table
+        connection.execute(record.delete().where(record.c.sql_table == sql_table, record.c.table_name == table.name, record.c.data_date.in_(days)))
+        now = datetime.now(UTC)
+        rows = [
+            {
+                "sql_table": sql_table,
+                "table_name": table.name,
+                "data_date": day,
+                "delta_id": delta_id,
+                "version": published[day].version,
+                "digest": published[day].digest,
+                "row_count": published[day].rows,
+                "projected_at": now,
+            }
+            for day in kept
+        ]
+        if rows:
+            connection.execute(record.insert(), rows)
+    return sum(published[day].rows for day in kept)
+
+
+def _sql_type(kind: pa.DataType) -> sa.types.TypeEngine[Any]:
+    if pa.types.is_string(kind):
+        return sa.Text()
+    if pa.types.is_int32(kind):
+        return sa.Integer()
+    if pa.types.is_int64(kind):
+        return sa.BigInteger()
+    if pa.types.is_float64(kind):
+        return sa.Double()
+    if pa.types.is_boolean(kind):
+        return sa.Boolean()
+    if pa.types.is_date32(kind):
+        return sa.Date()
+    if pa.types.is_timestamp(kind):
+        return sa.DateTime(timezone=True)
+    raise TypeError(f"no column type of the lake is {kind}")
+
+
+def _lock(connection: sa.Connection, sql_table: str) -> None:
+    """One projection into a SQL table at a time, so that the check for newer rows and the write are one."""
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    else:
+        number = int.from_bytes(blake2b(f"projection:{sql_table}".encode(), digest_size=8).digest(), "big", signed=True)
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(number)))
+
+
+def _is_there(connection: sa.Connection, target: sa.Table) -> bool:
+    inspector = sa.inspect(connection)
+    if not (inspector.has_table(target.name) and inspector.has_table(projections_table.name)):
+        return False
+    return {c["name"] for c in inspector.get_columns(target.name)} >= set(target.c.keys())
+
+
+def _prepare(connection: sa.Connection, target: sa.Table, identity: tuple[str, ...], indexes: Sequence[tuple[str, ...]]) -> None:
+    _metadata.create_all(connection, checkfirst=True)
+    inspector = sa.inspect(connection)
+    if not inspector.has_table(target.name):
+        sa.Index(f"ix_{target.name}_source", target.c.source_table, target.c.data_date)
+        for number, columns in enumerate(indexes):
+            sa.Index(f"ix_{target.name}_{number}", *(target.c[c] for c in columns))
+        if identity:
+            current = target.c.superseded_at.is_(None)
+            unique = [target.c[c] for c in identity]
+            sa.Index(f"ux_{target.name}_current", *unique, unique=True, sqlite_where=current, postgresql_where=current)
+        target.create(connection)
+        return
+    there = {c["name"]: c["type"] for c in inspector.get_columns(target.name)}
+    for column in target.columns:
+        if column.name not in there:
+            # A new output or feature of a model: rows from before it simply have none.
+            added = sa.schema.CreateColumn(sa.Column(column.name, column.type)).compile(dialect=connection.dialect)
+            connection.exec_driver_sql(f"ALTER TABLE {connection.dialect.identifier_preparer.format_table(target)} ADD COLUMN {added}")
+            continue
+        found = there[column.name]
+        if found._type_affinity is not column.type._type_affinity:
+            raise ProjectionMismatch(
+                f"SQL table {target.name}, column {column.name}: is {found}, needs {column.type.compile(connection.dialect)}. Nothing was written.\n"
+                f"  Drop the SQL table {target.name}: it is a projection, and the next run writes it anew from the lake."
+            )
+
+
+def _outdated(
+    connection: sa.Connection, target: sa.Table, table: LakeTable, delta_id: str, published: Mapping[date, Publication], interval: Interval
+) -> list[date]:
+    """Data dates of the interval whose rows in SQL are not those of `published` and not newer."""
+    p, t = projections_table.c, target.c
+    query = sa.select(p.data_date, p.delta_id, p.version, p.digest, p.row_count).where(
+        p.sql_table == target.name, p.table_name == table.name, p.data_date >= interval.start, p.data_date < interval.end
+    )
+    recorded = {row.data_date: _Recorded(row.delta_id, row.version, row.digest, row.row_count) for row in connection.execute(query)}
+    count = sa.select(t.data_date, sa.func.count()).where(t.source_table == table.name, t.data_date >= interval.start, t.data_date < interval.end)
+    if "superseded_at" in t:
+        count = count.where(t.superseded_at.is_(None))
+    counted = {row[0]: int(row[1]) for row in connection.execute(count.group_by(t.data_date))}
+    outdated = []
+    for day in interval:
+        seen, wanted = recorded.get(day), published.get(day)
+        if wanted is None:
+            # A partition of a table that was made anew and does not hold this day (yet): its old rows are nobody's.
+            if (seen and seen.delta_id != delta_id) or (seen is None and counted.get(day)):
+                outdated.append(day)
+            continue
+        new = seen is None or seen.delta_id != delta_id
+        if new or (seen is not None and seen.version <= wanted.version and (seen.digest != wanted.digest or counted.get(day, 0) != wanted.rows)):
+            outdated.append(day)
+    return outdated
+
+
+def _load(
+    connection: sa.Connection,
+    lake: Lake,
+    table: LakeTable,
+    into: sa.Table,
+    delta: DeltaTable,
+    days: Sequence[date],
+    published: Mapping[date, Publication],
+) -> None:
+    if not any(published[day].rows for day in days):
+        return
+    with lake.duckdb() as duck:
+        table.register(duck, "source_rows", days, delta.version())
+        duck.execute("CREATE TEMP TABLE day_versions (data_date DATE, delta_version BIGINT)")
+        duck.register("versions", pa.table({"d": pa.array(days, pa.date32()), "v": pa.array([published[d].version for d in days], pa.int64())}))
+        duck.execute("INSERT INTO day_versions SELECT d, v FROM versions")
+        names = [c.name for c in into.columns if c.name not in {"source_table", "delta_version", "superseded_at"}]
+        listed = ", ".join('r."' + name.replace('"', '""') + '"' for name in names)
+        query = f"SELECT CAST(? AS VARCHAR) AS source_table, v.delta_version, {listed} FROM source_rows r JOIN day_versions v USING (data_date)"  # noqa: S608
+        reader = duck.sql(query, params=[table.name]).to_arrow_reader(_BATCH_ROWS)
+        columns = ["source_table", "delta_version", *names]
+        if connection.dialect.name == "sqlite":
+            _insert(connection, into, columns, reader)
+        else:
+            _copy(connection, into, columns, reader)
+
+
+def _insert(connection: sa.Connection, into: sa.Table, columns: Sequence[str], batches: Iterable[pa.RecordBatch]) -> None:
+    quote = connection.dialect.identifier_preparer.quote
+    statement = f"INSERT INTO {quote(into.name)} ({', '.join(quote(c) for c in columns)}) VALUES ({', '.join('?' * len(columns))})"  # noqa: S608
+    cursor = connection.connection.cursor()
+    try:
+        for batch in batches:
+            cursor.executemany(statement, list(zip(*(_for_sqlite(column).to_pylist() for column in batch.columns), strict=True)))
+    finally:
+        cursor.close()
+
+
+def _for_sqlite(column: pa.Array) -> pa.Array:
+    """Dates and instants as the text SQLAlchemy stores, NaN as NULL, booleans as 0 and 1."""
+    kind = column.type
+    if pa.types.is_date(kind):
+        return pc.strftime(column, "%Y-%m-%d")
+    if pa.types.is_timestamp(kind):
+        return pc.strftime(column.cast(pa.timestamp("us", tz="UTC")), "%Y-%m-%d %H:%M:%S")
+    if pa.types.is_boolean(kind):
+        return column.cast(pa.int8())
+    if pa.types.is_floating(kind):
+        return pc.if_else(pc.fill_null(pc.is_nan(column), True), None, column)
+    return column
+
+
+def _copy(connection: sa.Connection, into: sa.Table, columns: Sequence[str], batches: Iterable[pa.RecordBatch]) -> None:
+    prepare = connection.dialect.identifier_preparer
+    listed = ", ".join(prepare.quote(c) for c in columns)
+    cursor: Any = connection.connection.cursor()
+    try:
+        cursor.copy_expert(f"COPY {prepare.format_table(into)} ({listed}) FROM STDIN WITH (FORMAT csv)", _CsvStream(batches))
+    finally:
+        cursor.close()
+
+
+class _CsvStream(io.RawIOBase):
+    """Batches as CSV, made as they are read: texts are quoted, so that an empty one is not a null."""
+
+    def __init__(self, batches: Iterable[pa.RecordBatch]) -> None:
+        self._chunks = self._written(iter(batches))
+        self._rest = memoryview(b"")
+
+    @staticmethod
+    def _written(batches: Iterator[pa.RecordBatch]) -> Iterator[memoryview]:
+        for batch in batches:
+            sink = io.BytesIO()
+            pa_csv.write_csv(batch, sink, pa_csv.WriteOptions(include_header=False))
+            yield sink.getbuffer()
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        """At most `size` bytes, none at the end."""
+        while not len(self._rest):
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                return b""
+            self._rest = chunk
+        taken = self._rest[:size] if size >= 0 else self._rest
+        self._rest = self._rest[len(taken) :]
+        return bytes(taken)
+
+
+def _supersede(
+    connection: sa.Connection,
+    target: sa.Table,
+    staging: sa.Table,
+    table: LakeTable,
+    identity: tuple[str, ...],
+    days: Mapping[date, Publication | None],
+) -> None:
+    connection.execute(sa.schema.CreateIndex(sa.Index(f"ix_{_STAGING}", *(staging.c[c] for c in identity))))
+    same_row = [target.c[field.name].is_not_distinct_from(staging.c[field.name]) for field in table.schema if field.name not in identity]
+    same_name = [target.c[c] == staging.c[c] for c in identity]
+    current = sa.and_(target.c.source_table == table.name, target.c.superseded_at.is_(None))
+    for day, publication in days.items():
+        at = publication.committed_at if publication else datetime.now(UTC)
+        unchanged = sa.exists(sa.select(sa.literal(1)).select_from(staging).where(*same_name, *same_row))
+        connection.execute(target.update().where(current, target.c.data_date == day, sa.not_(unchanged)).values(superseded_at=at))
+    there = target.alias("there")
+    names = [c.name for c in staging.columns]
+    still = sa.exists(sa.select(sa.literal(1)).select_from(there).where(*(there.c[c] == staging.c[c] for c in identity), there.c.superseded_at.is_(None)))
+    connection.execute(target.insert().from_select(names, sa.select(*(staging.c[n] for n in names)).where(sa.not_(still))))
