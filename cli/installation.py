@@ -1,0 +1,177 @@
+"""What one installation needs to start: its secrets, ports, and the environment of Airflow and MLflow."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from cli.processes import Supervisor, free_port, python_tool
+from config.catalog import Catalog
+from config.errors import NightfleetError
+from config.settings import ROOT, Settings
+
+_START_SECONDS = 240.0
+
+
+class StartFailed(NightfleetError):
+    """A component did not become healthy in time, or the metadata database could not be made."""
+
+
+@dataclass(frozen=True)
+class Installation:
+    """Addresses and credentials of the embedded Airflow and MLflow."""
+
+    settings: Settings
+    airflow_port: int
+    mlflow_port: int
+    admin_password: str
+
+    @property
+    def airflow_url(self) -> str:
+        """Address of the UI and the API."""
+        return f"http://127.0.0.1:{self.airflow_port}"
+
+    @property
+    def mlflow_url(self) -> str:
+        """Address of the tracking server."""
+        return f"http://127.0.0.1:{self.mlflow_port}"
+
+
+def _secret_file(path: Path, length_bytes: int) -> str:
+    """The secret in that file, made on first use with mode 600."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_urlsafe(length_bytes))
+    return path.read_text()
+
+
+def _write_private(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+
+
+def prepare(settings: Settings) -> Installation:
+    """Make folders, secrets and the login file; choose free ports."""
+    settings.home.mkdir(parents=True, exist_ok=True)
+    folder = settings.home / "secrets"
+    admin = _secret_file(folder / "admin_password", 12)
+    viewer = _secret_file(folder / "viewer_password", 12)
+    _write_private(folder / "airflow_logins.json", json.dumps({"admin": admin, "viewer": viewer}))
+    return Installation(settings, free_port(), free_port(), admin)
+
+
+def airflow_environment(installation: Installation) -> dict[str, str]:
+    """Environment of every Airflow component and of its tasks."""
+    from base64 import urlsafe_b64encode
+    from hashlib import sha256
+
+    settings = installation.settings
+    folder = settings.home / "secrets"
+    home = settings.home / "airflow"
+    home.mkdir(parents=True, exist_ok=True)
+    fernet = urlsafe_b64encode(sha256(_secret_file(folder / "fernet_seed", 48).encode()).digest()).decode()
+    database = f"sqlite:///{home / 'airflow.db'}?timeout=30"
+    # What a user exported for another Airflow would otherwise leak into this one; PYTHONDONTWRITEBYTECODE triples import times.
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW__", "AIRFLOW_")) and k != "PYTHONDONTWRITEBYTECODE"}
+    return inherited | {
+        "PATH": f"{Path(python_tool('airflow')).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PYTHONPATH": str(ROOT),
+        "NIGHTFLEET_HOME": str(settings.home),
+        "NIGHTFLEET_MLFLOW_TRACKING_URI": installation.mlflow_url,
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database,
+        "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"),
+        "AIRFLOW__CORE__PLUGINS_FOLDER": str(ROOT / "plugins"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__EXECUTOR": "mlops_executor.WarmLocalExecutor",
+        "AIRFLOW__CORE__PARALLELISM": "4",
+        "AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG": "4",
+        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+        "AIRFLOW__CORE__FERNET_KEY": fernet,
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{installation.airflow_url}/execution/",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:ADMIN,viewer:VIEWER",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(folder / "airflow_logins.json"),
+        "AIRFLOW__API_AUTH__JWT_SECRET": _secret_file(folder / "jwt_secret", 64),
+        "AIRFLOW__API__SECRET_KEY": _secret_file(folder / "api_secret_key", 64),
+        "AIRFLOW__API__HOST": "127.0.0.1",
+        "AIRFLOW__API__PORT": str(installation.airflow_port),
+        "AIRFLOW__API__BASE_URL": installation.airflow_url,
+        "AIRFLOW__API__WORKERS": "1",
+        "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.1",
+        "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "20",
+        "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "60",
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
+        "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
+        "AIRFLOW__WORKERS__MAX_FAILED_HEARTBEATS": "60",
+        "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "30",
+        "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+        "GX_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "FEAST_USAGE": "False",
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+        "TF_ENABLE_ONEDNN_OPTS": "0",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def start(installation: Installation, supervisor: Supervisor, catalog: Catalog) -> None:
+    """Start MLflow and the components of Airflow that the catalog needs, and wait until all are healthy.
+
+    Raises:
+        StartFailed: the metadata database could not be migrated, or a component is not healthy in time.
+        ComponentDied: a component ended.
+    """
+    settings = installation.settings
+    mlflow_home = settings.home / "mlflow"
+    (mlflow_home / "artifacts").mkdir(parents=True, exist_ok=True)
+    supervisor.start(
+        "mlflow",
+        [
+            python_tool("mlflow"), "server", "--host", "127.0.0.1", "--port", str(installation.mlflow_port), "--workers", "1",
+            "--backend-store-uri", f"sqlite:///{mlflow_home / 'mlflow.db'}", "--artifacts-destination", str(mlflow_home / "artifacts"),
+        ],
+        {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+    )  # fmt: skip
+    (settings.home / "mlflow.uri").write_text(installation.mlflow_url)
+    migrated = subprocess.run(
+        [python_tool("airflow"), "db", "migrate"], env=dict(supervisor.environment), capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
+    if migrated.returncode:
+        raise StartFailed(f"`airflow db migrate` ended with exit code {migrated.returncode}:\n{migrated.stderr[-2000:]}")
+    airflow = python_tool("airflow")
+    supervisor.start("api-server", [airflow, "api-server"])
+    supervisor.start("dag-processor", [airflow, "dag-processor"])
+    if any(dataset.replay is None and dataset.ready_after for dataset in catalog.datasets):
+        supervisor.start("triggerer", [airflow, "triggerer"])  # live data sets wait, deferred, for their hour
+    supervisor.start("scheduler", [airflow, "scheduler"])
+    _wait_healthy(installation, supervisor)
+
+
+def _wait_healthy(installation: Installation, supervisor: Supervisor) -> None:
+    needed = {"metadatabase", "scheduler", "dag_processor"}
+    deadline = time.monotonic() + _START_SECONDS
+    state = "no answer yet"
+    while time.monotonic() < deadline:
+        supervisor.check()
+        try:
+            health = httpx.get(f"{installation.airflow_url}/api/v2/monitor/health", timeout=5).json()
+            mlflow = httpx.get(f"{installation.mlflow_url}/health", timeout=5)
+            state = ", ".join(f"{name}: {part.get('status')}" for name, part in health.items() if isinstance(part, dict))
+            if all(health[name]["status"] == "healthy" for name in needed) and mlflow.status_code == 200:
+                return
+        except (httpx.HTTPError, ValueError, KeyError):
+            state = "the API or MLflow does not answer yet"
+        time.sleep(0.2)
+    raise StartFailed(f"after {_START_SECONDS:.0f} s not healthy: {state}. The logs are in {supervisor.log_folder}.")

@@ -1,0 +1,140 @@
+"""Starts, watches and ends the processes of an installation: one process group per component."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from config.errors import NightfleetError
+
+_GRACE_SECONDS = 8.0
+
+
+class ComponentDied(NightfleetError):
+    """A component ended by itself, or never became healthy."""
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nobody listens on right now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Component:
+    """One process with its log file."""
+
+    name: str
+    command: list[str]
+    process: subprocess.Popen[bytes]
+    log_path: Path
+
+
+@dataclass
+class Supervisor:
+    """Owns components; leaving the `with` block ends every one of them, whatever happened inside."""
+
+    log_folder: Path
+    environment: Mapping[str, str]
+    components: list[Component] = field(default_factory=list)
+    _files: list[IO[bytes]] = field(default_factory=list)
+
+    def __enter__(self) -> Supervisor:
+        self.log_folder.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def start(self, name: str, command: list[str], extra_environment: Mapping[str, str] | None = None) -> Component:
+        """Start a component in a process group of its own; its output goes to `<log_folder>/<name>.log`."""
+        path = self.log_folder / f"{name}.log"
+        file = path.open("ab")
+        self._files.append(file)
+        process = subprocess.Popen(  # our own fixed commands, no shell
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={**self.environment, **(extra_environment or {})},
+            start_new_session=True,
+        )
+        component = Component(name, command, process, path)
+        self.components.append(component)
+        return component
+
+    def check(self) -> None:
+        """Raise when a component has ended.
+
+        Raises:
+            ComponentDied: names it, its exit code, the end of its log.
+        """
+        for component in self.components:
+            code = component.process.poll()
+            if code is not None:
+                tail = component.log_path.read_text(errors="replace").splitlines()[-15:]
+                raise ComponentDied(f"{component.name} ended with exit code {code}. Its log is {component.log_path}; the last lines:\n  " + "\n  ".join(tail))
+
+    def stop(self) -> None:
+        """End every process group: SIGTERM, then SIGKILL to what is left after a few seconds."""
+        # The newest first: the scheduler goes before the API its workers report to.
+        for component in reversed(self.components):
+            _signal_group(component, signal.SIGTERM)
+        deadline = time.monotonic() + _GRACE_SECONDS
+        while time.monotonic() < deadline and any(_group_alive(c) for c in self.components):
+            for component in self.components:
+                component.process.poll()
+            time.sleep(0.05)
+        for component in self.components:
+            _signal_group(component, signal.SIGKILL)
+            component.process.wait()
+        for file in self._files:
+            file.close()
+        self.components.clear()
+        self._files.clear()
+
+
+def _signal_group(component: Component, number: signal.Signals) -> None:
+    try:
+        os.killpg(component.process.pid, number)
+    except ProcessLookupError:
+        pass  # the whole group has ended already
+    # Workers of the scheduler may have made groups of their own: they are found by their session.
+    for pid in _session_members(component.process.pid):
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            continue
+
+
+def _session_members(session: int) -> list[int]:
+    members = []
+    for entry in Path("/proc").iterdir() if Path("/proc").is_dir() else ():
+        if not entry.name.isdigit():
+            continue
+        try:
+            fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(fields[3]) == session and fields[0] != "Z":
+            members.append(int(entry.name))
+    return members
+
+
+def _group_alive(component: Component) -> bool:
+    return component.process.poll() is None or bool(_session_members(component.process.pid))
+
+
+def python_tool(name: str) -> str:
+    """Path of a console script installed beside this interpreter."""
+    return str(Path(sys.executable).parent / name)

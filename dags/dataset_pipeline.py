@@ -1,0 +1,92 @@
+"""Bring one data date of a data set from its sources to the online store.
+
+Reads    the sources of the catalog, for one data date (the partition key) or, in `<dataset>_history`, an interval in bulk.
+Writes   raw, valid, quarantine, features and quality metrics of that date, then Feast's online store.
+Rerun    safe: nothing is committed while the rows are equal. `SourceChanged`: the source no longer holds what was published;
+         the next night lands the difference as revisions, or `python -m cli restate` rewrites on purpose.
+Fails    `DataRejected`: too many bad rows; look at the quarantine and the data docs, mend the source, restate, clear.
+         `PartitionNotReady`: run the nights it names first. `SourceMissing`, `SourceSchemaMismatch`: the source's owner must act.
+"""
+
+from airflow.sdk import DAG, Asset, task
+from mlops_ready import WaitUntilReady
+from mlops_wiring import INTERVAL_FORM, bounds, features_asset, nightly, task_defaults
+
+from config.catalog import load_catalog
+
+
+@task(doc_md="Land the rows that became knowable in the night, as they are; late and corrected rows become revisions.")
+def ingest(dataset_name, dag_run=None, params=None):
+    from config.calendar import requested_interval
+    from features.ingest import ingest
+    from lake.lake import open_lake
+
+    days = requested_interval(dag_run.partition_key, params.get("start"), params.get("end"))
+    return ingest(open_lake(), dataset_name, days, run_id=dag_run.run_id).to_json()
+
+
+@task(doc_md="Set bad rows aside with every rule they broke; stop the night when too many are bad.")
+def validate(dataset_name, dag_run=None, params=None):
+    from config.calendar import requested_interval
+    from features.validate import validate
+    from lake.lake import open_lake
+
+    days = requested_interval(dag_run.partition_key, params.get("start"), params.get("end"))
+    return validate(open_lake(), dataset_name, days, run_id=dag_run.run_id).to_json()
+
+
+@task(doc_md="Run the SQL of every feature view over what the night may know.")
+def transform(dataset_name, dag_run=None, params=None):
+    from config.calendar import requested_interval
+    from features.transform import transform
+    from lake.lake import open_lake
+
+    days = requested_interval(dag_run.partition_key, params.get("start"), params.get("end"))
+    return transform(open_lake(), dataset_name, days, run_id=dag_run.run_id).to_json()
+
+
+def materialize(dataset_name, dag_run=None, params=None):
+    from config.calendar import requested_interval
+    from features.materialize import materialize
+    from lake.lake import open_lake
+
+    days = requested_interval(dag_run.partition_key, params.get("start"), params.get("end"))
+    return materialize(open_lake(), dataset_name, days, run_id=dag_run.run_id).to_json()
+
+
+MATERIALIZE_DOC = "Write the night's features to Feast's online store; an older value never replaces a newer one."
+
+for dataset in load_catalog().datasets:
+    with DAG(
+        dag_id=f"{dataset.name}_ingest",
+        dag_display_name=f"{dataset.title}: nightly ingest",
+        description=f"{dataset.title}: one data date from source to features",
+        schedule=nightly(dataset.time_zone),
+        catchup=False,
+        max_active_runs=1,
+        doc_md=__doc__,
+        tags=["ingest", dataset.name, *dataset.airflow.tags],
+        owner_links={dataset.owner: dataset.owner_url},
+        default_args=task_defaults(dataset),
+        **bounds(dataset),
+    ):
+        features: list[Asset] = [features_asset(dataset.name)]
+        landed = ingest(dataset.name)
+        if dataset.ready_after and not dataset.replay:
+            WaitUntilReady(task_id="wait_until_ready", time_zone=dataset.time_zone, ready_after=dataset.ready_after) >> landed
+        landed >> validate(dataset.name) >> transform(dataset.name) >> task(doc_md=MATERIALIZE_DOC, outlets=features)(materialize)(dataset.name)
+
+    with DAG(
+        dag_id=f"{dataset.name}_history",
+        dag_display_name=f"{dataset.title}: history in bulk",
+        description=f"{dataset.title}: an interval of data dates in one run; starts no scoring",
+        schedule=None,
+        catchup=False,
+        max_active_runs=1,
+        params=INTERVAL_FORM,
+        doc_md=__doc__,
+        tags=["history", dataset.name, *dataset.airflow.tags],
+        owner_links={dataset.owner: dataset.owner_url},
+        default_args=task_defaults(dataset),
+    ):
+        ingest(dataset.name) >> validate(dataset.name) >> transform(dataset.name) >> task(doc_md=MATERIALIZE_DOC)(materialize)(dataset.name)

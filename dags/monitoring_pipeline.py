@@ -1,0 +1,78 @@
+"""Watch a model after each scored night, and ask for a retraining when the evidence says so.
+
+Reads    the night's features and predictions, the champion's reference, labels that have matured by that night.
+Writes   metrics (lake and SQL), HTML reports, one decision per night, and perhaps a retraining request.
+Rerun    safe: nothing is committed while the numbers are equal. Only the newest published night may request.
+Skipped  `request` is skipped on a quiet night; the log of `decide` gives the reason with its numbers.
+Fails    `PartitionNotReady`: score the night first. A check that cannot be computed does not fail: it says *not evaluated* and why.
+"""
+
+from airflow.sdk import DAG, Metadata, task
+from airflow.sdk.exceptions import AirflowSkipException
+from mlops_wiring import on_asset, predictions_asset, retraining_asset, task_defaults
+
+from config.catalog import load_catalog
+
+
+@task(doc_md="Compare the night's features and predictions with the champion's training window, column by column.")
+def drift(model_name, dag_run=None):
+    from config.calendar import requested_interval
+    from lake.lake import open_lake
+    from monitoring.drift import drift
+
+    return drift(open_lake(), model_name, requested_interval(dag_run.partition_key), run_id=dag_run.run_id).to_json()
+
+
+@task(doc_md="Judge the predictions whose labels matured by this night, beside the trivial baseline.")
+def performance(model_name, dag_run=None):
+    from config.calendar import requested_interval
+    from lake.lake import open_lake
+    from monitoring.performance import performance
+
+    return performance(open_lake(), model_name, requested_interval(dag_run.partition_key), run_id=dag_run.run_id).to_json()
+
+
+@task(doc_md="Write the night's Evidently reports, self-contained HTML with the same numbers as the metrics table.")
+def report(model_name, dag_run=None):
+    from config.calendar import requested_interval
+    from lake.lake import open_lake
+    from monitoring.reports import report
+
+    return report(open_lake(), model_name, requested_interval(dag_run.partition_key), run_id=dag_run.run_id).to_json()
+
+
+@task(doc_md="Decide on retraining from the history of metrics: calendar, drift, performance, cooldown.")
+def decide(model_name, dag_run=None):
+    from config.calendar import requested_interval
+    from lake.lake import open_lake
+    from monitoring.requests import decide_retraining
+
+    return decide_retraining(open_lake(), model_name, requested_interval(dag_run.partition_key).start, run_id=dag_run.run_id).to_json()
+
+
+def request(decision, asset):
+    details = decision["details"]
+    if not details["requested"]:
+        raise AirflowSkipException(f"no retraining: {details['reason']}")
+    yield Metadata(asset, extra={"reason": details["reason"], "trigger": details["trigger"], "evidence": details["evidence"]})
+
+
+catalog = load_catalog()
+for model in catalog.models:
+    with DAG(
+        dag_id=f"{model.name}_monitor",
+        dag_display_name=f"{model.title}: monitor",
+        description=f"{model.title}: drift, performance, reports, retraining decision",
+        schedule=on_asset(predictions_asset(model.name), catalog.dataset(model.dataset).time_zone),
+        catchup=False,
+        max_active_runs=1,
+        doc_md=__doc__,
+        tags=["monitor", model.dataset, *model.airflow.tags],
+        owner_links={model.owner: model.owner_url},
+        default_args=task_defaults(model),
+    ):
+        retraining = retraining_asset(model.name)
+        measured = [drift(model.name), performance(model.name)]
+        decided = decide(model.name)
+        measured >> report(model.name) >> decided
+        task(doc_md="Ask for the retraining, with the evidence; starts the training DAG.", outlets=[retraining])(request)(decided, retraining)

@@ -1,0 +1,55 @@
+"""Score one data date of each model's entities with the champion of that night.
+
+Reads    features of the data date, the ledger.
+Writes   one partition of `predictions`: in the lake, then in SQL.
+Rerun    safe: nothing is committed while the rows are equal, else the partition is replaced in one commit.
+Fails    `NoChampion`: train and promote one for that date. `PartitionNotReady`: run the ingest DAG it names.
+         To score an interval again after a restate, fill in the form, or run `python -m cli rescore MODEL START END`.
+"""
+
+from airflow.sdk import DAG, task
+from mlops_wiring import INTERVAL_FORM, features_asset, on_asset, predictions_asset, task_defaults
+
+from config.catalog import load_catalog
+
+
+@task(doc_md="Predict every entity of the night with that night's champion; memory does not grow with the rows.")
+def score(model_name, dag_run=None, params=None):
+    from config.calendar import requested_interval
+    from lake.lake import open_lake
+    from serving.score import score
+
+    days = requested_interval(dag_run.partition_key, params["start"], params["end"])
+    return score(open_lake(), model_name, days, run_id=dag_run.run_id).to_json()
+
+
+def publish(model_name, asset, dag_run=None, params=None, outlet_events=None):
+    from config.calendar import requested_interval
+    from lake.lake import open_lake
+    from serving.publish import project_predictions
+
+    days = requested_interval(dag_run.partition_key, params["start"], params["end"])
+    projected = project_predictions(open_lake(), model_name, days, run_id=dag_run.run_id)
+    if not dag_run.partition_key:
+        outlet_events[asset].add_partitions([day.isoformat() for day in days])
+    return projected.to_json()
+
+
+catalog = load_catalog()
+for model in catalog.models:
+    with DAG(
+        dag_id=f"{model.name}_score",
+        dag_display_name=f"{model.title}: score",
+        description=f"{model.title}: score one data date",
+        schedule=on_asset(features_asset(model.dataset), catalog.dataset(model.dataset).time_zone),
+        catchup=False,
+        max_active_runs=1,
+        params=INTERVAL_FORM,
+        doc_md=__doc__,
+        tags=["score", model.dataset, *model.airflow.tags],
+        owner_links={model.owner: model.owner_url},
+        default_args=task_defaults(model),
+    ):
+        predictions = predictions_asset(model.name)
+        project = task(doc_md="Bring the predictions into the SQL table, in one transaction with their digest.", outlets=[predictions])(publish)
+        score(model.name) >> project(model.name, predictions)

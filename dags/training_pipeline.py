@@ -1,0 +1,94 @@
+"""Train, register and judge a challenger on what was known in one night; promote it when it passes the gate.
+
+Reads    features, labels that had matured by the data date in the partition key (the "as of" night).
+Writes   a job folder, an MLflow run and version, a decision with its evidence, and, when promoted, a line of the ledger.
+Starts   by a retraining request: a drift or performance alarm, the calendar, or a person. The run's note says which.
+Rerun    safe: the same training set gives the same version and the same decision.
+Skipped  `promote` is skipped when the gate refused or could not judge: its log and the `gate` task say why. The champion stays.
+Fails    `NotEnoughHistory`: load more nights. `MlflowUnavailable`: start MLflow, clear the task; nothing is half-registered.
+"""
+
+from airflow.sdk import DAG, Param, task
+from airflow.sdk.exceptions import AirflowSkipException
+from mlops_wiring import on_asset, retraining_asset, task_defaults
+
+from config.catalog import load_catalog
+
+FORM = {
+    "reason": Param(None, type=["null", "string"], maxLength=400, description="Why a person wants this training. Recorded with the request."),
+    "overrides": Param({}, type="object", description='Trainer parameters to change for this run only, for example {"max_depth": 8}.'),
+    "dry_run": Param(False, type="boolean", description="Train and judge, but leave the ledger as it is whatever the gate says."),
+}
+
+
+@task(doc_md="Record who or what asked, then write the training set and the job.")
+def prepare(model_name, dag_run=None, params=None, triggering_asset_events=None):
+    from config.calendar import requested_interval
+    from lake.lake import open_lake
+    from monitoring.requests import record_manual_request
+    from training.job import prepare_job
+
+    lake, as_of = open_lake(), requested_interval(dag_run.partition_key).start
+    if not triggering_asset_events:
+        by = getattr(dag_run, "triggering_user_name", None) or "unknown"
+        record_manual_request(lake, model_name, as_of, by=by, reason=params["reason"] or "", run_id=dag_run.run_id)
+    return str(prepare_job(lake, model_name, as_of=as_of, run_id=dag_run.run_id, overrides=params["overrides"]))
+
+
+@task(doc_md="Run the training job; its log shows the trainer's progress, MLflow its curves.")
+def train(model_name, job_dir):
+    from lake.lake import open_lake
+    from training.runner import run_job
+
+    return str(run_job(open_lake(), model_name, job_dir))
+
+
+@task(doc_md="Store the model's bytes under their digest and register a version in MLflow.")
+def register(model_name, job_dir, dag_run=None):
+    from lake.lake import open_lake
+    from training.register import register
+
+    return register(open_lake(), model_name, job_dir, run_id=dag_run.run_id).to_json()
+
+
+@task(doc_md="Judge the challenger on nights neither model has seen, and audit the features for leaks. Decides, never promotes.")
+def gate(model_name, job_dir, registered, dag_run=None):
+    from lake.lake import open_lake
+    from training.gate import judge_registered
+
+    return judge_registered(open_lake(), model_name, job_dir, registered, run_id=dag_run.run_id)
+
+
+@task(doc_md="Write the promotion to the ledger, then bring MLflow's alias in line. Skipped when the gate did not pass the challenger.")
+def promote(model_name, registered, decision, dag_run=None, params=None):
+    from lake.lake import open_lake
+    from training.promote import promote_decided
+
+    if decision["verdict"] != "promote":
+        raise AirflowSkipException(f"not promoted, verdict {decision['verdict']}: " + " ".join(decision["reasons"]))
+    if params["dry_run"]:
+        raise AirflowSkipException("not promoted: this is a dry run. The gate would have passed the challenger.")
+    return promote_decided(open_lake(), model_name, registered, decision, by=dag_run.run_id)
+
+
+catalog = load_catalog()
+for model in catalog.models:
+    with DAG(
+        dag_id=f"{model.name}_train",
+        dag_display_name=f"{model.title}: train",
+        description=f"{model.title}: train, register, gate, promote",
+        schedule=on_asset(retraining_asset(model.name), catalog.dataset(model.dataset).time_zone),
+        catchup=False,
+        max_active_runs=1,
+        params=FORM,
+        doc_md=__doc__,
+        tags=["train", model.dataset, *model.airflow.tags],
+        owner_links={model.owner: model.owner_url},
+        default_args=task_defaults(model),
+    ):
+        job = prepare(model.name)
+        trained = train(model.name, job)
+        version = register(model.name, job)
+        decided = gate(model.name, job, version)
+        trained >> version
+        promote(model.name, version, decided)

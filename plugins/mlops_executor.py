@@ -1,0 +1,78 @@
+"""An executor whose workers are forked with the stages' libraries already imported.
+
+`AIRFLOW__CORE__EXECUTOR=mlops_executor.WarmLocalExecutor`. Importing only: nothing is computed, opened or connected
+before the fork. `NIGHTFLEET_PRELOAD=none` switches it off; a changed library needs a restart of the scheduler.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+
+import structlog
+from airflow.executors.local_executor import LocalExecutor
+
+from config.catalog import load_catalog
+from config.settings import load_settings
+
+_LIBRARIES = (
+    "pandas",
+    "pyarrow.parquet",
+    "duckdb",
+    "deltalake",
+    "sqlalchemy.dialects.sqlite",
+    "great_expectations",
+    "feast",
+    "mlflow",
+    "evidently",
+    "evidently.presets",
+    "scipy.stats",
+    "sklearn.metrics",
+)
+_STAGES = (
+    "features.ingest",
+    "features.validate",
+    "features.transform",
+    "features.materialize",
+    "features.training_set",
+    "serving.score",
+    "serving.publish",
+    "training.job",
+    "training.runner",
+    "training.register",
+    "training.gate",
+    "training.promote",
+    "monitoring.drift",
+    "monitoring.performance",
+    "monitoring.reports",
+    "monitoring.requests",
+)
+_FAMILY_LIBRARIES = {"xgboost": "xgboost", "keras": "keras"}
+
+
+def preload() -> float:
+    """Import what tasks of this catalog need; returns seconds."""
+    log = structlog.get_logger(__name__)
+    began = time.monotonic()
+    settings = load_settings()
+    if settings.preload == "none":
+        return 0.0
+    families = {model.trainer.family for model in load_catalog(settings).models}
+    libraries = [*_LIBRARIES, *sorted(_FAMILY_LIBRARIES[f] for f in families if f in _FAMILY_LIBRARIES)]
+    for name in (*libraries, *_STAGES):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:  # a missing library is the task's error to show, not the scheduler's
+            log.warning("not preloaded", library=name, error=str(error))
+    seconds = time.monotonic() - began
+    log.info("libraries preloaded", seconds=round(seconds, 1))
+    return seconds
+
+
+class WarmLocalExecutor(LocalExecutor):  # type: ignore[misc]  # airflow ships no types for it
+    """LocalExecutor that imports before it forks."""
+
+    def start(self) -> None:
+        """Import, then fork the workers. Only the scheduler calls this."""
+        preload()
+        super().start()

@@ -1,0 +1,84 @@
+"""What the four DAG files share: partition mapping, retries, names of assets, start dates. Light to import."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from airflow.sdk import Asset, CronPartitionTimetable, Param, PartitionedAssetTimetable, StartOfDayMapper
+from airflow.sdk.definitions.retry_policy import ExceptionRetryPolicy, RetryAction, RetryRule
+
+from config.calendar import ONE_DAY
+from config.catalog import AirflowKnobs, Dataset, ModelEntry
+from config.errors import NightfleetError, TransientError
+
+KEY_FORMAT = "%Y-%m-%d"
+
+# Trying again cannot mend a rejected partition or a missing champion: only what may pass by itself is tried again.
+RETRY_POLICY = ExceptionRetryPolicy(
+    rules=[
+        RetryRule(exception=TransientError, action=RetryAction.RETRY),
+        RetryRule(exception=NightfleetError, action=RetryAction.FAIL, reason="the error's own text says what to do"),
+    ]
+)
+
+INTERVAL_FORM = {
+    "start": Param(None, type=["null", "string"], format="date", description="First data date. Leave both empty when a partition key is given."),
+    "end": Param(None, type=["null", "string"], format="date", description="Last data date, included."),
+}
+
+
+def features_asset(dataset: str) -> Asset:
+    """Emitted, keyed by data date, when a night's features are published and online."""
+    return Asset(name=f"{dataset}/features", uri=f"nightfleet://{dataset}/features")
+
+
+def predictions_asset(model: str) -> Asset:
+    """Emitted, keyed by data date, when a night's predictions are published and in SQL."""
+    return Asset(name=f"{model}/predictions", uri=f"nightfleet://{model}/predictions")
+
+
+def retraining_asset(model: str) -> Asset:
+    """Emitted, keyed by the as-of data date, with the evidence as extra, when somebody or something asks for a retraining."""
+    return Asset(name=f"{model}/retraining", uri=f"nightfleet://{model}/retraining")
+
+
+def on_asset(asset: Asset, time_zone: str) -> PartitionedAssetTimetable:
+    """One run per partition key of the asset; the mapper refuses keys that are no date and keeps the partition date."""
+    # Airflow's default mapper accepts any text as a key, and drops the partition date.
+    mapper = StartOfDayMapper(timezone=time_zone, input_format=KEY_FORMAT, output_format=KEY_FORMAT)
+    return PartitionedAssetTimetable(assets=asset, default_partition_mapper=mapper)
+
+
+def nightly(time_zone: str) -> CronPartitionTimetable:
+    """Midnight of the data set's zone, for the day that has just ended. Airflow back-fills other hours wrongly."""
+    return CronPartitionTimetable("0 0 * * *", timezone=time_zone, run_offset=-1, key_format=KEY_FORMAT)
+
+
+def bounds(dataset: Dataset) -> dict[str, datetime]:
+    """start_date and, for a replay, end_date: without an end one run of today would start at once."""
+    zone = ZoneInfo(dataset.time_zone)
+
+    def midnight(day: Any) -> datetime:
+        return datetime(day.year, day.month, day.day, tzinfo=zone)
+
+    found = {"start_date": midnight(dataset.first_data_date)}
+    if dataset.replay:
+        found["end_date"] = midnight(dataset.replay.last + ONE_DAY)
+    return found
+
+
+def task_defaults(entry: Dataset | ModelEntry) -> dict[str, Any]:
+    """default_args of a DAG, from the catalog."""
+    knobs: AirflowKnobs = entry.airflow
+    return {
+        "owner": entry.owner,
+        "retries": knobs.retries,
+        "retry_delay": timedelta(seconds=5),
+        "retry_exponential_backoff": True,
+        "max_retry_delay": timedelta(minutes=10),
+        "retry_policy": RETRY_POLICY,
+        "pool": knobs.pool,
+        "execution_timeout": timedelta(minutes=knobs.timeout_minutes),
+    }
