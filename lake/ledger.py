@@ -35,6 +35,7 @@ _SCHEMA = pa.schema(
         pa.field("by", pa.string(), nullable=False),
         pa.field("artifact_digest", pa.string(), nullable=False),
         pa.field("evidence_digest", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
     ]
 )
 
@@ -49,6 +50,7 @@ class Promotion:
         effective_from: first data date it may score.
         artifact_digest: names the folder of verified model bytes, `settings.artifacts/<model>/<artifact_digest>`.
         evidence_digest: digest of the gate decision's evidence.
+        reason: why a person rolled back; empty for a promotion, whose reasons stand in the decision.
     """
 
     model: str
@@ -61,6 +63,7 @@ class Promotion:
     evidence_digest: str
     kind: Literal["promotion", "rollback"] = "promotion"
     sequence: int = 0
+    reason: str = ""
 
 
 @dataclass(frozen=True)
