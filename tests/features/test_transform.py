@@ -1,0 +1,265 @@
+"""Feature SQL: what a night sees, what is published, and every refusal."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Sequence
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from config.calendar import ONE_DAY, Interval, cutoff
+from config.catalog import load_catalog
+from config.settings import Settings
+from features.transform import FeatureSqlFailed, FeatureSqlMismatch, FeatureSqlMissing, UnknownInput, compute_view, inputs_of_view, transform
+from lake.lake import Lake
+from lake.lineage import PartitionNotReady
+from lake.publish import publish
+from lake.tables import feature_table, valid_table
+
+ZONE = "America/New_York"
+FIRST = date(2024, 3, 4)
+
+CATALOG = """
+dataset: depot
+title: Trips of a depot
+owner: tests
+owner_url: mailto:tests@example.com
+licence: CC0-1.0
+time_zone: America/New_York
+replay: {from: 2024-03-04, to: 2024-12-31, first_night: 2024-04-01}
+tables:
+  trips:
+    description: One trip of a driver.
+    source: {kind: file, uri: trips.csv}
+    key: [event_date, driver]
+    known_at: arrival
+    columns:
+      event_date: {type: date, description: day of the trip, nullable: false}
+      driver: {type: string, description: who drove, nullable: false}
+      minutes: {type: int64, unit: minute, description: how long it took}
+features:
+  driver_daily:
+    description: A driver's last days.
+    entities: [driver]
+    reads: [trips]
+    lookback: 5 days
+    ttl: 7 days
+    columns:
+      trips_3d: {type: int64, description: trips of the last three days}
+      minutes_mean_3d: {type: float64, unit: minute, description: their mean length}
+"""
+
+SQL = """
+-- Days first, then nights.
+WITH by_day AS (
+    SELECT data_date, superseded_on, event_date, driver, count(*) AS trips, count(minutes) AS measured, sum(minutes) AS minutes
+    FROM trips GROUP BY data_date, superseded_on, event_date, driver
+)
+SELECT n.data_date, d.driver, sum(d.trips) AS trips_3d, sum(d.minutes) / nullif(sum(d.measured), 0) AS minutes_mean_3d
+FROM nights n
+JOIN by_day d ON d.data_date <= n.data_date AND d.superseded_on > n.data_date
+WHERE d.event_date > n.data_date - 3 AND d.event_date <= n.data_date
+GROUP BY n.data_date, d.driver;
+"""
+
+Row = tuple[date, str, int | None, int]  # event date, driver, minutes, revision
+
+
+def depot(tmp_path: Path, sql: str = SQL, catalog: str = CATALOG) -> Lake:
+    """A lake of one table and one view."""
+    (tmp_path / "config" / "datasets").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "config" / "datasets" / "depot.yaml").write_text(catalog)
+    (tmp_path / "sql" / "depot").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "sql" / "depot" / "driver_daily.sql").write_text(textwrap.dedent(sql))
+    settings = Settings(home=tmp_path / "var", catalog_dir=tmp_path / "config", sql_dir=tmp_path / "sql", duckdb_memory_gb=0.5)
+    return Lake(settings, load_catalog(settings))
+
+
+def arrive(lake: Lake, night: date, rows: Sequence[Row], known_at: Callable[[date], datetime] = lambda night: cutoff(night, ZONE)) -> None:
+    """Publish one night of valid trips."""
+    table = valid_table(lake.settings, lake.dataset("depot"), "trips")
+    columns = list(zip(*rows, strict=True)) if rows else [()] * 4
+    known = [known_at(night)] * len(rows)
+    data: dict[str, Any] = dict(zip(("event_date", "driver", "minutes", "revision"), map(list, columns), strict=True))
+    schema = pa.schema([table.schema.field(name) for name in (*data, "known_at_utc", "data_date")])
+    batch = pa.table({**data, "known_at_utc": known, "data_date": [night] * len(rows)}, schema=schema)
+    day = Interval.of(night)
+    with lake.scratch("test") as scratch:
+        replaces = lake.publications.digests(table, day)
+        publish(lake.publications, table, batch, day, replaces=replaces, lineage=lake.lineage("depot", "test"), scratch=scratch)
+
+
+def day(number: int) -> date:
+    """Night `number` of the depot."""
+    return FIRST + number * ONE_DAY
+
+
+def features(lake: Lake, night: date) -> dict[str, tuple[int | None, float | None]]:
+    """What is published for one night, by driver."""
+    table = feature_table(lake.settings, lake.dataset("depot"), "driver_daily")
+    return {r["driver"]: (r["trips_3d"], r["minutes_mean_3d"]) for r in table.read([night]).to_pylist()}
+
+
+def test_each_night_sees_what_had_arrived_by_then(tmp_path: Path) -> None:
+    lake = depot(tmp_path)
+    arrive(lake, day(0), [(day(0), "ann", 10, 0), (day(0), "bob", 20, 0)])
+    arrive(lake, day(1), [(day(1), "ann", 30, 0), (day(0), "ann", 14, 1)])  # a correction of the first trip
+    arrive(lake, day(2), [(day(1), "bob", 40, 0), (day(2), "ann", None, 0)])  # a late row; a trip nobody measured
+    arrive(lake, day(3), [])
+    result = transform(lake, "depot", Interval(day(0), day(4)), run_id="r")
+    assert (result.committed, result.rows) == (4, 8)
+    assert features(lake, day(0)) == {"ann": (1, 10.0), "bob": (1, 20.0)}
+    assert features(lake, day(1)) == {"ann": (2, 22.0), "bob": (1, 20.0)}
+    assert features(lake, day(2)) == {"ann": (3, 22.0), "bob": (2, 30.0)}
+    assert features(lake, day(3)) == {"ann": (2, 30.0), "bob": (1, 40.0)}
+
+
+def test_a_value_nobody_has_is_null_and_not_zero(tmp_path: Path) -> None:
+    lake = depot(tmp_path)
+    arrive(lake, day(0), [(day(0), "ann", None, 0)])
+    transform(lake, "depot", Interval.of(day(0)), run_id="r")
+    assert features(lake, day(0)) == {"ann": (1, None)}
+
+
+def test_event_timestamp_is_the_nights_cutoff_also_when_the_clocks_change(tmp_path: Path) -> None:
+    lake = depot(tmp_path)
+    nights = Interval(day(0), date(2024, 3, 12))
+    for night in nights:
+        arrive(lake, night, [(night, "ann", 1, 0)])
+    transform(lake, "depot", nights, run_id="r")
+    rows = feature_table(lake.settings, lake.dataset("depot"), "driver_daily").read().to_pylist()
+    assert {r["data_date"]: r["event_timestamp"] for r in rows} == nights.cutoffs(ZONE)
+    assert cutoff(date(2024, 3, 9), ZONE) == datetime(2024, 3, 10, 5, tzinfo=UTC)
+    assert cutoff(date(2024, 3, 10), ZONE) == datetime(2024, 3, 11, 4, tzinfo=UTC)
+
+
+def test_a_night_without_rows_is_a_published_empty_partition(tmp_path: Path) -> None:
+    lake = depot(tmp_path)
+    arrive(lake, day(0), [])
+    result = transform(lake, "depot", Interval.of(day(0)), run_id="r")
+    assert (result.committed, result.rows) == (1, 0)
+    table = feature_table(lake.settings, lake.dataset("depot"), "driver_daily")
+    assert lake.publications.current(table)[day(0)].rows == 0
+
+
+def test_again_commits_nothing_and_a_changed_sql_only_what_differs(tmp_path: Path) -> None:
+    lake = depot(tmp_path)
+    arrive(lake, day(0), [])
+    arrive(lake, day(1), [(day(1), "ann", 10, 0)])
+    nights = Interval(day(0), day(2))
+    transform(lake, "depot", nights, run_id="r")
+    assert transform(lake, "depot", nights, run_id="s").committed == 0
+    depot(tmp_path, SQL.replace("sum(d.trips) AS", "sum(d.trips) + 1 AS"))
+    assert transform(lake, "depot", nights, run_id="t").committed == 1
+    assert features(lake, day(1)) == {"ann": (2, 10.0)}
+
+
+def test_inputs_are_the_partitions_of_the_lookback_at_their_versions(tmp_path: Path) -> None:
+    lake = depot(tmp_path)
+    for number in range(8):
+        arrive(lake, day(number), [(day(number), "ann", number, 0)])
+    transform(lake, "depot", Interval(day(0), day(8)), run_id="r")
+    valid = valid_table(lake.settings, lake.dataset("depot"), "trips")
+    published = lake.publications.current(feature_table(lake.settings, lake.dataset("depot"), "driver_daily"))
+    known = lake.publications.current(valid)
+    assert [i.data_date for i in published[day(2)].inputs] == [day(0), day(1), day(2)]
+    assert list(published[day(7)].inputs) == [known[day(n)].as_input() for n in range(2, 8)]
+    [(table, window)] = inputs_of_view(lake, "depot", "driver_daily", day(7))
+    assert (table.name, window) == ("depot/valid/trips", Interval(day(2), day(8)))
+
+
+def test_an_old_version_gives_what_was_known_then(tmp_path: Path) -> None:
+    lake = depot(tmp_path)
+    arrive(lake, day(0), [(day(0), "ann", 10, 0)])
+    transform(lake, "depot", Interval.of(day(0)), run_id="r")
+    before = feature_table(lake.settings, lake.dataset("depot"), "driver_daily")
+    published = lake.publications.current(before)[day(0)]
+    arrive(lake, day(0), [(day(0), "ann", 50, 0)])  # a restated partition
+    versions = {i.table: i.version for i in published.inputs}
+    then = compute_view(lake, "depot", "driver_daily", Interval.of(day(0)), versions=versions)
+    now = compute_view(lake, "depot", "driver_daily", Interval.of(day(0)))
+    assert then.schema == before.schema
+    assert then == before.read([day(0)])
+    assert then["minutes_mean_3d"].to_pylist() == [10.0]
+    assert now["minutes_mean_3d"].to_pylist() == [50.0]
+    with pytest.raises(UnknownInput, match=r"'trips'.*reads depot/valid/trips"):
+        compute_view(lake, "depot", "driver_daily", Interval.of(day(0)), versions={"trips": 0})
+
+
+def test_rows_that_left_the_lookback_are_not_seen_in_bulk_either(tmp_path: Path) -> None:
+    # The SQL asks for 30 days, the catalog grants 5: bulk holds more partitions, yet must show each night no more than its own.
+    lake = depot(tmp_path, SQL.replace("n.data_date - 3", "n.data_date - 30"))
+    nights = Interval(day(0), day(9))
+    for night in nights:
+        arrive(lake, night, [(night, "ann", 1, 0)])
+    transform(lake, "depot", nights, run_id="r")
+    assert [features(lake, night)["ann"][0] for night in nights] == [1, 2, 3, 4, 5, 6, 6, 6, 6]
+
+
+def test_a_missing_input_partition_names_itself_and_the_remedy(tmp_path: Path) -> None:
+    lake = depot(tmp_path)
+    arrive(lake, day(0), [])
+    with pytest.raises(PartitionNotReady) as caught:
+        transform(lake, "depot", Interval(day(0), day(2)), run_id="r")
+    text = str(caught.value)
+    assert "depot/valid/trips has no partition 2024-03-05 (latest is 2024-03-04)" in text
+    assert "Transforming driver_daily of depot for data date 2024-03-04..2024-03-05 needs it. Run `depot_ingest`" in text
+    assert not lake.publications.current(feature_table(lake.settings, lake.dataset("depot"), "driver_daily"))
+
+
+def test_a_gap_inside_the_lookback_is_refused(tmp_path: Path) -> None:
+    lake = depot(tmp_path)
+    arrive(lake, day(0), [])
+    transform(lake, "depot", Interval.of(day(0)), run_id="r")
+    for number in (2, 3):
+        arrive(lake, day(number), [])
+    with pytest.raises(PartitionNotReady, match="has no partition 2024-03-05"):
+        compute_view(lake, "depot", "driver_daily", Interval.of(day(3)))
+
+
+def test_the_night_before_must_have_features(tmp_path: Path) -> None:
+    lake = depot(tmp_path)
+    for number in range(3):
+        arrive(lake, day(number), [])
+    with pytest.raises(PartitionNotReady, match=r"depot/features/driver_daily has no partition 2024-03-05 \(nothing is published\)"):
+        transform(lake, "depot", Interval.of(day(2)), run_id="r")
+    with pytest.raises(PartitionNotReady, match="depot begins with data date 2024-03-04; there is no 2024-03-03"):
+        transform(lake, "depot", Interval(FIRST - timedelta(days=1), day(1)), run_id="r")
+
+
+@pytest.mark.parametrize(
+    ("sql", "error", "message"),
+    [
+        (SQL.replace("sum(d.trips) AS trips_3d, ", ""), FeatureSqlMismatch, "trips_3d is missing"),
+        (SQL.replace("sum(d.trips) AS", "1 AS extra, sum(d.trips) AS"), FeatureSqlMismatch, "extra is not declared"),
+        (SQL.replace("sum(d.trips) AS", "CAST(sum(d.trips) AS VARCHAR) AS"), FeatureSqlMismatch, "trips_3d is VARCHAR, needs BIGINT for the declared int64"),
+        (SQL.replace("sum(d.trips) AS", "sum(d.trips) / 2 AS"), FeatureSqlMismatch, "trips_3d is DOUBLE, needs BIGINT"),
+        (SQL.replace("SELECT n.data_date, d.driver", "SELECT n.data_date + 1 AS data_date, d.driver"), FeatureSqlMismatch, "data_date 2024-03-06, outside"),
+        (SQL.replace("SELECT n.data_date, d.driver", "SELECT n.data_date, nullif(d.driver, 'ann') AS driver"), FeatureSqlMismatch, "rows without driver"),
+        (SQL.replace("d.driver;", "d.driver, d.event_date;"), FeatureSqlMismatch, r"an entity twice in one night. Group by \(driver\)"),
+        (SQL.replace("nullif(sum(d.measured), 0)", "(sum(d.measured) - sum(d.measured))"), FeatureSqlFailed, "minutes_mean_3d is not finite"),
+        (SQL.replace("FROM trips", "FROM journeys"), FeatureSqlFailed, "journeys"),
+        ("DROP TABLE nights", FeatureSqlFailed, "It must be one SELECT"),
+        (SQL + SQL, FeatureSqlFailed, "It must be one SELECT"),
+    ],
+)
+def test_sql_that_gives_something_else_than_declared_is_refused(tmp_path: Path, sql: str, error: type[Exception], message: str) -> None:
+    lake = depot(tmp_path, sql)
+    arrive(lake, day(0), [(day(0), "ann", 10, 0)])
+    arrive(lake, day(1), [(day(1), "ann", 20, 0)])
+    with pytest.raises(error, match=message) as caught:
+        transform(lake, "depot", Interval(day(0), day(2)), run_id="r")
+    assert "driver_daily.sql" in str(caught.value), "the message must name the file that is to be mended"
+    assert not lake.publications.current(feature_table(lake.settings, lake.dataset("depot"), "driver_daily"))
+
+
+def test_a_view_without_sql_says_which_file_is_missing(tmp_path: Path) -> None:
+    lake = depot(tmp_path)
+    arrive(lake, day(0), [])
+    (tmp_path / "sql" / "depot" / "driver_daily.sql").unlink()
+    with pytest.raises(FeatureSqlMissing, match=r"feature view 'driver_daily' of depot has no SQL: .*driver_daily.sql does not exist"):
+        transform(lake, "depot", Interval.of(day(0)), run_id="r")
