@@ -1,0 +1,103 @@
+"""Trained models, loaded from verified bytes and predicting in batches: one file a family.
+
+Part of the training image: imports nothing of ours but `config.errors` and `lake.artifact`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from config.errors import NightfleetError
+from lake.artifact import ArtifactMismatch, combined_digest, verify_files
+from serving.predictors.contract import Contract, Predictor
+
+FAMILIES = ("keras", "xgboost")
+MANIFEST_FILE = "manifest.json"
+
+__all__ = ["FAMILIES", "MANIFEST_FILE", "BadManifest", "Contract", "Predictor", "UnknownFamily", "load_model_folder", "load_predictor", "read_manifest"]
+
+
+class UnknownFamily(NightfleetError):
+    """No code trains or loads models of that family."""
+
+
+class BadManifest(NightfleetError):
+    """There is no manifest, or it is not one."""
+
+
+def check_family(family: str) -> str:
+    """The family, if there is code for it.
+
+    Raises:
+        UnknownFamily: there is none.
+    """
+    if family not in FAMILIES:
+        raise UnknownFamily(
+            f"there is no model family {family!r}. Known: {', '.join(FAMILIES)}. Mend `trainer.family` in the model's catalog file, "
+            "or add the family as a file each in serving/predictors and training/trainers and name it in FAMILIES."
+        )
+    return family
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a finished training job or of a stored model.
+
+    Raises:
+        BadManifest: it is missing or unreadable.
+    """
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        raise BadManifest(f"{path} does not exist, so no training has finished there. Train the model again.")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        artifacts = manifest["artifacts"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadManifest(f"{path} is no manifest ({error}). Its bytes were changed; restore it, or train the model again.") from error
+    if not isinstance(artifacts, dict) or "model/contract.json" not in artifacts:
+        raise BadManifest(f"{path} lists no model/contract.json among its artifacts. Its bytes were changed; restore it, or train the model again.")
+    for name in artifacts:
+        if name.startswith("/") or ".." in name.split("/"):
+            raise BadManifest(f"{path} lists the artifact {name!r}, which lies outside its folder. Nothing was loaded.")
+    return dict(manifest)
+
+
+def load_predictor(folder: Path, *, artifact_digest: str | None = None) -> Predictor:
+    """Load the model below `folder` after checking every byte of it.
+
+    Args:
+        folder: holds `manifest.json` and `model/`; a job folder, or `<artifacts>/<model>/<artifact digest>`.
+        artifact_digest: what the manifest's list of files must combine to; by default the folder's name, where that is a digest.
+    Raises:
+        BadManifest: there is none, or it is damaged.
+        ArtifactMismatch: a file is missing or its bytes were changed, or the list is another one than `artifact_digest` names.
+        UnknownFamily: no code loads it.
+    """
+    manifest = read_manifest(folder)
+    if artifact_digest is None and re.fullmatch(r"[0-9a-f]{64}", folder.name):
+        artifact_digest = folder.name
+    found = combined_digest(manifest["artifacts"])
+    if artifact_digest is not None and found != artifact_digest:
+        raise ArtifactMismatch(
+            f"{folder / MANIFEST_FILE} lists files of digest {found[:12]}…, wanted is {artifact_digest[:12]}…: it was changed. Nothing was loaded."
+        )
+    verify_files(folder, manifest["artifacts"])
+    unlisted = {p.relative_to(folder).as_posix() for p in (folder / "model").rglob("*") if p.is_file()} - set(manifest["artifacts"])
+    if unlisted:
+        raise ArtifactMismatch(f"{folder} holds {min(unlisted)}, which the manifest does not list. Nothing was loaded. Remove it, or train the model again.")
+    return load_model_folder(folder / "model")
+
+
+def load_model_folder(folder: Path) -> Predictor:
+    """Load a model's own folder, whose bytes the caller has just written or verified.
+
+    Raises:
+        UnknownFamily: no code loads it.
+    """
+    contract = Contract.read(folder)
+    module = importlib.import_module(f"serving.predictors.{check_family(contract.family)}")
+    predictor: Predictor = module.load(folder, contract)
+    return predictor

@@ -1,0 +1,95 @@
+"""Trainers: one file a family. Each has `Params` (pydantic, what a catalog or a form may set) and `train`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from config.errors import NightfleetError
+from serving.predictors import check_family
+from serving.predictors.contract import Contract, Matrix
+
+
+class BadParameter(NightfleetError):
+    """A trainer parameter is unknown or out of range."""
+
+
+class NoGpu(NightfleetError):
+    """A GPU is demanded and none can be used."""
+
+
+class TrainingImpossible(NightfleetError):
+    """The training set holds nothing that could be learned."""
+
+
+class TrainingDiverged(NightfleetError):
+    """The loss became NaN or infinite."""
+
+
+class FamilyParams(BaseModel):
+    """Base of a family's parameters."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One split: `matrix` float32 (rows, features), `label` float64 (rows,) in the label's unit."""
+
+    matrix: Matrix
+    label: Floats
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a trainer leaves beside the files it wrote.
+
+    Attributes:
+        device: `cpu` or `gpu`, as used.
+        best_iteration: per fitted booster or network, rounds or epochs kept, counted from 1.
+        importances: per output and feature, share of the whole, each in [0, 1].
+        libraries: packages whose version decides the result.
+    """
+
+    device: str
+    best_iteration: dict[str, int]
+    importances: dict[str, dict[str, float]]
+    libraries: tuple[str, ...]
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def validated_params(family: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Every parameter of the family, defaults filled in.
+
+    Raises:
+        UnknownFamily: there is no such family.
+        BadParameter: a key is unknown, or a value of the wrong type or out of range.
+    """
+    kind: type[FamilyParams] = importlib.import_module(f"training.trainers.{check_family(family)}").Params
+    try:
+        return kind(**params).model_dump(mode="json")
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            raise BadParameter(f"{family} has no parameter {name!r}. Known: {', '.join(kind.model_fields)}.") from error
+        raise BadParameter(
+            f"the {family} parameter {name} is {problem.get('input')!r}: {problem['msg']}. Mend `trainer.params`, or the form's override."
+        ) from error
+
+
+def normalised(importances: Mapping[str, float], contract: Contract) -> dict[str, float]:
+    """Importances of every feature as shares of their sum, largest first; all 0 where there is nothing to share."""
+    positive = {name: max(0.0, float(importances.get(name, 0.0))) for name in contract.features}
+    total = sum(positive.values())
+    shares = {name: value / total if total else 0.0 for name, value in positive.items()}
+    return dict(sorted(shares.items(), key=lambda item: (-item[1], item[0])))

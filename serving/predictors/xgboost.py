@@ -1,0 +1,56 @@
+"""Gradient-boosted trees: boosters as UBJSON, calibration as JSON; nothing is unpickled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from serving.predictors.calibration import calibrated, ordered_interval
+from serving.predictors.contract import Contract, Matrix, Predictor, Scores, read_json
+
+DETAILS_FILE = "xgboost.json"
+
+
+class XgboostPredictor(Predictor):
+    """One booster an output, and one more for the bounds of an interval."""
+
+    def __init__(self, contract: Contract, boosters: Mapping[str, Any], details: Mapping[str, Any]) -> None:
+        super().__init__(contract)
+        self._boosters = boosters
+        self._details = details
+
+    def scores(self, matrix: Matrix) -> Scores:
+        """See `Predictor.scores`."""
+        columns: list[Any] = []
+        for detail in self._details["outputs"].values():
+            margin = self._margin(detail["file"], matrix)
+            if "calibration" in detail:
+                columns.append(calibrated(margin, detail["calibration"]))
+                continue
+            columns.append(margin)
+            if "interval" in detail:
+                bounds = self._margin(detail["interval"]["file"], matrix)
+                columns += ordered_interval(margin, bounds[:, 0], bounds[:, 1], detail["interval"]["widen_by"])
+
+        return np.column_stack(columns)
+
+    def _margin(self, file: str, matrix: Matrix) -> Any:
+        return self._boosters[file].inplace_predict(matrix, predict_type="margin", missing=np.nan, validate_features=False).astype(np.float64)
+
+
+def load(folder: Path, contract: Contract) -> XgboostPredictor:
+    """Load boosters and details from a verified folder."""
+    import xgboost as xgb
+
+    details = read_json(folder / DETAILS_FILE)
+    files = [d["file"] for d in details["outputs"].values()] + [d["interval"]["file"] for d in details["outputs"].values() if "interval" in d]
+    boosters = {}
+    for file in files:
+        booster = xgb.Booster()
+        booster.load_model(folder / file)
+        booster.set_param({"device": "cpu"})
+        boosters[file] = booster
+    return XgboostPredictor(contract, boosters, details)
