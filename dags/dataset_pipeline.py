@@ -8,15 +8,17 @@ Fails    `DataRejected`: too many bad rows; look at the quarantine and the data 
          `PartitionNotReady`: run the nights it names first. `SourceMissing`, `SourceSchemaMismatch`: the source's owner must act.
 """
 
+from typing import Any
+
 from airflow.sdk import DAG, Asset, task
 from mlops_ready import WaitUntilReady
-from mlops_wiring import INTERVAL_FORM, bounds, features_asset, nightly, task_defaults
+from mlops_wiring import INTERVAL_FORM, features_asset, first_midnight, last_midnight, nightly, task_defaults
 
 from config.catalog import load_catalog
 
 
 @task(doc_md="Land the rows that became knowable in the night, as they are; late and corrected rows become revisions.")
-def ingest(dataset_name, dag_run=None, params=None):
+def ingest(dataset_name: str, dag_run: Any = None, params: Any = None) -> dict[str, Any]:
     from config.calendar import requested_interval
     from features.ingest import ingest
     from lake.lake import open_lake
@@ -26,7 +28,7 @@ def ingest(dataset_name, dag_run=None, params=None):
 
 
 @task(doc_md="Set bad rows aside with every rule they broke; stop the night when too many are bad.")
-def validate(dataset_name, dag_run=None, params=None):
+def validate(dataset_name: str, dag_run: Any = None, params: Any = None) -> dict[str, Any]:
     from config.calendar import requested_interval
     from features.validate import validate
     from lake.lake import open_lake
@@ -36,7 +38,7 @@ def validate(dataset_name, dag_run=None, params=None):
 
 
 @task(doc_md="Run the SQL of every feature view over what the night may know.")
-def transform(dataset_name, dag_run=None, params=None):
+def transform(dataset_name: str, dag_run: Any = None, params: Any = None) -> dict[str, Any]:
     from config.calendar import requested_interval
     from features.transform import transform
     from lake.lake import open_lake
@@ -45,7 +47,7 @@ def transform(dataset_name, dag_run=None, params=None):
     return transform(open_lake(), dataset_name, days, run_id=dag_run.run_id).to_json()
 
 
-def materialize(dataset_name, dag_run=None, params=None):
+def materialize(dataset_name: str, dag_run: Any = None, params: Any = None) -> dict[str, Any]:
     from config.calendar import requested_interval
     from features.materialize import materialize
     from lake.lake import open_lake
@@ -68,7 +70,8 @@ for dataset in load_catalog().datasets:
         tags=["ingest", dataset.name, *dataset.airflow.tags],
         owner_links={dataset.owner: dataset.owner_url},
         default_args=task_defaults(dataset),
-        **bounds(dataset),
+        start_date=first_midnight(dataset),
+        end_date=last_midnight(dataset),
     ):
         features: list[Asset] = [features_asset(dataset.name)]
         landed = ingest(dataset.name)

@@ -7,7 +7,10 @@ Skipped  `request` is skipped on a quiet night; the log of `decide` gives the re
 Fails    `PartitionNotReady`: score the night first. A check that cannot be computed does not fail: it says *not evaluated* and why.
 """
 
-from airflow.sdk import DAG, Metadata, task
+from collections.abc import Iterator
+from typing import Any
+
+from airflow.sdk import DAG, Asset, Metadata, task
 from airflow.sdk.exceptions import AirflowSkipException
 from mlops_wiring import on_asset, predictions_asset, retraining_asset, task_defaults
 
@@ -15,7 +18,7 @@ from config.catalog import load_catalog
 
 
 @task(doc_md="Compare the night's features and predictions with the champion's training window, column by column.")
-def drift(model_name, dag_run=None):
+def drift(model_name: str, dag_run: Any = None) -> dict[str, Any]:
     from config.calendar import requested_interval
     from lake.lake import open_lake
     from monitoring.drift import drift
@@ -24,7 +27,7 @@ def drift(model_name, dag_run=None):
 
 
 @task(doc_md="Judge the predictions whose labels matured by this night, beside the trivial baseline.")
-def performance(model_name, dag_run=None):
+def performance(model_name: str, dag_run: Any = None) -> dict[str, Any]:
     from config.calendar import requested_interval
     from lake.lake import open_lake
     from monitoring.performance import performance
@@ -33,7 +36,7 @@ def performance(model_name, dag_run=None):
 
 
 @task(doc_md="Write the night's Evidently reports, self-contained HTML with the same numbers as the metrics table.")
-def report(model_name, dag_run=None):
+def report(model_name: str, dag_run: Any = None) -> dict[str, Any]:
     from config.calendar import requested_interval
     from lake.lake import open_lake
     from monitoring.reports import report
@@ -42,7 +45,7 @@ def report(model_name, dag_run=None):
 
 
 @task(doc_md="Decide on retraining from the history of metrics: calendar, drift, performance, cooldown.")
-def decide(model_name, dag_run=None):
+def decide(model_name: str, dag_run: Any = None) -> dict[str, Any]:
     from config.calendar import requested_interval
     from lake.lake import open_lake
     from monitoring.requests import decide_retraining
@@ -50,7 +53,7 @@ def decide(model_name, dag_run=None):
     return decide_retraining(open_lake(), model_name, requested_interval(dag_run.partition_key).start, run_id=dag_run.run_id).to_json()
 
 
-def request(decision, asset):
+def request(decision: Any, asset: Asset) -> Iterator[Metadata]:
     details = decision["details"]
     if not details["requested"]:
         raise AirflowSkipException(f"no retraining: {details['reason']}")
@@ -74,5 +77,6 @@ for model in catalog.models:
         retraining = retraining_asset(model.name)
         measured = [drift(model.name), performance(model.name)]
         decided = decide(model.name)
-        measured >> report(model.name) >> decided
+        measured >> decided
+        measured >> report(model.name)
         task(doc_md="Ask for the retraining, with the evidence; starts the training DAG.", outlets=[retraining])(request)(decided, retraining)

@@ -7,14 +7,16 @@ Fails    `NoChampion`: train and promote one for that date. `PartitionNotReady`:
          To score an interval again after a restate, fill in the form, or run `python -m cli rescore MODEL START END`.
 """
 
-from airflow.sdk import DAG, task
+from typing import Any
+
+from airflow.sdk import DAG, Asset, task
 from mlops_wiring import INTERVAL_FORM, features_asset, on_asset, predictions_asset, task_defaults
 
 from config.catalog import load_catalog
 
 
 @task(doc_md="Predict every entity of the night with that night's champion; memory does not grow with the rows.")
-def score(model_name, dag_run=None, params=None):
+def score(model_name: str, dag_run: Any = None, params: Any = None) -> dict[str, Any]:
     from config.calendar import requested_interval
     from lake.lake import open_lake
     from serving.score import score
@@ -23,7 +25,7 @@ def score(model_name, dag_run=None, params=None):
     return score(open_lake(), model_name, days, run_id=dag_run.run_id).to_json()
 
 
-def publish(model_name, asset, dag_run=None, params=None, outlet_events=None):
+def publish(model_name: str, asset: Asset, dag_run: Any = None, params: Any = None, outlet_events: Any = None) -> dict[str, Any]:
     from config.calendar import requested_interval
     from lake.lake import open_lake
     from serving.publish import project_predictions

@@ -8,6 +8,8 @@ Skipped  `promote` is skipped when the gate refused or could not judge: its log 
 Fails    `NotEnoughHistory`: load more nights. `MlflowUnavailable`: start MLflow, clear the task; nothing is half-registered.
 """
 
+from typing import Any
+
 from airflow.sdk import DAG, Param, task
 from airflow.sdk.exceptions import AirflowSkipException
 from mlops_wiring import on_asset, retraining_asset, task_defaults
@@ -22,7 +24,7 @@ FORM = {
 
 
 @task(doc_md="Record who or what asked, then write the training set and the job.")
-def prepare(model_name, dag_run=None, params=None, triggering_asset_events=None):
+def prepare(model_name: str, dag_run: Any = None, params: Any = None, triggering_asset_events: Any = None) -> str:
     from config.calendar import requested_interval
     from lake.lake import open_lake
     from monitoring.requests import record_manual_request
@@ -36,7 +38,7 @@ def prepare(model_name, dag_run=None, params=None, triggering_asset_events=None)
 
 
 @task(doc_md="Run the training job; its log shows the trainer's progress, MLflow its curves.")
-def train(model_name, job_dir):
+def train(model_name: str, job_dir: Any) -> str:
     from lake.lake import open_lake
     from training.runner import run_job
 
@@ -44,7 +46,7 @@ def train(model_name, job_dir):
 
 
 @task(doc_md="Store the model's bytes under their digest and register a version in MLflow.")
-def register(model_name, job_dir, dag_run=None):
+def register(model_name: str, job_dir: Any, dag_run: Any = None) -> dict[str, Any]:
     from lake.lake import open_lake
     from training.register import register
 
@@ -52,7 +54,7 @@ def register(model_name, job_dir, dag_run=None):
 
 
 @task(doc_md="Judge the challenger on nights neither model has seen, and audit the features for leaks. Decides, never promotes.")
-def gate(model_name, job_dir, registered, dag_run=None):
+def gate(model_name: str, job_dir: Any, registered: Any, dag_run: Any = None) -> dict[str, Any]:
     from lake.lake import open_lake
     from training.gate import judge_registered
 
@@ -60,7 +62,7 @@ def gate(model_name, job_dir, registered, dag_run=None):
 
 
 @task(doc_md="Write the promotion to the ledger, then bring MLflow's alias in line. Skipped when the gate did not pass the challenger.")
-def promote(model_name, registered, decision, dag_run=None, params=None):
+def promote(model_name: str, registered: Any, decision: Any, dag_run: Any = None, params: Any = None) -> dict[str, Any] | None:
     from lake.lake import open_lake
     from training.promote import promote_decided
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -56,17 +56,18 @@ def nightly(time_zone: str) -> CronPartitionTimetable:
     return CronPartitionTimetable("0 0 * * *", timezone=time_zone, run_offset=-1, key_format=KEY_FORMAT)
 
 
-def bounds(dataset: Dataset) -> dict[str, datetime]:
-    """start_date and, for a replay, end_date: without an end one run of today would start at once."""
-    zone = ZoneInfo(dataset.time_zone)
+def _midnight(day: date, time_zone: str) -> datetime:
+    return datetime(day.year, day.month, day.day, tzinfo=ZoneInfo(time_zone))
 
-    def midnight(day: Any) -> datetime:
-        return datetime(day.year, day.month, day.day, tzinfo=zone)
 
-    found = {"start_date": midnight(dataset.first_data_date)}
-    if dataset.replay:
-        found["end_date"] = midnight(dataset.replay.last + ONE_DAY)
-    return found
+def first_midnight(dataset: Dataset) -> datetime:
+    """start_date of the ingest DAG."""
+    return _midnight(dataset.first_data_date, dataset.time_zone)
+
+
+def last_midnight(dataset: Dataset) -> datetime | None:
+    """end_date of a replay: without one, a run of today would start at once. None for a live data set."""
+    return _midnight(dataset.replay.last + ONE_DAY, dataset.time_zone) if dataset.replay else None
 
 
 def task_defaults(entry: Dataset | ModelEntry) -> dict[str, Any]:

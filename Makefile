@@ -1,0 +1,55 @@
+# make run    three nights of the whole chain        make up     keep it running (REPLAY=60s: a night a minute)
+# make test   ruff, mypy, all tests                  make bench  the table of ratios
+# make lock   relock requirements.txt                make clean  remove all state
+SHELL := /bin/bash
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+UV_VERSION := 0.13.8
+NIGHTS ?= 3
+FROM ?=
+REPLAY ?=
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: help setup run up test lint bench lock clean doctor
+help:
+	@sed -n '1,3p' Makefile | cut -c3-
+
+# The stamp holds the digest of the lock: a changed requirements.txt installs anew.
+setup: $(VENV)/.installed
+$(VENV)/.installed: requirements.txt Makefile
+	@command -v $(PYTHON) >/dev/null || { echo "Nightfleet needs Python 3.11 as '$(PYTHON)'. Install it, or say PYTHON=/path/to/python3.11."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "Nightfleet needs Python 3.11, but '$(PYTHON)' is $$($(PYTHON) --version). Say PYTHON=/path/to/python3.11."; exit 1; }
+	@echo "== creating $(VENV) and installing $$(grep -c '==' requirements.txt) locked packages (about 2 GB on first use)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@$(BIN)/uv pip install --python $(BIN)/python --require-hashes --compile-bytecode -r requirements.txt
+	@touch $@
+
+run: setup
+	@$(BIN)/python -m cli run --nights $(NIGHTS) $(if $(FROM),--from $(FROM))
+
+up: setup
+	@$(BIN)/python -m cli up $(if $(REPLAY),--replay $(REPLAY))
+
+doctor: setup
+	@$(BIN)/python -m cli doctor
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy .
+
+test: lint
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: setup
+	@$(BIN)/python -m tests.benchmarks $(BENCH_ARGS)
+
+lock:
+	@test -x $(BIN)/uv || { $(PYTHON) -m venv $(VENV) && $(BIN)/pip install --quiet uv==$(UV_VERSION); }
+	@$(BIN)/uv pip compile --quiet --generate-hashes --python-version 3.11 --custom-compile-command "make lock" requirements.in -o requirements.txt
+
+clean:
+	@home="$${NIGHTFLEET_HOME:-var}"; if [ -e "$$home" ] && [ ! -d "$$home/secrets" ] && [ ! -d "$$home/lake" ]; then \
+		echo "$$home does not look like Nightfleet's state (no secrets/, no lake/): nothing was removed."; exit 1; fi; rm -rf "$$home"

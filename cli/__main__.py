@@ -1,0 +1,184 @@
+"""The commands of a person: `python -m cli COMMAND`."""
+
+from __future__ import annotations
+
+import fcntl
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from config.calendar import ONE_DAY, Interval, parse_data_date
+from config.durations import parse_duration
+from config.errors import NightfleetError
+from config.settings import Settings, load_settings
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Nightfleet: a fleet's models, every night.")
+console = Console(highlight=False)
+
+
+class AlreadyRunning(NightfleetError):
+    """Another process supervises this installation."""
+
+
+@contextmanager
+def _only_one(settings: Settings) -> Iterator[None]:
+    settings.home.mkdir(parents=True, exist_ok=True)
+    with (settings.home / "run.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise AlreadyRunning(f"another `run` or `up` works in {settings.home}. Stop it (Ctrl-C in its terminal), or set NIGHTFLEET_HOME to another folder.") from error
+        yield
+
+
+def _terminated(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+@app.command()
+def run(
+    nights: Annotated[int, typer.Option(min=1, help="How many nights to run.")] = 3,
+    start: Annotated[str, typer.Option("--from", help="First night, YYYY-MM-DD; each data set's own by default.")] = "",
+) -> None:
+    """Start Airflow and MLflow, load history, train first champions, run night after night, sum up, stop."""
+    from cli.run import run_nights
+
+    settings = load_settings()
+    first = parse_data_date(start) if start else None
+    with _only_one(settings):
+        code = run_nights(settings, console, nights=nights, start=first)
+    raise typer.Exit(code)
+
+
+@app.command()
+def up(
+    replay: Annotated[str, typer.Option(help="Release one night every so often, for example 60s.")] = "",
+) -> None:
+    """Start Airflow and MLflow and keep them running; with --replay a clock releases night after night."""
+    from cli.run import keep_up
+
+    seconds: float | None = None
+    if replay:
+        seconds = float(replay[:-1]) if replay.endswith("s") and replay[:-1].replace(".", "", 1).isdigit() else parse_duration(replay).total_seconds()
+    settings = load_settings()
+    with _only_one(settings):
+        keep_up(settings, console, replay_seconds=seconds)
+
+
+@app.command()
+def trace(
+    prediction_id: Annotated[str, typer.Argument(help="A prediction_id from the SQL table predictions_<model>.")],
+    reproduce: Annotated[bool, typer.Option("--reproduce", help="Compute the row again from what was known then, and compare.")] = False,
+) -> None:
+    """Show the life of one prediction as a tree."""
+    from lake.lake import open_lake
+    from serving import trace as tracing
+
+    lake = open_lake()
+    console.print(tracing.render(tracing.trace(lake, prediction_id)))
+    if reproduce:
+        outcome = tracing.reproduce(lake, prediction_id)
+        console.print(tracing.render_reproduction(outcome))
+        raise typer.Exit(0 if outcome.equal else 1)
+
+
+@app.command()
+def rescore(model: str, start: str, end: str) -> None:
+    """Score data dates START to END of MODEL again, both included, each with the champion of its night."""
+    from lake.lake import open_lake
+    from serving.publish import project_predictions
+    from serving.score import rescore as rescore_interval
+
+    lake, days = open_lake(), Interval.closed(parse_data_date(start), parse_data_date(end))
+    run_id = f"rescore__{int(time.time())}"
+    scored = rescore_interval(lake, model, days, run_id=run_id)
+    project_predictions(lake, model, days, run_id=run_id)
+    console.print(f"{model} {days}: {scored.rows:,} predictions, {scored.committed} of {len(days)} partitions changed.")
+
+
+@app.command()
+def restate(dataset: str, start: str, end: str) -> None:
+    """Rewrite DATASET's data dates START to END from its sources as they are now, and what is computed from them."""
+    from features.ingest import restate as restate_raw
+    from features.materialize import materialize
+    from features.transform import transform
+    from features.validate import validate
+    from lake.lake import open_lake
+    from serving.score import stale_predictions
+
+    lake, days = open_lake(), Interval.closed(parse_data_date(start), parse_data_date(end))
+    run_id = f"restate__{int(time.time())}"
+    raw = restate_raw(lake, dataset, days, run_id=run_id)
+    console.print(f"raw {days}: {raw.rows:,} rows, {raw.committed} partitions rewritten")
+    valid = validate(lake, dataset, days, run_id=run_id)
+    console.print(f"valid {days}: {valid.rows:,} rows, {valid.committed} partitions rewritten")
+    entry = lake.dataset(dataset)
+    reach = max((view.lookback for view in entry.features.values()), default=ONE_DAY)
+    from cli.chain import published_until
+
+    newest = published_until(lake, entry)
+    if newest is not None and newest >= days.start:
+        later = Interval.closed(days.start, min(newest, days.last + reach))
+        features = transform(lake, dataset, later, run_id=run_id)
+        materialize(lake, dataset, later, run_id=run_id)
+        console.print(f"features {later}: {features.committed} partitions rewritten")
+    for model in lake.catalog.models_of(dataset):
+        stale = [night.data_date for night in stale_predictions(lake, model.name)]
+        if stale:
+            console.print(f"{model.name}: predictions of {len(stale)} nights are stale, {min(stale)} to {max(stale)}. `python -m cli rescore {model.name} {min(stale)} {max(stale)}` rewrites them.")
+
+
+@app.command()
+def rollback(model: str, reason: Annotated[str, typer.Option(help="Why; kept in the ledger.")]) -> None:
+    """Make MODEL's former champion the champion again, from the next night on."""
+    import getpass
+
+    from lake.lake import open_lake
+    from training.promote import rollback as roll_back
+
+    promotion = roll_back(open_lake(), model, by=getpass.getuser(), reason=reason)
+    console.print(f"{model}: version {promotion.version} is champion again from data date {promotion.effective_from} on.")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is missing on this machine, for which capability, and the command that mends it."""
+    from cli.doctor import examine, render
+
+    findings = examine(load_settings())
+    console.print(render(findings))
+    raise typer.Exit(0 if all(finding.present or not finding.required for finding in findings) else 1)
+
+
+def main() -> None:
+    """Run a command; an expected error is its own text, without a traceback."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        app(standalone_mode=False)
+    except NightfleetError as error:
+        console.print(f"\n{error}", style="red", markup=False)
+        sys.exit(1)
+    except typer.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        console.print("\nstopped")
+        sys.exit(130)
+    except typer.Exit as leave:
+        sys.exit(leave.exit_code)
+    except Exception as error:
+        import click
+
+        if isinstance(error, click.ClickException):
+            error.show()
+            sys.exit(error.exit_code)
+        raise
+
+
+if __name__ == "__main__":
+    main()

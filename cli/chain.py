@@ -1,0 +1,352 @@
+"""Drives the chain from outside, night after night, and watches every task of it.
+
+A closed loop: a night is released only when the one before is through, its retraining included, so that a model trained
+on night T scores night T+1.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+from cli.airflow_api import AirflowApi
+from cli.processes import Supervisor
+from config.calendar import ONE_DAY, Interval
+from config.catalog import Catalog, Dataset, ModelEntry
+from config.errors import NightfleetError
+from lake.lake import Lake
+from lake.ledger import NoChampion
+from lake.tables import feature_table
+
+POLL_SECONDS = 0.25
+# A night's runs that have not even been created after this long will never be: an event was lost, or a DAG is paused.
+_CREATION_SECONDS = 90.0
+
+DONE = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
+
+
+class TaskFailed(NightfleetError):
+    """A task of the chain failed; the message is that task's own error."""
+
+
+class ChainStuck(NightfleetError):
+    """A DAG run that should have started never did."""
+
+
+class NoFirstChampion(NightfleetError):
+    """The gate did not pass a first champion."""
+
+
+class NothingToReplay(NightfleetError):
+    """The dates asked for lie outside the replay."""
+
+
+@dataclass
+class TaskView:
+    """One task of a run as the live view shows it."""
+
+    dag_id: str
+    task_id: str
+    state: str
+    seconds: float | None
+    tries: int
+    result: Any = None
+
+    @property
+    def rows(self) -> int | None:
+        """Rows the task reported, if it did."""
+        return self.result.get("rows") if isinstance(self.result, dict) else None
+
+    @property
+    def committed(self) -> int | None:
+        """Partitions the task committed, if it said so."""
+        return self.result.get("committed") if isinstance(self.result, dict) else None
+
+
+@dataclass
+class RunView:
+    """One DAG run."""
+
+    dag_id: str
+    run_id: str
+    partition_key: str | None
+    state: str
+    tasks: dict[str, TaskView] = field(default_factory=dict)
+
+
+@dataclass
+class Step:
+    """A wave of runs that is waited for together: history, first trainings, one night."""
+
+    title: str
+    runs: dict[str, RunView] = field(default_factory=dict)
+    began: float = field(default_factory=time.monotonic)
+    seconds: float | None = None
+
+
+class Chain:
+    """The closed loop over Airflow's REST API."""
+
+    def __init__(self, lake: Lake, api: AirflowApi, supervisor: Supervisor, log_folder: Path, redraw: Callable[[Step], None]) -> None:
+        self._lake = lake
+        self._api = api
+        self._supervisor = supervisor
+        self._logs = log_folder
+        self._redraw = redraw
+        self.steps: list[Step] = []
+        self._released: dict[str, list[date]] = {}
+
+    # ---- the three kinds of step ----
+
+    def history(self, plan: dict[str, Interval]) -> None:
+        """Load an interval of every named data set in bulk."""
+        step = self._begin("history in bulk")
+        wanted = {}
+        for name, interval in plan.items():
+            run_id = f"history__{interval.start}__{interval.last}"
+            self._release(f"{name}_history", run_id, conf={"start": str(interval.start), "end": str(interval.last)})
+            wanted[f"{name}_history"] = run_id
+        self._wait(step, wanted)
+
+    def train(self, plan: dict[str, date], reason: str) -> None:
+        """Train every named model as of a night."""
+        step = self._begin("first champions")
+        wanted = {}
+        for name, as_of in plan.items():
+            run_id = f"first__{as_of}"
+            self._release(f"{name}_train", run_id, partition_key=str(as_of), conf={"reason": reason}, note=f"requested by {reason}")
+            wanted[f"{name}_train"] = run_id
+        self._wait(step, wanted)
+
+    def require_champions(self, plan: dict[str, date]) -> None:
+        """Check that each of these models has a champion for the night after its as-of.
+
+        Raises:
+            NoFirstChampion: a gate refused; the message is its decision with the evidence.
+        """
+        refused = []
+        for name, as_of in plan.items():
+            try:
+                self._lake.ledger(name).read().champion_of(as_of + ONE_DAY)
+            except NoChampion:
+                refused.append(_refusal(self._lake, name, as_of))
+        if refused:
+            raise NoFirstChampion("nothing can be scored without a champion.\n\n" + "\n\n".join(refused))
+
+    def night(self, plan: dict[str, date]) -> None:
+        """Release one data date of every named data set, and wait for all that follows from it."""
+        step = self._begin("night " + ", ".join(f"{day} ({name})" for name, day in plan.items()))
+        wanted = {}
+        for name, day in plan.items():
+            run_id = f"replay__{day}"
+            self._released.setdefault(name, []).append(day)
+            self._release(f"{name}_ingest", run_id, partition_key=str(day))
+            wanted[f"{name}_ingest"] = run_id
+        self._wait(step, wanted, plan)
+
+    def release(self, dataset: str, day: date) -> None:
+        """Release one data date and return: the replay clock."""
+        self._release(f"{dataset}_ingest", f"replay__{day}", partition_key=str(day))
+
+    def nights_of(self, dataset: str) -> list[date]:
+        """The data dates of a data set that this run released, in order."""
+        return self._released.get(dataset, [])
+
+    # ---- inside ----
+
+    def _begin(self, title: str) -> Step:
+        step = Step(title)
+        self.steps.append(step)
+        return step
+
+    def _release(self, dag_id: str, run_id: str, **arguments: Any) -> None:
+        if not self._api.trigger(dag_id, run_id, **arguments):
+            run = self._api.run(dag_id, run_id)
+            if run and run["state"] == "failed":
+                self._api.clear(dag_id, run_id)
+
+    def _wait(self, step: Step, wanted: dict[str, str], nights: dict[str, date] | None = None) -> None:
+        """Poll until the wanted runs, and for a night all runs that follow from them, are done; raise on the first failure."""
+        progress = time.monotonic()
+        seen: set[tuple[str, str]] = set()
+        while True:
+            self._supervisor.check()
+            runs = {dag_id: run for dag_id, run_id in wanted.items() if (run := self._api.run(dag_id, run_id))}
+            expected = set(wanted)
+            if nights:
+                runs |= self._night_runs(nights)
+                expected |= {f"{m.name}_{kind}" for name in nights for m in self._lake.catalog.models_of(name) for kind in ("score", "monitor")}
+                expected |= {dag_id.removesuffix("_monitor") + "_train" for dag_id in runs if self._requested(step, dag_id)}
+            self._update(step, runs)
+            self._redraw(step)
+            for view in step.runs.values():
+                self._raise_if_failed(view)
+            if expected <= {run.dag_id for run in step.runs.values() if run.state == "success"}:
+                step.seconds = time.monotonic() - step.began
+                self._redraw(step)
+                return
+            now_seen = {(run.dag_id, task.state) for run in step.runs.values() for task in run.tasks.values()}
+            if now_seen != seen:
+                seen, progress = now_seen, time.monotonic()
+            running = any(run.state in {"running", "queued"} for run in step.runs.values())
+            if not running and time.monotonic() - progress > _CREATION_SECONDS:
+                missing = sorted(expected - {run.dag_id for run in step.runs.values()})
+                raise ChainStuck(f"{', '.join(missing)} did not start within {_CREATION_SECONDS:.0f} s. Look in the UI whether the DAG is paused.")
+            time.sleep(POLL_SECONDS)
+
+    def _night_runs(self, nights: dict[str, date]) -> dict[str, dict[str, Any]]:
+        runs: dict[str, dict[str, Any]] = {}
+        for name, day in nights.items():
+            follow = {f"{m.name}_{kind}" for m in self._lake.catalog.models_of(name) for kind in ("score", "monitor", "train")}
+            query = {"partition_key_prefix_pattern": str(day), "limit": 200, "order_by": "id"}
+            for run in self._api.call("GET", "/dags/~/dagRuns", params=query).json()["dag_runs"]:
+                if run["dag_id"] in follow and not run["dag_run_id"].startswith("first__"):
+                    runs[run["dag_id"]] = run
+        return runs
+
+    def _requested(self, step: Step, dag_id: str) -> bool:
+        run = step.runs.get(dag_id)
+        decision = run.tasks.get("decide") if run else None
+        return bool(decision and isinstance(decision.result, dict) and decision.result.get("details", {}).get("requested"))
+
+    def _update(self, step: Step, runs: dict[str, dict[str, Any]]) -> None:
+        for dag_id, run in runs.items():
+            view = step.runs.get(dag_id)
+            if view is None or view.run_id != run["dag_run_id"]:
+                view = step.runs[dag_id] = RunView(dag_id, run["dag_run_id"], run.get("partition_key"), run["state"])
+            elif view.state in {"success", "failed"} and run["state"] == view.state:
+                continue
+            for instance in self._api.tasks(dag_id, view.run_id):
+                name, state = instance["task_id"], instance["state"] or "waiting"
+                task = TaskView(dag_id, name, state, instance["duration"], instance["try_number"] or 0)
+                before = view.tasks.get(name)
+                if before and before.result is not None and before.tries == task.tries:
+                    task.result = before.result
+                elif state == "success":
+                    task.result = _decoded(self._api.result(dag_id, view.run_id, name))
+                view.tasks[name] = task
+            view.state = run["state"]
+
+    def _raise_if_failed(self, run: RunView) -> None:
+        if run.state != "failed":
+            return
+        failed = [task for task in run.tasks.values() if task.state == "failed"]
+        if not failed:
+            raise TaskFailed(f"{run.dag_id} {run.run_id} failed, but none of its tasks did. Look at it in the UI.")
+        task = failed[0]
+        path = self._logs / f"dag_id={run.dag_id}" / f"run_id={run.run_id}" / f"task_id={task.task_id}" / f"attempt={max(task.tries, 1)}.log"
+        raise TaskFailed(f"{run.dag_id}.{task.task_id} ({run.partition_key or run.run_id}) failed:\n\n{task_error(path)}\n\nIts log: {path}")
+
+
+def _refusal(lake: Lake, model: str, as_of: date) -> str:
+    """The newest decision on that model, with its reasons and checks, as text."""
+    from training.gate import read_decisions
+
+    decisions = [d for d in read_decisions(lake, model) if d.as_of == as_of]
+    if not decisions:
+        return f"{model} as of {as_of}: no decision was stored."
+    decision = decisions[-1]
+    lines = [f"{model} version {decision.version} as of {as_of}: {decision.verdict}"]
+    lines += [f"  {reason}" for reason in decision.reasons]
+    return "\n".join(lines)
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
+
+
+def task_error(log: Path) -> str:
+    """The error a task ended with, as it says itself, from its structured log; the last lines where there is none."""
+    if not log.exists():
+        return "(the task left no log: its process was killed before it began)"
+    lines = log.read_text(errors="replace").splitlines()
+    for line in reversed(lines):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        details = record.get("error_detail") or []
+        if details:
+            kind, value = details[-1]["exc_type"], details[-1]["exc_value"]
+            return str(value) if str(value).startswith(f"{kind}:") else f"{kind}: {value}"
+    return "\n".join(lines[-15:])
+
+
+# ---- what to run -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one `run` will do."""
+
+    first_nights: dict[str, date]
+    history: dict[str, Interval]
+    nights: tuple[dict[str, date], ...]
+
+    def first_models(self, catalog: Catalog) -> Iterator[tuple[ModelEntry, date]]:
+        """Every model with the night before its first one: its first champion is trained as of then."""
+        for model in catalog.models:
+            if model.dataset in self.first_nights:
+                yield model, self.first_nights[model.dataset] - ONE_DAY
+
+
+def published_until(lake: Lake, dataset: Dataset) -> date | None:
+    """The newest data date for which every feature view is published."""
+    newest = []
+    for view in dataset.features:
+        publication = lake.publications.newest(feature_table(lake.settings, dataset, view))
+        if publication is None:
+            return None
+        newest.append(publication.data_date)
+    return min(newest, default=None)
+
+
+def monitored_until(lake: Lake, dataset: Dataset) -> date | None:
+    """The newest data date for which every model of the data set has its retraining decision."""
+    from monitoring.requests import newest_decided
+
+    newest = [newest_decided(lake, model.name) for model in lake.catalog.models_of(dataset.name)]
+    known = [day for day in newest if day is not None]
+    return min(known) if known and len(known) == len(newest) else None
+
+
+def make_plan(lake: Lake, nights: int, start: date | None) -> Plan:
+    """Which history to load and which nights to run, given what is there already.
+
+    Raises:
+        NothingToReplay: no data set's replay holds the dates asked for.
+    """
+    first_nights: dict[str, date] = {}
+    history: dict[str, Interval] = {}
+    schedules: dict[str, list[date]] = {}
+    for dataset in lake.catalog.datasets:
+        replay = dataset.replay
+        if replay is None:
+            continue  # a live data set runs by its own clock
+        inside = start is not None and replay.first < start <= replay.last
+        first = start if start is not None and inside else replay.first_night
+        published, monitored = published_until(lake, dataset), monitored_until(lake, dataset)
+        if monitored is not None and start is None:
+            first = max(first, monitored + ONE_DAY)
+        if published is None or published < first - ONE_DAY:
+            history[dataset.name] = Interval.closed(replay.first if published is None else published + ONE_DAY, first - ONE_DAY)
+        days = [day for day in (first + timedelta(days=i) for i in range(nights)) if day <= replay.last]
+        first_nights[dataset.name] = first
+        if days:
+            schedules[dataset.name] = days
+    if not schedules:
+        bounds = "; ".join(f"{d.name} {d.replay.first} to {d.replay.last}" for d in lake.catalog.datasets if d.replay)
+        raise NothingToReplay(f"no replay has a night left to run (asked: {start or 'the next one'}). The replays: {bounds or 'none'}. `make clean` starts anew.")
+    longest = max(len(days) for days in schedules.values())
+    waves = tuple({name: days[i] for name, days in schedules.items() if i < len(days)} for i in range(longest))
+    return Plan(first_nights, history, waves)

@@ -1,0 +1,109 @@
+"""What is missing on this machine, for which capability, and the command that mends it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from config.catalog import load_catalog
+from config.errors import NightfleetError
+from config.settings import ROOT, Settings
+
+_NEEDED_DISK_GB = 5.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One capability: what it needs, whether that is there, and the command that mends it."""
+
+    capability: str
+    needs: str
+    found: str
+    present: bool
+    required: bool
+    mend: str
+
+
+def _packages() -> tuple[bool, str]:
+    missing = []
+    for line in (ROOT / "requirements.in").read_text().splitlines():
+        name = line.split("==")[0].strip()
+        if not name or name.startswith("#"):
+            continue
+        try:
+            importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(name)
+    return not missing, f"missing: {', '.join(missing)}" if missing else "all there"
+
+
+def _catalog(settings: Settings) -> tuple[bool, str]:
+    try:
+        catalog = load_catalog(settings)
+    except NightfleetError as error:
+        return False, str(error).splitlines()[0]
+    return True, f"{len(catalog.datasets)} data sets, {len(catalog.models)} models"
+
+
+def _docker() -> tuple[bool, str]:
+    import docker
+    from docker.errors import DockerException
+
+    try:
+        client = docker.from_env(timeout=3)
+        version = client.version()["Version"]
+        client.close()
+    except DockerException as error:
+        return False, f"no engine answers: {str(error)[:80]}"
+    return True, f"engine {version}"
+
+
+def _command(*names: str) -> Callable[[], tuple[bool, str]]:
+    def look() -> tuple[bool, str]:
+        for name in names:
+            path = shutil.which(name) or next((str(p) for p in sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))), None)
+            if path:
+                return True, path
+        return False, "not found"
+
+    return look
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Look at everything a capability needs; starts nothing, changes nothing."""
+    home = settings.home if settings.home.exists() else settings.home.parent
+    free_gb = shutil.disk_usage(home).free / 1e9
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    found: list[Finding] = [
+        Finding("everything", "Python 3.11", python, sys.version_info[:2] == (3, 11), True, "make setup PYTHON=/path/to/python3.11"),
+        Finding("everything", f"{_NEEDED_DISK_GB:.0f} GB of disk for {home}", f"{free_gb:.0f} GB free", free_gb > _NEEDED_DISK_GB, True, "free some, or set NIGHTFLEET_HOME"),
+    ]
+
+    def add(capability: str, needs: str, look: Callable[[], tuple[bool, str]], required: bool, mend: str) -> None:
+        present, text = look()
+        found.append(Finding(capability, needs, text, present, required, mend))
+
+    add("everything", "the locked packages", _packages, True, "make setup")
+    add("everything", "a catalog without errors", lambda: _catalog(settings), True, "mend the file it names")
+    add("training in containers", "a Docker engine", _docker, False, "apt-get install docker.io && dockerd; until then runner: process")
+    add("training on a GPU", "an NVIDIA driver", _command("nvidia-smi"), False, "install the driver; until then training runs on the CPU")
+    add("tests on Postgres", "Postgres server binaries", _command("initdb"), False, "apt-get install postgresql")
+    add("tests in a browser", "Chromium", _command("chromium", "chromium-browser", "google-chrome"), False, "apt-get install chromium")
+    return found
+
+
+def render(findings: list[Finding]) -> Table:
+    """The findings as a table; the mending command stands where something is missing."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for column in ("", "capability", "needs", "found", "mend with"):
+        table.add_column(column)
+    for finding in findings:
+        mark = "[green]✔" if finding.present else ("[red]✘" if finding.required else "[yellow]–")
+        table.add_row(mark, finding.capability, finding.needs, finding.found, "" if finding.present else finding.mend)
+    return table

@@ -1,0 +1,134 @@
+"""What a run did, on one screen."""
+
+from __future__ import annotations
+
+from datetime import date
+
+from rich.console import Console
+from rich.table import Table
+
+from cli.chain import Chain
+from cli.installation import Installation
+from config.catalog import Dataset, ModelEntry
+from config.errors import NightfleetError
+from lake.lake import Lake
+from lake.metrics import read_metrics
+from lake.tables import quarantine_table, valid_table
+
+
+def _plain_table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for column in columns:
+        table.add_column(column, justify="right" if column in {"valid rows", "quarantined", "rows", "model", "baseline", "better by"} else "left")
+    return table
+
+
+def _ingested(lake: Lake, dataset: Dataset, table: Table) -> None:
+    for name in dataset.tables:
+        valid, bad = valid_table(lake.settings, dataset, name), quarantine_table(lake.settings, dataset, name)
+        published = lake.publications.current(valid)
+        if not published:
+            continue
+        quarantined = sum(p.rows for p in lake.publications.current(bad).values())
+        with lake.duckdb() as connection:
+            bad.register(connection, "bad")
+            reasons = connection.execute(
+                "SELECT rule, count(*) FROM (SELECT unnest(string_split(broken_rules, '; ')) AS rule FROM bad) GROUP BY ALL ORDER BY 2 DESC, 1 LIMIT 3"
+            ).fetchall()
+        why = ", ".join(f"{rule}: {count:,}" for rule, count in reasons)
+        nights = f"{min(published)} to {max(published)}"
+        table.add_row(dataset.name, name, nights, f"{sum(p.rows for p in published.values()):,}", f"{quarantined:,}", why)
+
+
+def _champion(lake: Lake, model: ModelEntry, table: Table) -> None:
+    from training.gate import read_decisions
+
+    newest = lake.ledger(model.name).read().newest
+    if newest is None:
+        table.add_row(model.name, "none", "", "", "", "", "the gate passed no challenger")
+        return
+    decision = next((d for d in reversed(read_decisions(lake, model.name)) if d.version == newest.version), None)
+    checks = [check for check in decision.checks if check.name == "improvement"] if decision else []
+    for i, check in enumerate(checks):
+        shown = (model.name, f"version {newest.version}, from {newest.effective_from}") if i == 0 else ("", "")
+        table.add_row(*shown, f"{check.output} {check.metric}", _number(check.challenger), _number(check.rival), _percent(check.improvement), decision.rival if decision else "")
+    if not checks:
+        table.add_row(model.name, f"version {newest.version}, from {newest.effective_from}", "", "", "", "", newest.kind)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
+
+
+def _nights(lake: Lake, model: ModelEntry, days: list[date], table: Table) -> None:
+    from monitoring.requests import read_requests
+    from serving.predictions import predictions_table
+
+    predictions = lake.publications.current(predictions_table(lake.settings, model))
+    decisions = {row["data_date"]: row for row in read_requests(lake, model.name).to_pylist()}
+    drift = {row["data_date"]: row for row in read_metrics(lake, model.name, "drift").to_pylist() if row["check"] == "drift_share"}
+    for day in days:
+        if day not in predictions:
+            table.add_row(model.name, str(day), "not scored", "", "")
+            continue
+        found, decided = drift.get(day), decisions.get(day)
+        if found is None:
+            drifted = "not evaluated"
+        elif found["value"] is None:
+            drifted = f"not evaluated: {found['reason']}"
+        else:
+            drifted = f"{found['value']:.0%} of columns over their limit ({found['status']})"
+        verdict = ("requested: " if decided["requested"] else "no: ") + decided["reason"] if decided else ""
+        table.add_row(model.name, str(day), f"{predictions[day].rows:,}", drifted, verdict)
+
+
+def print_summary(console: Console, lake: Lake, installation: Installation, chain: Chain, problem: NightfleetError | None, seconds: float) -> None:
+    """Rows, champions, predictions, drift, decisions, where to look; the problem last, where it is seen."""
+    console.print()
+    table = _plain_table("ingested", "data set", "table", "nights", "valid rows", "quarantined", "broken rules")
+    for dataset in lake.catalog.datasets:
+        _ingested(lake, dataset, table)
+    console.print(table)
+    console.print()
+    table = _plain_table("champions", "model", "version", "metric", "model ", "baseline", "better by", "judged against")
+    for model in lake.catalog.models:
+        _champion(lake, model, table)
+    console.print(table)
+    nights = {d.name: chain.nights_of(d.name) for d in lake.catalog.datasets}
+    if any(nights.values()):
+        console.print()
+        table = _plain_table("nights", "model", "data date", "rows", "drift", "retraining")
+        for model in lake.catalog.models:
+            _nights(lake, model, nights[model.dataset], table)
+        console.print(table)
+    console.print()
+    console.print(f"steps      {', '.join(f'{step.title} {step.seconds:.0f} s' for step in chain.steps if step.seconds is not None)}; {seconds:.0f} s in all")
+    reports = sorted(lake.settings.reports.glob("*/*/drift.html"))
+    console.print(f"reports    {reports[-1] if reports else 'none yet'}", soft_wrap=True)
+    docs = sorted(lake.settings.reports.glob("data_docs/*/index.html"))
+    if docs:
+        console.print(f"data docs  {docs[0]}", soft_wrap=True)
+    console.print("trace      .venv/bin/python -m cli trace " + (_some_prediction(lake) or "PREDICTION_ID"), soft_wrap=True)
+    console.print("UI         `make up` keeps Airflow and MLflow running and prints their addresses and the login")
+    if problem is not None:
+        console.print(f"\n{problem}", style="red", markup=False, soft_wrap=True)
+
+
+def _some_prediction(lake: Lake) -> str | None:
+    import sqlalchemy as sa
+
+    inspector = sa.inspect(lake.engine)
+    for model in lake.catalog.models:
+        name = f"predictions_{model.name}"
+        if inspector.has_table(name):
+            table = sa.Table(name, sa.MetaData(), autoload_with=lake.engine)
+            query = sa.select(table.c.prediction_id).where(table.c.superseded_at.is_(None)).order_by(table.c.data_date.desc(), table.c.prediction_id).limit(1)
+            with lake.engine.connect() as connection:
+                found = connection.execute(query).scalar()
+            if found:
+                return str(found)
+    return None
