@@ -1,0 +1,98 @@
+"""Every DAG of the catalog: parsed, documented, chained, and refusing what it must refuse."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, time
+
+import pytest
+
+from config.calendar import BadInterval, Interval, requested_interval
+from config.catalog import load_catalog
+from config.errors import NightfleetError, TransientError
+
+CATALOG = load_catalog()
+DATASET_DAGS = [f"{d.name}_{kind}" for d in CATALOG.datasets for kind in ("ingest", "history")]
+MODEL_DAGS = [f"{m.name}_{kind}" for m in CATALOG.models for kind in ("train", "score", "monitor")]
+
+
+def test_every_file_parses_and_the_catalog_decides_what_there_is(dag_bag) -> None:
+    assert not dag_bag.import_errors, f"{next(iter(dag_bag.import_errors.items()))}"
+    assert sorted(dag_bag.dag_ids) == sorted(DATASET_DAGS + MODEL_DAGS)
+
+
+@pytest.mark.parametrize("dag_id", DATASET_DAGS + MODEL_DAGS)
+def test_an_operator_finds_help_on_every_dag_and_task(dag_bag, dag_id) -> None:
+    dag = dag_bag.dags[dag_id]
+    for word in ("Reads", "Writes", "Rerun", "Fails"):
+        assert word in (dag.doc_md or ""), f"{dag_id}: the file's docstring must have a line on what it {word.lower()}; it is what the UI shows."
+    assert dag.tags, f"{dag_id} has no tags: set them in its DAG(...)."
+    assert dag.owner_links, f"{dag_id} has no owner_links: set owner_url in the catalog."
+    assert dag.max_active_runs == 1, f"{dag_id}: two runs of one partition must not run at once."
+    for task in dag.tasks:
+        assert task.doc_md or task.task_id == "wait_until_ready", f"{dag_id}.{task.task_id} has no doc_md: say in one line what it does."
+        assert task.owner == dag.default_args["owner"] != "airflow"
+        assert task.execution_timeout is not None
+        assert task.retries == dag.default_args["retries"]
+
+
+def test_runs_are_chained_by_partitioned_assets(dag_bag) -> None:
+    for model in CATALOG.models:
+        outlets = {asset.name for dag in dag_bag.dags.values() for task in dag.tasks for asset in task.outlets}
+        for kind in ("score", "monitor", "train"):
+            dag = dag_bag.dags[f"{model.name}_{kind}"]
+            wanted = {asset.name for _, asset in dag.timetable.asset_condition.iter_assets()}
+            assert wanted <= outlets, f"{dag.dag_id} waits for {wanted - outlets}, which no task emits."
+
+
+def test_history_starts_no_scoring(dag_bag) -> None:
+    for dataset in CATALOG.datasets:
+        assert not any(task.outlets for task in dag_bag.dags[f"{dataset.name}_history"].tasks)
+
+
+def test_a_replay_keeps_quiet_about_today(dag_bag) -> None:
+    for dataset in CATALOG.datasets:
+        dag = dag_bag.dags[f"{dataset.name}_ingest"]
+        if dataset.replay:
+            assert dag.end_date is not None
+            assert dag.end_date < datetime.now(UTC), f"{dag.dag_id}: without an end date in the past one run of today would start at once."
+
+
+def test_a_dry_run_is_not_the_default(dag_bag) -> None:
+    for model in CATALOG.models:
+        params = dag_bag.dags[f"{model.name}_train"].params
+        assert params["dry_run"] is False
+        assert {"reason", "overrides", "dry_run"} <= set(params)
+
+
+def test_a_key_that_is_no_date_is_refused(dag_bag) -> None:
+    from mlops_wiring import features_asset, on_asset
+
+    mapper = on_asset(features_asset("flights"), "America/New_York").default_partition_mapper
+    assert mapper.input_format == "%Y-%m-%d"
+
+
+def test_a_run_without_a_key_says_how_to_give_one() -> None:
+    with pytest.raises(BadInterval, match="Trigger it again with a partition key, YYYY-MM-DD"):
+        requested_interval(None)
+    with pytest.raises(BadInterval, match="only one end was given"):
+        requested_interval(None, "2013-07-01", None)
+    with pytest.raises(BadInterval, match="'2013-7-1' is no data date"):
+        requested_interval("2013-7-1")
+    assert len(requested_interval(None, "2013-07-01", "2013-07-03")) == 3
+    assert requested_interval("2013-07-01") == Interval.of(datetime(2013, 7, 1).date())
+
+
+def test_only_what_may_pass_by_itself_is_tried_again() -> None:
+    from airflow.sdk.definitions.retry_policy import RetryAction
+    from mlops_wiring import RETRY_POLICY
+
+    assert RETRY_POLICY.evaluate(NightfleetError("x"), 1, 3).action is RetryAction.FAIL
+    assert RETRY_POLICY.evaluate(TransientError("x"), 1, 3).action is RetryAction.RETRY
+    assert RETRY_POLICY.evaluate(ValueError("x"), 1, 3).action is RetryAction.DEFAULT
+
+
+def test_a_live_night_waits_for_its_hour() -> None:
+    from mlops_ready import ready_at
+
+    assert ready_at("2013-07-01", "America/New_York", time(2)) == datetime(2013, 7, 2, 6, tzinfo=UTC)
+    assert ready_at("2013-03-09", "America/New_York", time(4)) == datetime(2013, 3, 10, 8, tzinfo=UTC)  # the clocks went forward at 2
