@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 
@@ -23,8 +23,8 @@ from lake.ledger import LedgerSnapshot, Promotion
 from lake.lineage import Publication
 from lake.publish import Published, StalePublish, publish
 from lake.tables import LakeTable
-from serving.predictions import CHAMPION, FeatureMissing, check_outputs, input_digests, prediction_ids, predictions_table
-from serving.predictors import load_predictor
+from serving.predictions import CHAMPION, check_outputs, input_digests, prediction_ids, predictions_table
+from serving.predictors import Predictor, load_predictor
 
 BATCH_ROWS = 65_536
 
@@ -39,17 +39,6 @@ class OtherChampion(NightfleetError):
 
 class AlreadyScored(NightfleetError):
     """A night is scored, and scoring it again would change its rows."""
-
-
-class Predictor(Protocol):
-    """What scoring needs of a loaded model version."""
-
-    @property
-    def feature_columns(self) -> Any:
-        """Names of the features it reads, in order."""
-
-    def predict(self, batch: Any) -> pa.Table:
-        """`model.output_columns` as float64, one row per row of `batch`, in its order; a row's result does not depend on its neighbours."""
 
 
 @dataclass(frozen=True)
@@ -127,22 +116,21 @@ def stale_predictions(lake: Lake, model: str) -> list[StaleNight]:
 
 @functools.lru_cache(maxsize=8)
 def _loaded(folder: Path) -> Predictor:
-    loaded: Predictor = load_predictor(folder)
-    return loaded
+    return load_predictor(folder)
 
 
-def champion_predictor(settings: Settings, champion: Promotion) -> Predictor:
+def load_version(settings: Settings, model: str, version: int, artifact_digest: str) -> Predictor:
     """The predictor of a promoted version, from verified bytes; each version is loaded once per process.
 
     Raises:
         ModelMissing: its folder is not there.
         ArtifactMismatch: a file in it is missing or was changed.
     """
-    folder = settings.artifacts / champion.model / champion.artifact_digest
+    folder = settings.artifacts / model / artifact_digest
     if not folder.is_dir():
         raise ModelMissing(
-            f"{champion.model} version {champion.version} was promoted, but its files are not in {folder}. Nothing was scored.\n"
-            f"  Restore that folder from a backup or from the version's MLflow artifacts, or go back to the champion before it (`rollback {champion.model}`)."
+            f"{model} version {version} was promoted, but its files are not in {folder}. Nothing was scored.\n"
+            f"  Restore that folder from a backup or from the version's MLflow artifacts, or go back to the champion before it (`rollback {model}`)."
         )
     return _loaded(folder)
 
@@ -154,7 +142,9 @@ def _score(lake: Lake, model: str, interval: Interval, *, run_id: str, rewrite: 
     reigns = _reigns(ledger, interval)
     before = lake.publications.current(table, interval)
     _keep_attribution(table, before, reigns)
-    predictors = {r.champion.artifact_digest: champion_predictor(lake.settings, r.champion) for r in reigns}
+    predictors = {
+        r.champion.artifact_digest: load_version(lake.settings, model, r.champion.version, r.champion.artifact_digest) for r in reigns
+    }
 
     seen = _Seen()
     with lake.scratch(f"score-{model}") as folder:
@@ -227,11 +217,10 @@ def _keep_attribution(table: LakeTable, before: Mapping[date, Publication], reig
 
 @dataclass
 class _Seen:
-    """What passed by in the stream, for the result."""
+    """What passed by in the stream, for the result: rows, and the values that are not null of each feature."""
 
-    def __post_init__(self) -> None:
-        self.rows = 0
-        self.values: Counter[str] = Counter()
+    rows: int = 0
+    values: Counter[str] = field(default_factory=Counter)
 
 
 def _rebatched(reader: pa.RecordBatchReader) -> Iterator[pa.Table]:
@@ -339,6 +328,3 @@ def _already_scored(lake: Lake, entry: ModelEntry, interval: Interval, days: Seq
         f"{entry.name}/predictions is published for {days[0]}, and scoring it again would change its rows: {cause}. Nothing was written.\n"
         f"  To replace what was published, on purpose, run `python -m cli rescore {entry.name} {interval.start} {interval.last}`."
     )
-
-
-__all__ = ["AlreadyScored", "FeatureMissing", "ModelMissing", "OtherChampion", "rescore", "score", "stale_predictions"]
