@@ -6,6 +6,7 @@ import functools
 import hashlib
 import os
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -155,3 +156,8 @@ def secret(settings: Settings, name: str) -> str:
     if path.stat().st_mode & 0o077:
         raise MissingSecret(f"{path} has mode {path.stat().st_mode & 0o777:o}, needs 600: others could read it. Run `chmod 600 {path}`.")
     return path.read_text(encoding="utf-8").strip()
+
+
+def process_environment(names: Iterable[str]) -> dict[str, str]:
+    """Those of the named environment variables that are set, for a process that gets nothing else."""
+    return {name: os.environ[name] for name in names if name in os.environ}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -219,15 +221,20 @@ def _report(keras: Any, epochs: int, progress: Progress) -> Any:
 
 
 def _save(network: Any, path: Path) -> None:
-    """Save, then write the archive again without the times in it: equal weights give equal bytes."""
+    """Save, then write the archive again without times and memory addresses in it: equal weights give equal bytes."""
     network.save(path)
+    addresses: dict[str, int] = {}
+
+    def numbered(match: re.Match[str]) -> str:
+        return f'"shared_object_id": {addresses.setdefault(match[1], len(addresses))}'
+
     with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as saved, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as written:
         for name in sorted(saved.namelist()):
             content = saved.read(name)
             if name == "metadata.json":
-                import keras
-
-                content = f'{{"keras_version": "{keras.__version__}", "date_saved": "1980-01-01@00:00:00"}}'.encode()
+                content = json.dumps(json.loads(content) | {"date_saved": "1980-01-01@00:00:00"}, sort_keys=True).encode()
+            elif name == "config.json":
+                content = re.sub(r'"shared_object_id": (\d+)', numbered, content.decode()).encode()
             written.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content)
 
 

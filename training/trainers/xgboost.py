@@ -158,7 +158,7 @@ def _margin(booster: Any, rows: Rows) -> Floats:
 def _Report(name: str, rounds: int, progress: Progress) -> Any:  # noqa: N802 (makes a class of a library that is imported late)
     import xgboost as xgb
 
-    class Report(xgb.callback.TrainingCallback):
+    class Report(xgb.callback.TrainingCallback):  # type: ignore[misc]
         """Curves each round, a line now and then."""
 
         def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
