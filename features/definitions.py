@@ -1,0 +1,233 @@
+"""Feast's objects, generated from the catalog, and the store that serves them.
+
+Names: a feature view is `<dataset>__<view>`, an entity `<dataset>__<column>`, since all data sets share one project. A
+model's feature service gives its views their short names back, so retrieved columns read `<view>__<column>`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from config.catalog import Catalog, ColumnType, Dataset
+from config.settings import Settings
+from lake.lake import Lake
+from lake.tables import ARROW_TYPES, feature_table
+
+if TYPE_CHECKING:
+    from feast import Entity, FeatureService, FeatureStore, FeatureView
+
+PROJECT = "nightfleet"
+TIMESTAMP_FIELD = "event_timestamp"
+# Raised when the objects made here change though the catalog does not; it makes every installation apply anew.
+_DEFINITIONS_VERSION = 1
+
+
+def view_name(dataset: str, view: str) -> str:
+    """A feature view's name in Feast."""
+    return f"{dataset}__{view}"
+
+
+def feast_type(kind: ColumnType) -> Any:
+    """The Feast type of a catalog type. Feast has no date: a date is its ISO text, `2013-07-01`."""
+    from feast import types
+
+    return {
+        "string": types.String,
+        "date": types.String,
+        "int32": types.Int32,
+        "int64": types.Int64,
+        "float64": types.Float64,
+        "boolean": types.Bool,
+        "timestamp": types.UnixTimestamp,
+    }[kind]
+
+
+def entity_types(dataset: Dataset, view: str) -> dict[str, ColumnType]:
+    """Catalog type of each entity column of a view."""
+    declared = dataset.features[view]
+    kinds: dict[str, ColumnType] = {}
+    for table in declared.reads:
+        for name, column in dataset.tables[table].columns.items():
+            kinds.setdefault(name, column.type)
+    return {name: kinds[name] for name in declared.entities}
+
+
+def feast_objects(settings: Settings, catalog: Catalog) -> list[Entity | FeatureView | FeatureService]:
+    """Every entity, feature view and feature service of the catalog."""
+    from feast import Entity, FeatureService, FeatureView, Field, FileSource
+    from feast.data_format import DeltaFormat
+
+    views: dict[str, FeatureView] = {}
+    entities: dict[str, Entity] = {}
+    for dataset in catalog.datasets:
+        for view, declared in dataset.features.items():
+            kinds = entity_types(dataset, view)
+            for name, kind in kinds.items():
+                entities.setdefault(
+                    view_name(dataset.name, name),
+                    Entity(
+                        name=view_name(dataset.name, name),
+                        join_keys=[name],
+                        value_type=feast_type(kind).to_value_type(),
+                        description=_describe(dataset, name),
+                        tags={"dataset": dataset.name},
+                        owner=dataset.owner,
+                    ),
+                )
+            schema = [Field(name=name, dtype=feast_type(kind), description=_describe(dataset, name)) for name, kind in kinds.items()]
+            for name, column in declared.columns.items():
+                tags = {"unit": column.unit} if column.unit else {}
+                schema.append(Field(name=name, dtype=feast_type(column.type), description=column.description, tags=tags))
+            table = feature_table(settings, dataset, view)
+            views[view_name(dataset.name, view)] = FeatureView(
+                name=view_name(dataset.name, view),
+                entities=[entities[view_name(dataset.name, name)] for name in declared.entities],
+                ttl=declared.ttl,
+                schema=schema,
+                source=FileSource(
+                    name=table.name,
+                    path=str(table.path),
+                    file_format=DeltaFormat(),
+                    timestamp_field=TIMESTAMP_FIELD,
+                    description=declared.description,
+                    owner=dataset.owner,
+                ),
+                description=declared.description,
+                tags={"dataset": dataset.name, "view": view, "owner": dataset.owner},
+                owner=dataset.owner,
+            )
+    services = [
+        FeatureService(
+            name=model.name,
+            features=[views[view_name(model.dataset, view)].with_name(view) for view in model.features],
+            description=model.title,
+            tags={"dataset": model.dataset},
+            owner=model.owner,
+        )
+        for model in catalog.models
+    ]
+    return [*entities.values(), *views.values(), *services]
+
+
+def _describe(dataset: Dataset, column: str) -> str:
+    return next((t.columns[column].description for t in dataset.tables.values() if column in t.columns), "")
+
+
+def repo_config(settings: Settings, pins: Mapping[str, int] | None = None, *, stores: str = "") -> dict[str, Any]:
+    """Feast's configuration of an installation, as `feature_store.yaml` holds it.
+
+    Args:
+        pins: Delta version per feature view (Feast's name); what is not named is read at its newest version.
+        stores: module that holds all three classes, where they are not imported from their own.
+    """
+    return {
+        "project": PROJECT,
+        "provider": "local",
+        "registry": {"registry_type": "sql", "path": settings.registry_url, "cache_ttl_seconds": 0},
+        "offline_store": {
+            "type": f"{stores or 'features.offline_store'}.DuckDBDeltaOfflineStore",
+            "pins": dict(pins or {}),
+            "memory_gb": settings.duckdb_memory_gb,
+            "threads": settings.duckdb_threads,
+            "scratch": str(settings.scratch),
+        },
+        "online_store": {"type": f"{stores or 'features.online_store'}.NewestWinsSqliteOnlineStore", "path": str(settings.online_store)},
+        "batch_engine": {"type": f"{stores or 'features.compute_engine'}.ColumnarComputeEngine"},
+        "entity_key_serialization_version": 3,
+    }
+
+
+_stores: dict[tuple[int, str, str], FeatureStore] = {}
+
+
+def feature_store(lake: Lake, pins: Mapping[str, int] | None = None) -> FeatureStore:
+    """Feast's store on the applied definitions, reading each feature view at its pinned Delta version.
+
+    The registry is read once per process and catalog; only the configuration differs from call to call.
+    """
+    from feast import FeatureStore, RepoConfig
+
+    # A forked worker must not use its parent's database connections.
+    key = (os.getpid(), str(lake.settings.home), ensure_applied(lake))
+    if key not in _stores:
+        _stores.clear()
+        _stores[key] = FeatureStore(config=RepoConfig(**repo_config(lake.settings)))
+    known = _stores[key]
+    store = FeatureStore(config=RepoConfig(**repo_config(lake.settings, pins)))
+    store._registry = known.registry
+    return store
+
+
+def definitions_digest(lake: Lake) -> str:
+    """Digest of all that the applied objects follow from."""
+    import feast
+
+    parts = {
+        "version": _DEFINITIONS_VERSION,
+        "feast": feast.__version__,
+        "lake": str(lake.settings.lake),
+        "online": str(lake.settings.online_store),
+        "registry": lake.settings.registry_url,
+        "catalog": {entry.name: lake.catalog.digest(entry.name) for entry in (*lake.catalog.datasets, *lake.catalog.models)},
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def feast_lock(settings: Settings) -> Iterator[None]:
+    """One process at a time writes to Feast's registry and online store: Feast loses intervals otherwise."""
+    folder = settings.home / "feast"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield  # closing the file gives the lock back
+
+
+def ensure_applied(lake: Lake) -> str:
+    """Apply the catalog to Feast's registry, unless the same catalog is there already; returns its digest."""
+    digest = definitions_digest(lake)
+    marker = lake.settings.home / "feast" / "applied"
+    if _applied(marker) == digest:
+        return digest
+    with feast_lock(lake.settings):
+        if _applied(marker) == digest:
+            return digest  # another process did it meanwhile
+        _apply(lake)
+        written = marker.with_suffix(f".{os.getpid()}")
+        written.write_text(digest)
+        written.replace(marker)
+    return digest
+
+
+def _applied(marker: Path) -> str | None:
+    return marker.read_text() if marker.exists() else None
+
+
+def _apply(lake: Lake) -> None:
+    from feast import FeatureStore, RepoConfig
+
+    folder = lake.settings.home / "feast"
+    config = repo_config(lake.settings)
+    store = FeatureStore(config=RepoConfig(**config))
+    wanted = feast_objects(lake.settings, lake.catalog)
+    names = {type(o).__name__: {x.name for x in wanted if type(x) is type(o)} for o in wanted}
+    known = [*store.list_feature_services(), *store.list_feature_views(), *store.list_entities(), *store.list_data_sources()]
+    sources = {getattr(o, "batch_source", o).name for o in wanted if hasattr(o, "batch_source")}
+    gone = [o for o in known if o.name not in names.get(type(o).__name__, set()) | sources | {"__dummy"}]
+    store.apply(wanted, objects_to_delete=gone, partial=not gone)
+    # For the plain `feast` command on an installation elsewhere: `feast -f <home>/feast/feature_store.yaml …`.
+    (folder / "feature_store.yaml").write_text(yaml.safe_dump(repo_config(lake.settings, stores="nightfleet_stores"), sort_keys=False))
+
+
+def view_columns(dataset: Dataset, view: str) -> dict[str, Any]:
+    """Arrow type of each feature a view gives."""
+    return {name: ARROW_TYPES[column.type] for name, column in dataset.features[view].columns.items()}

@@ -1,0 +1,80 @@
+"""Rows of a valid table as each night knew them: the newest revision that had arrived by then."""
+
+# ruff: noqa: S608 (names come from the typed catalog, quoted)
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from config.calendar import Interval
+from lake.lake import Lake
+from lake.lineage import Input
+from lake.tables import LakeTable
+
+# Delta keeps the statistics of a timestamp cut to milliseconds.
+_STATISTICS_MARGIN = timedelta(seconds=1)
+
+
+@dataclass(frozen=True)
+class KnownTable:
+    """A valid table pinned at one Delta version, restricted to the partitions that matter.
+
+    Attributes:
+        dates: its published partitions from the earliest that matters to the last night asked for.
+        inputs: the same as lineage, by data date.
+    """
+
+    table: LakeTable
+    version: int | None
+    dates: tuple[date, ...]
+    inputs: dict[date, Input]
+
+    def register(self, connection: duckdb.DuckDBPyConnection, view: str, key: tuple[str, ...]) -> None:
+        """DuckDB view of every revision in those partitions, with `superseded_on`: the night its next revision arrived in, else null.
+
+        Night n knows the rows with `data_date <= n AND (superseded_on IS NULL OR superseded_on > n)`.
+        """
+        self.table.register(connection, f"{view}_revisions", self.dates, self.version)
+        keys = ", ".join(f'"{name}"' for name in key)
+        connection.execute(
+            f'CREATE OR REPLACE TEMP VIEW "{view}" AS SELECT *, lead(data_date) OVER (PARTITION BY {keys} ORDER BY data_date, revision) AS superseded_on '
+            f'FROM "{view}_revisions"'
+        )
+
+    def inputs_until(self, last: date) -> list[Input]:
+        """The partitions up to `last`."""
+        return [item for day, item in self.inputs.items() if day <= last]
+
+
+def known_table(lake: Lake, table: LakeTable, last: date, *, column: str, low: Any, high: Any, version: int | None = None) -> KnownTable:
+    """The partitions that can tell what was known by `last` of rows whose `column` lies in `[low, high]`.
+
+    Files are judged by their own statistics. From the earliest partition that may hold such a row on every later one
+    belongs to it too, since it may hold a revision that moved the row elsewhere.
+    """
+    delta = table.load(version)
+    if delta is None:
+        return KnownTable(table, None, (), {})
+    pinned = delta.version()
+    published = lake.publications.current(table, Interval.closed(date.min + timedelta(days=1), last), as_of_version=pinned)
+    first = _first_overlap(pa.table(delta.get_add_actions(flatten=True)), column, low, high)
+    dates = tuple(day for day in published if first is not None and day >= first)
+    return KnownTable(table, pinned, dates, {day: published[day].as_input() for day in dates})
+
+
+def _first_overlap(files: pa.Table, column: str, low: Any, high: Any) -> date | None:
+    if isinstance(low, datetime):
+        low, high = low - _STATISTICS_MARGIN, high + _STATISTICS_MARGIN
+    lowest, highest = f"min.{column}", f"max.{column}"
+    if isinstance(low, date | int) and lowest in files.column_names and highest in files.column_names:
+        kind = files[lowest].type
+        ends_late = pc.greater_equal(files[highest], pa.scalar(low, kind))
+        begins_early = pc.less_equal(files[lowest], pa.scalar(high, kind))
+        files = files.filter(pc.fill_null(pc.and_(ends_late, begins_early), True))
+    found: date | None = pc.min(files["partition.data_date"]).as_py()
+    return found
