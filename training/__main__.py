@@ -32,7 +32,7 @@ from lake.artifact import file_digest, folder_digests
 from serving.predictors import MANIFEST_FILE, check_family, load_model_folder
 from serving.predictors.contract import FEATURE_TYPES, Contract, FeatureSpec, read_json, write_json
 from training.evaluate import baseline_metrics, evaluate
-from training.progress import CurveStream, Progress
+from training.progress import Progress, say, stream_of
 from training.trainers import Fitted, Floats, Rows, TrainingImpossible, validated_params
 
 JOB_FILE = "job.json"
@@ -89,9 +89,7 @@ def run(job_dir: Path) -> Path:
     trainer = job["entry"]["trainer"]
     family = check_family(trainer["family"])
     params = validated_params(family, job["params"])
-    mlflow = job.get("mlflow") or {}
-    stream = CurveStream(mlflow["tracking_uri"], mlflow["run_id"], lambda text: print(text, flush=True)) if mlflow.get("run_id") else None
-    progress = Progress(stream=stream)
+    progress = Progress(stream=stream_of(job.get("mlflow") or {}, say))
     contract, splits, baseline = _read_rows(job, family, params, training_set)
     fit, validation = splits["train"], splits["validation"]
     counts = f"{len(fit.label)} training rows, {len(validation.label)} validation rows, {len(contract.features)} features"

@@ -7,11 +7,21 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable
+import urllib.request
+from collections.abc import Callable, Mapping
+from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 CURVES_FILE = "curves.json"
 Curves = dict[str, list[tuple[int, float]]]
+_POINTS_A_REQUEST = 500  # MLflow takes at most 1,000
+_REQUEST_TIMEOUT_SECONDS = 5.0
+
+
+def say(text: str) -> None:
+    """One line to standard output, at once."""
+    print(text, flush=True)
 
 
 class CurveStream:
@@ -44,31 +54,40 @@ class CurveStream:
 
     def _send(self) -> None:
         try:
-            from mlflow import MlflowClient
-            from mlflow.entities import Metric
-
-            client = MlflowClient(tracking_uri=self._tracking_uri)
             ended = False
             while not ended:
                 points = [self._points.get()]
-                while len(points) < 500 and not self._points.empty():
+                while len(points) < _POINTS_A_REQUEST and not self._points.empty():
                     points.append(self._points.get())
                 ended = None in points
-                metrics = [Metric(metric, value, at, step) for metric, step, value, at in (p for p in points if p is not None)]
+                metrics = [{"key": metric, "value": value, "timestamp": at, "step": step} for metric, step, value, at in (p for p in points if p is not None)]
                 if metrics:
-                    client.log_batch(self._run_id, metrics=metrics)
-        except Exception as error:  # noqa: BLE001 (whatever MLflow's client meets must not end a training; it is said, once)
+                    self._post({"run_id": self._run_id, "metrics": metrics})
+        except (OSError, ValueError, HTTPException) as error:  # urllib's errors are OSErrors
             if not self.failed:
                 self.failed = True
-                reason = str(error).splitlines()[0][:200]
-                self._say(f"warning: MLflow at {self._tracking_uri} is not reachable ({reason}); training goes on, curves are kept in {CURVES_FILE}")
+                self._say(f"warning: MLflow at {self._tracking_uri} is not reachable ({error}); training goes on, curves are kept in {CURVES_FILE}")
+
+    def _post(self, document: dict[str, Any]) -> None:
+        # One request of MLflow's REST API instead of its client, whose import alone takes longer than many a training.
+        request = urllib.request.Request(  # noqa: S310 (http and https alone come here, see `stream_of`)
+            f"{self._tracking_uri.rstrip('/')}/api/2.0/mlflow/runs/log-batch", json.dumps(document).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=_REQUEST_TIMEOUT_SECONDS):  # noqa: S310 (as above)
+            pass
+
+
+def stream_of(mlflow: Mapping[str, Any], say: Callable[[str], None]) -> CurveStream | None:
+    """A stream to the run a job names, or None where it names none or the address is no server's."""
+    uri, run_id = str(mlflow.get("tracking_uri") or ""), mlflow.get("run_id")
+    return CurveStream(uri, str(run_id), say) if run_id and uri.startswith(("http://", "https://")) else None
 
 
 class Progress:
     """Lines to standard output, flushed; curves to memory, to MLflow when a stream is given, at the end to `curves.json`."""
 
-    def __init__(self, say: Callable[[str], None] | None = None, stream: CurveStream | None = None) -> None:
-        self._say = say or (lambda text: print(text, flush=True))
+    def __init__(self, say_line: Callable[[str], None] = say, stream: CurveStream | None = None) -> None:
+        self._say = say_line
         self._stream = stream
         self.curves: Curves = {}
 

@@ -305,4 +305,4 @@ def _create_version(client: Any, model: str, mlflow_run: str, tags: Mapping[str,
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     logged = client.get_run(mlflow_run).outputs.model_outputs[-1].model_id
-    client.create_model_version(model, source=f"models:/{logged}", run_id=mlflow_run, tags=dict(tags), model_id=logged)
+    client.create_model_version(model, source=f"models:/{logged}", run_id=mlflow_run, tags=dict(tags), model_id=logged, await_creation_for=0)

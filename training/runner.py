@@ -76,9 +76,6 @@ def _run_process(model: str, job_dir: Path, tracking_uri: str, say: Callable[[st
         "PYTHONHASHSEED": "0",
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "MLFLOW_TRACKING_URI": tracking_uri,
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     }
     command = [sys.executable, "-m", "training", str(job_dir), "--parent-pid", str(os.getpid())]
     last: deque[str] = deque(maxlen=_LAST_LINES)

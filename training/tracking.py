@@ -40,6 +40,9 @@ def tracking_client(settings: Settings) -> Any:
 
     variables.MLFLOW_HTTP_REQUEST_MAX_RETRIES.set(REQUEST_RETRIES)
     variables.MLFLOW_HTTP_REQUEST_TIMEOUT.set(REQUEST_TIMEOUT_SECONDS)
+    # A task's log is plain lines: no progress bars, no addresses of runs.
+    variables.MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)
+    variables.MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.set(True)
     return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
