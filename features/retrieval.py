@@ -302,24 +302,39 @@ def _runs(dataset: str, first: date, last: date) -> str:
     return f"`{dataset}_ingest` for each of {first} to {last}, or `{dataset}_history` once"
 
 
+class RowGroupWriter:
+    """A Parquet file of row groups of `BATCH_ROWS`, whatever batches come in: equal rows give equal bytes."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
+        self._schema = schema
+        self._pending: list[pa.RecordBatch] = []
+        self._waiting = 0
+        self.rows = 0
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Add rows; columns the schema does not name are left out."""
+        self._pending.append(batch.select(self._schema.names).cast(self._schema))
+        self._waiting += batch.num_rows
+        self.rows += batch.num_rows
+        while self._waiting >= BATCH_ROWS:
+            whole = pa.Table.from_batches(self._pending, self._schema).combine_chunks()
+            self._writer.write_table(whole.slice(0, BATCH_ROWS), row_group_size=BATCH_ROWS)
+            self._pending, self._waiting = whole.slice(BATCH_ROWS).to_batches(), self._waiting - BATCH_ROWS
+
+    def close(self) -> None:
+        """Write what is left, and the footer."""
+        if self._waiting:
+            self._writer.write_table(pa.Table.from_batches(self._pending, self._schema).combine_chunks(), row_group_size=BATCH_ROWS)
+        self._writer.close()
+
+
 def write_parquet(path: Path, schema: pa.Schema, batches: pa.RecordBatchReader) -> int:
-    """Write rows as they come, in row groups of `BATCH_ROWS`: equal rows give equal bytes. Returns their number."""
-    rows = 0
-    with closing(pq.ParquetWriter(path, schema, compression="zstd")) as writer:
-        pending: list[pa.RecordBatch] = []
-        waiting = 0
+    """Write rows as they come; returns their number."""
+    with closing(RowGroupWriter(path, schema)) as writer:
         for batch in batches:
-            pending.append(batch.select(schema.names).cast(schema))
-            waiting += batch.num_rows
-            while waiting >= BATCH_ROWS:
-                whole = pa.Table.from_batches(pending, schema).combine_chunks()
-                writer.write_table(whole.slice(0, BATCH_ROWS), row_group_size=BATCH_ROWS)
-                pending, waiting = whole.slice(BATCH_ROWS).to_batches(), waiting - BATCH_ROWS
-                rows += BATCH_ROWS
-        if waiting:
-            writer.write_table(pa.Table.from_batches(pending, schema).combine_chunks(), row_group_size=BATCH_ROWS)
-            rows += waiting
-    return rows
+            writer.write(batch)
+    return writer.rows
 
 
 def _duckdb_type(kind: pa.DataType) -> str:

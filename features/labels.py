@@ -1,0 +1,165 @@
+"""What came true, as known by a night, and when that may be relied on.
+
+A data date t is mature at the first T where all its target times + `matures_after` lie at or before cutoff(T). Before that
+its labels are biased, since those that come early differ from those that come late; some never come.
+"""
+
+# ruff: noqa: S608 (names come from the typed catalog, quoted)
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from config.calendar import ONE_DAY, Interval, cutoff
+from config.catalog import BadCatalog, CalendarSpine, Dataset, ModelEntry
+from features.known import KnownTable, known_table
+from features.retrieval import horizon_end, spine
+from lake.lake import Lake
+from lake.lineage import Input
+from lake.tables import ARROW_TYPES, valid_table
+
+_WEEK = 7 * ONE_DAY
+
+
+@dataclass(frozen=True)
+class LabelQuery:
+    """SQL over rows with `entity…, data_date`, and the partitions it reads."""
+
+    sql: str
+    inputs: list[Input]
+
+
+def is_mature(lake: Lake, model: str, data_date: date, *, as_of: date) -> bool:
+    """Whether the labels of data date `data_date` may be judged by what was known on `as_of`."""
+    entry, dataset = _entries(lake, model)
+    return horizon_end(entry, dataset, data_date) + entry.label.matures_after <= cutoff(as_of, dataset.time_zone)
+
+
+def newest_mature(lake: Lake, model: str, as_of: date) -> date:
+    """The newest data date that is mature on `as_of`."""
+    entry, _ = _entries(lake, model)
+    day = as_of - (entry.spine.horizon + entry.label.matures_after) // ONE_DAY * ONE_DAY + 2 * ONE_DAY
+    while not is_mature(lake, model, day, as_of=as_of):
+        day -= ONE_DAY
+    return day
+
+
+def labels(lake: Lake, model: str, interval: Interval, *, as_of: date) -> pa.Table:
+    """The label of every row the nights of `interval` score, by its newest revision that had arrived on `as_of`.
+
+    Returns:
+        The entity columns, data_date, and label (float64), null where none had come; sorted by `(data_date, *entity)`.
+    """
+    return _over_spine(lake, model, interval, as_of=as_of, name="label")
+
+
+def baseline(lake: Lake, model: str, interval: Interval) -> pa.Table:
+    """What a row-wise baseline says for every row the nights of `interval` score, by what each night itself knew.
+
+    Returns:
+        The entity columns, data_date, and baseline (float64): for `same_hour_last_week` the label of the step that began at
+        the same local time seven days earlier; null where that had not come, and for baselines that are one number for all.
+    """
+    return _over_spine(lake, model, interval, as_of=None, name="baseline")
+
+
+def _over_spine(lake: Lake, model: str, interval: Interval, *, as_of: date | None, name: str) -> pa.Table:
+    entry, dataset = _entries(lake, model)
+    schema = pa.schema([*((key, _entity_type(entry, dataset, key)) for key in entry.entity), ("data_date", pa.date32()), (name, pa.float64())])
+    with lake.duckdb() as connection, lake.scratch("labels") as folder:
+        rows = spine(lake, model, interval, folder=folder)
+        register_rows(connection, "spine_rows", rows.path)
+        if as_of is not None:
+            query = label_query(lake, model, connection, "spine_rows", as_of=as_of)
+        else:
+            query = baseline_query(lake, model, connection, "spine_rows", last=interval.last)
+        keys = ", ".join(f'"{key}"' for key in entry.entity)
+        return connection.sql(f"SELECT {keys}, data_date, {name} FROM ({query.sql}) ORDER BY data_date, {keys}").to_arrow_table().cast(schema)
+
+
+def register_rows(connection: duckdb.DuckDBPyConnection, view: str, path: Path) -> None:
+    """Make the rows of a Parquet file readable as `view`."""
+    quoted = str(path).replace("'", "''")
+    connection.execute(f"CREATE OR REPLACE TEMP VIEW \"{view}\" AS SELECT * FROM read_parquet('{quoted}')")
+
+
+def label_query(lake: Lake, model: str, connection: duckdb.DuckDBPyConnection, rows: str, *, as_of: date, version: int | None = None) -> LabelQuery:
+    """The rows of relation `rows` with column `label`: the newest revision of partitions up to `as_of`.
+
+    Registers what it reads on `connection`.
+    """
+    entry, _ = _entries(lake, model)
+    known = _register_labels(lake, entry, connection, rows, last=as_of, version=version)
+    sql = f'SELECT r.*, l.label FROM "{rows}" AS r LEFT JOIN known_labels AS l ON {_same_entity(entry)} AND l.superseded_on IS NULL'
+    return LabelQuery(sql, known.inputs_until(as_of))
+
+
+def baseline_query(lake: Lake, model: str, connection: duckdb.DuckDBPyConnection, rows: str, *, last: date, version: int | None = None) -> LabelQuery:
+    """The rows of relation `rows` with column `baseline`, from revisions that each row's own night knew.
+
+    Registers what it reads on `connection`; `last` is the newest night among the rows.
+
+    Raises:
+        BadCatalog: the catalog names a row-wise baseline for rows that are no steps of a calendar.
+    """
+    entry, dataset = _entries(lake, model)
+    if entry.gate.baseline != "same_hour_last_week":
+        return LabelQuery(f'SELECT r.*, CAST(NULL AS DOUBLE) AS baseline FROM "{rows}" AS r', [])
+    if not isinstance(entry.spine, CalendarSpine):
+        raise BadCatalog(f"{model}: gate.baseline = 'same_hour_last_week' needs a calendar spine (every: 1 hour). Name median or mean instead.")
+    known = _register_labels(lake, entry, connection, rows, last=last, version=version, before=True)
+    zone, name = dataset.time_zone, entry.entity[0]
+    # The same hour on the clock: across a change of clocks that is not 168 hours ago.
+    earlier = f"timezone('{zone}', timezone('{zone}', r.\"{name}\") - INTERVAL 7 DAY)"
+    sql = f"""
+        SELECT r.*, l.label AS baseline FROM "{rows}" AS r LEFT JOIN known_labels AS l
+        ON l."{name}" = {earlier} AND l.data_date <= r.data_date AND (l.superseded_on IS NULL OR l.superseded_on > r.data_date)
+    """
+    return LabelQuery(sql, known.inputs_until(last))
+
+
+def _register_labels(
+    lake: Lake, entry: ModelEntry, connection: duckdb.DuckDBPyConnection, rows: str, *, last: date, version: int | None, before: bool = False
+) -> KnownTable:
+    """DuckDB view `known_labels`: entity, label as double, data_date, superseded_on; of the entities of `rows`, and a week before them."""
+    dataset = lake.dataset(entry.dataset)
+    table = valid_table(lake.settings, dataset, entry.label.table)
+    span, low, high = _span(connection, entry, rows)
+    if before and low is not None:
+        low -= _WEEK + ONE_DAY
+    known = known_table(lake, table, last, column=span, low=low, high=high, version=version)
+    if low is None:
+        known = replace(known, dates=(), inputs={})  # no rows, nothing to read
+    known.register(connection, "label_rows", dataset.tables[entry.label.table].key)
+    columns = ", ".join(f'"{name}"' for name in entry.entity)
+    connection.execute(
+        f'CREATE OR REPLACE TEMP VIEW known_labels AS SELECT {columns}, CAST("{entry.label.column}" AS DOUBLE) AS label, data_date, superseded_on FROM label_rows'
+    )
+    return known
+
+
+def _span(connection: duckdb.DuckDBPyConnection, entry: ModelEntry, rows: str) -> tuple[str, date | None, date | None]:
+    """The entity column that tells best which files matter, and its range: a date or timestamp, since labels come in the order of time."""
+    kinds = {str(row[0]): str(row[1]) for row in connection.execute(f'DESCRIBE "{rows}"').fetchall()}
+    name = next((key for key in entry.entity if kinds[key].startswith(("DATE", "TIMESTAMP"))), entry.entity[0])
+    low, high = connection.execute(f'SELECT min("{name}"), max("{name}") FROM "{rows}"').fetchone() or (None, None)
+    return name, low, high
+
+
+def _same_entity(entry: ModelEntry) -> str:
+    return " AND ".join(f'r."{key}" = l."{key}"' for key in entry.entity)
+
+
+def _entity_type(entry: ModelEntry, dataset: Dataset, key: str) -> pa.DataType:
+    return ARROW_TYPES[dataset.tables[entry.label.table].columns[key].type]
+
+
+def _entries(lake: Lake, model: str) -> tuple[ModelEntry, Dataset]:
+    entry = lake.model(model)
+    return entry, lake.dataset(entry.dataset)
+
+

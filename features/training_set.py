@@ -1,0 +1,165 @@
+"""The rows a model is trained, tuned and judged on: mature, labelled, with features as their own night knew them."""
+
+# ruff: noqa: S608 (names come from the typed catalog, quoted; values are dates)
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from config.calendar import ONE_DAY, Interval
+from config.catalog import Dataset, ModelEntry
+from config.errors import NightfleetError
+from features.labels import baseline_query, label_query, newest_mature, register_rows
+from features.retrieval import RowGroupWriter, feature_fields, read_features, spine, view_inputs, write_parquet
+from lake.artifact import file_digest
+from lake.lake import Lake
+from lake.lineage import Input
+from lake.tables import LakeTable, feature_table, valid_table
+
+SPLITS = ("train", "validation", "test")
+
+
+class NotEnoughHistory(NightfleetError):
+    """The nights that a training needs are not there, or hold no labelled row."""
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Two Parquet files and where they come from.
+
+    Attributes:
+        training_path, test_path: splits train and validation, and split test, which the trainer never sees. Columns: entity,
+            the spine's other columns, data_date, target_time_utc, split, label, baseline, `<view>__<column>` features; sorted by
+            `(data_date, *entity)`.
+        training_digest, test_digest: SHA-256 of the files.
+        rows, unlabelled: by split: rows written, and rows left out because no label had come.
+        windows: data dates of each split.
+        inputs: every partition that was read.
+        pins: Delta version of each view.
+    """
+
+    model: str
+    as_of: date
+    training_path: Path
+    test_path: Path
+    training_digest: str
+    test_digest: str
+    rows: dict[str, int]
+    unlabelled: dict[str, int]
+    windows: dict[str, Interval]
+    inputs: list[Input]
+    pins: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON document; paths by their file name."""
+        document = asdict(self) | {"training_path": self.training_path.name, "test_path": self.test_path.name, "as_of": self.as_of.isoformat()}
+        document["windows"] = {name: {"start": w.start.isoformat(), "end": w.end.isoformat()} for name, w in self.windows.items()}
+        document["inputs"] = [asdict(item) | {"data_date": item.data_date.isoformat()} for item in self.inputs]
+        return document
+
+
+def split_windows(lake: Lake, model: str, as_of: date) -> dict[str, Interval]:
+    """Data dates of train, validation and test: backwards from the newest mature one, with an embargo between."""
+    split = lake.model(model).split
+    windows: dict[str, Interval] = {}
+    end = newest_mature(lake, model, as_of) + ONE_DAY
+    for name, length in (("test", split.test), ("validation", split.validation), ("train", split.train)):
+        windows[name] = Interval(end - timedelta(days=length.days), end)
+        end = windows[name].start - timedelta(days=split.embargo.days)
+    return {name: windows[name] for name in SPLITS}
+
+
+def build_training_set(lake: Lake, model: str, as_of: date, folder: Path) -> TrainingSet:
+    """Write `training_set.parquet` and `test_set.parquet` to `folder`; the same lake gives the same bytes.
+
+    Labels are those known on `as_of`; rows without one are left out and counted.
+
+    Raises:
+        NotEnoughHistory: nights are not published, lie before the data set begins, or a split has no labelled row.
+    """
+    entry, dataset = lake.model(model), lake.dataset(lake.model(model).dataset)
+    windows = split_windows(lake, model, as_of)
+    whole = Interval(windows["train"].start, windows["test"].end)
+    _require_history(lake, entry, dataset, whole, as_of)
+    by_night, pins = view_inputs(lake, model, whole, needed_by="Training")
+    with lake.duckdb() as connection, lake.scratch("training-set") as scratch:
+        rows = spine(lake, model, whole, folder=scratch)
+        register_rows(connection, "spine_rows", rows.path)
+        splits = " ".join(f"WHEN data_date >= DATE '{w.start}' AND data_date < DATE '{w.end}' THEN '{name}'" for name, w in windows.items())
+        connection.execute(f"CREATE TEMP VIEW split_rows AS SELECT *, CASE {splits} END AS split FROM spine_rows WHERE split IS NOT NULL")
+        label = label_query(lake, model, connection, "split_rows", as_of=as_of)
+        connection.execute(f"CREATE TEMP TABLE labelled AS {label.sql}")
+        unlabelled = dict.fromkeys(SPLITS, 0) | dict(connection.execute("SELECT split, count(*) FROM labelled WHERE label IS NULL GROUP BY ALL").fetchall())
+        base = baseline_query(lake, model, connection, "labelled", last=whole.last)
+        fields = [f for f in rows.schema if f.name != "event_timestamp"]
+        fields += [pa.field("split", pa.string(), nullable=False), pa.field("label", pa.float64(), nullable=False), pa.field("baseline", pa.float64())]
+        order = ", ".join(f'"{name}"' for name in ("data_date", *entry.entity))
+        entities = scratch / "entities.parquet"
+        schema = pa.schema([*fields, rows.schema.field("event_timestamp")])
+        write_parquet(entities, schema, connection.sql(f"SELECT * FROM ({base.sql}) WHERE label IS NOT NULL ORDER BY {order}").to_arrow_reader())
+        schema = pa.schema([*fields, *feature_fields(lake, model)])
+        training, test = folder / "training_set.parquet", folder / "test_set.parquet"
+        counted = _write(read_features(lake, model, entities, schema, pins), schema, training, test)
+    empty = [name for name in SPLITS if not counted[name]]
+    if empty:
+        raise NotEnoughHistory(
+            f"{model} as of {as_of}: split {empty[0]} ({windows[empty[0]]}) has no labelled row, of {unlabelled[empty[0]]} in all.\n"
+            f"  Train as of another night, or change split in config/models/{model}.yaml."
+        )
+    inputs = {item for day in whole for item in (*rows.inputs[day], *by_night[day])} | {*label.inputs, *base.inputs}
+    return TrainingSet(
+        model=model,
+        as_of=as_of,
+        training_path=training,
+        test_path=test,
+        training_digest=file_digest(training),
+        test_digest=file_digest(test),
+        rows=counted,
+        unlabelled=unlabelled,
+        windows=windows,
+        inputs=sorted(inputs, key=lambda item: (item.table, item.data_date)),
+        pins=pins,
+    )
+
+
+def _write(reader: pa.RecordBatchReader, schema: pa.Schema, training: Path, test: Path) -> dict[str, int]:
+    """One pass over the rows into two files; returns rows by split."""
+    counted = dict.fromkeys(SPLITS, 0)
+    with closing(RowGroupWriter(training, schema)) as training_rows, closing(RowGroupWriter(test, schema)) as test_rows:
+        for batch in reader:
+            for value in pc.value_counts(batch["split"]).to_pylist():
+                counted[value["values"]] += value["counts"]
+            is_test = pc.equal(batch["split"], "test")
+            training_rows.write(batch.filter(pc.invert(is_test)))
+            test_rows.write(batch.filter(is_test))
+    return counted
+
+
+def _require_history(lake: Lake, entry: ModelEntry, dataset: Dataset, whole: Interval, as_of: date) -> None:
+    split = entry.split
+    lengths = f"train {split.train.days}, validation {split.validation.days}, test {split.test.days}, two embargoes of {split.embargo.days}"
+    asked = f"{entry.name} as of {as_of} needs the {len(whole)} data dates {whole} ({lengths})"
+    if whole.start < dataset.first_data_date:
+        earliest = as_of + (dataset.first_data_date - whole.start)
+        raise NotEnoughHistory(
+            f"{asked}, but {dataset.name} begins with {dataset.first_data_date}.\n"
+            f"  Train as of {earliest} or later, or shorten split in config/models/{entry.name}.yaml."
+        )
+    wanted: list[tuple[LakeTable, Interval]] = [(feature_table(lake.settings, dataset, view), whole) for view in entry.features]
+    wanted.append((valid_table(lake.settings, dataset, entry.label.table), Interval.closed(whole.start, as_of)))
+    for table, interval in wanted:
+        found: Mapping[date, Any] = lake.publications.current(table, interval)
+        missing = [day for day in interval if day not in found]
+        if missing:
+            nights = f"{missing[0]}" if len(missing) == 1 else f"{missing[0]} to {missing[-1]} ({len(missing)} nights)"
+            raise NotEnoughHistory(
+                f"{asked} and labels up to {as_of}; {table.name} lacks {nights}.\n"
+                f"  Run `{dataset.name}_history` for {missing[0]} to {missing[-1]}, then clear this task."
+            )
