@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -66,12 +65,11 @@ def prepare_job(lake: Lake, model: str, *, as_of: date, run_id: str, overrides: 
             "overrides": dict(overrides or {}),
             "seed": entry.trainer.seed,
             "resources": entry.training.model_dump(mode="json"),
-            "training_set": {"path": Path(built.training_path).name, "digest": built.training_digest},
-            "windows": _plain(built.windows),
+            "training_set": {"path": built.training_path.name, "digest": built.training_digest},
+            "windows": built.to_json()["windows"],
             "code_version": code_version(),
             "catalog_digest": lake.catalog.digest(model),
         }
-        described = _plain(built)
         existing = job_dir / JOB_FILE
         found = read_json(existing) if existing.is_file() else {}
         mlflow = found.pop("mlflow", None) or {}
@@ -81,8 +79,8 @@ def prepare_job(lake: Lake, model: str, *, as_of: date, run_id: str, overrides: 
         gate = attempt.with_name(f"{attempt.name}.gate")
         shutil.rmtree(gate, ignore_errors=True)
         gate.mkdir()
-        Path(built.test_path).rename(gate / "test_set.parquet")
-        write_json(gate / TRAINING_SET_FILE, described)
+        built.test_path.rename(gate / "test_set.parquet")
+        write_json(gate / TRAINING_SET_FILE, built.to_json())
         for target, source in ((gate_folder(job_dir), gate), (job_dir, attempt)):
             shutil.rmtree(target, ignore_errors=True)
             source.rename(target)
@@ -105,15 +103,3 @@ def _mlflow_run(lake: Lake, model: str, as_of: date, job: str, previous: str | N
         log.warning("%s\n  Training goes on without it.", error)
     return document
 
-
-def _plain(value: Any) -> Any:
-    """Dataclasses, dates and paths as JSON; a path by its name, since folders move."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {(key.isoformat() if isinstance(key, date) else str(key)): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(item) for item in value]
-    if isinstance(value, date):
-        return value.isoformat()
-    return value.name if isinstance(value, Path) else value

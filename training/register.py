@@ -210,8 +210,8 @@ def _log_run(lake: Lake, client: Any, model: str, job: Mapping[str, Any], manife
     return mlflow_run
 
 
-def _window(bounds: Any) -> str:
-    return f"{bounds['start']} until {bounds['end']}" if isinstance(bounds, Mapping) and {"start", "end"} <= set(bounds) else str(bounds)
+def _window(bounds: Mapping[str, str]) -> str:
+    return f"{bounds['start']} until {bounds['end']}"
 
 
 def _complete_curves(client: Any, mlflow_run: str, curves: Mapping[str, list[list[float]]]) -> None:

@@ -25,7 +25,7 @@ class Params(FamilyParams):
 
     n_estimators: int = Field(300, ge=1, le=100_000)
     max_depth: int = Field(6, ge=1, le=30)
-    learning_rate: float = Field(0.05, gt=0, le=1)
+    learning_rate: float = Field(0.1, gt=0, le=1)
     min_child_weight: float = Field(20.0, ge=0)
     subsample: float = Field(0.8, gt=0, le=1)
     colsample_bytree: float = Field(0.8, gt=0, le=1)
