@@ -26,8 +26,8 @@ def data_date_of(instant: datetime, time_zone: str) -> date:
     """The night T with `cutoff(T-1) < instant <= cutoff(T)`; midnight itself belongs to the night that ends there."""
     if instant.tzinfo is None:
         raise ValueError(f"data_date_of needs an aware datetime, got {instant!r}")
-    local = instant.astimezone(ZoneInfo(time_zone))
-    return (local - timedelta(microseconds=1)).date() if local.time() == time.min else local.date()
+    # Subtracted in UTC: where a clock change skips or repeats midnight, the local clock alone would name another night than `cutoff`.
+    return (instant.astimezone(UTC) - timedelta(microseconds=1)).astimezone(ZoneInfo(time_zone)).date()
 
 
 def parse_data_date(text: str) -> date:

@@ -1,0 +1,325 @@
+"""Ingest: what each night could first know of the sources, published to raw.
+
+A source row has a *natural* night, the one in which it became knowable, and a *landing* night, the partition it is
+published in. They differ for a row that came late: it lands in the first night that was still open when it was seen.
+Of the rows that one landing night has for a key, those of the newest natural night count; all earlier ones were
+superseded before anybody saw them. They are published when their content differs from what is known of the key: as
+revision 0 of an unknown key, else with the next revision.
+
+The nights of an interval are worked out together, each key's rows in the order of their landing nights, so that one
+bulk run and many nightly runs over the same source give the same partitions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from config.calendar import ONE_DAY, Interval, cutoff
+from config.catalog import Dataset
+from config.errors import NightfleetError
+from features.sources import SourceMissing, SourceRead, SourceSchemaMismatch, SourceUnavailable, SourceUnreadable, is_dated, read_source
+from features.sources.columns import quoted
+from lake.lake import Lake, StageResult, register_nights
+from lake.lineage import PartitionNotReady, Publication
+from lake.publish import Published, publish
+from lake.tables import DUCKDB_TYPES, LakeTable, raw_table
+
+_BATCH_ROWS = 131_072
+_EXAMPLES = 3
+
+__all__ = ["SourceChanged", "SourceMissing", "SourceSchemaMismatch", "SourceUnavailable", "SourceUnreadable", "ingest", "restate"]
+
+
+class SourceChanged(NightfleetError):
+    """A source has other rows for a published night than it had then."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """One table in one run, fixed at its start.
+
+    Attributes:
+        version: Delta version of raw that the run reads, -1 when there is none.
+        published: every publication of raw at that version.
+        open: nights of the interval that are not published; None when all are.
+    """
+
+    name: str
+    raw: LakeTable
+    version: int
+    published: Mapping[date, Publication]
+    open: Interval | None
+
+
+@dataclass(frozen=True)
+class _Computed:
+    """A DuckDB table `view` of the rows to publish, and what was counted on the way."""
+
+    view: str
+    counts: dict[str, int]
+    waiting: dict[str, str]
+
+
+def ingest(lake: Lake, dataset: str, interval: Interval, *, run_id: str) -> StageResult:
+    """Publish every table's raw partitions of the interval; nights that are published already stay as they are.
+
+    Where every night of every table is published, the run is a check: the partitions are worked out again and compared.
+
+    Returns:
+        `details` has for each table rows, late, corrections, waiting (known after the interval), before_start (known before the
+        data set begins), and undated (rows that do not say when they became known, and count as known when they were seen).
+    Raises:
+        PartitionNotReady: the night before the interval is not published.
+        SourceMissing, SourceUnreadable, SourceSchemaMismatch, SourceUnavailable: a source cannot be read; nothing is written.
+        SourceChanged: a check found a difference; nothing is written.
+        StalePublish: another run published in between.
+    """
+    entry = lake.dataset(dataset)
+    plans = [_plan(lake, entry, name, interval) for name in entry.tables]
+    check = all(plan.open is None for plan in plans)
+    details: dict[str, Any] = {}
+    committed = 0
+    with _session(lake, "ingest") as (connection, folder):
+        due = {plan.name: interval if check else plan.open for plan in plans}
+        # Every source is read before anything is published: one bad source, and nothing is written.
+        reads = {plan.name: _read(lake, entry, plan, nights, connection, folder) for plan in plans if (nights := due[plan.name]) is not None}
+        for plan in plans:
+            nights = due[plan.name]
+            if nights is None:
+                details[plan.name] = _counts(plan, interval, {})
+                continue
+            computed = _compute(connection, entry, plan, nights, reads[plan.name])
+            if check:
+                _compare(connection, entry, plan, nights, computed)
+                details[plan.name] = _counts(plan, interval, computed.counts)
+                continue
+            done = _publish(lake, connection, plan, nights, computed, run_id, fingerprint=reads[plan.name].fingerprint)
+            committed += len(done.committed)
+            details[plan.name] = _counts(plan, interval, computed.counts) | {"rows": _rows(plan, interval, done)}
+    return StageResult("ingest", dataset, str(interval), sum(table["rows"] for table in details.values()), committed, details)
+
+
+def restate(lake: Lake, dataset: str, interval: Interval, *, run_id: str) -> StageResult:
+    """Rewrite published raw partitions from the sources as they are now: a deliberate act, after a bug in a source.
+
+    Published nights after the interval keep their rows, but for those that the rewritten nights make redundant; revisions
+    are counted anew.
+
+    Returns:
+        `details` has for each table the counts of `ingest`, and `restated`: the nights whose partitions changed. Validate and
+        transform again from the first of them; predictions that used them are stale until they are rescored.
+    Raises:
+        PartitionNotReady: a night of the interval is not published; ingest publishes it.
+        SourceMissing, SourceUnreadable, SourceSchemaMismatch, SourceUnavailable: a source cannot be read; nothing is written.
+        StalePublish: another run published in between.
+    """
+    entry = lake.dataset(dataset)
+    plans = [_plan(lake, entry, name, interval) for name in entry.tables]
+    for plan in plans:
+        if plan.open is not None:
+            raise PartitionNotReady(f"{plan.raw.name} has no partition {plan.open.start}: there is nothing to restate. Ingest it: run `{dataset}_ingest` for it.")
+    details: dict[str, Any] = {}
+    committed = 0
+    with _session(lake, "restate") as (connection, folder):
+        reads = {plan.name: _read(lake, entry, plan, interval, connection, folder) for plan in plans}
+        for plan in plans:
+            whole = Interval.closed(interval.start, max(plan.published))
+            computed = _compute(connection, entry, plan, whole, reads[plan.name], fresh=interval)
+            # No fingerprint: these partitions no longer follow from one source alone.
+            done = _publish(lake, connection, plan, whole, computed, run_id, fingerprint=None)
+            committed += len(done.committed)
+            restated = [day.isoformat() for day in done.committed]
+            details[plan.name] = _counts(plan, interval, computed.counts) | {"rows": _rows(plan, interval, done), "restated": restated}
+    return StageResult("restate", dataset, str(interval), sum(table["rows"] for table in details.values()), committed, details)
+
+
+@contextmanager
+def _session(lake: Lake, prefix: str) -> Iterator[tuple[duckdb.DuckDBPyConnection, Path]]:
+    with ExitStack() as stack:
+        folder = stack.enter_context(lake.scratch(prefix))
+        yield stack.enter_context(lake.duckdb()), folder
+
+
+def _plan(lake: Lake, dataset: Dataset, name: str, interval: Interval) -> _Plan:
+    raw = raw_table(lake.settings, dataset, name)
+    loaded = raw.load()
+    version = loaded.version() if loaded is not None else -1
+    published = lake.publications.current(raw, loaded=loaded, as_of_version=version) if loaded is not None else {}
+    first_open = max(published) + ONE_DAY if published else dataset.first_data_date
+    if interval.start < dataset.first_data_date:
+        raise PartitionNotReady(
+            f"{raw.name} has no partition {interval.start}: {dataset.name} begins with data date {dataset.first_data_date}. Ingest from there."
+        )
+    if interval.start > first_open:
+        latest = f"latest is {first_open - ONE_DAY}" if published else "nothing is published"
+        raise PartitionNotReady(
+            f"{raw.name} has no partition {interval.start - ONE_DAY} ({latest}).\n  Ingesting {interval.start} needs every night before it. "
+            f"Run `{dataset.name}_ingest` or `{dataset.name}_history` from {first_open} on, then clear this task."
+        )
+    return _Plan(name, raw, version, published, Interval(first_open, interval.end) if interval.end > first_open else None)
+
+
+def _read(lake: Lake, dataset: Dataset, plan: _Plan, nights: Interval, connection: duckdb.DuckDBPyConnection, folder: Path) -> SourceRead:
+    also = _still_waiting(plan, nights) if is_dated(dataset.tables[plan.name]) else ()
+    return read_source(lake, dataset.name, plan.name, nights, connection, name=f"source_of_{plan.name}", folder=folder, also=also)
+
+
+def _still_waiting(plan: _Plan, nights: Interval) -> tuple[date, ...]:
+    """Earlier nights whose deliveries held rows that become known in `nights` only."""
+    waiting: dict[str, str] = {}
+    for day, publication in plan.published.items():
+        if day < nights.start:
+            waiting |= {night: until for night, until in publication.details.get("waiting", {}).items() if date.fromisoformat(night) < nights.start}
+    return tuple(sorted(date.fromisoformat(night) for night, until in waiting.items() if date.fromisoformat(until) >= nights.start))
+
+
+def _compute(
+    connection: duckdb.DuckDBPyConnection, dataset: Dataset, plan: _Plan, nights: Interval, read: SourceRead, *, fresh: Interval | None = None
+) -> _Computed:
+    """Work out the raw rows of `nights`, into a DuckDB table.
+
+    Args:
+        fresh: nights whose rows come from the source; the later ones come from raw as it is published. None: all.
+    """
+    fresh = fresh or nights
+    table = dataset.tables[plan.name]
+    columns, keys = list(table.columns), list(table.key)
+    register_nights(connection, nights, dataset.time_zone)
+    bounds = {
+        "start": f"DATE '{fresh.start}'",
+        "end": f"DATE '{fresh.end}'",
+        "first": f"DATE '{dataset.first_data_date}'",
+        "columns": _listed(columns),
+        "key": _listed(keys),
+        "content": f"hash({_listed(columns)})",
+        "source": quoted(read.view),
+        # A row without a time of its own is known when it is seen.
+        "landing": f"greatest(natural_date, coalesce(delivered, DATE '{fresh.start}'))",
+        "same_key": " AND ".join(f"a.{quoted(k)} IS NOT DISTINCT FROM b.{quoted(k)}" for k in keys),
+    }
+    connection.execute(
+        "CREATE OR REPLACE TEMP TABLE candidates AS "
+        "SELECT {columns}, known_at_utc, natural_date, delivered, {landing} AS landing, {content} AS content FROM {source} "
+        "WHERE {landing} >= {start} AND {landing} < {end} AND (natural_date IS NULL OR natural_date >= {first}) "
+        "QUALIFY rank() OVER (PARTITION BY {key}, landing ORDER BY delivered DESC NULLS LAST, natural_date DESC NULLS LAST) = 1".format(**bounds)
+    )
+    kept = [day for day in plan.published if fresh.end <= day < nights.end]
+    if kept:
+        plan.raw.register(connection, "kept", kept, plan.version)
+        connection.execute(
+            "INSERT INTO candidates SELECT {columns}, known_at_utc, data_date, data_date, data_date, {content} FROM kept".format(**bounds)
+        )
+    # What the nights before knew of these keys: the rows of each key's highest revision.
+    plan.raw.register(connection, "before", [day for day in plan.published if day < fresh.start], plan.version if plan.version >= 0 else None)
+    connection.execute(
+        "CREATE OR REPLACE TEMP TABLE known AS "
+        "SELECT {key}, revision, count(*) AS rows, sum(content) AS content FROM ("
+        "  SELECT {key}, revision, {content} AS content FROM before AS a WHERE EXISTS (SELECT 1 FROM candidates AS b WHERE {same_key})"
+        "  QUALIFY rank() OVER (PARTITION BY {key} ORDER BY revision DESC) = 1"
+        ") GROUP BY ALL".format(**bounds)
+    )
+    connection.execute(
+        "CREATE OR REPLACE TEMP TABLE landed AS "
+        "WITH arrivals AS (SELECT {key}, landing, count(*) AS rows, sum(content) AS content FROM candidates GROUP BY ALL),"
+        " compared AS ("
+        "  SELECT a.*, b.revision AS known_revision,"
+        "   coalesce(lag(a.rows) OVER w, b.rows) IS DISTINCT FROM a.rows OR coalesce(lag(a.content) OVER w, b.content) IS DISTINCT FROM a.content AS is_new"
+        "  FROM arrivals AS a LEFT JOIN known AS b ON {same_key} WINDOW w AS (PARTITION BY {a_key} ORDER BY a.landing)"
+        " )"
+        "SELECT {key}, landing, CAST(coalesce(known_revision + 1, 0) + row_number() OVER (PARTITION BY {key} ORDER BY landing) - 1 AS INTEGER) AS revision "
+        "FROM compared WHERE is_new".format(**bounds, a_key=", ".join(f"a.{quoted(k)}" for k in keys))
+    )
+    connection.execute(
+        "CREATE OR REPLACE TEMP TABLE {view} AS "
+        "SELECT {a_columns}, coalesce(a.known_at_utc, n.cutoff_utc) AS known_at_utc, b.revision,"
+        " row_number() OVER (PARTITION BY {a_key}, a.landing ORDER BY {a_columns}, a.known_at_utc) AS row_number,"
+        " a.landing AS data_date, a.natural_date "
+        "FROM candidates AS a INNER JOIN landed AS b ON a.landing = b.landing AND {same_key} INNER JOIN nights AS n ON n.data_date = a.landing".format(
+            **bounds,
+            view=quoted(f"computed_{plan.name}"),
+            a_columns=", ".join(f"a.{quoted(c)}" for c in columns),
+            a_key=", ".join(f"a.{quoted(k)}" for k in keys),
+        )
+    )
+    view = f"computed_{plan.name}"
+    return _Computed(view, *_count(connection, view, read, bounds))
+
+
+def _count(connection: duckdb.DuckDBPyConnection, view: str, read: SourceRead, bounds: Mapping[str, str]) -> tuple[dict[str, int], dict[str, str]]:
+    late, corrections = connection.execute(
+        f"SELECT count(*) FILTER (revision = 0 AND natural_date < data_date), count(*) FILTER (revision > 0) FROM {quoted(view)}"  # noqa: S608
+    ).fetchall()[0]
+    waiting, before_start, undated = connection.execute(
+        "SELECT count(*) FILTER (natural_date >= {end}), count(*) FILTER (natural_date < {first}), count(*) FILTER (natural_date IS NULL) FROM {source}".format(**bounds)
+    ).fetchall()[0]
+    until: dict[str, str] = {}
+    if read.dated:
+        found = connection.execute(
+            "SELECT delivered, max(natural_date) FROM {source} WHERE natural_date >= {end} GROUP BY delivered ORDER BY delivered".format(**bounds)
+        ).fetchall()
+        until = {night.isoformat(): last.isoformat() for night, last in found}
+    counts = {"late": late, "corrections": corrections, "waiting": waiting, "before_start": before_start, "undated": undated}
+    return counts, until
+
+
+def _listed(columns: list[str]) -> str:
+    return ", ".join(quoted(column) for column in columns)
+
+
+def _counts(plan: _Plan, interval: Interval, counts: Mapping[str, int]) -> dict[str, int]:
+    none = {"rows": _rows(plan, interval, None), "late": 0, "corrections": 0, "waiting": 0, "before_start": 0, "undated": 0}
+    return none | dict(counts)
+
+
+def _rows(plan: _Plan, interval: Interval, done: Published | None) -> int:
+    stands = {**plan.published, **(done.publications if done else {})}
+    return sum(publication.rows for day, publication in stands.items() if day in interval)
+
+
+def _publish(
+    lake: Lake, connection: duckdb.DuckDBPyConnection, plan: _Plan, nights: Interval, computed: _Computed, run_id: str, *, fingerprint: str | None
+) -> Published:
+    order = _listed(["data_date", *plan.raw.key])
+    names = _listed(plan.raw.schema.names)
+    reader = connection.sql(f"SELECT {names} FROM {quoted(computed.view)} ORDER BY {order}").to_arrow_reader(_BATCH_ROWS)  # noqa: S608 (quoted)
+    lineage = replace(lake.lineage(plan.raw.name.split("/")[0], run_id), details={"source": fingerprint, "waiting": computed.waiting})
+    replaces = {day: plan.published[day].digest if day in plan.published else None for day in nights}
+    with lake.scratch("publish") as scratch:
+        return publish(lake.publications, plan.raw, reader, nights, replaces=replaces, lineage=lineage, scratch=scratch)
+
+
+def _compare(connection: duckdb.DuckDBPyConnection, dataset: Dataset, plan: _Plan, nights: Interval, computed: _Computed) -> None:
+    """Raise SourceChanged where the computed rows are not those published."""
+    plan.raw.register(connection, "published", nights, plan.version)
+    names = _listed(plan.raw.schema.names)
+    kinds = {name: DUCKDB_TYPES[column.type] for name, column in dataset.tables[plan.name].columns.items()}
+    fresh = f"SELECT {names} FROM {quoted(computed.view)}"  # noqa: S608 (quoted)
+    stands = f"SELECT {names} FROM published"  # noqa: S608 (quoted)
+    difference = f"SELECT 'source' AS side, * FROM ({fresh} EXCEPT ALL {stands}) UNION ALL SELECT 'published', * FROM ({stands} EXCEPT ALL {fresh})"  # noqa: S608
+    count = connection.execute(f"SELECT count(*) FROM ({difference})").fetchall()[0][0]  # noqa: S608
+    if not count:
+        return
+    order = _listed(["data_date", *plan.raw.key])
+    shown = connection.sql(f"SELECT * FROM ({difference}) ORDER BY {order}, side LIMIT {_EXAMPLES}").to_arrow_table()  # noqa: S608
+    examples = "\n".join(f"  - {row['data_date']}, in the {_side(row, list(kinds))}" for row in shown.to_pylist())
+    if is_dated(dataset.tables[plan.name]):
+        remedy = "A changed delivery of a published night is not read again"
+    else:
+        remedy = "The next unpublished night lands the difference as late rows and revisions"
+    raise SourceChanged(
+        f"the source of {plan.raw.name} has other rows for {nights} than when they were published: {count} rows differ. For example\n{examples}\n"
+        f"  Nothing was written. {remedy}. To rewrite these nights on purpose: `python -m cli restate {dataset.name} {nights.start} {nights.last}`."
+    )
+
+
+def _side(row: Mapping[str, Any], columns: list[str]) -> str:
+    values = ", ".join(f"{name}={row[name]}" for name in (*columns, "revision"))
+    return f"{'source alone' if row['side'] == 'source' else 'lake alone'}: {values}"

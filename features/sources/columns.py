@@ -1,0 +1,116 @@
+"""Declared against found columns: names, and text as the declared types. Nothing is guessed and nothing is rounded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import duckdb
+
+from config.catalog import ColumnType
+from features.sources.errors import SourceSchemaMismatch
+from lake.tables import DUCKDB_TYPES
+
+# What a SQL type may be where the catalog declares the key: a cast from it to the declared type loses nothing.
+_INTEGERS_TO_32 = frozenset({"TINYINT", "SMALLINT", "INTEGER", "UTINYINT", "USMALLINT"})
+_LOSSLESS: dict[str, frozenset[str]] = {
+    "string": frozenset({"VARCHAR"}),
+    "int32": _INTEGERS_TO_32,
+    "int64": _INTEGERS_TO_32 | {"BIGINT", "UINTEGER"},
+    "float64": _INTEGERS_TO_32 | {"BIGINT", "UINTEGER", "FLOAT", "DOUBLE", "DECIMAL"},
+    "boolean": frozenset({"BOOLEAN"}),
+    "date": frozenset({"DATE"}),
+    # A timestamp without a zone is taken for UTC, the zone of every connection here.
+    "timestamp": frozenset({"TIMESTAMP WITH TIME ZONE", "TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS"}),
+}
+
+
+def quoted(name: str) -> str:
+    """A name as a SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """A text as a SQL literal."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def check_names(label: str, found: Sequence[str], declared: Mapping[str, ColumnType]) -> None:
+    """Compare names, order aside.
+
+    Raises:
+        SourceSchemaMismatch: with every undeclared, missing and repeated column.
+    """
+    problems = [f"{name!r} is not declared" for name in found if name not in declared]
+    problems += [f"{name!r} is missing" for name in declared if name not in found]
+    problems += [f"{name!r} stands twice" for name in dict.fromkeys(found) if list(found).count(name) > 1]
+    if problems:
+        raise _mismatch(label, problems)
+
+
+def check_types(label: str, found: Mapping[str, str], declared: Mapping[str, ColumnType]) -> None:
+    """Compare names, and DuckDB types with what casts to the declared types without loss.
+
+    Raises:
+        SourceSchemaMismatch: with every undeclared, missing and retyped column.
+    """
+    check_names(label, list(found), declared)
+    problems = [f"{name!r} is {found[name]}, declared {kind}" for name, kind in declared.items() if found[name].split("(")[0] not in _LOSSLESS[kind]]
+    if problems:
+        raise _mismatch(label, problems)
+
+
+def _mismatch(label: str, problems: Sequence[str]) -> SourceSchemaMismatch:
+    listed = "\n".join(f"  - {problem}" for problem in problems)
+    return SourceSchemaMismatch(f"{label} differs from its declared columns:\n{listed}\n  Nothing was written. Mend the source, or declare what it has now.")
+
+
+def typed_relation(relation: str, columns: Mapping[str, ColumnType]) -> str:
+    """SELECT that casts the columns of a relation, whose types `check_types` has accepted, to the declared types."""
+    casts = ", ".join(f"CAST({quoted(name)} AS {DUCKDB_TYPES[kind]}) AS {quoted(name)}" for name, kind in columns.items())
+    return f"SELECT {casts} FROM {relation}"  # noqa: S608 (names from the typed catalog, quoted)
+
+
+def _unreadable(name: str, kind: ColumnType) -> str:
+    column, duckdb_type = quoted(name), DUCKDB_TYPES[kind]
+    if kind == "string":
+        return "false"
+    failed = f"({column} IS NOT NULL AND TRY_CAST({column} AS {duckdb_type}) IS NULL)"
+    if kind in ("int32", "int64"):
+        # DuckDB reads '5.7' as the integer 6.
+        fraction = f"(regexp_matches({column}, '[.eE]') AND TRY_CAST({column} AS DOUBLE) IS DISTINCT FROM CAST(TRY_CAST({column} AS {duckdb_type}) AS DOUBLE))"
+        return f"({failed} OR {fraction})"
+    if kind == "date":
+        return f"({failed} OR strlen({column}) > 10)"  # a date with a time of day would lose it
+    return failed
+
+
+def stage_text(connection: duckdb.DuckDBPyConnection, label: str, relation: str, columns: Mapping[str, ColumnType], target: Path) -> None:
+    """Write a relation of texts to a Parquet file with the declared types, in one pass, in bounded memory.
+
+    Args:
+        relation: SQL of a relation whose columns are all VARCHAR, named as declared; null where the source has none.
+    Raises:
+        SourceSchemaMismatch: a value cannot be read as its declared type; every such column is shown with its number
+            of bad values and the first of them.
+    """
+    casts = ", ".join(f"TRY_CAST({quoted(name)} AS {DUCKDB_TYPES[kind]}) AS {quoted(name)}" for name, kind in columns.items())
+    bad = " OR ".join(_unreadable(name, kind) for name, kind in columns.items())
+    staged = target.with_suffix(".staged.parquet")
+    connection.execute(f'COPY (SELECT {casts}, {bad} AS "?" FROM {relation}) TO {literal(str(staged))} (FORMAT parquet)')  # noqa: S608 (quoted names of the catalog)
+    count = connection.execute(f'SELECT count(*) FROM read_parquet({literal(str(staged))}) WHERE "?"').fetchall()[0][0]  # noqa: S608 (our own path)
+    if count:
+        staged.unlink()
+        raise _mismatch(label, _retyped(connection, relation, columns))
+    staged.rename(target)
+
+
+def _retyped(connection: duckdb.DuckDBPyConnection, relation: str, columns: Mapping[str, ColumnType]) -> list[str]:
+    problems = []
+    for name, kind in columns.items():
+        column = quoted(name)
+        query = f"SELECT count(*), min(n), arg_min({column}, n) FROM (SELECT {column}, row_number() OVER () AS n FROM {relation}) WHERE {_unreadable(name, kind)}"  # noqa: S608
+        count, first, value = connection.execute(query).fetchall()[0]
+        if count:
+            problems.append(f"{name!r} is declared {kind}, but {count} values are not: first {value!r}, in row {first} (header not counted)")
+    return problems

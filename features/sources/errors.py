@@ -1,0 +1,25 @@
+"""What can be wrong with a source."""
+
+from __future__ import annotations
+
+from config.errors import NightfleetError, TransientError
+
+
+class SourceMissing(NightfleetError):
+    """No file is where the catalog says."""
+
+
+class SourceUnreadable(NightfleetError):
+    """A source is there, but truncated, ragged or not of its format."""
+
+
+class SourceSchemaMismatch(NightfleetError):
+    """A source has other columns, or values of other types, than the catalog declares."""
+
+
+class SourceUnavailable(TransientError):
+    """A database or server does not answer, or answers with an error that may pass."""
+
+
+class SourceRefused(NightfleetError):
+    """A database or server answers, and refuses: retrying would not help."""

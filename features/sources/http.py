@@ -1,0 +1,151 @@
+"""Paginated HTTP JSON: time-outs, retries with back-off, pages staged one by one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tenacity
+
+from config.catalog import ColumnType, HttpSource
+from config.settings import Settings, secret
+from features.sources.columns import check_names, literal, stage_text
+from features.sources.errors import SourceRefused, SourceUnavailable, SourceUnreadable
+
+FIRST_WAIT_SECONDS = 0.5
+LONGEST_WAIT_SECONDS = 30.0
+
+
+class _Passing(Exception):
+    """A failure worth another attempt."""
+
+
+def is_dated(source: HttpSource) -> bool:
+    """Whether each night is asked for by itself."""
+    return any("{data_date}" in text for text in (source.url, *source.params.values()))
+
+
+def stage(
+    connection: duckdb.DuckDBPyConnection,
+    settings: Settings,
+    source: HttpSource,
+    columns: Mapping[str, ColumnType],
+    night: date | None,
+    label: str,
+    folder: Path,
+    target: Path,
+) -> None:
+    """Write the records of all pages to one Parquet file `target`; one page at a time is held in memory.
+
+    Raises:
+        SourceUnavailable: the last attempt of a page failed too (no connection, time-out, 429, 5xx).
+        SourceRefused: any other status, a redirect, or a next page on another host.
+        SourceUnreadable: a page is no JSON, or has no list of records where the catalog says.
+        SourceSchemaMismatch: a column is undeclared, missing or retyped.
+    """
+    text_schema = pa.schema([pa.field(name, pa.string()) for name in columns])
+    pages = folder / f"{target.stem}.pages.parquet"
+    headers = {"Accept": "application/json"}
+    if source.token_secret:
+        headers["Authorization"] = f"Bearer {secret(settings, source.token_secret)}"
+    found: set[str] = set()
+    with (
+        httpx.Client(timeout=source.timeout_seconds, headers=headers, follow_redirects=False) as client,
+        closing(_pages(client, source, night, label)) as documents,
+        pq.ParquetWriter(pages, text_schema, compression="zstd") as writer,
+    ):
+        for url, records in documents:
+            names = {name for record in records for name in record}
+            if names - set(columns):
+                check_names(f"{label} ({url})", sorted(names | found), columns)
+            found |= names
+            writer.write_table(pa.table([pa.array([_text(record.get(name)) for record in records], pa.string()) for name in columns], schema=text_schema))
+    if found:
+        check_names(label, sorted(found), columns)
+    stage_text(connection, label, f"read_parquet({literal(str(pages))})", columns, target)
+
+
+def _text(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value)
+
+
+def _pages(client: httpx.Client, source: HttpSource, night: date | None, label: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    def dated(text: str) -> str:
+        return text.replace("{data_date}", night.isoformat()) if night else text
+
+    first = httpx.URL(dated(source.url))
+    params = {name: dated(value) for name, value in source.params.items()}
+    url, page, seen = first.copy_merge_params(params) if params else first, source.first_page, set[str]()
+    while True:
+        asked = url.copy_set_param(source.page_param, page) if source.page_param else url
+        if str(asked) in seen:
+            raise SourceRefused(f"{label}: the pages go in a circle, {asked} came up a second time. Nothing was written. Correct `next_url` in the catalog.")
+        seen.add(str(asked))
+        document = _fetch(client, asked, source, label)
+        records = _at(document, source.records)
+        if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+            raise SourceUnreadable(
+                f"{label}: {asked} has no list of records at {source.records or 'its top'!r} but {type(records).__name__}. Nothing was written. Correct `records` in the catalog."
+            )
+        yield str(asked), records
+        if source.page_param:
+            if not records:
+                return
+            page += 1
+            continue
+        following = _at(document, source.next_url) if source.next_url else None
+        if not following:
+            return
+        url = asked.join(str(following))
+        if (url.scheme, url.host, url.port) != (first.scheme, first.host, first.port):
+            raise SourceRefused(
+                f"{label}: the next page lies at {url}, on another host than {first.host}. It was not asked for: the request would carry the token. "
+                "Nothing was written. Correct `url` in the catalog if the service moved."
+            )
+
+
+def _at(document: Any, path: str) -> Any:
+    for part in path.split(".") if path else ():
+        document = document.get(part) if isinstance(document, dict) else None
+    return document
+
+
+def _fetch(client: httpx.Client, url: httpx.URL, source: HttpSource, label: str) -> Any:
+    def once() -> httpx.Response:
+        try:
+            response = client.get(url)
+        except httpx.TransportError as error:
+            raise _Passing(f"{type(error).__name__}: {error}".rstrip(": ")) from error
+        if response.status_code == 429 or response.status_code >= 500:
+            raise _Passing(f"status {response.status_code} {response.reason_phrase}")
+        return response
+
+    retrying = tenacity.Retrying(
+        stop=tenacity.stop_after_attempt(source.attempts),
+        wait=tenacity.wait_exponential_jitter(initial=FIRST_WAIT_SECONDS, max=LONGEST_WAIT_SECONDS),
+        retry=tenacity.retry_if_exception_type(_Passing),
+        reraise=True,
+    )
+    try:
+        response = retrying(once)
+    except _Passing as error:
+        raise SourceUnavailable(
+            f"{label}: {url} failed {source.attempts} times, last with {error}.\n  Nothing was written. Look whether the service is up, then clear the task."
+        ) from error
+    if response.status_code != 200:
+        raise SourceRefused(
+            f"{label}: {url} answers {response.status_code} {response.reason_phrase}, needs 200. Nothing was written. Correct the url, or the token in `token_secret`."
+        )
+    try:
+        return response.json()
+    except ValueError as error:
+        raise SourceUnreadable(f"{label}: {url} sent no JSON ({error}). Nothing was written. Correct `url` in the catalog.") from error
+

@@ -1,0 +1,196 @@
+"""One table's source as it is now, typed and checked, as a DuckDB view."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import duckdb
+
+from config.calendar import Interval
+from config.catalog import ColumnType, Dataset, FileSource, HttpSource, KnownAt, SqlSource, Table
+from features.sources import file, http, sql
+from features.sources.columns import check_types, literal, quoted, typed_relation
+from features.sources.errors import SourceMissing, SourceUnavailable, SourceUnreadable
+from lake.lake import Lake
+
+# A change to how sources are read makes every cached one unknown.
+_READER = "1"
+
+
+@dataclass(frozen=True)
+class SourceRead:
+    """What `read_source` registered.
+
+    Attributes:
+        view: name of the DuckDB view: the table's columns, `known_at_utc`, `natural_date` (the night the row became
+            knowable; both null where the row does not say) and `delivered` (the night whose delivery it came with; null
+            for a source that is the same every night).
+        dated: whether the source delivers night by night.
+        fingerprint: digest of the source's bytes and of everything that shapes its rows; equal fingerprints mean equal
+            rows. None where no bytes can be compared.
+    """
+
+    view: str
+    dated: bool
+    fingerprint: str | None
+
+
+def is_dated(table: Table) -> bool:
+    """Whether the table's source delivers night by night, instead of being the same whole every night."""
+    match table.source:
+        case FileSource():
+            return file.is_dated(table.source.uri)
+        case SqlSource():
+            return sql.is_dated(table.source)
+        case HttpSource():
+            return http.is_dated(table.source)
+
+
+def read_source(
+    lake: Lake, dataset: str, table: str, interval: Interval, connection: duckdb.DuckDBPyConnection, *, name: str, folder: Path, also: tuple[date, ...] = ()
+) -> SourceRead:
+    """Read a table's source, and register it as the view `name`.
+
+    Args:
+        interval: nights whose deliveries are read, where the source delivers night by night.
+        folder: where rows are staged; must outlive the view.
+        also: further nights whose deliveries are read.
+    Raises:
+        SourceMissing, SourceUnreadable, SourceUnavailable, SourceRefused: the source cannot be read.
+        SourceSchemaMismatch: it has other columns or types than declared; every difference is listed.
+    """
+    reading = _Reading(lake, lake.dataset(dataset), table, connection, folder)
+    dated = is_dated(reading.table)
+    if dated:
+        staged = [reading.stage(night) for night in (*also, *interval)]
+        fingerprint = None
+    else:
+        path, fingerprint = reading.stage_cached()
+        staged = [path]
+    listed = ", ".join(literal(str(path)) for path in staged)
+    connection.execute(f"CREATE OR REPLACE TEMP VIEW {quoted(name)} AS SELECT * FROM read_parquet([{listed}])")  # noqa: S608 (our own paths, quoted)
+    return SourceRead(name, dated, fingerprint)
+
+
+class _Reading:
+    """One table being read."""
+
+    def __init__(self, lake: Lake, dataset: Dataset, table: str, connection: duckdb.DuckDBPyConnection, folder: Path) -> None:
+        self.lake, self.dataset, self.name, self.connection, self.folder = lake, dataset, table, connection, folder
+        self.table = dataset.tables[table]
+        self.source = self.table.source
+        self.root = lake.settings.catalog_dir.parent
+        self.label = f"source of {dataset.name}/{table}"
+        self.own_columns: Mapping[str, ColumnType] = self.source.columns or {name: column.type for name, column in self.table.columns.items()}
+        self.select = self._select_text()
+
+    def _select_text(self) -> str | None:
+        select = self.source.select
+        if select is None or not select.endswith(".sql"):
+            return select
+        path = self.lake.settings.sql_dir / select
+        if not path.is_file():
+            raise SourceMissing(f"{self.label} is shaped by {path}, which is no file. Write it, or correct `select` in the catalog.")
+        return path.read_text(encoding="utf-8")
+
+    def stage_cached(self) -> tuple[Path, str | None]:
+        """The whole source as one Parquet file, from the cache where its bytes are those read before."""
+        if not isinstance(self.source, FileSource):
+            return self.stage(None), None
+        found = file.find(self.source.uri, self.root, None, self.label)
+        shape = {
+            "reader": _READER,
+            "duckdb": duckdb.__version__,
+            "bytes": found.digest(),
+            "lookups": {name: file.find(lookup.uri, self.root, None, f"lookup {name} of {self.label}").digest() for name, lookup in self.source.lookups.items()},
+            "table": self.table.model_dump_json(by_alias=True, include={"source", "known_at", "columns"}),
+            "select": self.select,
+            "time_zone": self.dataset.time_zone,
+        }
+        fingerprint = hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
+        cache = self.lake.settings.home / "cache" / "sources" / f"{self.dataset.name}.{self.name}"
+        cache.mkdir(parents=True, exist_ok=True)
+        cached, linked = cache / f"{fingerprint[:32]}.parquet", self.folder / f"{self.name}.source.parquet"
+        while True:
+            if not cached.is_file():
+                self._fill(cached, found, shape["bytes"])
+            # A link of this run's own: another run, that sees newer bytes, may drop the cached file at any time.
+            with suppress(FileNotFoundError):
+                os.link(cached, linked)
+                return linked, fingerprint
+
+    def _fill(self, cached: Path, found: file.FoundFiles, digest: object) -> None:
+        """Stage the source under `cached`, whole or not at all, and drop what was cached of its former bytes."""
+        fresh = cached.parent / f".{uuid.uuid4().hex}.parquet"
+        try:
+            self._stage(None, fresh, found)
+            if found.digest() != digest:
+                raise SourceUnavailable(f"{self.label} changed while it was read. Nothing was written. Clear the task when the delivery is complete.")
+            os.replace(fresh, cached)
+        finally:
+            fresh.unlink(missing_ok=True)
+        for old in cached.parent.glob("[!.]*.parquet"):
+            if old != cached:
+                old.unlink(missing_ok=True)
+
+    def stage(self, night: date | None) -> Path:
+        """One delivery as a Parquet file in this run's folder."""
+        target = self.folder / f"{self.name}.{night.isoformat() if night else 'source'}.parquet"
+        found = file.find(self.source.uri, self.root, night, self.label) if isinstance(self.source, FileSource) else None
+        self._stage(night, target, found)
+        return target
+
+    def _stage(self, night: date | None, target: Path, found: file.FoundFiles | None) -> None:
+        with ExitStack() as stack:
+            folder = stack.enter_context(self.lake.scratch("source"))
+            own = folder / "own.parquet"
+            match self.source:
+                case FileSource():
+                    assert found is not None  # stage and stage_cached find the files of a file source
+                    file.stage(self.connection, self.source, found, self.own_columns, folder / "own", own)
+                case SqlSource():
+                    sql.stage(self.lake.settings, self.source, self.own_columns, night, self.dataset.time_zone, self.label, own)
+                case HttpSource():
+                    http.stage(self.connection, self.lake.settings, self.source, self.own_columns, night, self.label, folder, own)
+            views = {"source": own}
+            for name, lookup in self.source.lookups.items():
+                label = f"lookup {name} of {self.label}"
+                views[name] = folder / f"lookup-{name}.parquet"
+                file.stage(self.connection, lookup, file.find(lookup.uri, self.root, night, label), lookup.columns, folder / f"lookup-{name}", views[name])
+            for name, path in views.items():
+                self.connection.execute(f"CREATE OR REPLACE TEMP VIEW {quoted(name)} AS SELECT * FROM read_parquet({literal(str(path))})")  # noqa: S608 (our own path)
+                stack.callback(self.connection.execute, f"DROP VIEW IF EXISTS {quoted(name)}")
+            self._shape(night, target)
+
+    def _shape(self, night: date | None, target: Path) -> None:
+        """Apply `select` and `known_at`, and date each row."""
+        declared = {name: column.type for name, column in self.table.columns.items()}
+        relation = f"({self.select.rstrip().rstrip(';')}\n)" if self.select else "source"
+        known = self.table.known_at
+        instant = "NULL" if not isinstance(known, KnownAt) else known.sql or quoted(str(known.column))
+        # The microsecond makes midnight part of the night that ends there, as `cutoff(T-1) < known_at <= cutoff(T)` says.
+        natural = f"CAST(timezone({literal(self.dataset.time_zone)}, known_at_utc - INTERVAL 1 MICROSECOND) AS DATE)"
+        delivered = f"DATE {literal(night.isoformat())}" if night else "CAST(NULL AS DATE)"
+        try:
+            described = self.connection.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall()  # noqa: S608 (the catalog's own SQL)
+            check_types(f"select of the {self.label}" if self.select else self.label, {str(row[0]): str(row[1]) for row in described}, declared)
+            typed = typed_relation(relation, declared)
+            dated = f"SELECT *, CAST({instant} AS TIMESTAMPTZ) AS known_at_utc FROM ({typed})"  # noqa: S608 (the catalog's own SQL)
+            rows = f"SELECT *, {natural} AS natural_date, {delivered} AS delivered FROM ({dated}) ORDER BY natural_date"  # noqa: S608 (as above)
+            self.connection.execute(f"COPY ({rows}) TO {literal(str(target))} (FORMAT parquet, ROW_GROUP_SIZE 20480)")
+        except (duckdb.IOException, duckdb.OutOfMemoryException):
+            raise
+        except duckdb.Error as error:
+            raise SourceUnreadable(
+                f"select or known_at of the {self.label} fails: {error}\n  Nothing was written. Correct the SQL, or the source's rows it stumbles on."
+            ) from error
+
+
