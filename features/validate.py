@@ -1,0 +1,410 @@
+"""Validation: raw rows that break no rule become valid, the others go to quarantine with every rule they broke.
+
+The suite of each table is GX's (features/expectations.py). One SQL pass compiled from it marks the rows; GX itself runs
+it too, for its data docs, and the two must count alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from config.calendar import ONE_DAY, Interval, cutoff
+from config.catalog import Dataset, Table
+from config.checks import Freshness, RowCount, TableRule, check_name
+from config.errors import NightfleetError
+from features.expectations import BAD_SHARE, CompiledRule, compile_suite, marking_sql, night_suite, row_suite, table_bounds, table_measure
+from lake.lake import Lake, StageResult
+from lake.lineage import Input, Publication
+from lake.metrics import Metric, Status, metrics_table, publish_metrics
+from lake.publish import publish
+from lake.tables import LakeTable, quarantine_table, raw_table, valid_table
+
+_EXAMPLES = 3
+_BATCH_ROWS = 131_072
+SCORE = "quality_score"
+
+
+class DataRejected(NightfleetError):
+    """A night broke a check that stops; nothing was published for it."""
+
+
+class ValidatorsDisagree(NightfleetError):
+    """The SQL pass and Great Expectations counted differently: one of them is wrong, so neither is believed."""
+
+
+@dataclass(frozen=True)
+class TableCheck:
+    """A table rule on one night. `value` None: not evaluated, `reason` says why."""
+
+    rule: TableRule
+    value: float | None
+    reason: str | None
+    reference: str | None
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the value lies within the rule's bounds; None when not evaluated."""
+        if self.value is None:
+            return None
+        low, high = table_bounds(self.rule)
+        return (low is None or self.value >= low) and (high is None or self.value <= high)
+
+    @property
+    def bound(self) -> float:
+        """The bound that is broken, or the nearest one."""
+        low, high = table_bounds(self.rule)
+        if low is None or high is None:
+            return float(low if high is None else high)  # type: ignore[arg-type]  # a rule has at least one bound
+        if self.value is None:
+            return low
+        return low if abs(self.value - low) <= abs(self.value - high) else high
+
+
+@dataclass(frozen=True)
+class TableNight:
+    """What validation found in one table on one night.
+
+    Attributes:
+        broken: rows that broke each rule, by the rule's name; a row may break several.
+    """
+
+    table: str
+    data_date: date
+    rows: int
+    bad_rows: int
+    broken: Mapping[str, int]
+    checks: tuple[TableCheck, ...]
+
+    @property
+    def bad_share(self) -> float:
+        """Share of rows that broke any rule; 0 without rows."""
+        return self.bad_rows / self.rows if self.rows else 0.0
+
+    @property
+    def score(self) -> float | None:
+        """Share of rows that broke no rule, times the share of evaluated table checks that hold; in [0, 1], None without rows."""
+        if not self.rows:
+            return None
+        evaluated = [check.holds for check in self.checks if check.holds is not None]
+        return (1.0 - self.bad_share) * (sum(evaluated) / len(evaluated) if evaluated else 1.0)
+
+
+@dataclass(frozen=True)
+class _Marked:
+    """A table's rows of the interval, marked, in DuckDB table `marked_<name>`."""
+
+    name: str
+    raw: LakeTable
+    valid: LakeTable
+    quarantine: LakeTable
+    inputs: Mapping[date, Publication]
+    rules: list[CompiledRule]
+    nights: Mapping[date, TableNight]
+
+
+def validate(lake: Lake, dataset: str, interval: Interval, *, run_id: str) -> StageResult:
+    """Judge the raw partitions of every table of a data set, and publish valid, quarantine and quality metrics of each night.
+
+    In a bulk interval the nights before the first one that stops are published, then `DataRejected` is raised.
+
+    Raises:
+        PartitionNotReady: a raw partition, or the night before the interval, is not published.
+        DataRejected: a night's bad rows exceed `quality.stop_share`, or a check with `severity: stop` does not hold.
+        ValidatorsDisagree: SQL and Great Expectations count differently; nothing is published.
+    """
+    entry = lake.dataset(dataset)
+    replaces = {
+        table.name: lake.publications.digests(table, interval)
+        for name in entry.tables
+        for table in (valid_table(lake.settings, entry, name), quarantine_table(lake.settings, entry, name))
+    }
+    metrics_before = lake.publications.digests(metrics_table(lake.settings, dataset, "quality"), interval)
+    raw = {name: _require_raw(lake, entry, name, interval) for name in entry.tables}
+    with lake.duckdb() as connection:
+        marked = [_mark(lake, entry, name, interval, raw[name], connection) for name in entry.tables]
+        stopping = [night for table in marked for night in table.nights.values() if _stops(entry.tables[table.name], night)]
+        first_stop = min((night.data_date for night in stopping), default=None)
+        results = _run_gx(entry, marked, connection, until=first_stop or interval.last)
+        docs = _write_docs(lake, entry, interval, results)
+        passed = interval if first_stop is None else (Interval(interval.start, first_stop) if first_stop > interval.start else None)
+        committed: set[date] = set()
+        rows = 0
+        if passed is not None:
+            for table in marked:
+                committed |= _publish(lake, dataset, table, passed, replaces, run_id, connection)
+                rows += sum(table.nights[day].rows for day in passed)
+            metrics = [metric for table in marked for day in passed for metric in _metrics(dataset, entry.tables[table.name], table, table.nights[day])]
+            inputs = {day: [table.inputs[day].as_input() for table in marked] for day in passed}
+            before = {day: metrics_before[day] for day in passed}
+            committed |= set(publish_metrics(lake, dataset, "quality", metrics, passed, run_id=run_id, inputs=inputs, replaces=before).committed)
+        if first_stop is not None:
+            raise DataRejected(_rejection(entry, marked, [n for n in stopping if n.data_date == first_stop], passed, docs, connection))
+    bad: dict[str, int] = {}
+    for table in marked:
+        for night in table.nights.values():
+            for check, count in night.broken.items():
+                if count:
+                    bad[f"{table.name}: {check}"] = bad.get(f"{table.name}: {check}", 0) + count
+    details = {
+        "quarantined": sum(night.bad_rows for table in marked for night in table.nights.values()),
+        "reasons": dict(sorted(bad.items(), key=lambda item: (-item[1], item[0]))),
+        "data_docs": docs,
+    }
+    return StageResult("validate", dataset, str(interval), rows, len(committed), details)
+
+
+def _require_raw(lake: Lake, dataset: Dataset, name: str, interval: Interval) -> dict[date, Publication]:
+    raw = raw_table(lake.settings, dataset, name)
+    remedy = f"Run `{dataset.name}_ingest` for the missing nights, then clear this task."
+    published = lake.publications.require(raw, interval, needed_by=f"Validating {dataset.name} for data date {interval}", remedy=remedy)
+    before = interval.start - ONE_DAY
+    if interval.start > dataset.first_data_date:
+        valid = valid_table(lake.settings, dataset, name)
+        lake.publications.require(valid, Interval.of(before), needed_by=f"Validating {dataset.name} for data date {interval.start}", remedy=remedy)
+    return published
+
+
+# ---- marking ---------------------------------------------------------------------------------------------------
+
+
+def _mark(lake: Lake, dataset: Dataset, name: str, interval: Interval, inputs: Mapping[date, Publication], connection: duckdb.DuckDBPyConnection) -> _Marked:
+    raw = raw_table(lake.settings, dataset, name)
+    table = dataset.tables[name]
+    raw.register(connection, f"raw_{name}", list(interval), max(p.version for p in inputs.values()))
+    # A NaN is a missing number: the rules, SQL and the readers behind then need to know one kind of missing only.
+    columns = ", ".join(f'nullif("{f.name}", CAST(\'NaN\' AS DOUBLE)) AS "{f.name}"' if pa.types.is_floating(f.type) else f'"{f.name}"' for f in raw.schema)
+    connection.execute(f'CREATE OR REPLACE TEMP VIEW "read_{name}" AS SELECT {columns} FROM "raw_{name}"')  # noqa: S608 (names from the typed catalog)
+    rules = compile_suite(row_suite(dataset, name), f"read_{name}")
+    connection.execute(f'CREATE OR REPLACE TABLE "marked_{name}" AS {marking_sql(rules, f"read_{name}")}')
+    newest = [rule.column for rule in table.table_rules if isinstance(rule, Freshness)]
+    counts = [f"count_if(broken_{number}) AS broken_{number}" for number in range(len(rules))]
+    maxima = [f'max("{column}") AS "newest_{column}"' for column in newest]
+    selected = ", ".join(["data_date", "count(*) AS n", "count(broken_rules) AS bad", *counts, *maxima])
+    by_night = connection.sql(f'SELECT {selected} FROM "marked_{name}" GROUP BY data_date').to_arrow_table()  # noqa: S608 (names from the typed catalog)
+    found = {row["data_date"]: row for row in by_night.to_pylist()}
+    valid, quarantine = valid_table(lake.settings, dataset, name), quarantine_table(lake.settings, dataset, name)
+    row_counts = {day: int(found[day]["n"]) if day in found else 0 for day in interval}
+    history = _history(lake, valid, quarantine, table, interval) | row_counts
+    nights = {}
+    for day in interval:
+        row = found.get(day, {})
+        checks = tuple(_judge(rule, day, row_counts[day], row, history, dataset) for rule in table.table_rules)
+        broken = {rule.check: int(row.get(f"broken_{number}", 0)) for number, rule in enumerate(rules)}
+        nights[day] = TableNight(name, day, row_counts[day], int(row.get("bad", 0)), broken, checks)
+    return _Marked(name, raw, valid, quarantine, inputs, rules, nights)
+
+
+def _history(lake: Lake, valid: LakeTable, quarantine: LakeTable, table: Table, interval: Interval) -> dict[date, int]:
+    """Rows of the validated nights that the row counts of `interval` are held against."""
+    weeks = max((rule.weeks for rule in table.table_rules if isinstance(rule, RowCount)), default=0)
+    if not weeks:
+        return {}
+    before = Interval(interval.start - timedelta(weeks=weeks), interval.start)
+    aside = lake.publications.current(quarantine, before)
+    return {day: p.rows + aside[day].rows for day, p in lake.publications.current(valid, before).items() if day in aside}
+
+
+def _judge(rule: TableRule, day: date, rows: int, row: Mapping[str, Any], history: Mapping[date, int], dataset: Dataset) -> TableCheck:
+    if isinstance(rule, RowCount):
+        earlier = [history[past] for week in range(1, rule.weeks + 1) if (past := day - timedelta(weeks=week)) in history]
+        weekday = f"{day:%A}s"
+        if not earlier:
+            return TableCheck(rule, None, f"no earlier {weekday} to compare with", None)
+        mean = sum(earlier) / len(earlier)
+        if not mean:
+            return TableCheck(rule, None, f"the last {len(earlier)} {weekday} had no rows", None)
+        return TableCheck(rule, rows / mean, None, f"{rows} rows, mean of the last {len(earlier)} {weekday} {mean:g}")
+    newest: datetime | None = row.get(f"newest_{rule.column}")
+    if newest is None:
+        return TableCheck(rule, None, f"no row with a {rule.column}", None)
+    end = cutoff(day, dataset.time_zone)
+    return TableCheck(rule, (end - newest) / timedelta(hours=1), None, f"newest {rule.column} {newest:%Y-%m-%d %H:%M} UTC, cutoff {end:%Y-%m-%d %H:%M} UTC")
+
+
+def _stops(table: Table, night: TableNight) -> bool:
+    if night.rows and night.bad_share > table.quality.stop_share:
+        return True
+    return any(check.rule.severity == "stop" and check.holds is False for check in night.checks)
+
+
+# ---- Great Expectations ----------------------------------------------------------------------------------------
+
+
+def _run_gx(dataset: Dataset, marked: Sequence[_Marked], connection: duckdb.DuckDBPyConnection, *, until: date) -> dict[str, Any]:
+    """GX's result of every suite, by suite name, over the nights up to `until`."""
+    from features.gx_duckdb import validate_table
+
+    results: dict[str, Any] = {}
+    for table in marked:
+        entry = dataset.tables[table.name]
+        columns = ", ".join(f'"{c}"' for c in (*entry.columns, "known_at_utc", "revision", "data_date"))
+        # The date is a literal: a view cannot hold a parameter.
+        seen = f"data_date <= DATE '{until.isoformat()}'"
+        connection.execute(f'CREATE OR REPLACE VIEW "{table.name}" AS SELECT {columns} FROM "marked_{table.name}" WHERE {seen}')  # noqa: S608
+        nights = [night for night in table.nights.values() if night.data_date <= until]
+        suite = row_suite(dataset, table.name)
+        result = validate_table(connection, table.name, suite)
+        expected = {rule.check: sum(night.broken[rule.check] for night in nights) for rule in table.rules}
+        _compare(result, expected, f"{dataset.name}.{table.name}", f"{nights[0].data_date}..{until}")
+        results[suite["name"]] = result
+
+        suite = night_suite(dataset, table.name)
+        by_night = f"{table.name}_by_night"
+        connection.register("nights_to_judge", _nights_table(entry, nights))
+        connection.execute(f'CREATE OR REPLACE TABLE "{by_night}" AS SELECT * FROM nights_to_judge')  # noqa: S608 (name from the typed catalog)
+        connection.unregister("nights_to_judge")
+        results[suite["name"]] = validate_table(connection, by_night, suite)
+    return results
+
+
+def _nights_table(table: Table, nights: Sequence[TableNight]) -> pa.Table:
+    columns: dict[str, Any] = {
+        "data_date": pa.array([night.data_date for night in nights], pa.date32()),
+        "row_count": pa.array([night.rows for night in nights], pa.int64()),
+        "bad_rows": pa.array([night.bad_rows for night in nights], pa.int64()),
+        "bad_share": pa.array([night.bad_share for night in nights], pa.float64()),
+    }
+    for number, rule in enumerate(table.table_rules):
+        columns[table_measure(rule)] = pa.array([night.checks[number].value for night in nights], pa.float64())
+    return pa.table(columns)
+
+
+def _compare(result: Any, expected: Mapping[str, int], suite: str, nights: str) -> None:
+    for outcome in result.results:
+        check = outcome.expectation_config.meta["check"]
+        if outcome.exception_info and outcome.exception_info.get("raised_exception") is not False:
+            cause = _first_line(outcome.exception_info)
+            raise ValidatorsDisagree(f"{suite}, {check}: Great Expectations could not evaluate it: {cause}. Nothing was published.")
+        if check not in expected:
+            if not outcome.success:
+                raise ValidatorsDisagree(f"{suite}, {check}: Great Expectations found {outcome.result.get('observed_value')}. Nothing was published.")
+            continue
+        found = outcome.result["unexpected_count"]
+        if found != expected[check]:
+            raise ValidatorsDisagree(
+                f"{suite}, {check}, nights {nights}: the SQL pass marked {expected[check]} rows, Great Expectations {found}. Nothing was published.\n"
+                "  One of the two is wrong about this rule. Compare both on these rows, and mend features/expectations.py or the rule in the catalog."
+            )
+
+
+def _first_line(info: Mapping[str, Any]) -> str:
+    details = [info, *(value for value in info.values() if isinstance(value, Mapping))]
+    return next((str(d["exception_message"]).splitlines()[0] for d in details if d.get("exception_message")), "no message")
+
+
+def _write_docs(lake: Lake, dataset: Dataset, interval: Interval, results: Mapping[str, Any]) -> str:
+    from features.data_docs import write_data_docs
+
+    return str(write_data_docs(lake.settings, dataset.name, interval, results))
+
+
+# ---- publishing ------------------------------------------------------------------------------------------------
+
+
+def _publish(
+    lake: Lake,
+    dataset: str,
+    table: _Marked,
+    interval: Interval,
+    replaces: Mapping[str, Mapping[date, str | None]],
+    run_id: str,
+    connection: duckdb.DuckDBPyConnection,
+) -> set[date]:
+    inputs: dict[date, list[Input]] = {day: [table.inputs[day].as_input()] for day in interval}
+    lineage = dataclasses.replace(lake.lineage(dataset, run_id), inputs=inputs)
+    committed: set[date] = set()
+    # Valid last: it is what the next stage waits for, and where it is, quarantine is too.
+    for target, kept in ((table.quarantine, "broken_rules IS NOT NULL"), (table.valid, "broken_rules IS NULL")):
+        columns = ", ".join(f'"{name}"' for name in target.schema.names)
+        order = ", ".join(f'"{name}" NULLS LAST' for name in ("data_date", *target.key))
+        query = (
+            f'SELECT {columns} FROM "marked_{table.name}" WHERE {kept}'  # noqa: S608 (names from the typed catalog)
+            f" AND data_date >= DATE '{interval.start.isoformat()}' AND data_date < DATE '{interval.end.isoformat()}' ORDER BY {order}"
+        )
+        reader = connection.sql(query).to_arrow_reader(_BATCH_ROWS)
+        before = {day: replaces[target.name][day] for day in interval}
+        with lake.scratch("validate") as scratch:
+            published = publish(lake.publications, target, reader, interval, replaces=before, lineage=lineage, scratch=scratch)
+        committed |= set(published.committed)
+    return committed
+
+
+def _metrics(dataset: str, entry: Table, table: _Marked, night: TableNight) -> Iterator[Metric]:
+    """One row per check, and the quality score; `column` is `<table>.<column>`, or the table for what concerns it as a whole."""
+    warn, stop = entry.quality.warn_share, entry.quality.stop_share
+
+    def metric(check: str, status: Status, column: str = "", **values: Any) -> Metric:
+        name = f"{table.name}.{column}" if column else table.name
+        return Metric(dataset, night.data_date, night.data_date, check, status, column=name, **values)
+
+    def share_metric(check: str, count: int, column: str = "") -> Metric:
+        if not night.rows:
+            return metric(check, "not_evaluated", column, threshold=warn, n=0, reason="the night has no rows")
+        share = count / night.rows
+        status: Status = "failing" if share > stop else "warning" if share > warn else "ok"
+        reason = f"{count} of {night.rows} rows" if count else None
+        return metric(check, status, column, value=share, threshold=stop if status == "failing" else warn, n=night.rows, reason=reason)
+
+    for rule in table.rules:
+        yield share_metric(rule.check, night.broken[rule.check], rule.columns[0] if len(rule.columns) == 1 else "")
+    yield share_metric(BAD_SHARE, night.bad_rows)
+    for check in night.checks:
+        column = check.rule.column if isinstance(check.rule, Freshness) else ""
+        name = check_name(check.rule)
+        if check.value is None:
+            yield metric(name, "not_evaluated", column, n=night.rows, reason=check.reason)
+        else:
+            status: Status = "ok" if check.holds else "warning" if check.rule.severity == "warn" else "failing"
+            yield metric(name, status, column, value=check.value, threshold=check.bound, n=night.rows, reason=check.reference, reference=check.reference)
+    if night.score is None:
+        yield metric(SCORE, "not_evaluated", n=0, reason="the night has no rows")
+    else:
+        yield metric(SCORE, "ok" if night.score >= 1 - warn else "warning", value=night.score, threshold=1 - warn, n=night.rows)
+
+
+# ---- refusal ---------------------------------------------------------------------------------------------------
+
+
+def _rejection(
+    dataset: Dataset, marked: Sequence[_Marked], nights: Sequence[TableNight], passed: Interval | None, docs: str, connection: duckdb.DuckDBPyConnection
+) -> str:
+    tables = {table.name: table for table in marked}
+    lines = []
+    for night in nights:
+        entry, name = dataset.tables[night.table], f"{dataset.name}/raw/{night.table}"
+        if night.rows and night.bad_share > entry.quality.stop_share:
+            lines.append(
+                f"{name} for {night.data_date}: {night.bad_rows} of {night.rows} rows break a rule, share {night.bad_share:.3f}, "
+                f"more than stop_share {entry.quality.stop_share:g}."
+            )
+            worst = sorted(((count, check) for check, count in night.broken.items() if count), key=lambda item: (-item[0], item[1]))
+            for count, check in worst:
+                lines.append(f"  {check}: {count} rows, share {count / night.rows:.3f}")
+            lines += [f"    for example {row}" for row in _examples(entry, tables[night.table], night, worst[0][1], connection)]
+        for judged in night.checks:
+            if judged.rule.severity == "stop" and judged.holds is False:
+                low, high = table_bounds(judged.rule)
+                bounds = " and ".join([*([f"at least {low:g}"] if low is not None else []), *([f"at most {high:g}"] if high is not None else [])])
+                lines.append(f"{name} for {night.data_date}: {check_name(judged.rule)} is {judged.value:.3f}, needs {bounds} ({judged.reference}).")
+    before = f"The nights {passed} before it are published." if passed else "Nothing was published."
+    lines.append(
+        f"  {before} See {docs}. Mend the source and run `restate`, or change the check or `quality` of the table in the catalog, then clear this task."
+    )
+    return "\n".join(lines)
+
+
+def _examples(entry: Table, table: _Marked, night: TableNight, check: str, connection: duckdb.DuckDBPyConnection) -> list[dict[str, str]]:
+    number = next(i for i, rule in enumerate(table.rules) if rule.check == check)
+    shown = [*entry.key, *(c for c in table.rules[number].columns if c not in entry.key)]
+    columns = ", ".join(f'CAST("{c}" AS VARCHAR) AS "{c}"' for c in shown if not entry.columns[c].pii)
+    order = ", ".join(f'"{c}"' for c in table.raw.key)
+    query = f'SELECT {columns} FROM "marked_{table.name}" WHERE broken_{number} AND data_date = ? ORDER BY {order} LIMIT {_EXAMPLES}'  # noqa: S608
+    examples: list[dict[str, str]] = connection.sql(query, params=[night.data_date]).to_arrow_table().to_pylist()
+    return examples
