@@ -20,7 +20,7 @@ import yaml
 from config.catalog import Catalog, ColumnType, Dataset
 from config.settings import Settings
 from lake.lake import Lake
-from lake.tables import ARROW_TYPES, feature_table
+from lake.tables import feature_table
 
 if TYPE_CHECKING:
     from feast import Entity, FeatureService, FeatureStore, FeatureView
@@ -126,7 +126,7 @@ def repo_config(settings: Settings, pins: Mapping[str, int] | None = None, *, st
     """Feast's configuration of an installation, as `feature_store.yaml` holds it.
 
     Args:
-        pins: Delta version per feature view (Feast's name); what is not named is read at its newest version.
+        pins: Delta version by feature table (`flights/features/carrier_daily`); what is not named is read at its newest version.
         stores: module that holds all three classes, where they are not imported from their own.
     """
     return {
@@ -195,21 +195,30 @@ def feast_lock(settings: Settings) -> Iterator[None]:
 def ensure_applied(lake: Lake) -> str:
     """Apply the catalog to Feast's registry, unless the same catalog is there already; returns its digest."""
     digest = definitions_digest(lake)
-    marker = lake.settings.home / "feast" / "applied"
-    if _applied(marker) == digest:
+    if _applied(lake) == digest:
         return digest
     with feast_lock(lake.settings):
-        if _applied(marker) == digest:
+        if _applied(lake) == digest:
             return digest  # another process did it meanwhile
         _apply(lake)
+        marker = _marker(lake.settings)
         written = marker.with_suffix(f".{os.getpid()}")
         written.write_text(digest)
         written.replace(marker)
     return digest
 
 
-def _applied(marker: Path) -> str | None:
-    return marker.read_text() if marker.exists() else None
+def _marker(settings: Settings) -> Path:
+    return settings.home / "feast" / "applied"
+
+
+def _applied(lake: Lake) -> str | None:
+    """Digest of what is applied; None where nothing is, or where a store was removed since."""
+    settings, marker = lake.settings, _marker(lake.settings)
+    files = [marker, settings.online_store]
+    if settings.registry_url.startswith("sqlite:///"):
+        files.append(Path(settings.registry_url.removeprefix("sqlite:///")))
+    return marker.read_text() if all(path.exists() for path in files) else None
 
 
 def _apply(lake: Lake) -> None:
@@ -226,8 +235,3 @@ def _apply(lake: Lake) -> None:
     store.apply(wanted, objects_to_delete=gone, partial=not gone)
     # For the plain `feast` command on an installation elsewhere: `feast -f <home>/feast/feature_store.yaml …`.
     (folder / "feature_store.yaml").write_text(yaml.safe_dump(repo_config(lake.settings, stores="nightfleet_stores"), sort_keys=False))
-
-
-def view_columns(dataset: Dataset, view: str) -> dict[str, Any]:
-    """Arrow type of each feature a view gives."""
-    return {name: ARROW_TYPES[column.type] for name, column in dataset.features[view].columns.items()}

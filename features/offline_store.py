@@ -48,11 +48,13 @@ class DuckDBDeltaOfflineStoreConfig(FeastConfigBaseModel):
     """Configuration of the offline store.
 
     Attributes:
-        pins: Delta version to read, by feature view name; what is not named is read at its newest version.
+        pins: Delta version to read, by name of the source; what is not named is read at its newest version.
         memory_gb: DuckDB's memory limit; what is more spills into `scratch`.
     """
 
-    type: Literal["features.offline_store.DuckDBDeltaOfflineStore", "nightfleet_stores.DuckDBDeltaOfflineStore"] = "features.offline_store.DuckDBDeltaOfflineStore"
+    type: Literal["features.offline_store.DuckDBDeltaOfflineStore", "nightfleet_stores.DuckDBDeltaOfflineStore"] = (
+        "features.offline_store.DuckDBDeltaOfflineStore"
+    )
     pins: dict[str, int] = Field(default_factory=dict)
     memory_gb: float = 4.0
     threads: int = 2
@@ -142,10 +144,10 @@ class DuckDBDeltaOfflineStore(OfflineStore):
             raise NotImplementedError("retrieval without entity rows is not offered: a range of times has no point in time to join at")
         store = _own_config(config)
         wanted = _features_by_view(feature_refs)
-        joins = [_Join(view, _join_keys(view, registry, project), wanted[view.projection.name_to_use()], store.pins.get(view.name)) for view in feature_views]
+        joins = [_Join(view, _join_keys(view, registry, project), wanted[view.projection.name_to_use()]) for view in feature_views]
 
         def query(connection: duckdb.DuckDBPyConnection) -> str:
-            return _point_in_time(connection, entity_df, joins, full_feature_names)
+            return _point_in_time(connection, entity_df, joins, store.pins, full_names=full_feature_names)
 
         keys = sorted({entity for join in joins for entity in join.keys.values()})
         return DuckDBRetrievalJob(store, query, full_feature_names, RetrievalMetadata(features=feature_refs, keys=keys))
@@ -229,7 +231,6 @@ class _Join:
     view: FeatureView
     keys: Mapping[str, str]
     features: Sequence[str]
-    pin: int | None
 
     def on(self, alias: str, kinds: Mapping[str, str], feature_kinds: Mapping[str, str], time: str) -> str:
         """The condition of the ASOF JOIN with the feature rows `alias`."""
@@ -264,7 +265,9 @@ class _Join:
         return self.view.ttl or timedelta(0)
 
 
-def _point_in_time(connection: duckdb.DuckDBPyConnection, entity_df: pd.DataFrame | str, joins: Sequence[_Join], full_names: bool) -> str:
+def _point_in_time(
+    connection: duckdb.DuckDBPyConnection, entity_df: pd.DataFrame | str, joins: Sequence[_Join], pins: Mapping[str, int], *, full_names: bool
+) -> str:
     """Register what a retrieval reads on `connection`, and return its SQL."""
     if isinstance(entity_df, str):
         connection.execute(f"CREATE OR REPLACE TEMP VIEW entity_frame AS {entity_df}")
@@ -279,7 +282,8 @@ def _point_in_time(connection: duckdb.DuckDBPyConnection, entity_df: pd.DataFram
     for number, join in enumerate(joins):
         alias = f"feature_rows_{number}"
         oldest = first - join.ttl if first is not None and join.ttl else None
-        register_source(connection, alias, _source(join.view), [*join.keys, *join.features], oldest, last, version=join.pin)
+        source = _source(join.view)
+        register_source(connection, alias, source, [*join.keys, *join.features], oldest, last, version=pins.get(source.name))
         feature_kinds = _column_kinds(connection, alias)
         tables.append(f"ASOF LEFT JOIN {alias} ON {join.on(alias, kinds, feature_kinds, time)}")
         selected += join.values(alias, time, full_names=full_names)
@@ -325,7 +329,9 @@ def register_source(
         SourceUnreadable: the source is no Delta table, is not there, or uses what is not applied here.
     """
     if not isinstance(source, FileSource) or source.field_mapping:
-        raise SourceUnreadable(f"{source.name} is a {type(source).__name__} with field mapping {source.field_mapping}; only Delta tables with columns as they are can be read.")
+        raise SourceUnreadable(
+            f"{source.name} is a {type(source).__name__} with field mapping {source.field_mapping}; only Delta tables with columns as they are can be read."
+        )
     try:
         table = DeltaTable(source.path, version=version)
     except TableNotFoundError as error:
@@ -390,9 +396,10 @@ def _pull(
     latest: bool,
 ) -> RetrievalJob:
     columns = [name for name in (*keys, *features, *([created] if created else [])) if name != DUMMY_ENTITY_ID]
+    store = _own_config(config)
 
     def query(connection: duckdb.DuckDBPyConnection) -> str:
-        register_source(connection, "pulled", source, columns, first, last)
+        register_source(connection, "pulled", source, columns, first, last, version=store.pins.get(source.name))
         # Feast has no dates: online they are their ISO text.
         kinds = _column_kinds(connection, "pulled")
         dates = {name for name, kind in kinds.items() if kind == "DATE"}
@@ -404,4 +411,4 @@ def _pull(
         dummy = f", '' AS {_quote(DUMMY_ENTITY_ID)}" if DUMMY_ENTITY_ID in keys else ""
         return f"SELECT {selected}{dummy} FROM pulled {qualify} ORDER BY {', '.join([*named, _quote(timestamp)])}"
 
-    return DuckDBRetrievalJob(_own_config(config), query)
+    return DuckDBRetrievalJob(store, query)

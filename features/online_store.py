@@ -32,9 +32,7 @@ class NewestWinsSqliteOnlineStoreConfig(SqliteOnlineStoreConfig):
 class NewestWinsSqliteOnlineStore(SqliteOnlineStore):
     """SQLite online store in which the newest event time wins, however windows are materialized; equal times are corrections."""
 
-    @staticmethod
-    def _get_db_path(config: RepoConfig) -> str:
-        return str(config.online_store.path)
+    entities_written = 0
 
     def _get_conn(self, config: RepoConfig) -> sqlite3.Connection:
         opened = self._conn is None
@@ -60,7 +58,8 @@ class NewestWinsSqliteOnlineStore(SqliteOnlineStore):
         for view in tables_to_keep:
             table = online_table(config, view)
             connection.execute(
-                f'CREATE TRIGGER IF NOT EXISTS "{table}_newest_wins" BEFORE UPDATE ON "{table}" WHEN new.event_ts < old.event_ts BEGIN SELECT RAISE(IGNORE); END'
+                f'CREATE TRIGGER IF NOT EXISTS "{table}_newest_wins" BEFORE UPDATE ON "{table}" '
+                "WHEN new.event_ts < old.event_ts BEGIN SELECT RAISE(IGNORE); END"
             )
         connection.commit()
 
@@ -73,7 +72,7 @@ class NewestWinsSqliteOnlineStore(SqliteOnlineStore):
         assert view.batch_source is not None  # the offline store read it
         rows = rows.combine_chunks()
         keys = entity_keys(rows, {column.name: column.dtype.to_value_type() for column in view.entity_columns}).to_pylist()
-        times = _encode(rows[view.batch_source.timestamp_field], _epoch_seconds)
+        times = _encode(rows[view.batch_source.timestamp_field], stored_time)
         statement = (
             f'INSERT INTO "{online_table(config, view)}" (entity_key, feature_name, value, value_text, event_ts, created_ts) VALUES (?, ?, ?, ?, ?, NULL) '
             "ON CONFLICT (entity_key, feature_name) DO UPDATE SET "
@@ -85,6 +84,7 @@ class NewestWinsSqliteOnlineStore(SqliteOnlineStore):
                 values = _protos(rows[feature.name], feature.dtype.to_value_type())
                 names = [feature.name] * rows.num_rows
                 connection.executemany(statement, zip(keys, names, [v[0] for v in values], [v[1] for v in values], times, strict=True))
+        self.entities_written += rows.num_rows
         return rows.num_rows
 
 
@@ -93,7 +93,8 @@ def online_table(config: RepoConfig, view: FeatureView) -> str:
     return str(compute_table_id(config.project, view, config.registry.enable_online_feature_view_versioning))
 
 
-def _epoch_seconds(moment: datetime) -> int:
+def stored_time(moment: datetime) -> int:
+    """An instant as the tables hold it in `event_ts`."""
     # As Feast's own SQLite adapter stores it: the UTC reading, taken for local time, which its reader undoes.
     return int(moment.astimezone(UTC).replace(tzinfo=None).timestamp())
 

@@ -175,7 +175,7 @@ def view_inputs(
         versions[view] = delta.version() if delta is not None else 0
         reach = max(-(-ttl // ONE_DAY) if ttl else (interval.start - dataset.first_data_date).days, 0)
         found = lake.publications.current(table, interval.widened(reach), as_of_version=versions[view])
-        _require(lake, table, dataset, interval, found, f"{needed_by} {model}")
+        require_partitions(lake, table, dataset, interval, found, f"{needed_by} {model}")
         instants = {day: cutoff(day, dataset.time_zone) for day in found}
         for day in interval:
             oldest = instants[day] - ttl if ttl else datetime.min.replace(tzinfo=UTC)
@@ -185,11 +185,11 @@ def view_inputs(
 
 def read_features(lake: Lake, model: str, entities: Path, schema: pa.Schema, pins: Mapping[str, int], batch_rows: int = BATCH_ROWS) -> pa.RecordBatchReader:
     """Join the model's features to the rows of a Parquet file, in the file's order; they are joined while they are read."""
-    from features.definitions import feature_store, view_name
+    from features.definitions import feature_store
     from features.offline_store import DuckDBRetrievalJob
 
-    dataset = lake.model(model).dataset
-    store = feature_store(lake, {view_name(dataset, view): version for view, version in pins.items()})
+    dataset = lake.dataset(lake.model(model).dataset)
+    store = feature_store(lake, {feature_table(lake.settings, dataset, view).name: version for view, version in pins.items()})
     quoted = str(entities).replace("'", "''")
     job = store.get_historical_features(
         entity_df=f"SELECT * FROM read_parquet('{quoted}')", features=store.get_feature_service(model, allow_cache=True), full_feature_names=True
@@ -255,7 +255,7 @@ def _spine_table(lake: Lake, entry: ModelEntry, source: TableSpine, dataset: Dat
     delta = table.load(version)
     pinned = delta.version() if delta is not None else 0
     found = lake.publications.current(table, interval, as_of_version=pinned)
-    _require(lake, table, dataset, interval, found, f"Scoring {entry.name}")
+    require_partitions(lake, table, dataset, interval, found, f"Scoring {entry.name}")
     low, high = cutoff(interval.start, dataset.time_zone), horizon_end(entry, dataset, interval.last)
     known = known_table(lake, table, interval.last, column=source.target_time, low=low, high=high, version=pinned)
     # The interval's own partitions count even where no row of theirs is scored: they say so, and which rows came too late.
@@ -275,12 +275,15 @@ def _table_sql(source: TableSpine, columns: list[str]) -> str:
 
 def _too_late(connection: duckdb.DuckDBPyConnection, source: TableSpine, interval: Interval) -> dict[date, int]:
     counted = connection.execute(
-        f'SELECT data_date, count(*) FROM known JOIN windows USING (data_date) WHERE known.revision = 0 AND known."{source.target_time}" <= cutoff_utc GROUP BY ALL'
+        "SELECT data_date, count(*) FROM known JOIN windows USING (data_date) "
+        f'WHERE known.revision = 0 AND known."{source.target_time}" <= cutoff_utc GROUP BY ALL'
     ).fetchall()
     return dict.fromkeys(interval, 0) | dict(counted)
 
 
-def _require(lake: Lake, table: LakeTable, dataset: Dataset, interval: Interval, found: Mapping[date, Publication], needed_by: str) -> None:
+def require_partitions(
+    lake: Lake, table: LakeTable, dataset: Dataset, interval: Interval, found: Mapping[date, Publication], needed_by: str
+) -> None:
     missing = [day for day in interval if day not in found]
     if not missing:
         return
