@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
-from config.calendar import Interval, cutoff
+from config.calendar import Interval
 from config.catalog import ModelEntry, TableSpine
 from config.errors import NightfleetError
 from config.settings import code_version
@@ -343,8 +343,7 @@ def _spine_row(lake: Lake, entry: ModelEntry, prediction: TracedPrediction, pins
 
 
 def _view(lake: Lake, entry: ModelEntry, view: str, prediction: TracedPrediction, spine: Mapping[str, Any], pins: _Pins) -> TracedView:
-    dataset = lake.dataset(entry.dataset)
-    declared = dataset.features[view]
+    declared = lake.dataset(entry.dataset).features[view]
     entity = {name: spine.get(name) for name in declared.entities}
     nulls = dict.fromkeys(declared.columns)
     name = f"{entry.dataset}/features/{view}"
@@ -352,8 +351,7 @@ def _view(lake: Lake, entry: ModelEntry, view: str, prediction: TracedPrediction
         return TracedView(view, entity, nulls, None, expired=f"{name} is not among the recorded inputs; the catalog's features changed since")
     if any(value is None for value in entity.values()):
         return TracedView(view, entity, nulls, None)
-    oldest = cutoff(prediction.data_date, dataset.time_zone) - declared.ttl
-    dates = [day for day in pins.dates[name] if not declared.ttl or cutoff(day, dataset.time_zone) >= oldest]
+    dates = pins.dates[name]  # those within the time to live, as retrieval recorded them
     try:
         table = _readable(lake, name, pins.versions[name], dates)
         row = _one_row(lake, table, dates, pins.versions[name], entity, "data_date DESC")
@@ -481,6 +479,7 @@ def _recomputed(lake: Lake, entry: ModelEntry, view: TracedView) -> list[Step]:
 def _predicted(lake: Lake, entry: ModelEntry, prediction: TracedPrediction, pins: _Pins, views: Iterable[TracedView]) -> list[Step]:
     prefix = f"{entry.dataset}/features/"
     view_pins = {name.removeprefix(prefix): version for name, version in pins.versions.items() if name.startswith(prefix)}
+    spine_version = pins.versions.get(f"{entry.dataset}/valid/{entry.spine.table}") if isinstance(entry.spine, TableSpine) else None
     if not (lake.settings.artifacts / prediction.model / prediction.artifact_digest).is_dir():
         raise InputsExpired(
             f"the files of {prediction.model} version {prediction.version} (artifact {prediction.artifact_digest[:12]}…) are gone. "
@@ -489,7 +488,7 @@ def _predicted(lake: Lake, entry: ModelEntry, prediction: TracedPrediction, pins
     predictor = load_version(lake.settings, prediction.model, prediction.version, prediction.artifact_digest)
     steps = [Step("model bytes", prediction.artifact_digest, prediction.artifact_digest)]
     with lake.scratch("reproduce") as folder, lake.duckdb() as connection:
-        retrieval = retrieve(lake, entry.name, Interval.of(prediction.data_date), pins=view_pins, folder=folder)
+        retrieval = retrieve(lake, entry.name, Interval.of(prediction.data_date), pins=view_pins, spine_version=spine_version, folder=folder)
         connection.register("retrieved", retrieval.reader())
         where = " AND ".join(f'"{name}" IS NOT DISTINCT FROM ?' for name in prediction.entity)
         query = f"SELECT * FROM retrieved WHERE {where}"  # noqa: S608 (names from the catalog)
