@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from config.calendar import ONE_DAY, Interval
-from config.checks import Check, RowRule, TableRule, check_columns, check_name
+from config.checks import Check, RowRule, TableRule, check_columns, check_name, check_types
 from config.durations import Duration
 from config.errors import NightfleetError
 from config.settings import Settings, load_settings
@@ -174,6 +174,9 @@ class Table(Model):
             for column in check_columns(check):
                 if column not in self.columns:
                     raise ValueError(f"check {check_name(check)} names {column!r}, which is no column of the table")
+            misfit = check_types(check, {name: column.type for name, column in self.columns.items()})
+            if misfit:
+                raise ValueError(f"check {check_name(check)}: {misfit}")
         if isinstance(self.known_at, KnownAt) and self.known_at.column:
             known = self.columns.get(self.known_at.column)
             if known is None or known.type != "timestamp" or known.nullable:

@@ -6,6 +6,7 @@ partition as a whole.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Annotated, Literal
 
@@ -134,3 +135,33 @@ def check_columns(check: RowRule | TableRule) -> tuple[str, ...]:
             columns = (check.column,)
     condition = getattr(check, "when", None)
     return (*columns, condition.column) if condition else columns
+
+
+_NUMBERS = frozenset({"int32", "int64", "float64"})
+
+
+def check_types(check: RowRule | TableRule, types: Mapping[str, str]) -> str | None:
+    """What does not fit between a check and the types of the columns it reads, None when all does."""
+    match check:
+        case Between() if types[check.column] not in _NUMBERS:
+            return f"{check.column} is a {types[check.column]}, needs a number"
+        case Matches() if types[check.column] != "string":
+            return f"{check.column} is a {types[check.column]}, needs a string"
+        case Freshness() if types[check.column] != "timestamp":
+            return f"{check.column} is a {types[check.column]}, needs a timestamp"
+        case PairGreater() if types[check.a] != types[check.b] and not {types[check.a], types[check.b]} <= _NUMBERS:
+            return f"{check.a} is a {types[check.a]}, {check.b} a {types[check.b]}; they cannot be compared"
+        case InSet():
+            for value in check.values:
+                if not _fits(value, types[check.column]):
+                    return f"{check.column} is a {types[check.column]}, which {value!r} cannot be equal to"
+    condition = getattr(check, "when", None)
+    if condition and not _fits(condition.value, types[condition.column]):
+        return f"{condition.column} is a {types[condition.column]}, which cannot be compared with {condition.value!r}"
+    return None
+
+
+def _fits(value: Scalar, kind: str) -> bool:
+    if isinstance(value, bool):
+        return kind == "boolean"
+    return kind in _NUMBERS if isinstance(value, int | float) else kind == "string"

@@ -10,6 +10,9 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import duckdb
@@ -17,25 +20,31 @@ import duckdb
 from features.expectations import Suite
 
 
-def validate_table(connection: duckdb.DuckDBPyConnection, table: str, suite: Suite) -> Any:
-    """GX's `ExpectationSuiteValidationResult` of a suite on a table or view of the connection's database (no temporary one)."""
+@contextmanager
+def suite_runner(connection: duckdb.DuckDBPyConnection) -> Iterator[Callable[[str, Suite], Any]]:
+    """A function from a table's name and a suite to GX's `ExpectationSuiteValidationResult`.
+
+    The table, or view, lies in the connection's database and is no temporary one: GX opens a cursor of its own.
+    """
     gx = _great_expectations()
     import duckdb_engine
 
-    context = _context()
-    if "duckdb" in context.data_sources.all():
-        context.data_sources.delete("duckdb")
-    source = context.data_sources.add_sql(
-        "duckdb", connection_string="duckdb:///:memory:", kwargs={"creator": lambda: duckdb_engine.ConnectionWrapper(connection.cursor())}
-    )
-    batch = source.add_table_asset(table, table_name=table).add_batch_definition_whole_table("all").get_batch()
-    try:
+    sources = _context().data_sources
+    name = f"duckdb-{uuid.uuid4().hex}"
+    source = sources.add_sql(name, connection_string="duckdb:///:memory:", kwargs={"creator": lambda: duckdb_engine.ConnectionWrapper(connection.cursor())})
+
+    def run(table: str, suite: Suite) -> Any:
+        batch = source.add_table_asset(table, table_name=table).add_batch_definition_whole_table("all").get_batch()
         return batch.validate(gx.ExpectationSuite(**suite), result_format="SUMMARY")
+
+    try:
+        yield run
     finally:
         # Before the caller closes its connection: the pool would roll back on a closed one.
-        execution_engine = batch.data.execution_engine
+        execution_engine = source.get_execution_engine()
         execution_engine.close()
         execution_engine.engine.dispose()
+        sources.delete(name)
 
 
 @functools.cache

@@ -131,8 +131,9 @@ def validate(lake: Lake, dataset: str, interval: Interval, *, run_id: str) -> St
         marked = [_mark(lake, entry, name, interval, raw[name], connection) for name in entry.tables]
         stopping = [night for table in marked for night in table.nights.values() if _stops(entry.tables[table.name], night)]
         first_stop = min((night.data_date for night in stopping), default=None)
-        results = _run_gx(entry, marked, connection, until=first_stop or interval.last)
-        docs = _write_docs(lake, entry, interval, results)
+        until = first_stop or interval.last
+        results = _run_gx(entry, marked, connection, until=until)
+        docs = _write_docs(lake, entry, Interval.closed(interval.start, until), results)
         passed = interval if first_stop is None else (Interval(interval.start, first_stop) if first_stop > interval.start else None)
         committed: set[date] = set()
         rows = 0
@@ -239,29 +240,44 @@ def _stops(table: Table, night: TableNight) -> bool:
 
 def _run_gx(dataset: Dataset, marked: Sequence[_Marked], connection: duckdb.DuckDBPyConnection, *, until: date) -> dict[str, Any]:
     """GX's result of every suite, by suite name, over the nights up to `until`."""
-    from features.gx_duckdb import validate_table
+    from features.gx_duckdb import suite_runner
 
-    results: dict[str, Any] = {}
+    nights = {table.name: [night for night in table.nights.values() if night.data_date <= until] for table in marked}
+    # All tables first: GX's transaction does not see what is made after its first query.
     for table in marked:
-        entry = dataset.tables[table.name]
-        columns = ", ".join(f'"{c}"' for c in (*entry.columns, "known_at_utc", "revision", "data_date"))
-        # The date is a literal: a view cannot hold a parameter.
-        seen = f"data_date <= DATE '{until.isoformat()}'"
-        connection.execute(f'CREATE OR REPLACE VIEW "{table.name}" AS SELECT {columns} FROM "marked_{table.name}" WHERE {seen}')  # noqa: S608
-        nights = [night for night in table.nights.values() if night.data_date <= until]
-        suite = row_suite(dataset, table.name)
-        result = validate_table(connection, table.name, suite)
-        expected = {rule.check: sum(night.broken[rule.check] for night in nights) for rule in table.rules}
-        _compare(result, expected, f"{dataset.name}.{table.name}", f"{nights[0].data_date}..{until}")
-        results[suite["name"]] = result
-
-        suite = night_suite(dataset, table.name)
-        by_night = f"{table.name}_by_night"
-        connection.register("nights_to_judge", _nights_table(entry, nights))
-        connection.execute(f'CREATE OR REPLACE TABLE "{by_night}" AS SELECT * FROM nights_to_judge')  # noqa: S608 (name from the typed catalog)
-        connection.unregister("nights_to_judge")
-        results[suite["name"]] = validate_table(connection, by_night, suite)
+        _show_to_gx(dataset.tables[table.name], table, nights[table.name], connection)
+    results: dict[str, Any] = {}
+    with suite_runner(connection) as run:
+        for table in marked:
+            suite = row_suite(dataset, table.name)
+            result = run(table.name, suite)
+            expected = {rule.check: sum(night.broken[rule.check] for night in nights[table.name]) for rule in table.rules}
+            _compare(result, expected, suite["name"], f"{nights[table.name][0].data_date}..{until}")
+            _hide_personal(result, dataset.tables[table.name])
+            by_night = night_suite(dataset, table.name)
+            results |= {suite["name"]: result, by_night["name"]: run(f"{table.name}_by_night", by_night)}
     return results
+
+
+def _show_to_gx(entry: Table, table: _Marked, nights: Sequence[TableNight], connection: duckdb.DuckDBPyConnection) -> None:
+    """The view `<table>` of its rows, and the table `<table>_by_night` of its nights, up to the last of `nights`."""
+    columns = ", ".join(f'"{c}"' for c in (*entry.columns, "known_at_utc", "revision", "data_date"))
+    # The date is a literal: a view cannot hold a parameter.
+    seen = f"data_date <= DATE '{nights[-1].data_date.isoformat()}'"
+    connection.execute(f'CREATE OR REPLACE VIEW "{table.name}" AS SELECT {columns} FROM "marked_{table.name}" WHERE {seen}')  # noqa: S608
+    connection.register("nights_to_judge", _nights_table(entry, nights))
+    connection.execute(f'CREATE OR REPLACE TABLE "{table.name}_by_night" AS SELECT * FROM nights_to_judge')  # noqa: S608 (name from the typed catalog)
+    connection.unregister("nights_to_judge")
+
+
+def _hide_personal(result: Any, entry: Table) -> None:
+    """Take the examples of columns with personal data out of what becomes a page."""
+    personal = {name for name, column in entry.columns.items() if column.pii}
+    for outcome in result.results:
+        kwargs = outcome.expectation_config.kwargs
+        if personal & {*kwargs.get("column_list", ()), *(kwargs.get(key) for key in ("column", "column_A", "column_B"))}:
+            for key in [key for key in outcome.result if "partial_unexpected" in key or key == "unexpected_list"]:
+                del outcome.result[key]
 
 
 def _nights_table(table: Table, nights: Sequence[TableNight]) -> pa.Table:
@@ -302,7 +318,8 @@ def _first_line(info: Mapping[str, Any]) -> str:
 def _write_docs(lake: Lake, dataset: Dataset, interval: Interval, results: Mapping[str, Any]) -> str:
     from features.data_docs import write_data_docs
 
-    return str(write_data_docs(lake.settings, dataset.name, interval, results))
+    suites = {suite["name"]: suite for name in dataset.tables for suite in (row_suite(dataset, name), night_suite(dataset, name))}
+    return str(write_data_docs(lake.settings, dataset.name, interval, suites, results))
 
 
 # ---- publishing ------------------------------------------------------------------------------------------------
