@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from config.catalog import ModelEntry
+from config.catalog import BinaryOutput, ModelEntry
 from config.errors import NightfleetError
 
 FORMAT = 1
@@ -258,8 +258,8 @@ def build_reference(
             are sharper than any later ones. None: predictions are not profiled.
         calendar_columns: features that follow from the date alone; left out.
     Returns:
-        `{"format", "method", "limit_quantile", "window_nights", "nights", "rows", "first", "last", "volume", "columns",
-        "predictions"}`. A column has its bins (`edges` or `categories` and `other`), their `counts` and `shares`,
+        `{"format", "method", "limit_quantile", "window_nights", "nights", "rows", "first", "last", "volume", "label",
+        "columns", "predictions"}`. A column has its bins (`edges` or `categories` and `other`), their `counts` and `shares`,
         `null_share`, `limit` (of the statistic) and `null_limit`; a limit is None where fewer than MIN_WINDOWS windows
         had values.
     Raises:
@@ -283,7 +283,6 @@ def build_reference(
         for name, kind in feature_columns.items()
         if name not in calendar_columns
     }
-    volumes = window_sums(np.bincount(nights, minlength=len(days)).astype(np.int64).reshape(-1, 1), window)[:, 0] if len(days) >= window else np.array([])
     return {
         "format": FORMAT,
         "method": drift.method,
@@ -293,21 +292,34 @@ def build_reference(
         "rows": len(dates),
         "first": days[0].isoformat(),
         "last": days[-1].isoformat(),
-        "volume": _volume(volumes),
+        "volume": _volume(np.bincount(nights, minlength=len(days))),
+        "label": _label_facts(training_path, train, entry),
         "columns": columns,
         "predictions": {} if predictions is None else _prediction_profiles(frame, predictions, entry, settings),
     }
 
 
 def _volume(volumes: npt.NDArray[Any]) -> dict[str, Any]:
-    """Bounds of the rows of a window, widened by VOLUME_TOLERANCE: rows whose label never came are scored but not trained on."""
+    """Bounds of the rows of one night, widened by VOLUME_TOLERANCE: rows whose label never came are scored but not trained on."""
     if len(volumes) < MIN_WINDOWS:
-        return {"lower": None, "upper": None, "windows": len(volumes)}
+        return {"lower": None, "upper": None, "nights": len(volumes)}
     return {
         "lower": math.floor(int(volumes.min()) * (1 - VOLUME_TOLERANCE)),
         "upper": math.ceil(int(volumes.max()) * (1 + VOLUME_TOLERANCE)),
-        "windows": len(volumes),
+        "nights": len(volumes),
     }
+
+
+def _label_facts(training_path: Path, train: pa.ChunkedArray, entry: ModelEntry) -> dict[str, Any]:
+    """What somebody without a model would say of every row: median and mean of the train split's labels, and each binary output's rate."""
+    if "label" not in pq.read_schema(training_path).names:
+        return {}
+    labels = as_numbers(pq.read_table(training_path, columns=["label"])["label"].filter(train))
+    labels = labels[~np.isnan(labels)]
+    if not len(labels):
+        return {}
+    rates = {name: float((labels > output.above).mean()) for name, output in entry.outputs.items() if isinstance(output, BinaryOutput)}
+    return {"median": float(np.median(labels)), "mean": float(labels.mean()), "rates": rates}
 
 
 def _prediction_split(frame: pa.Table) -> str | None:
@@ -359,12 +371,6 @@ def write_reference_sample(training_path: Path, folder: Path, seed: int, predict
     return path
 
 
-def drift_limits(reference: Mapping[str, Any]) -> dict[str, float | None]:
-    """Limit of the statistic per feature column."""
-    columns: Mapping[str, Mapping[str, Any]] = reference["columns"]
-    return {name: profile["limit"] for name, profile in columns.items()}
-
-
-def window_values(method: str, total: Sequence[int], found: Counts, *, ordered: bool) -> Floats:
+def window_values(method: str, total: Sequence[int], found: npt.ArrayLike, *, ordered: bool) -> Floats:
     """The statistic of each row of `found` (windows × bins) against the whole reference's counts."""
-    return statistic(method, np.broadcast_to(np.asarray(total, dtype=np.int64), found.shape), found, ordered=ordered)
+    return statistic(method, np.broadcast_to(np.asarray(total, dtype=np.int64), np.shape(found)), found, ordered=ordered)
