@@ -12,7 +12,7 @@ bulk run and many nightly runs over the same source give the same partitions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import date
@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import pyarrow as pa
 
-from config.calendar import ONE_DAY, Interval, cutoff
+from config.calendar import ONE_DAY, Interval
 from config.catalog import Dataset
 from config.errors import NightfleetError
 from features.sources import SourceMissing, SourceRead, SourceSchemaMismatch, SourceUnavailable, SourceUnreadable, is_dated, read_source
@@ -125,7 +124,7 @@ def restate(lake: Lake, dataset: str, interval: Interval, *, run_id: str) -> Sta
     plans = [_plan(lake, entry, name, interval) for name in entry.tables]
     for plan in plans:
         if plan.open is not None:
-            raise PartitionNotReady(f"{plan.raw.name} has no partition {plan.open.start}: there is nothing to restate. Ingest it: run `{dataset}_ingest` for it.")
+            raise PartitionNotReady(f"{plan.raw.name} has no partition {plan.open.start}: nothing to restate. Run `{dataset}_ingest` for it.")
     details: dict[str, Any] = {}
     committed = 0
     with _session(lake, "restate") as (connection, folder):
@@ -193,85 +192,121 @@ def _compute(
     table = dataset.tables[plan.name]
     columns, keys = list(table.columns), list(table.key)
     register_nights(connection, nights, dataset.time_zone)
-    bounds = {
+    names = {
         "start": f"DATE '{fresh.start}'",
         "end": f"DATE '{fresh.end}'",
         "first": f"DATE '{dataset.first_data_date}'",
-        "columns": _listed(columns),
-        "key": _listed(keys),
-        "content": f"hash({_listed(columns)})",
         "source": quoted(read.view),
-        # A row without a time of its own is known when it is seen.
-        "landing": f"greatest(natural_date, coalesce(delivered, DATE '{fresh.start}'))",
+        "computed": quoted(f"computed_{plan.name}"),
+        "columns": _listed(columns),
+        "a_columns": _listed(columns, "a"),
+        "key": _listed(keys),
+        "a_key": _listed(keys, "a"),
         "same_key": " AND ".join(f"a.{quoted(k)} IS NOT DISTINCT FROM b.{quoted(k)}" for k in keys),
+        # Compared between two rows of one key, never stored: 64 bits suffice.
+        "content": f"hash({_listed(columns)})",
+        # A row that does not say when it became known is known when it is seen.
+        "landing": f"greatest(natural_date, coalesce(delivered, DATE '{fresh.start}'))",
     }
-    connection.execute(
-        "CREATE OR REPLACE TEMP TABLE candidates AS "
-        "SELECT {columns}, known_at_utc, natural_date, delivered, {landing} AS landing, {content} AS content FROM {source} "
-        "WHERE {landing} >= {start} AND {landing} < {end} AND (natural_date IS NULL OR natural_date >= {first}) "
-        "QUALIFY rank() OVER (PARTITION BY {key}, landing ORDER BY delivered DESC NULLS LAST, natural_date DESC NULLS LAST) = 1".format(**bounds)
-    )
+
+    def run(template: str) -> list[tuple[Any, ...]]:
+        return connection.execute(template.format_map(names)).fetchall()
+
+    before = {day: publication for day, publication in plan.published.items() if day < fresh.start}
+    alone = bool(before) and read.fingerprint is not None and all(p.details.get("source") == read.fingerprint for p in before.values())
+    run(_CANDIDATES + (" AND natural_date >= {start}" if alone else "") + _NEWEST)
     kept = [day for day in plan.published if fresh.end <= day < nights.end]
     if kept:
         plan.raw.register(connection, "kept", kept, plan.version)
-        connection.execute(
-            "INSERT INTO candidates SELECT {columns}, known_at_utc, data_date, data_date, data_date, {content} FROM kept".format(**bounds)
-        )
-    # What the nights before knew of these keys: the rows of each key's highest revision.
-    plan.raw.register(connection, "before", [day for day in plan.published if day < fresh.start], plan.version if plan.version >= 0 else None)
-    connection.execute(
-        "CREATE OR REPLACE TEMP TABLE known AS "
-        "SELECT {key}, revision, count(*) AS rows, sum(content) AS content FROM ("
-        "  SELECT {key}, revision, {content} AS content FROM before AS a WHERE EXISTS (SELECT 1 FROM candidates AS b WHERE {same_key})"
-        "  QUALIFY rank() OVER (PARTITION BY {key} ORDER BY revision DESC) = 1"
-        ") GROUP BY ALL".format(**bounds)
-    )
-    connection.execute(
-        "CREATE OR REPLACE TEMP TABLE landed AS "
-        "WITH arrivals AS (SELECT {key}, landing, count(*) AS rows, sum(content) AS content FROM candidates GROUP BY ALL),"
-        " compared AS ("
-        "  SELECT a.*, b.revision AS known_revision,"
-        "   coalesce(lag(a.rows) OVER w, b.rows) IS DISTINCT FROM a.rows OR coalesce(lag(a.content) OVER w, b.content) IS DISTINCT FROM a.content AS is_new"
-        "  FROM arrivals AS a LEFT JOIN known AS b ON {same_key} WINDOW w AS (PARTITION BY {a_key} ORDER BY a.landing)"
-        " )"
-        "SELECT {key}, landing, CAST(coalesce(known_revision + 1, 0) + row_number() OVER (PARTITION BY {key} ORDER BY landing) - 1 AS INTEGER) AS revision "
-        "FROM compared WHERE is_new".format(**bounds, a_key=", ".join(f"a.{quoted(k)}" for k in keys))
-    )
-    connection.execute(
-        "CREATE OR REPLACE TEMP TABLE {view} AS "
-        "SELECT {a_columns}, coalesce(a.known_at_utc, n.cutoff_utc) AS known_at_utc, b.revision,"
-        " row_number() OVER (PARTITION BY {a_key}, a.landing ORDER BY {a_columns}, a.known_at_utc) AS row_number,"
-        " a.landing AS data_date, a.natural_date "
-        "FROM candidates AS a INNER JOIN landed AS b ON a.landing = b.landing AND {same_key} INNER JOIN nights AS n ON n.data_date = a.landing".format(
-            **bounds,
-            view=quoted(f"computed_{plan.name}"),
-            a_columns=", ".join(f"a.{quoted(c)}" for c in columns),
-            a_key=", ".join(f"a.{quoted(k)}" for k in keys),
-        )
-    )
-    view = f"computed_{plan.name}"
-    return _Computed(view, *_count(connection, view, read, bounds))
+        run("INSERT INTO candidates SELECT {columns}, known_at_utc, data_date, data_date, data_date, {content} FROM kept")
+    if alone and run(_SEEN_EARLIER)[0][0]:
+        # Every night before was made from these very bytes, so none of their rows is late; but some of tonight's keys have earlier rows.
+        alone = False
+    plan.raw.register(connection, "before", [] if alone else before, max(plan.version, 0))
+    run(_KNOWN)
+    run(_LANDED)
+    run(_COMPUTED)
+    return _Computed(f"computed_{plan.name}", *_count(run, read.dated))
 
 
-def _count(connection: duckdb.DuckDBPyConnection, view: str, read: SourceRead, bounds: Mapping[str, str]) -> tuple[dict[str, int], dict[str, str]]:
-    late, corrections = connection.execute(
-        f"SELECT count(*) FILTER (revision = 0 AND natural_date < data_date), count(*) FILTER (revision > 0) FROM {quoted(view)}"  # noqa: S608
-    ).fetchall()[0]
-    waiting, before_start, undated = connection.execute(
-        "SELECT count(*) FILTER (natural_date >= {end}), count(*) FILTER (natural_date < {first}), count(*) FILTER (natural_date IS NULL) FROM {source}".format(**bounds)
-    ).fetchall()[0]
-    until: dict[str, str] = {}
-    if read.dated:
-        found = connection.execute(
-            "SELECT delivered, max(natural_date) FROM {source} WHERE natural_date >= {end} GROUP BY delivered ORDER BY delivered".format(**bounds)
-        ).fetchall()
-        until = {night.isoformat(): last.isoformat() for night, last in found}
-    counts = {"late": late, "corrections": corrections, "waiting": waiting, "before_start": before_start, "undated": undated}
-    return counts, until
+# A row's candidates for a key and landing night: those of the newest delivery and natural night.
+_CANDIDATES = """
+CREATE OR REPLACE TEMP TABLE candidates AS
+SELECT {columns}, known_at_utc, natural_date, delivered, {landing} AS landing, {content} AS content
+FROM {source}
+WHERE {landing} >= {start} AND {landing} < {end} AND (natural_date IS NULL OR natural_date >= {first})
+"""
+_NEWEST = """
+QUALIFY rank() OVER (PARTITION BY {key}, landing ORDER BY delivered DESC NULLS LAST, natural_date DESC NULLS LAST) = 1
+"""
+_SEEN_EARLIER = """
+SELECT EXISTS (SELECT 1 FROM {source} AS a INNER JOIN candidates AS b ON {same_key} WHERE a.natural_date < {start})
+"""
+# What the nights before knew of these keys: the rows of each key's highest revision.
+_KNOWN = """
+CREATE OR REPLACE TEMP TABLE known AS
+SELECT {key}, revision, count(*) AS row_count, sum(content) AS content
+FROM (
+    SELECT {key}, revision, {content} AS content
+    FROM before AS a
+    WHERE EXISTS (SELECT 1 FROM candidates AS b WHERE {same_key})
+    QUALIFY rank() OVER (PARTITION BY {key} ORDER BY revision DESC) = 1
+)
+GROUP BY ALL
+"""
+# The arrivals that change what is known of their key, and the revision each of them is.
+_LANDED = """
+CREATE OR REPLACE TEMP TABLE landed AS
+WITH arrivals AS (
+    SELECT {key}, landing, count(*) AS row_count, sum(content) AS content FROM candidates GROUP BY ALL
+),
+compared AS (
+    SELECT
+        a.*,
+        b.revision AS known_revision,
+        coalesce(lag(a.row_count) OVER w, b.row_count) IS DISTINCT FROM a.row_count
+            OR coalesce(lag(a.content) OVER w, b.content) IS DISTINCT FROM a.content AS is_new
+    FROM arrivals AS a
+    LEFT JOIN known AS b ON {same_key}
+    WINDOW w AS (PARTITION BY {a_key} ORDER BY a.landing)
+)
+SELECT {key}, landing, CAST(coalesce(known_revision + 1, 0) + row_number() OVER (PARTITION BY {key} ORDER BY landing) - 1 AS INTEGER) AS revision
+FROM compared
+WHERE is_new
+"""
+_COMPUTED = """
+CREATE OR REPLACE TEMP TABLE {computed} AS
+SELECT
+    {a_columns},
+    coalesce(a.known_at_utc, n.cutoff_utc) AS known_at_utc,
+    b.revision,
+    row_number() OVER (PARTITION BY {a_key}, a.landing ORDER BY {a_columns}, a.known_at_utc) AS row_number,
+    a.landing AS data_date,
+    a.natural_date
+FROM candidates AS a
+INNER JOIN landed AS b ON a.landing = b.landing AND {same_key}
+INNER JOIN nights AS n ON n.data_date = a.landing
+"""
+_COUNT_COMPUTED = """
+SELECT count(*) FILTER (revision = 0 AND natural_date < data_date), count(*) FILTER (revision > 0) FROM {computed} WHERE data_date < {end}
+"""
+_COUNT_SOURCE = """
+SELECT count(*) FILTER (natural_date >= {end}), count(*) FILTER (natural_date < {first}), count(*) FILTER (natural_date IS NULL) FROM {source}
+"""
+_WAITING = """
+SELECT delivered, max(natural_date) FROM {source} WHERE natural_date >= {end} GROUP BY delivered ORDER BY delivered
+"""
 
 
-def _listed(columns: list[str]) -> str:
-    return ", ".join(quoted(column) for column in columns)
+def _count(run: Callable[[str], list[tuple[Any, ...]]], dated: bool) -> tuple[dict[str, int], dict[str, str]]:
+    late, corrections = run(_COUNT_COMPUTED)[0]
+    waiting, before_start, undated = run(_COUNT_SOURCE)[0]
+    until = {night.isoformat(): last.isoformat() for night, last in run(_WAITING)} if dated else {}
+    return {"late": late, "corrections": corrections, "waiting": waiting, "before_start": before_start, "undated": undated}, until
+
+
+def _listed(columns: Sequence[str], relation: str | None = None) -> str:
+    return ", ".join(f"{relation}.{quoted(column)}" if relation else quoted(column) for column in columns)
 
 
 def _counts(plan: _Plan, interval: Interval, counts: Mapping[str, int]) -> dict[str, int]:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,3 +20,46 @@ from tests import toy
 def toy_lake(tmp_path: Path) -> Lake:
     """A lake with the catalog of `tests/toy.py`, still empty; `toy.toy_lake(folder, ...)` makes others."""
     return toy.toy_lake(tmp_path)
+
+
+def missing_service(reason: str) -> None:
+    """Skip the test, or fail it where `REQUIRE_SERVICES=1` promises that every service is installed."""
+    if os.environ.get("REQUIRE_SERVICES") == "1":
+        pytest.fail(f"{reason}, though REQUIRE_SERVICES=1. Install it (`.ci/run` does), or unset the variable to skip.")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """SQLAlchemy URL of a private, empty Postgres on a free loopback port; each test cleans up what it makes."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
+    folder_of = shutil.which("initdb")
+    binaries = found[-1] if found else Path(folder_of).parent if folder_of else None
+    if binaries is None:
+        missing_service("Postgres is not installed (no initdb)")
+    with tempfile.TemporaryDirectory(prefix="postgres-") as name, socket.socket() as probe:
+        folder = Path(name)
+        # Postgres refuses to run as root.
+        owner = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}
+        if owner:
+            shutil.chown(folder, "postgres", "postgres")
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        probe.close()
+        data, log = str(folder / "data"), str(folder / "log")
+        options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+
+        def call(*command: str) -> None:
+            done = subprocess.run([f"{binaries}/{command[0]}", *command[1:]], cwd=folder, capture_output=True, text=True, check=False, **owner)  # type: ignore[call-overload]
+            assert done.returncode == 0, f"{' '.join(command)} failed: {done.stderr or done.stdout}"
+
+        call("initdb", "-D", data, "-U", "test", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
+        # pg_ctl hands its output to the server, which outlives it: a pipe would never end.
+        started = subprocess.run(
+            [f"{binaries}/pg_ctl", "-D", data, "-l", log, "-o", options, "-w", "start"], cwd=folder, stdout=subprocess.DEVNULL, check=False, **owner
+        )  # type: ignore[call-overload]
+        assert started.returncode == 0, Path(log).read_text()
+        try:
+            yield f"postgresql+psycopg2://test@127.0.0.1:{port}/postgres"
+        finally:
+            call("pg_ctl", "-D", data, "-m", "immediate", "-w", "stop")

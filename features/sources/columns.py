@@ -45,7 +45,7 @@ def check_names(label: str, found: Sequence[str], declared: Mapping[str, ColumnT
     problems += [f"{name!r} is missing" for name in declared if name not in found]
     problems += [f"{name!r} stands twice" for name in dict.fromkeys(found) if list(found).count(name) > 1]
     if problems:
-        raise _mismatch(label, problems)
+        raise mismatch(label, problems)
 
 
 def check_types(label: str, found: Mapping[str, str], declared: Mapping[str, ColumnType]) -> None:
@@ -57,10 +57,11 @@ def check_types(label: str, found: Mapping[str, str], declared: Mapping[str, Col
     check_names(label, list(found), declared)
     problems = [f"{name!r} is {found[name]}, declared {kind}" for name, kind in declared.items() if found[name].split("(")[0] not in _LOSSLESS[kind]]
     if problems:
-        raise _mismatch(label, problems)
+        raise mismatch(label, problems)
 
 
-def _mismatch(label: str, problems: Sequence[str]) -> SourceSchemaMismatch:
+def mismatch(label: str, problems: Sequence[str]) -> SourceSchemaMismatch:
+    """The error that lists every difference."""
     listed = "\n".join(f"  - {problem}" for problem in problems)
     return SourceSchemaMismatch(f"{label} differs from its declared columns:\n{listed}\n  Nothing was written. Mend the source, or declare what it has now.")
 
@@ -101,7 +102,7 @@ def stage_text(connection: duckdb.DuckDBPyConnection, label: str, relation: str,
     count = connection.execute(f'SELECT count(*) FROM read_parquet({literal(str(staged))}) WHERE "?"').fetchall()[0][0]  # noqa: S608 (our own path)
     if count:
         staged.unlink()
-        raise _mismatch(label, _retyped(connection, relation, columns))
+        raise mismatch(label, _retyped(connection, relation, columns))
     staged.rename(target)
 
 
@@ -109,7 +110,8 @@ def _retyped(connection: duckdb.DuckDBPyConnection, relation: str, columns: Mapp
     problems = []
     for name, kind in columns.items():
         column = quoted(name)
-        query = f"SELECT count(*), min(n), arg_min({column}, n) FROM (SELECT {column}, row_number() OVER () AS n FROM {relation}) WHERE {_unreadable(name, kind)}"  # noqa: S608
+        numbered = f"SELECT {column}, row_number() OVER () AS n FROM {relation}"  # noqa: S608 (quoted names of the catalog)
+        query = f"SELECT count(*), min(n), arg_min({column}, n) FROM ({numbered}) WHERE {_unreadable(name, kind)}"  # noqa: S608 (as above)
         count, first, value = connection.execute(query).fetchall()[0]
         if count:
             problems.append(f"{name!r} is declared {kind}, but {count} values are not: first {value!r}, in row {first} (header not counted)")

@@ -7,6 +7,7 @@ import glob
 import gzip
 import hashlib
 import importlib.util
+import io
 import shutil
 import zipfile
 import zlib
@@ -97,7 +98,9 @@ def stage(
     except (duckdb.IOException, duckdb.InvalidInputException, UnicodeDecodeError, EOFError, zlib.error, gzip.BadGzipFile, csv.Error) as error:
         where = found.paths[0] if len(found.paths) == 1 else f"one of {len(found.paths)} files, {found.paths[0]} the first"
         reason = str(error).split("Possible fixes")[0].strip()
-        raise SourceUnreadable(f"{found.label} cannot be read as {source.format} ({where}):\n  {reason}\n  Nothing was written. Deliver the whole file again.") from error
+        raise SourceUnreadable(
+            f"{found.label} cannot be read as {source.format} ({where}):\n  {reason}\n  Nothing was written. Deliver the whole file again."
+        ) from error
 
 
 def _unpack(path: Path, found: FoundFiles, folder: Path) -> list[Path]:
@@ -124,9 +127,10 @@ def _unpack(path: Path, found: FoundFiles, folder: Path) -> list[Path]:
 
 
 def _header(path: Path) -> list[str]:
-    opened = gzip.open(path, "rt", encoding="utf-8-sig", newline="") if path.suffix == ".gz" else path.open(encoding="utf-8-sig", newline="")
-    with opened as file:
-        return next(csv.reader(file), [])
+    with path.open("rb") as stored:
+        plain = gzip.GzipFile(fileobj=stored) if path.suffix == ".gz" else stored
+        with io.TextIOWrapper(plain, encoding="utf-8-sig", newline="") as text:
+            return next(csv.reader(text), [])
 
 
 def _stage_csv(
@@ -136,7 +140,7 @@ def _stage_csv(
     for path in files:
         header = _header(path)
         if not header:
-            raise SourceUnreadable(f"{label} is an empty file without a header ({path}). Nothing was written. Deliver it again; a night without rows has a header.")
+            raise SourceUnreadable(f"{label} has no header ({path}). Nothing was written. Deliver it again; a night without rows is a header alone.")
         check_names(f"{label} ({path})", header, columns)
         arms.append(f"({', '.join(literal(name) for name in header)})")
     nulls = ", ".join(literal(value) for value in null_values)
@@ -150,9 +154,8 @@ def _stage_csv(
         header = _header(same_header[0])
         spec = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in header)
         listed = ", ".join(literal(str(path)) for path in same_header)
-        selects.append(
-            f"SELECT {ordered} FROM read_csv([{listed}], header=true, auto_detect=false, columns={{{spec}}}, delim=',', quote='\"', escape='\"', nullstr=[{nulls}])"  # noqa: S608 (quoted)
-        )
+        options = f"header=true, auto_detect=false, columns={{{spec}}}, delim=',', quote='\"', escape='\"', nullstr=[{nulls}]"
+        selects.append(f"SELECT {ordered} FROM read_csv([{listed}], {options})")  # noqa: S608 (quoted)
     stage_text(connection, label, f"({' UNION ALL '.join(selects)})", columns, target)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import closing
 from datetime import date
 from pathlib import Path
@@ -77,7 +77,7 @@ def _text(value: Any) -> str | None:
     return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
-def _pages(client: httpx.Client, source: HttpSource, night: date | None, label: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def _pages(client: httpx.Client, source: HttpSource, night: date | None, label: str) -> Generator[tuple[str, list[dict[str, Any]]], None, None]:
     def dated(text: str) -> str:
         return text.replace("{data_date}", night.isoformat()) if night else text
 
@@ -93,7 +93,8 @@ def _pages(client: httpx.Client, source: HttpSource, night: date | None, label: 
         records = _at(document, source.records)
         if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
             raise SourceUnreadable(
-                f"{label}: {asked} has no list of records at {source.records or 'its top'!r} but {type(records).__name__}. Nothing was written. Correct `records` in the catalog."
+                f"{label}: {asked} has no list of records at {source.records or 'its top'!r} but {type(records).__name__}. "
+                "Nothing was written. Correct `records` in the catalog."
             )
         yield str(asked), records
         if source.page_param:
@@ -142,7 +143,8 @@ def _fetch(client: httpx.Client, url: httpx.URL, source: HttpSource, label: str)
         ) from error
     if response.status_code != 200:
         raise SourceRefused(
-            f"{label}: {url} answers {response.status_code} {response.reason_phrase}, needs 200. Nothing was written. Correct the url, or the token in `token_secret`."
+            f"{label}: {url} answers {response.status_code} {response.reason_phrase}, needs 200. "
+            "Nothing was written. Correct the url, or the token in `token_secret`."
         )
     try:
         return response.json()

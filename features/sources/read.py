@@ -110,7 +110,7 @@ class _Reading:
             "reader": _READER,
             "duckdb": duckdb.__version__,
             "bytes": found.digest(),
-            "lookups": {name: file.find(lookup.uri, self.root, None, f"lookup {name} of {self.label}").digest() for name, lookup in self.source.lookups.items()},
+            "lookups": {name: file.find(lookup.uri, self.root, None, name).digest() for name, lookup in self.source.lookups.items()},
             "table": self.table.model_dump_json(by_alias=True, include={"source", "known_at", "columns"}),
             "select": self.select,
             "time_zone": self.dataset.time_zone,
