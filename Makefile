@@ -10,6 +10,8 @@ NIGHTS ?= 3
 FROM ?=
 REPLAY ?=
 unexport PYTHONDONTWRITEBYTECODE
+# Threads that spin while they wait starve each other where cores are few: XGBoost beside other work is several times slower.
+export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: help setup run up test lint bench lock clean doctor
 help:
