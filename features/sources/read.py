@@ -160,15 +160,17 @@ class _Reading:
                     sql.stage(self.lake.settings, self.source, self.own_columns, night, self.dataset.time_zone, self.label, own)
                 case HttpSource():
                     http.stage(self.connection, self.lake.settings, self.source, self.own_columns, night, self.label, folder, own)
-            views = {"source": own}
+            self._view(stack, "source", own, self.own_columns)
             for name, lookup in self.source.lookups.items():
-                label = f"lookup {name} of {self.label}"
-                views[name] = folder / f"lookup-{name}.parquet"
-                file.stage(self.connection, lookup, file.find(lookup.uri, self.root, night, label), lookup.columns, folder / f"lookup-{name}", views[name])
-            for name, path in views.items():
-                self.connection.execute(f"CREATE OR REPLACE TEMP VIEW {quoted(name)} AS SELECT * FROM read_parquet({literal(str(path))})")  # noqa: S608 (our own path)
-                stack.callback(self.connection.execute, f"DROP VIEW IF EXISTS {quoted(name)}")
+                label, path = f"lookup {name} of {self.label}", folder / f"lookup-{name}.parquet"
+                file.stage(self.connection, lookup, file.find(lookup.uri, self.root, night, label), lookup.columns, folder / f"lookup-{name}", path)
+                self._view(stack, name, path, lookup.columns)
             self._shape(night, target)
+
+    def _view(self, stack: ExitStack, name: str, path: Path, columns: Mapping[str, ColumnType]) -> None:
+        listed = ", ".join(quoted(column) for column in columns)
+        self.connection.execute(f"CREATE OR REPLACE TEMP VIEW {quoted(name)} AS SELECT {listed} FROM read_parquet({literal(str(path))})")  # noqa: S608 (our own path)
+        stack.callback(self.connection.execute, f"DROP VIEW IF EXISTS {quoted(name)}")
 
     def _shape(self, night: date | None, target: Path) -> None:
         """Apply `select` and `known_at`, and date each row."""
