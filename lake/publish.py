@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -69,6 +69,7 @@ def publish(
     replaces: Mapping[date, str | None],
     lineage: Lineage,
     scratch: Path,
+    relabel: Container[date] = (),
 ) -> Published:
     """Make `rows` the only rows of `interval`, in one commit; commit nothing where they already are.
 
@@ -78,6 +79,7 @@ def publish(
         replaces: for each data date of `interval` the digest the caller saw there (`publications.digests`), None for
             an unpublished one. A date whose digest already equals that of `rows` is left alone whatever is said here.
         scratch: folder for the per-try staging file, on the lake's file system.
+        relabel: data dates that are committed though their rows may be equal, because they were computed from other inputs than recorded.
     Raises:
         SchemaMismatch: a column is missing, unknown or of another type; nothing is written.
         RowsOutsideInterval: a `data_date` lies outside; nothing is written.
@@ -92,7 +94,7 @@ def publish(
         for _ in range(_ATTEMPTS):
             delta = table.load_or_create()
             current = publications.current(table, interval, loaded=delta, as_of_version=delta.version())
-            changed = [day for day in interval if day not in current or current[day].digest != digests[day][0]]
+            changed = [day for day in interval if day not in current or current[day].digest != digests[day][0] or day in relabel]
             for day in changed:
                 found = current[day].digest if day in current else None
                 if found != replaces.get(day):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 from itertools import groupby
@@ -20,7 +20,7 @@ from config.settings import Settings
 from features.retrieval import retrieve
 from lake.lake import Lake, StageResult
 from lake.ledger import LedgerSnapshot, Promotion
-from lake.lineage import Publication
+from lake.lineage import Input, Publication
 from lake.publish import Published, StalePublish, publish
 from lake.tables import LakeTable
 from serving.predictions import CHAMPION, check_outputs, input_digests, prediction_ids, predictions_table
@@ -156,9 +156,11 @@ def _score(lake: Lake, model: str, interval: Interval, *, run_id: str, rewrite: 
         )
         # A scored night may only be replaced on purpose: saying that it holds nothing makes any other rows a conflict.
         replaces = {day: before[day].digest if day in before and rewrite else None for day in interval}
+        # Rows that come out equal from rewritten inputs are committed once more, so that they cite what is published and are stale no longer.
+        relabel = {day for day, p in before.items() if rewrite and _digests(p.inputs) != _digests(lineage.inputs[day])}
         rows = pa.RecordBatchReader.from_batches(table.schema, batches)
         try:
-            published = publish(lake.publications, table, rows, interval, replaces=replaces, lineage=lineage, scratch=folder)
+            published = publish(lake.publications, table, rows, interval, replaces=replaces, lineage=lineage, scratch=folder, relabel=relabel)
         except StalePublish as error:
             now = lake.publications.digests(table, interval)
             unchanged = [day for day, publication in before.items() if now[day] == publication.digest]
@@ -176,6 +178,10 @@ def _reigns(ledger: LedgerSnapshot, interval: Interval) -> tuple[Reign, ...]:
         days = [day for day, _ in group]
         reigns.append(Reign(Interval.closed(days[0], days[-1]), champion))
     return tuple(reigns)
+
+
+def _digests(inputs: Iterable[Input]) -> set[tuple[str, date, str]]:
+    return {(item.table, item.data_date, item.digest) for item in inputs}
 
 
 def _champions(reigns: Sequence[Reign]) -> list[dict[str, Any]]:
@@ -319,12 +325,13 @@ def _details(reigns: Sequence[Reign], ledger: LedgerSnapshot, published: Publish
 
 def _already_scored(lake: Lake, entry: ModelEntry, interval: Interval, days: Sequence[date]) -> str:
     stale = {night.data_date: night for night in stale_predictions(lake, entry.name)}
-    because = next((stale[day].changed[0] for day in days if day in stale), None)
-    if because:
+    night = next((day for day in days if day in stale), None)
+    if night:
+        because = stale[night].changed[0]
         cause = f"{because.table} for {because.data_date} was rewritten since"
     else:
         cause = "its inputs are the same, so the code, a library or the catalog changed since"
     return (
-        f"{entry.name}/predictions is published for {days[0]}, and scoring it again would change its rows: {cause}. Nothing was written.\n"
+        f"{entry.name}/predictions is published for {night or Interval.closed(days[0], days[-1])}, and scoring it again would change its rows: {cause}. Nothing was written.\n"
         f"  To replace what was published, on purpose, run `python -m cli rescore {entry.name} {interval.start} {interval.last}`."
     )

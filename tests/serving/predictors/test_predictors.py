@@ -15,13 +15,12 @@ import serving.predictors
 from lake.artifact import ArtifactMismatch, combined_digest, file_digest
 from serving.predictors import BadManifest, UnknownFamily, load_predictor
 from serving.predictors.contract import BadFeatures, BadModelFile, Contract, FeatureSpec, Matrix, PredictionsNotFinite, Predictor, Scores
-from tests.training.conftest import trained_keras, trained_xgboost  # noqa: F401 (fixtures)
-from tests.training.jobs import OUTPUT_COLUMNS, training_rows
+from tests.training.jobs import OUTPUT_COLUMNS, trained_job, training_rows
 
 
 @pytest.fixture(params=["xgboost", "keras"])
-def trained(request: pytest.FixtureRequest) -> Path:
-    return Path(request.getfixturevalue(f"trained_{request.param}"))
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained_job(request.param, tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture
@@ -72,7 +71,7 @@ def test_a_missing_or_retyped_feature_is_named(trained: Path) -> None:
     with pytest.raises(BadFeatures, match=r"needs the feature 'v__place', which the rows lack \(1 of 6 are missing"):
         predictor.predict(rows.drop_columns(["v__place"]))
     retyped = rows.set_column(rows.schema.get_field_index("v__weekday"), "v__weekday", rows["v__weekday"].cast(pa.string()))
-    with pytest.raises(BadFeatures, match="the feature 'v__weekday' is string, the model was trained on int64"):
+    with pytest.raises(BadFeatures, match=r"the feature 'v__weekday' is string, the model was trained on int64"):
         predictor.predict(retyped)
 
 
@@ -89,7 +88,7 @@ def test_a_changed_byte_is_refused_before_anything_is_loaded(copied: Path, monke
         path = copied / name
         whole = path.read_bytes()
         path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-        with pytest.raises(ArtifactMismatch, match="its bytes were changed. Nothing was loaded"):
+        with pytest.raises(ArtifactMismatch, match=r"its bytes were changed. Nothing was loaded"):
             load_predictor(copied)
         path.write_bytes(whole)
 
@@ -97,11 +96,11 @@ def test_a_changed_byte_is_refused_before_anything_is_loaded(copied: Path, monke
 def test_a_missing_and_an_extra_file_are_refused(copied: Path) -> None:
     extra = copied / "model" / "extra.bin"
     extra.write_bytes(b"x")
-    with pytest.raises(ArtifactMismatch, match="holds model/extra.bin, which the manifest does not list"):
+    with pytest.raises(ArtifactMismatch, match=r"holds model/extra.bin, which the manifest does not list"):
         load_predictor(copied)
     extra.unlink()
     (copied / "model" / "contract.json").unlink()
-    with pytest.raises(ArtifactMismatch, match="contract.json is missing, though the manifest lists it"):
+    with pytest.raises(ArtifactMismatch, match=r"contract.json is missing, though the manifest lists it"):
         load_predictor(copied)
 
 
@@ -116,24 +115,25 @@ def test_swapping_the_manifest_too_does_not_help(copied: Path) -> None:
     edit(stored / "manifest.json", artifacts=manifest["artifacts"] | {"model/contract.json": file_digest(contract)})
     with pytest.raises(ArtifactMismatch, match=r"wanted is .*it was changed. Nothing was loaded"):
         load_predictor(stored)
-    with pytest.raises(ArtifactMismatch, match="wanted is 000000000000"):
+    with pytest.raises(ArtifactMismatch, match=r"wanted is 000000000000"):
         load_predictor(stored, artifact_digest="0" * 64)
 
 
-def test_manifests_that_are_none(tmp_path: Path, trained_xgboost: Path) -> None:  # noqa: F811 (the fixture)
-    with pytest.raises(BadManifest, match="does not exist, so no training has finished there"):
+def test_manifests_that_are_none(tmp_path: Path, copied: Path) -> None:
+    with pytest.raises(BadManifest, match=r"does not exist, so no training has finished there"):
         load_predictor(tmp_path)
     for text in ("{", "{}", '{"artifacts": {}}'):
         (tmp_path / "manifest.json").write_text(text)
         with pytest.raises(BadManifest):
             load_predictor(tmp_path)
-    shutil.copytree(trained_xgboost, tmp_path / "job")
-    edit(tmp_path / "job" / "manifest.json", artifacts={"model/contract.json": "0", "../../secret": "0"})
-    with pytest.raises(BadManifest, match="lies outside its folder"):
-        load_predictor(tmp_path / "job")
+    edit(copied / "manifest.json", artifacts={"model/contract.json": "0", "../../secret": "0"})
+    with pytest.raises(BadManifest, match=r"lies outside its folder"):
+        load_predictor(copied)
 
 
-@pytest.mark.parametrize(("change", "error", "text"), [({"family": "forest"}, UnknownFamily, "no model family 'forest'"), ({"format": 9}, BadModelFile, "has format 9")])
+@pytest.mark.parametrize(
+    ("change", "error", "text"), [({"family": "forest"}, UnknownFamily, "no model family 'forest'"), ({"format": 9}, BadModelFile, "has format 9")]
+)
 def test_contracts_of_another_kind(copied: Path, change: dict[str, Any], error: type[Exception], text: str) -> None:
     contract = copied / "model" / "contract.json"
     edit(contract, **change)
@@ -150,13 +150,13 @@ def test_predictions_that_are_no_numbers_are_refused() -> None:
 
     contract = Contract("toy", "xgboost", {"v__x": FeatureSpec("float64")}, {}, ("minutes",), "0", "2024-01-01", 7, {})
     assert Broken(contract).predict(pa.table({"v__x": [0.0, 1.0]})).num_rows == 2
-    with pytest.raises(PredictionsNotFinite, match="predicted 1 of 2 values of 'minutes' as NaN or infinite"):
+    with pytest.raises(PredictionsNotFinite, match=r"predicted 1 of 2 values of 'minutes' as NaN or infinite"):
         Broken(contract).predict(pa.table({"v__x": [0.0, 2.0]}))
 
 
 def test_a_feature_of_another_kind_is_refused() -> None:
     contract = Contract("toy", "xgboost", {"v__t": FeatureSpec("timestamp")}, {}, ("minutes",), "0", "2024-01-01", 7, {})
-    with pytest.raises(BadFeatures, match="has type timestamp; a model takes string, int32, int64, float64, boolean"):
+    with pytest.raises(BadFeatures, match=r"has type timestamp; a model takes string, int32, int64, float64, boolean"):
         contract.matrix(pa.table({"v__t": pa.array([0], pa.timestamp("us"))}))
 
 
