@@ -74,6 +74,7 @@ def _run_process(model: str, job_dir: Path, tracking_uri: str, say: Callable[[st
     environment = process_environment(_INHERITED) | {
         "PYTHONUNBUFFERED": "1",
         "PYTHONHASHSEED": "0",
+        "OMP_WAIT_POLICY": "PASSIVE",  # waiting threads sleep: the scheduler and the other tasks share these cores
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "MLFLOW_TRACKING_URI": tracking_uri,
     }

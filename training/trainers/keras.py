@@ -7,6 +7,7 @@ import json
 import re
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,9 @@ def train(contract: Contract, fit: Rows, validation: Rows, folder: Path, *, para
     import tensorflow as tf
 
     used = _choose_device(tf, device)
-    tf.config.threading.set_intra_op_parallelism_threads(chosen.threads)
-    tf.config.threading.set_inter_op_parallelism_threads(chosen.threads)
+    with suppress(RuntimeError):  # TensorFlow is in use in this process already and keeps the threads it has
+        tf.config.threading.set_intra_op_parallelism_threads(chosen.threads)
+        tf.config.threading.set_inter_op_parallelism_threads(chosen.threads)
     keras.utils.set_random_seed(seed)
     tf.config.experimental.enable_op_determinism()
 
@@ -118,10 +120,9 @@ def _choose_device(tf: Any, wanted: str) -> str:
     gpus = tf.config.list_physical_devices("GPU")
     if wanted == "gpu" and not gpus:
         raise NoGpu("trainer.device is gpu, but TensorFlow sees none. Set `device: auto` to train on the CPU, or run the job where a GPU is.")
-    if wanted == "cpu" or not gpus:
+    if wanted == "cpu" and gpus:
         tf.config.set_visible_devices([], "GPU")
-        return "cpu"
-    return "gpu"
+    return "gpu" if gpus and wanted != "cpu" else "cpu"
 
 
 def _constants(contract: Contract, fit: Rows, chosen: Params) -> dict[str, Any]:

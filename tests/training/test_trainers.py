@@ -1,0 +1,219 @@
+"""Both families: they learn, repeat themselves, survive ugly columns, and refuse what cannot be learned."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.predictors import UnknownFamily, load_predictor
+from serving.predictors.calibration import calibrated, ordered_interval, sigmoid
+from tests.training.jobs import OUTPUTS, training_rows, write_job
+from training.__main__ import run
+from training.trainers import BadParameter, NoGpu, TrainingDiverged, TrainingImpossible, validated_params
+from training.trainers.calibration import fit_calibration, fit_widening
+
+FAMILIES = ("xgboost", "keras")
+
+
+def manifest_of(job_dir: Path) -> dict[str, Any]:
+    return dict(json.loads((job_dir / "manifest.json").read_text()))
+
+
+@pytest.fixture(params=FAMILIES)
+def trained(request: pytest.FixtureRequest) -> Path:
+    return Path(request.getfixturevalue(f"trained_{request.param}"))
+
+
+def test_beats_the_constant(trained: Path) -> None:
+    metrics = manifest_of(trained)["metrics"]
+    assert metrics["minutes/mae"] < 0.6 * metrics["minutes/baseline_mae"]
+    assert metrics["late_probability/brier"] < 0.7 * metrics["late_probability/baseline_brier"]
+    assert metrics["late_probability/auc"] > 0.85
+
+
+def test_interval_holds_the_share_it_promises_on_new_rows(trained: Path) -> None:
+    rows = training_rows(3000, seed=2)
+    predictions = load_predictor(trained).predict(rows)
+    lower, center, upper, label = (np.asarray(c) for c in (predictions["minutes_lower"], predictions["minutes"], predictions["minutes_upper"], rows["label"]))
+    assert ((lower <= center) & (center <= upper)).all(), "a bound crossed the median"
+    assert 0.73 < ((label >= lower) & (label <= upper)).mean() < 0.88
+
+
+def test_probability_is_calibrated_on_new_rows(trained: Path) -> None:
+    rows = training_rows(3000, seed=3)
+    probability = np.asarray(load_predictor(trained).predict(rows)["late_probability"])
+    late = np.asarray(rows["label"]) > 15
+    assert abs(probability.mean() - late.mean()) < 0.04
+    for low, high in ((0.0, 0.3), (0.3, 0.7), (0.7, 1.0)):
+        inside = (probability >= low) & (probability <= high)
+        assert abs(probability[inside].mean() - late[inside].mean()) < 0.1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_same_seed_same_bytes(family: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    first = request.getfixturevalue(f"trained_{family}")
+    again = write_job(tmp_path / "again", family)
+    run(again)
+    assert manifest_of(again)["artifacts"] == manifest_of(first)["artifacts"]
+    other = write_job(tmp_path / "other", family, seed=8)
+    run(other)
+    weights = next(name for name in manifest_of(first)["artifacts"] if name.endswith((".ubj", ".keras")))
+    assert manifest_of(other)["artifacts"][weights] != manifest_of(first)["artifacts"][weights]
+
+
+def test_unseen_category_and_all_missing_row_are_predicted(trained: Path) -> None:
+    rows = training_rows(3)
+    unseen = rows.set_column(rows.schema.get_field_index("v__place"), "v__place", pa.array(["moon", None, "east"]))
+    missing = pa.table({name: pa.nulls(2, unseen.schema.field(name).type) for name in unseen.schema.names})
+    infinite = rows.set_column(rows.schema.get_field_index("v__x"), "v__x", pa.array([np.inf, -np.inf, np.nan]))
+    predictor = load_predictor(trained)
+    as_missing = unseen.set_column(rows.schema.get_field_index("v__place"), "v__place", pa.array([None, None, "east"], pa.string()))
+    assert predictor.predict(unseen).equals(predictor.predict(as_missing)), "an unknown category must count as missing"
+    for ugly in (missing, infinite):
+        assert all(np.isfinite(np.asarray(column)).all() for column in predictor.predict(ugly).columns)
+
+
+def test_importances_find_what_the_label_follows_from(trained: Path) -> None:
+    importances = json.loads((trained / "importances.json").read_text())
+    assert set(importances) == set(OUTPUTS)
+    shares = importances["minutes"]
+    assert sum(shares.values()) == pytest.approx(1)
+    assert {"v__x", "v__place"} <= set(list(shares)[:3])
+    assert shares["v__empty"] == shares["v__constant"] == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_mean_objective_alone(family: str, tmp_path: Path) -> None:
+    outputs = {"minutes": {"kind": "regression", "objective": "mean", "interval": None, "gate": "rmse"}}
+    job_dir = write_job(tmp_path / "job", family, entry={"outputs": outputs, "trainer": {"family": family, "device": "cpu"}}, output_columns=["minutes"])
+    run(job_dir)
+    metrics = manifest_of(job_dir)["metrics"]
+    assert metrics["minutes/rmse"] < 0.7 * metrics["minutes/baseline_rmse"]
+    assert "minutes/coverage" not in metrics
+
+
+def test_a_network_may_correct_a_feature(tmp_path: Path) -> None:
+    rows = training_rows()
+    label = np.asarray(rows["v__x"].fill_null(0.0)) * 100 + 5
+    rows = rows.set_column(rows.schema.get_field_index("label"), "label", pa.array(label))
+    outputs = {"minutes": {"kind": "regression", "objective": "median", "interval": None, "gate": "mae"}}
+    params = {"hidden": [4], "epochs": 3, "residual_of": "v__x"}
+    entry = {"outputs": outputs, "trainer": {"family": "keras"}}
+    job_dir = write_job(tmp_path / "job", "keras", rows=rows, params=params, entry=entry, output_columns=["minutes"])
+    run(job_dir)
+    assert manifest_of(job_dir)["params"]["residual_of"] == "v__x"
+    wrong = write_job(tmp_path / "wrong", "keras", params={"residual_of": "v__nothing"})
+    with pytest.raises(TrainingImpossible, match=r"residual_of names 'v__nothing', which is no feature"):
+        run(wrong)
+
+
+def test_gpu_demanded_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.trainers.xgboost.gpu_count", lambda: 0)
+    job_dir = write_job(tmp_path / "job", "xgboost", entry={"outputs": OUTPUTS, "trainer": {"family": "xgboost", "device": "gpu"}})
+    with pytest.raises(NoGpu, match=r"trainer.device is gpu, but .* Set `device: auto`"):
+        run(job_dir)
+    assert not (job_dir / "manifest.json").exists()
+
+
+def test_labels_of_one_class_are_refused(tmp_path: Path) -> None:
+    outputs = {**OUTPUTS, "late_probability": {"kind": "binary", "above": 1e6, "gate": "brier"}}
+    job_dir = write_job(tmp_path / "job", "xgboost", entry={"outputs": outputs, "trainer": {"family": "xgboost"}})
+    with pytest.raises(TrainingImpossible, match=r"training rows lie at or below 1e\\+06, so 'late_probability' cannot be learned"):
+        run(job_dir)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_rows_of_a_split_and_no_label_are_refused(family: str, tmp_path: Path) -> None:
+    rows = training_rows()
+    no_validation = rows.filter(pa.compute.equal(rows["split"], "train"))
+    with pytest.raises(TrainingImpossible, match=r"has no validation rows"):
+        run(write_job(tmp_path / "split", family, rows=no_validation))
+    spoilt = rows.set_column(rows.schema.get_field_index("label"), "label", pa.array([None, *rows["label"].to_pylist()[1:]], pa.float64()))
+    with pytest.raises(TrainingImpossible, match=r"labels that are null, NaN or infinite"):
+        run(write_job(tmp_path / "label", family, rows=spoilt))
+
+
+def test_a_loss_that_is_no_number_stops(tmp_path: Path) -> None:
+    job_dir = write_job(tmp_path / "job", "keras", params={"hidden": [8], "epochs": 5, "learning_rate": 1e30})
+    with pytest.raises(TrainingDiverged, match=r"loss is (nan|inf) in epoch \d of 5. Lower `learning_rate`"):
+        run(job_dir)
+    assert not (job_dir / "manifest.json").exists()
+
+
+def test_unknown_and_bad_parameters() -> None:
+    with pytest.raises(BadParameter, match=r"xgboost has no parameter 'depth'. Known: n_estimators, max_depth"):
+        validated_params("xgboost", {"depth": 3})
+    with pytest.raises(BadParameter, match=r"parameter max_depth is 'deep'"):
+        validated_params("xgboost", {"max_depth": "deep"})
+    with pytest.raises(BadParameter, match=r"parameter epochs is 0"):
+        validated_params("keras", {"epochs": 0})
+    with pytest.raises(UnknownFamily, match=r"no model family 'forest'. Known: keras, xgboost"):
+        validated_params("forest", {})
+    assert validated_params("keras", {"hidden": [8]})["hidden"] == [8]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(-3, 3), st.floats(0.2, 4))
+def test_platt_recovers_a_distortion(seed: int, shift: float, stretch: float) -> None:
+    random = np.random.default_rng(seed)
+    true_logits = random.normal(0, 2, 4000)
+    truth = (random.random(4000) < sigmoid(true_logits)).astype(np.float64)
+    distorted = true_logits * stretch + shift
+    fitted = fit_calibration(distorted, truth, "platt")
+    assert np.abs(calibrated(distorted, fitted) - sigmoid(true_logits)).mean() < 0.03
+    rising = calibrated(np.linspace(-30, 30, 100), fitted)
+    assert (np.diff(rising) >= 0).all()
+    assert ((rising >= 0) & (rising <= 1)).all()
+
+
+@pytest.mark.parametrize("method", ["platt", "isotonic"])
+def test_calibration_survives_json_and_one_class(method: Any) -> None:
+    random = np.random.default_rng(1)
+    logits = random.normal(size=500)
+    truth = (random.random(500) < sigmoid(2 * logits)).astype(np.float64)
+    fitted = json.loads(json.dumps(fit_calibration(logits, truth, method)))
+    assert fitted["method"] == method
+    values = calibrated(np.array([-1e9, 0.0, 1e9]), fitted)
+    assert (np.diff(values) >= 0).all()
+    assert np.isfinite(values).all()
+    assert fit_calibration(logits, np.zeros(500), method) == {"method": "none"}
+
+
+def test_scores_that_say_the_opposite_become_the_base_rate() -> None:
+    random = np.random.default_rng(1)
+    logits = random.normal(size=2000)
+    truth = (random.random(2000) < sigmoid(-2 * logits)).astype(np.float64)
+    values = calibrated(np.array([-2.0, 2.0]), fit_calibration(logits, truth, "platt"))
+    assert values == pytest.approx(truth.mean(), abs=0.01)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 400), st.floats(0.05, 0.95))
+def test_widened_bounds_hold_their_share_of_validation(seed: int, count: int, share: float) -> None:
+    random = np.random.default_rng(seed)
+    label, lower = random.normal(size=count), random.normal(-0.3, 0.1, count)
+    upper = lower + random.random(count)
+    widen_by = fit_widening(label, lower, upper, share)
+    inside = (label >= lower - widen_by - 1e-9) & (label <= upper + widen_by + 1e-9)
+    assert inside.mean() >= min(share, 1.0) - 1e-9
+
+
+@given(st.floats(-100, 100), st.floats(-100, 100), st.floats(-100, 100), st.floats(-50, 50))
+def test_bounds_never_cross_the_centre(center: float, lower: float, upper: float, widen_by: float) -> None:
+    low, high = ordered_interval(np.array([center]), np.array([lower]), np.array([upper]), widen_by)
+    assert low[0] <= center <= high[0]
+
+
+def test_a_finished_job_is_not_touched_by_reading_it(trained: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy)
+    load_predictor(copy)
+    assert manifest_of(copy) == manifest_of(trained)
