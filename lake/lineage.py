@@ -106,6 +106,13 @@ def create_engine(url: str) -> sa.Engine:
     return engine
 
 
+def _insert(dialect: str, table: sa.Table) -> Any:
+    """INSERT with ON CONFLICT, which SQLite and Postgres spell alike and SQLAlchemy keeps in their dialects."""
+    from sqlalchemy.dialects import postgresql, sqlite
+
+    return sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)
+
+
 def commit_metadata(lineage: Lineage, partitions: Mapping[date, tuple[str, int]], committed_at: datetime) -> dict[str, str]:
     """What a commit carries: digest, rows and inputs of each data date it wrote; inputs are pooled."""
     pool: dict[Input, int] = {}
@@ -150,13 +157,13 @@ class Publications:
         with self._engine.begin() as connection:
             if row is not None and row.delta_id != identity:
                 connection.execute(publications_table.delete().where(publications_table.c.table_name == table.name))
-            for record in records:
-                # Two processes may project the same commit at once: the same primary key holds the same facts.
-                same = sa.and_(*(publications_table.c[c] == record[c] for c in ("table_name", "data_date", "version")))
-                if connection.execute(sa.select(sa.literal(1)).where(sa.select(publications_table).where(same).exists())).first() is None:
-                    connection.execute(publications_table.insert().values(record))
-            connection.execute(_synced_table.delete().where(_synced_table.c.table_name == table.name))
-            connection.execute(_synced_table.insert().values(table_name=table.name, delta_id=identity, version=version))
+            # Two processes may project the same commits at once: the same primary key holds the same facts.
+            if records:
+                connection.execute(_insert(connection.dialect.name, publications_table).on_conflict_do_nothing(), records)
+            synced = _insert(connection.dialect.name, _synced_table).values(table_name=table.name, delta_id=identity, version=version)
+            newer = sa.or_(_synced_table.c.delta_id != synced.excluded.delta_id, _synced_table.c.version < synced.excluded.version)
+            values = {"delta_id": synced.excluded.delta_id, "version": synced.excluded.version}
+            connection.execute(synced.on_conflict_do_update(index_elements=["table_name"], set_=values, where=newer))
 
     def current(
         self, table: LakeTable, interval: Interval | None = None, *, loaded: DeltaTable | None = None, as_of_version: int | None = None
