@@ -107,8 +107,8 @@ def _comparable(schema: pa.Schema, name: str, profile: Mapping[str, Any]) -> boo
     if name not in schema.names:
         return False
     kind = schema.field(name).type
-    text = bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_boolean(kind))
-    return text == (profile["kind"] == "categorical")
+    text: bool = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_boolean(kind)
+    return bool(text == (profile["kind"] == "categorical"))
 
 
 def drift(lake: Lake, model: str, interval: Interval, *, run_id: str) -> StageResult:

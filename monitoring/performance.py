@@ -1,0 +1,286 @@
+"""Performance: predictions against what came true, once a night's labels are mature, beside what a trivial baseline would have said."""
+
+# ruff: noqa: S608 (names come from the typed catalog, quoted)
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from config.calendar import ONE_DAY, Interval
+from config.catalog import BinaryOutput, Dataset, ModelEntry, Output, RegressionOutput
+from features.labels import baseline_query, is_mature, label_query
+from lake.lake import Lake, StageResult
+from lake.lineage import Input, Publication
+from lake.metrics import Metric, metrics_table, publish_metrics
+from lake.tables import valid_table
+from monitoring.drift import VersionReference, scored_versions
+from serving.predictions import CHAMPION, predictions_table
+from training.gate import read_decisions, row_losses
+
+GROUP = "performance"
+ERROR_RATIO = "error_ratio"
+LABEL_SHARE = "label_share"
+LEAST_LABEL_SHARE = 0.5
+COVERAGE_TOLERANCE = 0.1
+_CONFIDENT = 1.959963984540054  # two-sided 95 % of a normal distribution
+_DECIMALS = 6
+
+Floats = npt.NDArray[np.float64]
+
+
+def maturing(lake: Lake, model: str, data_date: date) -> list[date]:
+    """The data dates whose labels are mature on `data_date` and were not the night before; none, one, or two where clocks change."""
+    newest = data_date
+    while not is_mature(lake, model, newest, as_of=data_date):
+        newest -= ONE_DAY
+    found = []
+    while not is_mature(lake, model, newest, as_of=data_date - ONE_DAY):
+        found.append(newest)
+        newest -= ONE_DAY
+    return found[::-1]
+
+
+def gate_ratios(lake: Lake, model: str) -> dict[int, dict[str, float]]:
+    """By version and output: error over the baseline's on the gate's test nights, from the newest decision on each version."""
+    ratios: dict[int, dict[str, float]] = {}
+    for decision in read_decisions(lake, model):
+        outputs: Mapping[str, Mapping[str, Any]] = decision.evidence.get("outputs", {})
+        found = {name: o["challenger"] / o["baseline"] for name, o in outputs.items() if o.get("challenger") is not None and o.get("baseline")}
+        if found:
+            ratios[decision.version] = found
+    return ratios
+
+
+def performance(lake: Lake, model: str, interval: Interval, *, run_id: str) -> StageResult:
+    """Publish `<model>/metrics/performance`: night T judges the data dates whose labels became mature in T, as they were scored.
+
+    A row's `about_date` is the night judged, its `data_date` is T. Checks, per output: `mae`, `rmse`, `bias`,
+    `interval_coverage`; `brier`, `log_loss`, `auc`, `bias`; the gate's metric of the baseline (`<metric>_baseline`) and
+    `error_ratio`, the former over the latter, against the same ratio at the gate. `label_share` is the share of scored
+    rows whose label came. `lower` and `upper` are a 95 % interval that takes rows as independent: nights differ by more.
+    What cannot be judged is `not_evaluated` with its reason.
+
+    Raises:
+        PartitionNotReady: the label's table is not published up to a night of the interval.
+    """
+    entry = lake.model(model)
+    dataset = lake.dataset(entry.dataset)
+    before = lake.publications.digests(metrics_table(lake.settings, model, GROUP), interval)
+    judged = {night: maturing(lake, model, night) for night in interval}
+    oldest = min((day for days in judged.values() for day in days), default=interval.start)
+    label_table = valid_table(lake.settings, dataset, entry.label.table)
+    lake.publications.require(
+        label_table,
+        Interval(min(max(oldest, dataset.first_data_date), interval.start), interval.end),
+        needed_by=f"Performance of {model}",
+        remedy=f"Run `{dataset.name}_ingest` for it, then clear this task.",
+    )
+    scored = lake.publications.current(predictions_table(lake.settings, entry, dataset), Interval(oldest, interval.end))
+    versions = scored_versions(lake, model, scored)
+    ratios = gate_ratios(lake, model)
+    rows: list[Metric] = []
+    inputs: dict[date, list[Input]] = {}
+    for night, days in judged.items():
+        for day in days:
+            found, read = _night(lake, entry, dataset, day, night, scored.get(day), versions.get(day), ratios)
+            rows += found
+            inputs.setdefault(night, []).extend(read)
+    unique = {night: list(dict.fromkeys(items)) for night, items in inputs.items()}
+    published = publish_metrics(lake, model, GROUP, rows, interval, run_id=run_id, inputs=unique, replaces=before)
+    details = {
+        "judged": {night.isoformat(): [day.isoformat() for day in days] for night, days in judged.items()},
+        "error_ratios": {f"{m.about_date} {m.column}": m.value for m in rows if m.check == ERROR_RATIO and m.value is not None},
+        "not_evaluated": sorted({f"{m.about_date}: {m.reason}" for m in rows if m.status == "not_evaluated"})[:20],
+    }
+    return StageResult("performance", model, str(interval), published.rows, len(published.committed), details)
+
+
+def _night(
+    lake: Lake,
+    entry: ModelEntry,
+    dataset: Dataset,
+    about: date,
+    night: date,
+    publication: Publication | None,
+    version: VersionReference | None,
+    ratios: Mapping[int, Mapping[str, float]],
+) -> tuple[list[Metric], list[Input]]:
+    judge = _Judge(entry, about, night, version, ratios.get(version.version, {}) if version else {})
+    if publication is None or version is None:
+        return judge.unjudged("nothing was scored for this night: no predictions are published"), []
+    if not publication.rows:
+        return judge.unjudged("nothing was scored in this night: it had no row"), [publication.as_input()]
+    label, baseline, predicted, inputs = _outcomes(lake, entry, dataset, about, night)
+    return judge.metrics(label, baseline, predicted), [publication.as_input(), *inputs]
+
+
+def _outcomes(lake: Lake, entry: ModelEntry, dataset: Dataset, about: date, night: date) -> tuple[Floats, Floats, dict[str, Floats], list[Input]]:
+    """Labels known by `night` (NaN: never came), the row-wise baseline (NaN: none) and each output column, of one night's rows by key."""
+    table = predictions_table(lake.settings, entry, dataset)
+    keys = ", ".join(f'"{name}"' for name in entry.entity)
+    outputs = ", ".join(f'"{name}"' for name in entry.output_columns)
+    with lake.duckdb() as connection:
+        table.register(connection, "published", [about])
+        connection.execute(f"CREATE TEMP TABLE predicted AS SELECT {keys}, data_date, {outputs} FROM published WHERE role = '{CHAMPION}'")
+        labels = label_query(lake, entry.name, connection, "predicted", as_of=night)
+        # A table, not a view: the next query registers other label rows under the same name.
+        connection.execute(f"CREATE TEMP TABLE labelled AS {labels.sql}")
+        base = baseline_query(lake, entry.name, connection, "labelled", last=about)
+        found = connection.sql(f"SELECT label, baseline, {outputs} FROM ({base.sql}) ORDER BY {keys}").fetchnumpy()
+    numbers = {name: np.ma.filled(np.ma.asarray(values, dtype=np.float64), np.nan) for name, values in found.items()}
+    return numbers.pop("label"), numbers.pop("baseline"), numbers, [*labels.inputs, *base.inputs]
+
+
+def _rounded(value: float) -> float:
+    return round(float(value), _DECIMALS)
+
+
+def _mean_with_interval(values: Floats) -> tuple[float, float, float]:
+    """Mean and its 95 % interval, rows taken as independent."""
+    mean = float(values.mean())
+    half = _CONFIDENT * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else float("nan")
+    return _rounded(mean), _rounded(mean - half), _rounded(mean + half)
+
+
+def area_under_curve(event: npt.NDArray[np.bool_], score: Floats) -> float | None:
+    """Probability that an event scores above a non-event, ties counted half; None where one kind is missing."""
+    positives = int(event.sum())
+    negatives = len(event) - positives
+    if not positives or not negatives:
+        return None
+    _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    return float((ranks[event].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """The metrics of one mature night."""
+
+    entry: ModelEntry
+    about: date
+    night: date
+    version: VersionReference | None
+    gate: Mapping[str, float]
+
+    def _metric(self, check: str, **values: Any) -> Metric:
+        reference = self.version.described() if self.version else None
+        return Metric(subject=self.entry.name, about_date=self.about, data_date=self.night, check=check, reference=reference, **values)
+
+    def unjudged(self, why: str) -> list[Metric]:
+        """One row an output, so that the night is visible."""
+        rows = [self._metric(LABEL_SHARE, status="not_evaluated", reason=why)]
+        for name, output in self.entry.outputs.items():
+            rows += [self._metric(check, column=name, status="not_evaluated", reason=why) for check in (output.gate, ERROR_RATIO)]
+        return rows
+
+    def metrics(self, label: Floats, baseline: Floats, predicted: Mapping[str, Floats]) -> list[Metric]:
+        """All rows about the night; arrays have one element a scored row."""
+        came = ~np.isnan(label)
+        total, count = len(label), int(came.sum())
+        share = _rounded(count / total)
+        missing = f"the label of {total - count:,} of {total:,} rows never came" if count < total else None
+        status = "ok" if share >= LEAST_LABEL_SHARE else "warning"
+        rows = [self._metric(LABEL_SHARE, value=share, threshold=LEAST_LABEL_SHARE, n=total, status=status, reason=missing)]
+        if not count:
+            why = f"no label came for any of the {total:,} rows"
+            return rows + [m for m in self.unjudged(why) if m.check != LABEL_SHARE]
+        actual, trivial = label[came], baseline[came]
+        for name, output in self.entry.outputs.items():
+            found = {column: values[came] for column, values in predicted.items()}
+            rows += self._errors(name, output, actual, found)
+            rows += self._beside_baseline(name, output, actual, found[name], trivial)
+        return rows
+
+    def _errors(self, name: str, output: Output, actual: Floats, found: Mapping[str, Floats]) -> list[Metric]:
+        predicted = found[name]
+        if isinstance(output, BinaryOutput):
+            event = actual > output.above
+            likelihood = np.clip(np.where(event, predicted, 1.0 - predicted), 1e-15, 1.0)
+            rows = [
+                self._mean("brier", name, np.square(predicted - event)),
+                self._mean("log_loss", name, -np.log(likelihood)),
+                self._mean("bias", name, predicted - event),
+            ]
+            area = area_under_curve(event, predicted)
+            if area is None:
+                why = f"all {len(event):,} rows came out alike ({'above' if event.any() else 'not above'} {output.above:g}), so nothing can be ranked"
+                return [*rows, self._metric("auc", column=name, n=len(event), status="not_evaluated", reason=why)]
+            return [*rows, self._metric("auc", column=name, value=_rounded(area), n=len(event), status="ok")]
+        error = predicted - actual
+        squared = _mean_with_interval(np.square(error))
+        root = [_rounded(math.sqrt(max(value, 0.0))) for value in squared]
+        rows = [
+            self._mean("mae", name, np.abs(error)),
+            self._metric("rmse", column=name, value=root[0], lower=root[1], upper=root[2], n=len(error), status="ok")
+            if len(error) > 1
+            else self._metric("rmse", column=name, value=root[0], n=1, status="ok"),
+            self._mean("bias", name, error),
+        ]
+        if output.interval:
+            inside = (actual >= found[f"{name}_lower"]) & (actual <= found[f"{name}_upper"])
+            rows.append(self._coverage(name, output.interval, inside))
+        return rows
+
+    def _mean(self, check: str, name: str, values: Floats) -> Metric:
+        mean, lower, upper = _mean_with_interval(values)
+        return self._metric(check, column=name, value=mean, lower=lower, upper=upper, n=len(values), status="ok")
+
+    def _coverage(self, name: str, wanted: float, inside: npt.NDArray[np.bool_]) -> Metric:
+        share, lower, upper = _mean_with_interval(inside.astype(np.float64))
+        short = not math.isnan(upper) and upper < wanted - COVERAGE_TOLERANCE
+        reason = f"the interval should hold {wanted:.0%} of outcomes, it held {share:.0%}" if short else None
+        values = {"value": share, "lower": max(lower, 0.0), "upper": min(upper, 1.0), "threshold": wanted, "n": len(inside)}
+        return self._metric("interval_coverage", column=name, status="warning" if short else "ok", reason=reason, **values)
+
+    def _beside_baseline(self, name: str, output: Output, actual: Floats, predicted: Floats, trivial: Floats) -> list[Metric]:
+        check = f"{output.gate}_baseline"
+        said, why = self._baseline(name, output, trivial)
+        if said is None:
+            return [self._metric(c, column=name, status="not_evaluated", reason=why) for c in (check, ERROR_RATIO)]
+        losses = [row_losses(output, actual, values) for values in (predicted, said)]
+        own, base = (_rounded(math.sqrt(values.mean())) if output.gate == "rmse" else _rounded(values.mean()) for values in losses)
+        rows = [self._metric(check, column=name, value=base, n=len(actual), status="ok")]
+        if not base:
+            return [*rows, self._metric(ERROR_RATIO, column=name, n=len(actual), status="not_evaluated", reason="the baseline made no error at all")]
+        ratio = _rounded(own / base)
+        at_gate = self.gate.get(name)
+        if at_gate is None:
+            why = f"the gate left no ratio to compare with for version {self.version.version if self.version else '?'}"
+            return [*rows, self._metric(ERROR_RATIO, column=name, value=ratio, n=len(actual), status="not_evaluated", reason=why)]
+        bound = _rounded(at_gate * (1 + self.entry.retrain.performance.worse_by))
+        worse = ratio > bound
+        reason = f"{output.gate} over the baseline's is {ratio:.3f} in this night, it was {at_gate:.3f} at the gate" if worse else None
+        return [*rows, self._metric(ERROR_RATIO, column=name, value=ratio, threshold=bound, n=len(actual), status="warning" if worse else "ok", reason=reason)]
+
+    def _baseline(self, name: str, output: Output, trivial: Floats) -> tuple[Floats | None, str | None]:
+        """What the baseline said of each row: as at the gate, row by row where it is one, else a number of the training window."""
+        facts: Mapping[str, Any] = self.version.profile.get("label", {}) if self.version else {}
+        missing = (self.version.missing if self.version else None) or "the reference of this version holds no facts about its labels"
+        if isinstance(output, BinaryOutput):
+            rate = facts.get("rates", {}).get(name)
+            return (None, missing) if rate is None else (np.full(len(trivial), float(rate)), None)
+        assert isinstance(output, RegressionOutput)
+        constant = facts.get("mean" if self.entry.gate.baseline == "mean" else "median")
+        if constant is None:
+            return None, missing
+        return np.where(np.isnan(trivial), float(constant), trivial), None
+
+
+def pooled_ratio(own: Sequence[tuple[float, int]], base: Sequence[tuple[float, int]], *, rooted: bool) -> float | None:
+    """Error over baseline of several nights together, from each night's (error, rows); None without rows or with a faultless baseline.
+
+    `rooted`: the error is a root of a mean of squares (rmse), so squares are pooled.
+    """
+    power = 2 if rooted else 1
+    above = sum(value**power * rows for value, rows in own)
+    below = sum(value**power * rows for value, rows in base)
+    if below <= 0:
+        return None
+    return float((above / below) ** (1 / power))
