@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,9 @@ COLUMNS = {
 }
 
 
-def meters(folder: Path, source: Mapping[str, Any], *, columns: Mapping[str, Any] = COLUMNS, known_at: Any = None) -> Lake:
+def meters(
+    folder: Path, source: Mapping[str, Any], *, columns: Mapping[str, Any] = COLUMNS, known_at: Any = None, key: Sequence[str] = ("meter", "at_utc")
+) -> Lake:
     """A lake with one table `meters/readings` of that source; relative paths start at `folder`."""
     dataset = {
         "dataset": "meters",
@@ -41,7 +43,7 @@ def meters(folder: Path, source: Mapping[str, Any], *, columns: Mapping[str, Any
             "readings": {
                 "description": "One reading.",
                 "source": dict(source),
-                "key": ["meter", "at_utc"],
+                "key": list(key),
                 "known_at": known_at or {"column": "at_utc"},
                 "columns": dict(columns),
             }
