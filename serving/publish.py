@@ -71,8 +71,6 @@ def _projected(lake: Lake, table_name: str, interval: Interval) -> dict[date, tu
 def _superseded(lake: Lake, model: str, interval: Interval) -> int:
     entry = lake.model(model)
     target = sql_columns(sql_name(model), predictions_table(lake.settings, entry, lake.dataset(entry.dataset)).schema, keep_replaced=True)
-    query = sa.select(sa.func.count()).where(
-        target.c.superseded_at.is_not(None), target.c.data_date >= interval.start, target.c.data_date < interval.end
-    )
+    query = sa.select(sa.func.count()).where(target.c.superseded_at.is_not(None), target.c.data_date >= interval.start, target.c.data_date < interval.end)
     with lake.engine.connect() as connection:
         return int(connection.execute(query).scalar_one())

@@ -142,9 +142,7 @@ def _score(lake: Lake, model: str, interval: Interval, *, run_id: str, rewrite: 
     reigns = _reigns(ledger, interval)
     before = lake.publications.current(table, interval)
     _keep_attribution(table, before, reigns)
-    predictors = {
-        r.champion.artifact_digest: load_version(lake.settings, model, r.champion.version, r.champion.artifact_digest) for r in reigns
-    }
+    predictors = {r.champion.artifact_digest: load_version(lake.settings, model, r.champion.version, r.champion.artifact_digest) for r in reigns}
 
     seen = _Seen()
     with lake.scratch(f"score-{model}") as folder:
@@ -332,6 +330,7 @@ def _already_scored(lake: Lake, entry: ModelEntry, interval: Interval, days: Seq
     else:
         cause = "its inputs are the same, so the code, a library or the catalog changed since"
     return (
-        f"{entry.name}/predictions is published for {night or Interval.closed(days[0], days[-1])}, and scoring it again would change its rows: {cause}. Nothing was written.\n"
+        f"{entry.name}/predictions is published for {night or Interval.closed(days[0], days[-1])}, and scoring it again would change its rows: {cause}. "
+        "Nothing was written.\n"
         f"  To replace what was published, on purpose, run `python -m cli rescore {entry.name} {interval.start} {interval.last}`."
     )

@@ -96,7 +96,7 @@ def test_a_prediction_id_names_everything_it_should() -> None:
     )
 
     def one(table: pa.Table = rows, **change: Any) -> str:
-        arguments = {"model": "m", "version": 1, "role": "champion", "entity": ("e",)} | change
+        arguments: dict[str, Any] = {"model": "m", "version": 1, "role": "champion", "entity": ("e",)} | change
         return str(prediction_ids(table, **arguments)[0].as_py())
 
     changed = [
@@ -117,7 +117,7 @@ def test_no_rows_have_no_digests() -> None:
 
 
 def test_a_missing_feature_is_named() -> None:
-    with pytest.raises(FeatureMissing, match="'z'.*put it back"):
+    with pytest.raises(FeatureMissing, match=r"'z'.*put it back"):
         input_digests(pa.table({"a": [1.0]}), ["a", "z"])
 
 
@@ -151,5 +151,5 @@ def test_outputs_that_must_not_be_published(toy_lake: Lake, change: dict[str, li
     check_outputs(entry, pa.table(good), 2, version=4)
     with pytest.raises(BadPredictions, match=f"version 4: .*{message}"):
         check_outputs(entry, pa.table(good | change), 2, version=4)
-    with pytest.raises(BadPredictions, match="of 2 rows, needs .* of 3 rows"):
+    with pytest.raises(BadPredictions, match=r"of 2 rows, needs .* of 3 rows"):
         check_outputs(entry, pa.table(good), 3, version=4)
