@@ -5,6 +5,7 @@ A partition is *published* when the index has it; an empty partition has a publi
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -106,6 +107,24 @@ def create_engine(url: str) -> sa.Engine:
     return engine
 
 
+def lock(connection: sa.Connection, name: str) -> None:
+    """Hold the writers' lock `name` until the transaction ends: one at a time; SQLite has one lock for all names."""
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    else:
+        number = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big", signed=True)
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(number)))
+
+
+def _create_all(engine: sa.Engine) -> None:
+    # Processes that start together on an empty database: only one may create, and checking first is no lock.
+    if all(sa.inspect(engine).has_table(name) for name in _metadata.tables):
+        return
+    with engine.connect() as connection, connection.begin():
+        lock(connection, "create tables")
+        _metadata.create_all(connection, checkfirst=True)
+
+
 def _insert(dialect: str, table: sa.Table) -> Any:
     """INSERT with ON CONFLICT, which SQLite and Postgres spell alike and SQLAlchemy keeps in their dialects."""
     from sqlalchemy.dialects import postgresql, sqlite
@@ -137,7 +156,7 @@ class Publications:
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
-        _metadata.create_all(engine, checkfirst=True)
+        _create_all(engine)
 
     def sync(self, table: LakeTable, loaded: DeltaTable | None = None) -> None:
         """Add the publications of every commit the index has not seen yet; forget those of a table that was made anew."""

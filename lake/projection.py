@@ -10,7 +10,6 @@ import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from hashlib import blake2b
 from typing import Any
 
 import pyarrow as pa
@@ -22,7 +21,7 @@ from deltalake import DeltaTable
 from config.calendar import Interval
 from config.errors import NightfleetError
 from lake.lake import Lake
-from lake.lineage import Publication
+from lake.lineage import Publication, lock
 from lake.tables import LakeTable
 
 _BATCH_ROWS = 50_000
@@ -108,7 +107,8 @@ def project(
         if _is_there(connection, target) and not _outdated(connection, target, table, delta_id, published, interval):
             return 0
     with engine.connect() as connection, connection.begin():
-        _lock(connection, sql_table)
+        # So that the check for newer rows and the write are one.
+        lock(connection, f"projection:{sql_table}")
         _prepare(connection, target, identity if keep_replaced else (), indexes)
         days = _outdated(connection, target, table, delta_id, published, interval)
         if not days:
@@ -161,15 +161,6 @@ def _sql_type(kind: pa.DataType) -> sa.types.TypeEngine[Any]:
     if pa.types.is_timestamp(kind):
         return sa.DateTime(timezone=True)
     raise TypeError(f"no column type of the lake is {kind}")
-
-
-def _lock(connection: sa.Connection, sql_table: str) -> None:
-    """One projection into a SQL table at a time, so that the check for newer rows and the write are one."""
-    if connection.dialect.name == "sqlite":
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-    else:
-        number = int.from_bytes(blake2b(f"projection:{sql_table}".encode(), digest_size=8).digest(), "big", signed=True)
-        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(number)))
 
 
 def _is_there(connection: sa.Connection, target: sa.Table) -> bool:

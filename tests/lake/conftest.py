@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import sqlalchemy as sa
 
 from config.calendar import Interval
 from config.catalog import Catalog, load_catalog
@@ -96,3 +97,18 @@ def rides(tmp_path: Path) -> Callable[[str], Lake]:
 def reader_of(batches: Sequence[pa.RecordBatch], schema: pa.Schema) -> pa.RecordBatchReader:
     """A stream of those batches."""
     return pa.RecordBatchReader.from_batches(schema, iter(batches))
+
+
+@pytest.fixture
+def empty_postgres(postgres_url: str) -> Iterator[str]:
+    """URL of the shared Postgres with all its tables gone, before and after."""
+
+    def clear() -> None:
+        engine = sa.create_engine(postgres_url)
+        with engine.begin() as connection:
+            connection.exec_driver_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+        engine.dispose()
+
+    clear()
+    yield postgres_url
+    clear()
