@@ -19,7 +19,8 @@ from config.errors import NightfleetError
 from config.settings import Settings, load_settings
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Nightfleet: a fleet's models, every night.")
-console = Console(highlight=False)
+# Where nobody watches (a log, a pipe) lines need not fit a screen.
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
 
 
 class AlreadyRunning(NightfleetError):

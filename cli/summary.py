@@ -16,10 +16,13 @@ from lake.metrics import read_metrics
 from lake.tables import quarantine_table, valid_table
 
 
+_NUMBERS = frozenset({"valid rows", "quarantined", "rows", "its error", "baseline's", "better by"})
+
+
 def _plain_table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for column in columns:
-        table.add_column(column, justify="right" if column in {"valid rows", "quarantined", "rows", "model", "baseline", "better by"} else "left")
+        table.add_column(column, justify="right" if column in _NUMBERS else "left")
     return table
 
 
@@ -94,7 +97,7 @@ def print_summary(console: Console, lake: Lake, installation: Installation, chai
         _ingested(lake, dataset, table)
     console.print(table)
     console.print()
-    table = _plain_table("champions", "model", "version", "metric", "model ", "baseline", "better by", "judged against")
+    table = _plain_table("champions", "model", "version", "metric", "its error", "baseline's", "better by", "judged against")
     for model in lake.catalog.models:
         _champion(lake, model, table)
     console.print(table)

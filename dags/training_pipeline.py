@@ -8,6 +8,7 @@ Skipped  `promote` is skipped when the gate refused or could not judge: its log 
 Fails    `NotEnoughHistory`: load more nights. `MlflowUnavailable`: start MLflow, clear the task; nothing is half-registered.
 """
 
+from pathlib import Path
 from typing import Any
 
 from airflow.sdk import DAG, Param, task
@@ -42,7 +43,7 @@ def train(model_name: str, job_dir: Any) -> str:
     from lake.lake import open_lake
     from training.runner import run_job
 
-    return str(run_job(open_lake(), model_name, job_dir))
+    return str(run_job(open_lake(), model_name, Path(job_dir)))
 
 
 @task(doc_md="Store the model's bytes under their digest and register a version in MLflow.")
@@ -50,7 +51,7 @@ def register(model_name: str, job_dir: Any, dag_run: Any = None) -> dict[str, An
     from lake.lake import open_lake
     from training.register import register
 
-    return register(open_lake(), model_name, job_dir, run_id=dag_run.run_id).to_json()
+    return register(open_lake(), model_name, Path(job_dir), run_id=dag_run.run_id).to_json()
 
 
 @task(doc_md="Judge the challenger on nights neither model has seen, and audit the features for leaks. Decides, never promotes.")
