@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from deltalake import write_deltalake
 
 from config.settings import Settings
 from lake import ledger as ledger_module
@@ -87,11 +88,10 @@ def test_of_two_appends_at_once_one_is_refused(ledger: Ledger, monkeypatch: pyte
     for _ in range(before):
         ledger.append(promotion(9, date(2024, 3, 1)), seen=ledger.read())
     barrier = threading.Barrier(2, timeout=30)
-    write = ledger_module.write_deltalake
 
     def together(*args: Any, **kwargs: Any) -> None:
         barrier.wait()
-        write(*args, **kwargs)
+        write_deltalake(*args, **kwargs)
 
     monkeypatch.setattr(ledger_module, "write_deltalake", together)
     seen = ledger.read()

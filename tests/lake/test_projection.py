@@ -21,7 +21,7 @@ from tests.lake.conftest import FIRST, Items, item_rows
 
 WEEK = Interval(FIRST, FIRST + timedelta(days=7))
 NIGHT = Interval.of(FIRST)
-IDENTITY = {"keep_replaced": True, "identity": ("data_date", "item")}
+IDENTITY: dict[str, Any] = {"keep_replaced": True, "identity": ("data_date", "item")}
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -277,7 +277,12 @@ def test_rows_are_streamed_in_batches(items: Items, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(projection, "_BATCH_ROWS", 2048)
     sizes: list[int] = []
     convert = projection._for_sqlite
-    monkeypatch.setattr(projection, "_for_sqlite", lambda column: sizes.append(len(column)) or convert(column))
+
+    def counted(column: pa.Array) -> pa.Array:
+        sizes.append(len(column))
+        return convert(column)
+
+    monkeypatch.setattr(projection, "_for_sqlite", counted)
     items.publish(item_rows(NIGHT, count=10_000), NIGHT)
     assert project(items.lake, items.table, "items", NIGHT) == 10_000
     assert max(sizes) <= 2048

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from deltalake import write_deltalake
 from deltalake.exceptions import DeltaError
 
 from config.calendar import Interval
@@ -165,13 +166,12 @@ def together(monkeypatch: pytest.MonkeyPatch) -> threading.Barrier:
     """Let two publishers reach their commit before either commits; the first round only."""
     barrier = threading.Barrier(2, timeout=30)
     met: set[int] = set()
-    write = publish_module.write_deltalake
 
     def waiting(*args: Any, **kwargs: Any) -> None:
         if threading.get_ident() not in met:
             met.add(threading.get_ident())
             barrier.wait()
-        write(*args, **kwargs)
+        write_deltalake(*args, **kwargs)
 
     monkeypatch.setattr(publish_module, "write_deltalake", waiting)
     return barrier

@@ -1,0 +1,224 @@
+"""The catalog: a wrong file never gets past loading, and the message names file, key, value, expectation."""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from config.calendar import Interval
+from config.catalog import BadCatalog, Catalog, load_catalog, replay_interval
+from config.checks import Between, Freshness, InSet, Matches, NotNull, PairGreater, RowCount, Unique, When, check_columns, check_name
+from config.settings import ROOT, Settings
+from tests import toy
+
+
+def changed(text: str, path: str, value: Any) -> str:
+    """The YAML with the value at a dotted path replaced, added, or, for `...`, removed."""
+    document = yaml.safe_load(text)
+    *parents, last = path.split(".")
+    inner = document
+    for key in parents:
+        inner = inner[int(key)] if isinstance(inner, list) else inner[key]
+    if value is ...:
+        del inner[last]
+    elif isinstance(inner, list):
+        inner.append(value) if int(last) == len(inner) else inner.__setitem__(int(last), value)
+    else:
+        inner[last] = value
+    return yaml.safe_dump(document)
+
+
+def load(folder: Path, dataset: str = toy.DATASET_YAML, model: str = toy.MODEL_YAML) -> Catalog:
+    return load_catalog(toy.write_catalog(folder, dataset=dataset, model=model))
+
+
+def refusal(folder: Path, **texts: str) -> str:
+    with pytest.raises(BadCatalog) as caught:
+        load(folder, **texts)
+    return str(caught.value)
+
+
+def test_the_toy_and_the_catalog_that_is_shipped_are_accepted(tmp_path: Path) -> None:
+    assert [d.name for d in load(tmp_path).datasets] == ["rides"]
+    assert {d.name for d in load_catalog(Settings(catalog_dir=ROOT / "config")).datasets} >= {"flights", "traffic"}
+
+
+CHECK = {"rule": "between", "column": "distance_km", "min": 0}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        # unknown keys
+        ("owners", "x", ["owners = 'x': unknown key"]),
+        ("tables.bookings.kye", ["x"], ["tables.bookings.kye = ['x']: unknown key"]),
+        ("tables.bookings.columns.depot.nulable", True, ["tables.bookings.columns.depot.nulable = True: unknown key"]),
+        # wrong types and values
+        ("tables.bookings.columns.depot.type", "text", ["tables.bookings.columns.depot.type = 'text'", "'string', 'int32'"]),
+        ("tables.bookings.key", [], ["tables.bookings.key = []", "at least 1 item"]),
+        ("time_zone", "New York", ["time_zone = 'New York': is no IANA time zone, for example America/New_York"]),
+        ("replay", {"from": "2024-02-01", "to": "2024-03-01", "first_night": "2024-01-01"}, ["needs from < first_night <= to, has 2024-02-01, 2024-01-01"]),
+        ("start", "2024-01-01", ["needs exactly one of start (live) and replay (historic)"]),
+        ("tables.bookings.source", {"kind": "ftp"}, ["tables.bookings.source", "'file', 'sql', 'http'"]),
+        ("tables.bookings.known_at", {"column": "start_utc", "sql": "1"}, ["known_at needs exactly one of column, sql; or the word arrival"]),
+        ("tables.bookings.quality", {"stop_share": 2}, ["tables.bookings.quality.stop_share = 2", "less than or equal to 1"]),
+        ("tables.bookings.checks.0", {"rule": "unik"}, ["tables.bookings.checks.0", "'unique'"]),
+        ("tables.bookings.checks.0", {"rule": "between", "column": "ride"}, ["between needs min, max, or both"]),
+        ("tables.outcomes.checks.2.max_age", "1 fortnight", ["tables.outcomes.checks.2.freshness.max_age = '1 fortnight'", "a duration reads like '14 days'"]),
+        # dangling references
+        ("tables.bookings.key", ["event_date", "trip"], ["key names 'trip', which is no column of the table"]),
+        ("tables.bookings.columns.ride.nullable", True, ["key column 'ride' must say nullable: false"]),
+        ("tables.bookings.checks.4", {**CHECK, "column": "distance"}, ["check between(distance) names 'distance', which is no column of the table"]),
+        ("tables.bookings.checks.4", {**CHECK, "when": {"column": "x", "op": "==", "value": 1}}, ["names 'x', which is no column of the table"]),
+        ("tables.bookings.checks.4", CHECK, ["the check between(distance_km) stands twice"]),
+        ("tables.bookings.columns.revision", {"type": "int32", "description": "x"}, ["column 'revision' is reserved"]),
+        ("tables.outcomes.known_at.column", "minutes", ["known_at names 'minutes', which must be a timestamp column with nullable: false"]),
+        ("features.vehicle_daily.reads", ["trips"], ["feature view 'vehicle_daily' reads 'trips', which is no table of the data set (bookings, outcomes)"]),
+        ("features.vehicle_daily.columns.vehicle", {"type": "string", "description": "x"}, ["declares 'vehicle', which is reserved or an entity"]),
+        # checks that do not fit their column
+        ("tables.bookings.checks.4", {"rule": "between", "column": "depot", "min": 1}, ["check between(depot): depot is a string, needs a number"]),
+        ("tables.bookings.checks.4", {"rule": "matches", "column": "ride", "regex": "1"}, ["check matches(ride): ride is a int64, needs a string"]),
+        ("tables.bookings.checks.4", {"rule": "freshness", "column": "depot"}, ["check freshness(depot): depot is a string, needs a timestamp"]),
+        ("tables.bookings.checks.4", {"rule": "in_set", "column": "vehicle", "values": ["a", 1]}, ["vehicle is a string, which 1 cannot be equal to"]),
+        ("tables.bookings.checks.4", {"rule": "pair_greater", "a": "ride", "b": "depot"}, ["ride is a int64, depot a string; they cannot be compared"]),
+        (
+            "tables.bookings.checks.4",
+            {"rule": "not_null", "column": "depot", "when": {"column": "start_utc", "op": ">", "value": "2024"}},
+            ["start_utc is a timestamp, which cannot be compared with '2024'"],
+        ),
+    ],
+)
+def test_a_wrong_data_set_is_refused(tmp_path: Path, path: str, value: Any, words: list[str]) -> None:
+    message = refusal(tmp_path, dataset=changed(toy.DATASET_YAML, path, value))
+    assert message.startswith(f"BadCatalog: {tmp_path / 'catalog' / 'datasets' / 'rides.yaml'} does not describe a data set:\n")
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize("key", ["owner", "time_zone", "tables"])
+def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
+    assert f"{key} = " in (message := refusal(tmp_path, dataset=changed(toy.DATASET_YAML, key, ...)))
+    assert "Field required" in message
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("dataset", "trains", ["dataset = 'trains': is no data set (rides)"]),
+        ("spine.table", "trips", ["spine.table = 'trips': is no table of rides (bookings, outcomes)"]),
+        ("spine.target_time", "depot", ["spine.target_time = 'depot': must be a timestamp column"]),
+        ("spine.target_time", "end_utc", ["spine = 'end_utc': is no column of table bookings"]),
+        ("label.table", "trips", ["label.table = 'trips': is no table of rides"]),
+        ("label.column", "price", ["label = 'price': is no column of table outcomes"]),
+        ("features", ["driver_daily"], ["features = 'driver_daily': is no feature view of rides (vehicle_daily)"]),
+        ("gate.segments.columns", ["weather"], ["gate.segments.columns = 'weather': is no column of the spine and no feature (<view>__<column>)"]),
+        ("gate.better_than", 1, ["gate.better_than = 1: unknown key"]),
+        ("split.train", "a month", ["split.train = 'a month'", "a duration reads like"]),
+        ("outputs.ride_minutes.kind", "guess", ["outputs.ride_minutes", "'regression', 'binary'"]),
+        ("trainer.seed", "seven", ["trainer.seed = 'seven'"]),
+        ("model", "Ride Minutes", ["model = 'Ride Minutes'", "String should match pattern"]),
+    ],
+)
+def test_a_wrong_model_is_refused(tmp_path: Path, path: str, value: Any, words: list[str]) -> None:
+    message = refusal(tmp_path, model=changed(toy.MODEL_YAML, path, value))
+    assert "ride_minutes.yaml does not describe a model:" in message
+    for word in words:
+        assert word in message
+
+
+def test_all_problems_of_a_file_are_told_at_once(tmp_path: Path) -> None:
+    message = refusal(tmp_path, dataset=changed(changed(toy.DATASET_YAML, "owners", "x"), "title", 7))
+    assert "owners = 'x': unknown key" in message
+    assert "title = 7: Input should be a valid string" in message
+
+
+def test_files_that_are_no_mapping_or_no_yaml(tmp_path: Path) -> None:
+    assert "holds list, needs a mapping of keys" in refusal(tmp_path, dataset="- a")
+    assert "is not readable as YAML" in refusal(tmp_path, dataset="a: [")
+
+
+def test_a_file_is_named_as_what_it_describes(tmp_path: Path) -> None:
+    assert "describes 'journeys'. Name the file journeys.yaml." in refusal(tmp_path, dataset=changed(toy.DATASET_YAML, "dataset", "journeys"))
+
+
+def test_data_sets_and_models_share_one_name_space(tmp_path: Path) -> None:
+    settings = toy.write_catalog(tmp_path)
+    (settings.catalog_dir / "models" / "rides.yaml").write_text(changed(toy.MODEL_YAML, "model", "rides"))
+    with pytest.raises(BadCatalog, match="the name 'rides' is used twice; data sets and models share one name space"):
+        load_catalog(settings)
+
+
+def test_an_empty_catalog_says_where_to_begin(tmp_path: Path) -> None:
+    with pytest.raises(BadCatalog, match=r"holds no \*.yaml. Describe a data set there; config/datasets has examples."):
+        load_catalog(Settings(catalog_dir=tmp_path))
+
+
+def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
+    first = load(tmp_path)
+    assert load(tmp_path).digest("rides") == first.digest("rides")
+    second = load(tmp_path, dataset=changed(toy.DATASET_YAML, "title", "Other rides, longer title"))
+    assert second.dataset("rides").title == "Other rides, longer title"
+    assert second.digest("rides") != first.digest("rides")
+    assert second.digest("ride_minutes") == first.digest("ride_minutes")
+
+
+def test_asking_for_what_is_not_there(tmp_path: Path) -> None:
+    catalog = load(tmp_path)
+    for ask, message in (
+        (catalog.dataset, "there is no data set 'x'. Known: rides."),
+        (catalog.model, "there is no model 'x'. Known: ride_minutes."),
+        (catalog.digest, "there is neither a data set nor a model 'x'."),
+    ):
+        with pytest.raises(BadCatalog) as caught:
+            ask("x")
+        assert message in str(caught.value)
+
+
+def test_what_follows_from_a_catalog(tmp_path: Path) -> None:
+    catalog = load(tmp_path)
+    rides, model = catalog.dataset("rides"), catalog.model("ride_minutes")
+    assert rides.first_data_date == date(2024, 1, 1)
+    assert replay_interval(rides) == Interval.closed(date(2024, 1, 1), date(2024, 12, 31))
+    assert catalog.models_of("rides") == (model,)
+    assert list(catalog.feature_columns(model)) == ["vehicle_daily__rides_7d", "vehicle_daily__minutes_7d"]
+    assert model.output_columns == ("ride_minutes", "ride_minutes_lower", "ride_minutes_upper", "long_probability")
+    assert model.split.nights == 21 + 5 + 7 + 2
+    assert len(rides.tables["bookings"].row_rules) == 3
+    assert [check_name(rule) for rule in rides.tables["bookings"].table_rules] == ["row_count(*)"]
+
+
+def test_a_live_data_set_has_no_replay(tmp_path: Path) -> None:
+    text = changed(changed(toy.DATASET_YAML, "replay", ...), "start", "2024-05-01")
+    rides = load(tmp_path, dataset=text).dataset("rides")
+    assert replay_interval(rides) is None
+    assert rides.first_data_date == date(2024, 5, 1)
+
+
+def test_check_names_are_stable_and_readable() -> None:
+    when = When(column="c", op="==", value=False)
+    names = {
+        check_name(NotNull(rule="not_null", column="a")): ("a",),
+        check_name(Between(rule="between", column="a", min=1, when=when)): ("a", "c"),
+        check_name(InSet(rule="in_set", column="a", values=("x",))): ("a",),
+        check_name(Matches(rule="matches", column="a", regex="x")): ("a",),
+        check_name(Unique(rule="unique", columns=("a", "b"))): ("a", "b"),
+        check_name(PairGreater(rule="pair_greater", a="a", b="b")): ("a", "b"),
+        check_name(RowCount(rule="row_count")): (),
+        check_name(Freshness(rule="freshness", column="a", max_age=timedelta(hours=1))): ("a",),
+    }
+    assert list(names) == [
+        "not_null(a)",
+        "between(a) when c == False",
+        "in_set(a)",
+        "matches(a)",
+        "unique(a, b)",
+        "pair_greater(a, b)",
+        "row_count(*)",
+        "freshness(a)",
+    ]
+    assert check_columns(Between(rule="between", column="a", min=1, when=when)) == ("a", "c")
+    assert check_columns(RowCount(rule="row_count")) == ()
