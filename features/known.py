@@ -3,6 +3,7 @@
 # ruff: noqa: S608 (names come from the typed catalog, quoted)
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any
@@ -13,26 +14,30 @@ import pyarrow.compute as pc
 
 from config.calendar import Interval
 from lake.lake import Lake
-from lake.lineage import Input
+from lake.lineage import Input, Publication
 from lake.tables import LakeTable
 
 # Delta keeps the statistics of a timestamp cut to milliseconds.
 _STATISTICS_MARGIN = timedelta(seconds=1)
+_FIRST_DATE = date(1, 1, 1)
 
 
 @dataclass(frozen=True)
 class KnownTable:
-    """A valid table pinned at one Delta version, restricted to the partitions that matter.
+    """A valid table pinned at one Delta version, restricted to the partitions that can tell of some rows.
 
     Attributes:
-        dates: its published partitions from the earliest that matters to the last night asked for.
-        inputs: the same as lineage, by data date.
+        column: the rows are those whose `column` lies in a range.
+        dates: published partitions from the earliest that may hold such a row to the last night asked for. Every later one
+            belongs to it, since it may hold a revision that moved the row elsewhere.
     """
 
     table: LakeTable
-    version: int | None
+    version: int
+    column: str
     dates: tuple[date, ...]
-    inputs: dict[date, Input]
+    _published: Mapping[date, Publication]
+    _files: pa.Table
 
     def register(self, connection: duckdb.DuckDBPyConnection, view: str, key: tuple[str, ...]) -> None:
         """DuckDB view of every revision in those partitions, with `superseded_on`: the night its next revision arrived in, else null.
@@ -46,25 +51,29 @@ class KnownTable:
             f'FROM "{view}_revisions"'
         )
 
-    def inputs_until(self, last: date) -> list[Input]:
-        """The partitions up to `last`."""
-        return [item for day, item in self.inputs.items() if day <= last]
+    def inputs(self) -> list[Input]:
+        """Those partitions as lineage."""
+        return [self._published[day].as_input() for day in self.dates]
+
+    def inputs_of(self, night: date, low: Any, high: Any) -> list[Input]:
+        """The partitions that tell what `night` knew of rows in `[low, high]`, its own among them: the same however many nights are read at once."""
+        first = _first_overlap(self._files, self.column, low, high)
+        return [p.as_input() for day, p in self._published.items() if day == night or (first is not None and first <= day <= night)]
 
 
 def known_table(lake: Lake, table: LakeTable, last: date, *, column: str, low: Any, high: Any, version: int | None = None) -> KnownTable:
-    """The partitions that can tell what was known by `last` of rows whose `column` lies in `[low, high]`.
+    """The partitions that can tell what was known by `last` of rows whose `column` lies in `[low, high]` (None: there are no such rows).
 
-    Files are judged by their own statistics. From the earliest partition that may hold such a row on every later one
-    belongs to it too, since it may hold a revision that moved the row elsewhere.
+    Files are judged by their own statistics; nothing is read.
     """
     delta = table.load(version)
     if delta is None:
-        return KnownTable(table, None, (), {})
-    pinned = delta.version()
-    published = lake.publications.current(table, Interval.closed(date.min + timedelta(days=1), last), as_of_version=pinned)
-    first = _first_overlap(pa.table(delta.get_add_actions(flatten=True)), column, low, high)
+        return KnownTable(table, 0, column, (), {}, pa.table({}))
+    published = lake.publications.current(table, Interval.closed(_FIRST_DATE, last), as_of_version=delta.version())
+    files = pa.table(delta.get_add_actions(flatten=True))
+    first = _first_overlap(files, column, low, high) if low is not None else None
     dates = tuple(day for day in published if first is not None and day >= first)
-    return KnownTable(table, pinned, dates, {day: published[day].as_input() for day in dates})
+    return KnownTable(table, delta.version(), column, dates, published, files)
 
 
 def _first_overlap(files: pa.Table, column: str, low: Any, high: Any) -> date | None:

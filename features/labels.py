@@ -7,7 +7,7 @@ its labels are biased, since those that come early differ from those that come l
 # ruff: noqa: S608 (names come from the typed catalog, quoted)
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
@@ -95,7 +95,7 @@ def label_query(lake: Lake, model: str, connection: duckdb.DuckDBPyConnection, r
     entry, _ = _entries(lake, model)
     known = _register_labels(lake, entry, connection, rows, last=as_of, version=version)
     sql = f'SELECT r.*, l.label FROM "{rows}" AS r LEFT JOIN known_labels AS l ON {_same_entity(entry)} AND l.superseded_on IS NULL'
-    return LabelQuery(sql, known.inputs_until(as_of))
+    return LabelQuery(sql, known.inputs())
 
 
 def baseline_query(lake: Lake, model: str, connection: duckdb.DuckDBPyConnection, rows: str, *, last: date, version: int | None = None) -> LabelQuery:
@@ -119,7 +119,7 @@ def baseline_query(lake: Lake, model: str, connection: duckdb.DuckDBPyConnection
         SELECT r.*, l.label AS baseline FROM "{rows}" AS r LEFT JOIN known_labels AS l
         ON l."{name}" = {earlier} AND l.data_date <= r.data_date AND (l.superseded_on IS NULL OR l.superseded_on > r.data_date)
     """
-    return LabelQuery(sql, known.inputs_until(last))
+    return LabelQuery(sql, known.inputs())
 
 
 def _register_labels(
@@ -132,8 +132,6 @@ def _register_labels(
     if before and low is not None:
         low -= _WEEK + ONE_DAY
     known = known_table(lake, table, last, column=span, low=low, high=high, version=version)
-    if low is None:
-        known = replace(known, dates=(), inputs={})  # no rows, nothing to read
     known.register(connection, "label_rows", dataset.tables[entry.label.table].key)
     columns = ", ".join(f'"{name}"' for name in entry.entity)
     connection.execute(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -127,7 +127,9 @@ def spine(lake: Lake, model: str, interval: Interval, *, folder: Path | None = N
         else:
             source = folder / "spine.parquet"
             rows = write_parquet(source, schema, reader)
-    inputs = {day: known.inputs_until(day) if known else [] for day in interval}
+    inputs: dict[date, list[Input]] = {day: [] for day in interval}
+    if known:
+        inputs = {day: known.inputs_of(day, cutoff(day, dataset.time_zone), horizon_end(entry, dataset, day)) for day in interval}
     return Spine(source, schema, rows, too_late, inputs, known.version if known else None)
 
 
@@ -258,9 +260,8 @@ def _spine_table(lake: Lake, entry: ModelEntry, source: TableSpine, dataset: Dat
     require_partitions(lake, table, dataset, interval, found, f"Scoring {entry.name}")
     low, high = cutoff(interval.start, dataset.time_zone), horizon_end(entry, dataset, interval.last)
     known = known_table(lake, table, interval.last, column=source.target_time, low=low, high=high, version=pinned)
-    # The interval's own partitions count even where no row of theirs is scored: they say so, and which rows came too late.
-    dates = tuple(sorted({*known.dates, *found}))
-    return KnownTable(table, pinned, dates, dict(sorted({**known.inputs, **{day: p.as_input() for day, p in found.items()}}.items())))
+    # The interval's own partitions count even where none of their rows is scored: they say so, and which rows came too late.
+    return replace(known, dates=tuple(sorted({*known.dates, *interval})))
 
 
 def _table_sql(source: TableSpine, columns: list[str]) -> str:

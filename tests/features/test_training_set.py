@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from datetime import date, timedelta
+from pathlib import Path
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from config.calendar import ONE_DAY, Interval
+from features.labels import is_mature
+from features.training_set import NotEnoughHistory, build_training_set, split_windows
+from lake.artifact import file_digest
+from lake.lake import Lake
+from tests import toy
+
+NIGHTS = Interval.closed(date(2024, 1, 1), date(2024, 2, 10))
+MODEL = "ride_minutes"
+AS_OF = NIGHTS.last
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
+    found = toy.toy_lake(tmp_path_factory.mktemp("lake"))
+    toy.publish_valid(found, NIGHTS)
+    toy.publish_features(found, NIGHTS)
+    return found
+
+
+def test_windows_go_backwards_from_the_newest_mature_date(lake: Lake) -> None:
+    windows = split_windows(lake, MODEL, AS_OF)
+    train, validation, test = (windows[name] for name in ("train", "validation", "test"))
+    assert test.last == date(2024, 2, 8)
+    assert is_mature(lake, MODEL, test.last, as_of=AS_OF)
+    assert (len(train), len(validation), len(test)) == (21, 5, 7)
+    assert validation.end + ONE_DAY == test.start
+    assert train.end + ONE_DAY == validation.start
+
+
+def test_the_test_set_is_apart(lake: Lake, tmp_path: Path) -> None:
+    built = build_training_set(lake, MODEL, AS_OF, tmp_path)
+    training, test = pq.read_table(built.training_path), pq.read_table(built.test_path)
+    assert set(training["split"].to_pylist()) == {"train", "validation"}
+    assert set(test["split"].to_pylist()) == {"test"}
+    assert pc.min(test["data_date"]).as_py() > pc.max(training["data_date"]).as_py()
+    for table in (training, test):
+        for name in set(table["split"].to_pylist()):
+            days = table.filter(pc.equal(table["split"], name))["data_date"].to_pylist()
+            assert set(days) == set(built.windows[name])
+            assert len(days) == built.rows[name]
+        order = list(zip(*(table[name].to_pylist() for name in ("data_date", "event_date", "ride")), strict=True))
+        assert order == sorted(order)
+    assert training.column_names == [
+        *("event_date", "ride", "vehicle", "depot", "start_utc", "distance_km", "data_date", "target_time_utc", "split", "label", "baseline"),
+        *("vehicle_daily__rides_7d", "vehicle_daily__minutes_7d"),
+    ]
+
+
+def test_rows_without_a_label_are_left_out_and_counted(lake: Lake, tmp_path: Path) -> None:
+    built = build_training_set(lake, MODEL, AS_OF, tmp_path)
+    table = pq.read_table(built.training_path)
+    assert table["label"].null_count == 0
+    assert all(built.unlabelled.values())
+    assert {name: built.rows[name] + built.unlabelled[name] for name in built.rows} == {name: 30 * len(window) for name, window in built.windows.items()}
+
+
+def test_the_same_lake_gives_the_same_bytes(lake: Lake, tmp_path: Path) -> None:
+    digests = []
+    for name in ("once", "again"):
+        (tmp_path / name).mkdir()
+        built = build_training_set(lake, MODEL, AS_OF, tmp_path / name)
+        assert built.training_digest == file_digest(built.training_path)
+        assert built.test_digest == file_digest(built.test_path)
+        digests.append((built.training_digest, built.test_digest))
+    assert digests[0] == digests[1]
+
+
+def test_what_came_after_as_of_changes_nothing(tmp_path: Path) -> None:
+    """Nothing from the future: the same night's training set, built before and after more nights came."""
+    lake = toy.toy_lake(tmp_path)
+    digests = []
+    until = Interval.closed(NIGHTS.start, AS_OF)
+    later = Interval.closed(AS_OF + ONE_DAY, AS_OF + timedelta(days=5))
+    for nights in (until, later):
+        toy.publish_valid(lake, nights)
+        toy.publish_features(lake, nights)
+        digests.append(build_training_set(lake, MODEL, AS_OF, tmp_path).training_digest)
+    assert digests[0] == digests[1]
+
+
+def test_inputs_name_every_partition_once(lake: Lake, tmp_path: Path) -> None:
+    built = build_training_set(lake, MODEL, AS_OF, tmp_path)
+    named = [(i.table, i.data_date) for i in built.inputs]
+    assert len(named) == len(set(named))
+    whole = Interval(built.windows["train"].start, built.windows["test"].end)
+    for table, days in (
+        ("rides/valid/bookings", whole),
+        ("rides/features/vehicle_daily", whole.widened(3)),
+        ("rides/valid/outcomes", Interval(whole.start + ONE_DAY, AS_OF + ONE_DAY)),
+    ):
+        assert {day for name, day in named if name == table} == set(days), table
+    assert built.pins == {"vehicle_daily": 0} or set(built.pins) == {"vehicle_daily"}
+    document = built.to_json()
+    assert document["windows"]["test"] == {"start": "2024-02-02", "end": "2024-02-09"}
+    assert document["inputs"][0]["data_date"] == str(built.inputs[0].data_date)
+
+
+def test_too_little_history_says_how_much_and_from_when(lake: Lake, tmp_path: Path) -> None:
+    with pytest.raises(NotEnoughHistory) as refused:
+        build_training_set(lake, MODEL, date(2024, 2, 1), tmp_path)
+    assert "needs the 35 data dates 2023-12-27..2024-01-30" in str(refused.value)
+    assert "Train as of 2024-02-06 or later" in str(refused.value)
+    build_training_set(lake, MODEL, date(2024, 2, 6), tmp_path)  # as it says
+
+
+def test_missing_nights_say_which_and_what_to_run(lake: Lake, tmp_path: Path) -> None:
+    with pytest.raises(NotEnoughHistory) as refused:
+        build_training_set(lake, MODEL, AS_OF + timedelta(days=4), tmp_path)
+    assert "rides/features/vehicle_daily lacks 2024-02-11 to 2024-02-12 (2 nights)" in str(refused.value)
+    assert "Run `rides_history` for 2024-02-11 to 2024-02-12" in str(refused.value)
+    with pytest.raises(NotEnoughHistory, match="rides/valid/outcomes lacks 2024-02-11"):  # features would suffice, labels do not
+        build_training_set(lake, MODEL, AS_OF + ONE_DAY, tmp_path)
