@@ -1,0 +1,105 @@
+"""`run` on the real data sets, read as its user reads it. The tests of this file build on one another, in order."""
+
+from __future__ import annotations
+
+from datetime import date
+
+import pytest
+import sqlalchemy as sa
+
+from config.calendar import ONE_DAY, Interval
+from serving.predictions import predictions_table
+from tests.e2e.conftest import Finished, User, versions
+
+FIRST = {"arrival_delay": date(2013, 7, 1), "traffic_volume": date(2017, 7, 1)}
+
+
+@pytest.fixture(scope="module")
+def first_run(real_user: User) -> Finished:
+    return real_user.command("run", "--nights", "2")
+
+
+def test_two_nights_end_in_a_summary_with_two_promotions(real_user: User, first_run: Finished) -> None:
+    assert first_run.code == 0, first_run.output
+    for words in ("ingested", "champions", "nights", "reports", "trace", "make up"):
+        assert words in first_run.output
+    for model, first in FIRST.items():
+        newest = real_user.lake.ledger(model).read().newest
+        assert newest is not None
+        assert (newest.effective_from, newest.trained_until) == (first, first - ONE_DAY)
+
+
+def test_no_process_is_left(real_user: User, first_run: Finished) -> None:
+    assert real_user.processes() == []
+
+
+@pytest.mark.parametrize("model", list(FIRST))
+def test_sql_holds_the_published_predictions(real_user: User, first_run: Finished, model: str) -> None:
+    lake = real_user.lake
+    nights = Interval(FIRST[model], FIRST[model] + 2 * ONE_DAY)
+    published = lake.publications.current(predictions_table(lake.settings, lake.model(model)), nights)
+    assert sorted(published) == list(nights)
+    with lake.engine.connect() as connection:
+        query = sa.text(f"SELECT data_date, count(*) FROM predictions_{model} WHERE superseded_at IS NULL GROUP BY 1 ORDER BY 1")  # noqa: S608 (a fixed name)
+        assert [count for _, count in connection.execute(query)] == [published[day].rows for day in nights]
+    assert all(p.rows > 20 for p in published.values())
+
+
+@pytest.mark.parametrize("model", list(FIRST))
+def test_every_night_has_its_reports_and_a_decision(real_user: User, first_run: Finished, model: str) -> None:
+    from monitoring.requests import read_requests
+
+    for day in Interval(FIRST[model], FIRST[model] + 2 * ONE_DAY):
+        text = (real_user.settings.reports / model / str(day) / "drift.html").read_text()
+        assert 'src="http' not in text
+        assert "<link" not in text or 'href="http' not in text
+    assert len(read_requests(real_user.lake, model)) >= 2
+
+
+@pytest.mark.parametrize("model", list(FIRST))
+def test_a_prediction_is_traced_and_reproduced(real_user: User, first_run: Finished, model: str) -> None:
+    with real_user.lake.engine.connect() as connection:
+        found = connection.execute(sa.text(f"SELECT min(prediction_id) FROM predictions_{model}")).scalar()  # noqa: S608 (a fixed name)
+    traced = real_user.command("trace", str(found), "--reproduce")
+    assert traced.code == 0, traced.output
+    assert str(found)[:12] in traced.output
+
+
+def test_the_same_nights_again_commit_nothing(real_user: User, first_run: Finished) -> None:
+    before = versions(real_user.lake)
+    for model, first in FIRST.items():
+        dataset = real_user.lake.model(model).dataset
+        from features.ingest import ingest
+        from features.transform import transform
+        from features.validate import validate
+        from serving.score import score
+
+        nights = Interval(first, first + 2 * ONE_DAY)
+        for stage in (ingest, validate, transform):
+            assert stage(real_user.lake, dataset, nights, run_id="again").committed == 0
+        assert score(real_user.lake, model, nights, run_id="again").committed == 0
+    assert versions(real_user.lake) == before
+
+
+def test_a_second_run_goes_on_where_the_first_ended(real_user: User, first_run: Finished) -> None:
+    lake = real_user.lake
+    promotions = {model: len(lake.ledger(model).read().promotions) for model in FIRST}
+    second = real_user.command("run", "--nights", "1")
+    assert second.code == 0, second.output
+    assert "history in bulk" not in second.output
+    for model, first in FIRST.items():
+        newest = lake.publications.newest(predictions_table(lake.settings, lake.model(model)))
+        assert newest is not None
+        assert newest.data_date == first + 2 * ONE_DAY
+        assert len(lake.ledger(model).read().promotions) == promotions[model]
+
+
+def test_a_first_champion_that_does_not_beat_the_baseline_is_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
+    from config.settings import Settings
+
+    user = User(Settings(home=tmp_path_factory.mktemp("autumn") / "var"))
+    refused = user.command("run", "--nights", "1", "--from", "2013-10-01")
+    assert refused.code == 1, refused.output
+    assert "Traceback" not in refused.output
+    assert user.lake.ledger("arrival_delay").read().newest is None
+    assert user.processes() == []
