@@ -29,7 +29,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 import serving.predictors
-from config.calendar import Interval
+from config.calendar import BadInterval, Interval
 from config.catalog import BinaryOutput, ModelEntry, Output, RegressionOutput
 from config.errors import NightfleetError
 from lake.artifact import file_digest
@@ -154,7 +154,7 @@ def _read_windows(document: Mapping[str, Any], path: Path) -> dict[str, Interval
             split: Interval(date.fromisoformat(document["windows"][split]["start"]), date.fromisoformat(document["windows"][split]["end"]))
             for split in ("train", "validation", "test")
         }
-    except (KeyError, TypeError, ValueError) as error:
+    except (BadInterval, KeyError, TypeError, ValueError) as error:
         raise GateEvidenceChanged(f"{path} does not say which nights were trained on ({error!r}). Nothing was judged. Train again.") from error
 
 
@@ -260,7 +260,9 @@ class _Judgement:
         if self._champion is not None:
             path = artifact_folder(settings, entry.name, self._champion.artifact_digest) / TRAINING_SET_FILE
             windows["champion"] = _read_windows(_read_document(path), path)
-        seen_until = max(w[split].last for w in windows.values() for split in ("train", "validation"))
+        fitted = [w[split].last for w in windows.values() for split in ("train", "validation")]
+        # The description could be wrong about its own file, whose digest the model cites: the rows themselves count too.
+        seen_until = max(*fitted, *_nights_of(judged.training_path))
         present = _nights_of(judged.test_path)
         nights = [day for day in present if day > seen_until]
         enough = len(nights) >= entry.gate.min_days
@@ -476,7 +478,7 @@ class _Judgement:
         baseline = self._entry.gate.baseline
         if isinstance(output, BinaryOutput):
             return "the baseline (rate of the training window)"
-        return f"the baseline ({baseline.replace('_', ' ')})" if baseline == "same_hour_last_week" else f"the baseline ({baseline} of the training window)"
+        return f"the baseline ({baseline.replace('_', ' ')})" if "_" in baseline else f"the baseline ({baseline} of the training window)"
 
     def _measure_segments(
         self,
@@ -534,8 +536,9 @@ class _Judgement:
                 if worse:
                     self._refuse(
                         "segment_worse",
-                        f"{name} where {column} is {values[index]} ({count} rows): {output.gate} {found:.4g} against {reached:.4g} of {self._rival_words(rival, output)}; with "
-                        f"{self._entry.gate.confidence:.0%} confidence at least {bound:.2f} times the rival's, at most {rules.worst:g} times is allowed.",
+                        f"{name} where {column} is {values[index]} ({count} rows): {output.gate} {found:.4g} against {reached:.4g} of "
+                        f"{self._rival_words(rival, output)}; "
+                        f"with {self._entry.gate.confidence:.0%} confidence at least {bound:.2f} times the rival's, at most {rules.worst:g} times is allowed.",
                     )
 
 
