@@ -131,7 +131,8 @@ class Ledger:
             table = DeltaTable.create(
                 self._path, schema=_SCHEMA, mode="ignore", configuration={"delta.appendOnly": "true", "delta.logRetentionDuration": "interval 3650 days"}
             )
-        if table.version() != max(seen.delta_version, 0):  # an absent ledger was just created, as version 0
+        # Two that create the ledger at once leave an empty version more: where none was seen, its lines count, not its versions.
+        if table.file_uris() if seen.delta_version < 0 else table.version() != seen.delta_version:
             raise LedgerConflict(f"the ledger of {self._model} changed while this decision was made. Nothing was written. Decide again on what is there now.")
         sequence = max((p.sequence for p in seen.promotions), default=0) + 1
         row = {**promotion.__dict__, "sequence": sequence, "decided_at": promotion.decided_at.astimezone(UTC)}
