@@ -165,7 +165,7 @@ def _wanted(interval: Interval, references: Mapping[date, VersionReference]) -> 
     return wanted
 
 
-def _feature_profiles(lake: Lake, entry: ModelEntry, reference: VersionReference) -> dict[str, Mapping[str, Any]]:
+def feature_profiles(lake: Lake, entry: ModelEntry, reference: VersionReference) -> dict[str, Mapping[str, Any]]:
     """Profiles of the features, calendar columns left out: they follow from the date alone."""
     declared = lake.catalog.feature_columns(entry)
     columns: Mapping[str, Mapping[str, Any]] = reference.profile.get("columns", {})
@@ -182,7 +182,7 @@ def _count_features(
 ) -> tuple[dict[date, _Night], dict[date, list[Input]]]:
     """Counts of every night that some window holds and that is published, and the partitions they come from."""
     wanted = _wanted(interval, references)
-    first = _first_available(lake, entry, dataset, Interval(min(wanted), interval.end), interval.start)
+    first = first_available(lake, entry, dataset, Interval(min(wanted), interval.end), interval.start)
     whole = Interval(first, interval.end)
     with lake.scratch("drift") as folder:
         found = retrieve(lake, entry.name, whole, folder=folder)
@@ -223,7 +223,7 @@ def _same_inputs(entry: ModelEntry, then: Iterable[Input], now: Iterable[Input])
     return {(i.table, i.data_date, i.digest) for i in then if i.table.startswith(prefix)} == {(i.table, i.data_date, i.digest) for i in now}
 
 
-def _first_available(lake: Lake, entry: ModelEntry, dataset: Dataset, whole: Interval, judged: date) -> date:
+def first_available(lake: Lake, entry: ModelEntry, dataset: Dataset, whole: Interval, judged: date) -> date:
     """First night from which on every input of retrieval is published without a gap, at the latest `judged`."""
     tables: list[LakeTable] = [feature_table(lake.settings, dataset, view) for view in entry.features]
     if isinstance(entry.spine, TableSpine):
@@ -249,7 +249,7 @@ def _count(
             counted[day].rows += rows.num_rows
             for digest, reference in wanted.get(day, {}).items():
                 if digest not in profiles:
-                    profiles[digest] = _feature_profiles(lake, entry, reference)
+                    profiles[digest] = feature_profiles(lake, entry, reference)
                 counted[day].add(reference, profiles[digest], rows)
     return counted
 
@@ -307,7 +307,7 @@ class _Judge:
         """All rows about the night."""
         method = self.reference.profile.get("method", self.entry.retrain.drift.method)
         problem = self._features_problem()
-        profiles = _feature_profiles(self.lake, self.entry, self.reference)
+        profiles = feature_profiles(self.lake, self.entry, self.reference)
         drifts = [self._column(f"drift_{method}", name, profile, self.features, problem) for name, profile in profiles.items()]
         nulls = [self._null_rate(name, profile, problem) for name, profile in profiles.items()]
         problem = self._predictions_problem()

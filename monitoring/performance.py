@@ -116,11 +116,11 @@ def _night(
         return judge.unjudged("nothing was scored for this night: no predictions are published"), []
     if not publication.rows:
         return judge.unjudged("nothing was scored in this night: it had no row"), [publication.as_input()]
-    label, baseline, predicted, inputs = _outcomes(lake, entry, dataset, about, night)
+    label, baseline, predicted, inputs = outcomes(lake, entry, dataset, about, night)
     return judge.metrics(label, baseline, predicted), [publication.as_input(), *inputs]
 
 
-def _outcomes(lake: Lake, entry: ModelEntry, dataset: Dataset, about: date, night: date) -> tuple[Floats, Floats, dict[str, Floats], list[Input]]:
+def outcomes(lake: Lake, entry: ModelEntry, dataset: Dataset, about: date, night: date) -> tuple[Floats, Floats, dict[str, Floats], list[Input]]:
     """Labels known by `night` (NaN: never came), the row-wise baseline (NaN: none) and each output column, of one night's rows by key."""
     table = predictions_table(lake.settings, entry, dataset)
     keys = ", ".join(f'"{name}"' for name in entry.entity)
