@@ -91,7 +91,10 @@ class TracedView:
 
 @dataclass(frozen=True)
 class TracedVersion:
-    """The model version: from which training set, by which run and code. Unknown facts are None, and `missing` says which file is gone."""
+    """The model version: from which training set, by which run and code.
+
+    `pins`: Delta version of each feature view that the training set was read at. Unknown facts are None, and `missing` names files that are gone.
+    """
 
     version: int
     artifact_digest: str
@@ -102,6 +105,7 @@ class TracedVersion:
     test_digest: str | None
     windows: dict[str, Any] | None
     rows: dict[str, Any] | None
+    pins: dict[str, int] | None
     code_version: str | None
     mlflow_run_id: str | None
     missing: tuple[str, ...]
@@ -186,8 +190,7 @@ def reproduce(lake: Lake, prediction_id: str) -> Reproduction:
     entry = lake.model(prediction.model)
     recorded = prediction.partition
     pins = _Pins.of(recorded.computed_from)
-    for table in pins.versions:
-        _readable(lake, table, pins.versions[table], pins.dates[table])
+    _still_there(lake, pins)
     steps = [
         Step("code", recorded.code_version, code_version(), binding=False),
         Step("catalog", recorded.catalog_digest, lake.catalog.digest(entry.name), binding=False),
@@ -318,6 +321,21 @@ def _readable(lake: Lake, name: str, version: int, dates: Iterable[date]) -> Lak
     return table
 
 
+def _still_there(lake: Lake, pins: _Pins) -> None:
+    """Check that every pinned partition can be read, and is the one that was recorded.
+
+    Raises:
+        InputsExpired: one is not.
+    """
+    for name, version in pins.versions.items():
+        table = _readable(lake, name, version, pins.dates[name])
+        days = pins.dates[name]
+        published = lake.publications.current(table, Interval.closed(days[0], days[-1]), as_of_version=version)
+        for day in days:
+            if day not in published or published[day].digest != pins.digests[name, day]:
+                raise InputsExpired(_expired(name, version, f"its partition {day} there is not the one that was recorded; the table was made anew since"))
+
+
 # ---- features --------------------------------------------------------------------------------------------------
 
 
@@ -385,7 +403,7 @@ def _version(lake: Lake, prediction: TracedPrediction) -> TracedVersion:
     folder = lake.settings.artifacts / prediction.model / prediction.artifact_digest
     documents: dict[str, dict[str, Any]] = {}
     missing = []
-    for name in ("manifest.json", "job.json", "training_set.json", "registered.json"):
+    for name in ("manifest.json", "job.json", "training_set.json"):
         try:
             documents[name] = json.loads((folder / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -399,14 +417,15 @@ def _version(lake: Lake, prediction: TracedPrediction) -> TracedVersion:
         version=prediction.version,
         artifact_digest=prediction.artifact_digest,
         folder=str(folder),
-        family=first(("manifest.json", "family")) or (first(("job.json", "entry")) or {}).get("trainer", {}).get("family"),
+        family=first(("manifest.json", "family")),
         as_of=first(("job.json", "as_of"), ("manifest.json", "as_of")),
         training_digest=first(("training_set.json", "training_digest"), ("manifest.json", "training_set_digest")),
         test_digest=first(("training_set.json", "test_digest")),
         windows=first(("training_set.json", "windows"), ("job.json", "windows")),
         rows=first(("training_set.json", "rows")),
-        code_version=first(("job.json", "code_version"), ("manifest.json", "code_version")),
-        mlflow_run_id=first(("registered.json", "mlflow_run_id"), ("manifest.json", "mlflow_run_id")),
+        pins=first(("training_set.json", "pins")),
+        code_version=first(("job.json", "code_version")),
+        mlflow_run_id=(first(("job.json", "mlflow")) or {}).get("run_id"),
         missing=tuple(missing),
     )
 
@@ -461,8 +480,7 @@ def _recomputed(lake: Lake, entry: ModelEntry, view: TracedView) -> list[Step]:
     partition, day = view.partition, view.partition.data_date
     table = _readable(lake, partition.table, partition.version, [day])
     pins = _Pins.of(partition.computed_from)
-    for name in pins.versions:
-        _readable(lake, name, pins.versions[name], pins.dates[name])
+    _still_there(lake, pins)
     declared = lake.dataset(entry.dataset).features[view.view]
     current = LakeTable(table.name, table.path, table.schema, declared.entities)
     steps = [Step(f"partition {partition.table} {day}", partition.digest, rows_digest(current.read([day], partition.version)))]
@@ -559,8 +577,8 @@ def render(found: Trace) -> Tree:
     for name, value in (("artifact", v.artifact_digest), ("as of", v.as_of), ("training set", v.training_digest), ("test set", v.test_digest)):
         add(version, name, value)
     for name, window in (v.windows or {}).items():
-        add(version, f"window {name}", window)
-    for name, value in (("rows", v.rows), ("code", v.code_version), ("MLflow run", v.mlflow_run_id), ("files", v.folder)):
+        add(version, f"window {name}", Interval(date.fromisoformat(window["start"]), date.fromisoformat(window["end"])))
+    for name, value in (("rows", v.rows), ("features at versions", v.pins), ("code", v.code_version), ("MLflow run", v.mlflow_run_id), ("files", v.folder)):
         add(version, name, value)
     if v.missing:
         version.add(f"[yellow]missing: {', '.join(v.missing)}[/]")
@@ -607,11 +625,13 @@ def _add_decision(root: Tree, add: Any, found: Trace) -> None:
     if not found.decision:
         root.add("[yellow]no gate decision is stored for this version[/]")
         return
-    decision = root.add(f"[bold]gate decision[/] {escape(str(found.decision.get('verdict')))}")
+    decision = root.add(f"[bold]gate decision[/] {escape(str(found.decision['verdict']))} against {escape(str(found.decision.get('rival')))}")
     for reason in found.decision.get("reasons") or []:
-        decision.add(escape(_shown(reason)))
+        add(decision, "reason", reason["text"] if isinstance(reason, dict) else reason)
     for check in found.decision.get("checks") or []:
-        decision.add(f"[dim]check[/] {escape(_shown(check))}")
+        passed = {True: "[green]passed[/]", False: "[red]failed[/]"}.get(check.get("passed"), "[yellow]not evaluated[/]")
+        said = {key: value for key, value in check.items() if value is not None and key not in {"name", "passed"}}
+        decision.add(f"{passed} {escape(str(check.get('name')))} [dim]{escape(_shown(said))}[/]")
 
 
 def _shown(value: Any) -> str:

@@ -65,9 +65,12 @@ def store_model(lake: Lake, slope: float) -> str:
     (staging / "model" / "slope.txt").write_text(str(slope))
     artifacts = folder_digests(staging)
     digest = combined_digest(artifacts)
-    (staging / "manifest.json").write_text(json.dumps({"artifacts": artifacts, "family": "linear", "mlflow_run_id": "run-of-linear"}))
-    (staging / "job.json").write_text(json.dumps({"as_of": "2024-01-20", "code_version": "abc+123", "windows": {"train": ["2024-01-01", "2024-01-15"]}}))
-    (staging / "training_set.json").write_text(json.dumps({"training_digest": "t" * 64, "rows": {"train": 400}}))
+    windows = {"train": {"start": "2024-01-01", "end": "2024-01-15"}}
+    training_set = {"training_digest": "t" * 64, "test_digest": "e" * 64, "rows": {"train": 400}, "windows": windows, "pins": {"vehicle_daily": 0}}
+    job = {"as_of": "2024-01-20", "code_version": "abc+123", "windows": windows, "mlflow": {"run_id": "run-of-linear"}}
+    (staging / "manifest.json").write_text(json.dumps({"artifacts": artifacts, "family": "linear"}))
+    (staging / "job.json").write_text(json.dumps(job))
+    (staging / "training_set.json").write_text(json.dumps(training_set))
     target = lake.settings.artifacts / MODEL / digest
     target.parent.mkdir(parents=True, exist_ok=True)
     staging.rename(target)
