@@ -25,7 +25,7 @@ class NightfleetModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         self._predictor = load_predictor(Path(context.artifacts["version"]))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Predict every row; columns of the signature, missing numbers as NaN."""
+        """Predict every row; columns of the signature, every number as float64, missing ones as NaN."""
         del context, params
         schema = pa.schema([(name, _TYPES[kind]) for name, kind in self._predictor.feature_columns.items()])
         rows = pa.Table.from_pandas(model_input[schema.names], schema=schema, preserve_index=False)

@@ -41,6 +41,7 @@ _PACKED_CODE = (
     "serving/__init__.py",
     "serving/predictors",
 )
+# Whole numbers as double, so that a missing one can be NaN: pandas keeps such a column as floats, which MLflow refuses as long.
 _MLFLOW_TYPES = {"string": "string", "int32": "double", "int64": "double", "float64": "double", "boolean": "boolean"}
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,10 @@ class Registered:
     mlflow_run_id: str
     as_of: date
     folder: Path
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields as JSON."""
+        return {**self.__dict__, "as_of": self.as_of.isoformat(), "folder": str(self.folder)}
 
 
 def artifact_folder(settings: Settings, model: str, artifact_digest: str) -> Path:
@@ -173,8 +178,8 @@ def _log_run(lake: Lake, client: Any, model: str, job: Mapping[str, Any], manife
     from mlflow.entities import Metric, Param, RunTag
     from mlflow.exceptions import MlflowException
 
-    uri = lake.settings.tracking_uri
-    mlflow_run: str | None = (job.get("mlflow") or {}).get("run_id") if (job.get("mlflow") or {}).get("tracking_uri") == uri else None
+    # By its id alone: the same server may have another address since.
+    mlflow_run: str | None = (job.get("mlflow") or {}).get("run_id")
     if mlflow_run is not None:
         try:
             client.get_run(mlflow_run)
@@ -188,7 +193,8 @@ def _log_run(lake: Lake, client: Any, model: str, job: Mapping[str, Any], manife
     params |= {f"best_iteration.{name}": count for name, count in manifest["best_iteration"].items()}
     params |= {f"window.{split}": _window(bounds) for split, bounds in job["windows"].items()}
     finished = Metric("training_seconds", manifest["seconds"], 0, 0)
-    metrics = [Metric(f"validation/{name}", value, 0, 0) for name, value in manifest["metrics"].items()]
+    # Not `validation/…`: those are the curves, one point a round.
+    metrics = [Metric(f"validated/{name}", value, 0, 0) for name, value in manifest["metrics"].items()]
     metrics += [Metric(f"rows/{split}", float(count), 0, 0) for split, count in manifest["rows"].items()]
     tags = {"model": model, "as_of": job["as_of"], "job": job_dir.name, "device": manifest["device"], "code_version": job["code_version"]}
     client.log_batch(
@@ -205,7 +211,7 @@ def _log_run(lake: Lake, client: Any, model: str, job: Mapping[str, Any], manife
     for name in (MANIFEST_FILE, JOB_FILE, TRAINING_SET_FILE, IMPORTANCES_FILE):
         client.log_artifact(mlflow_run, str(folder / name))
     _log_inputs(client, mlflow_run, model, job, folder, job_dir)
-    _log_pyfunc(uri, mlflow_run, model, manifest, folder, job_dir / job["training_set"]["path"])
+    _log_pyfunc(lake.settings.tracking_uri, mlflow_run, model, manifest, folder, job_dir / job["training_set"]["path"])
     client.set_terminated(mlflow_run, "FINISHED")
     return mlflow_run
 
@@ -278,7 +284,7 @@ def _log_pyfunc(uri: str, mlflow_run: str, model: str, manifest: Mapping[str, An
                 pip_requirements=[f"mlflow=={mlflow.__version__}", "pandas", *(f"{name}=={version}" for name, version in sorted(libraries.items()))],
                 signature=signature,
                 input_example=example,
-                metadata={"model": model, "artifact_digest": folder.name},
+                metadata={"numbers": "give every number as float64, missing ones as NaN", "model": model, "artifact_digest": folder.name},
             )
     finally:
         mlflow.set_tracking_uri(before)

@@ -42,9 +42,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start_mlflow(folder: Path) -> MlflowServer:
+def start_mlflow(folder: Path, port: int | None = None) -> MlflowServer:
     """Start a server whose state lies in `folder`, and wait until it is healthy."""
-    port = free_port()
+    port = port or free_port()
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     with (folder / "mlflow.log").open("wb") as log:
