@@ -146,7 +146,7 @@ def repo_config(settings: Settings, pins: Mapping[str, int] | None = None, *, st
     }
 
 
-_stores: dict[tuple[int, str, str], FeatureStore] = {}
+_stores: dict[tuple[int, str, int], FeatureStore] = {}
 
 
 def feature_store(lake: Lake, pins: Mapping[str, int] | None = None) -> FeatureStore:
@@ -156,8 +156,9 @@ def feature_store(lake: Lake, pins: Mapping[str, int] | None = None) -> FeatureS
     """
     from feast import FeatureStore, RepoConfig
 
-    # A forked worker must not use its parent's database connections.
-    key = (os.getpid(), str(lake.settings.home), ensure_applied(lake))
+    ensure_applied(lake)
+    # A forked worker must not use its parent's database connections; what was applied anew is read anew.
+    key = (os.getpid(), str(lake.settings.home), _marker(lake.settings).stat().st_mtime_ns)
     if key not in _stores:
         _stores.clear()
         _stores[key] = FeatureStore(config=RepoConfig(**repo_config(lake.settings)))

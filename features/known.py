@@ -19,7 +19,6 @@ from lake.tables import LakeTable
 
 # Delta keeps the statistics of a timestamp cut to milliseconds.
 _STATISTICS_MARGIN = timedelta(seconds=1)
-_FIRST_DATE = date(1, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class KnownTable:
 
     Attributes:
         column: the rows are those whose `column` lies in a range.
-        dates: published partitions from the earliest that may hold such a row to the last night asked for. Every later one
+        dates: published partitions from the earliest that may hold such a row, to the last night asked for. Every one between
             belongs to it, since it may hold a revision that moved the row elsewhere.
     """
 
@@ -36,7 +35,7 @@ class KnownTable:
     version: int
     column: str
     dates: tuple[date, ...]
-    _published: Mapping[date, Publication]
+    published: Mapping[date, Publication]
     _files: pa.Table
 
     def register(self, connection: duckdb.DuckDBPyConnection, view: str, key: tuple[str, ...]) -> None:
@@ -53,27 +52,29 @@ class KnownTable:
 
     def inputs(self) -> list[Input]:
         """Those partitions as lineage."""
-        return [self._published[day].as_input() for day in self.dates]
+        return [self.published[day].as_input() for day in self.dates]
 
     def inputs_of(self, night: date, low: Any, high: Any) -> list[Input]:
         """The partitions that tell what `night` knew of rows in `[low, high]`, its own among them: the same however many nights are read at once."""
         first = _first_overlap(self._files, self.column, low, high)
-        return [p.as_input() for day, p in self._published.items() if day == night or (first is not None and first <= day <= night)]
+        return [p.as_input() for day, p in self.published.items() if day == night or (first is not None and first <= day <= night)]
 
 
-def known_table(lake: Lake, table: LakeTable, last: date, *, column: str, low: Any, high: Any, version: int | None = None) -> KnownTable:
+def known_table(
+    lake: Lake, table: LakeTable, last: date, *, column: str, low: Any, high: Any, first: date | None = None, version: int | None = None
+) -> KnownTable:
     """The partitions that can tell what was known by `last` of rows whose `column` lies in `[low, high]` (None: there are no such rows).
 
-    Files are judged by their own statistics; nothing is read.
+    Files are judged by their own statistics; nothing is read. Those from `first` on belong to it in any case.
     """
     delta = table.load(version)
     if delta is None:
         return KnownTable(table, 0, column, (), {}, pa.table({}))
-    published = lake.publications.current(table, Interval.closed(_FIRST_DATE, last), as_of_version=delta.version())
     files = pa.table(delta.get_add_actions(flatten=True))
-    first = _first_overlap(files, column, low, high) if low is not None else None
-    dates = tuple(day for day in published if first is not None and day >= first)
-    return KnownTable(table, delta.version(), column, dates, published, files)
+    overlap = _first_overlap(files, column, low, high) if low is not None else None
+    first = min(first or last, overlap or last)
+    published = lake.publications.current(table, Interval.closed(first, last), as_of_version=delta.version())
+    return KnownTable(table, delta.version(), column, tuple(published), published, files)
 
 
 def _first_overlap(files: pa.Table, column: str, low: Any, high: Any) -> date | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -254,23 +254,24 @@ def _calendar_sql(calendar: CalendarSpine) -> str:
 
 def _spine_table(lake: Lake, entry: ModelEntry, source: TableSpine, dataset: Dataset, interval: Interval, version: int | None) -> KnownTable:
     table = valid_table(lake.settings, dataset, source.table)
-    delta = table.load(version)
-    pinned = delta.version() if delta is not None else 0
-    found = lake.publications.current(table, interval, as_of_version=pinned)
-    require_partitions(lake, table, dataset, interval, found, f"Scoring {entry.name}")
     low, high = cutoff(interval.start, dataset.time_zone), horizon_end(entry, dataset, interval.last)
-    known = known_table(lake, table, interval.last, column=source.target_time, low=low, high=high, version=pinned)
-    # The interval's own partitions count even where none of their rows is scored: they say so, and which rows came too late.
-    return replace(known, dates=tuple(sorted({*known.dates, *interval})))
+    known = known_table(lake, table, interval.last, column=source.target_time, low=low, high=high, first=interval.start, version=version)
+    require_partitions(lake, table, dataset, interval, known.published, f"Scoring {entry.name}")
+    return known
 
 
 def _table_sql(source: TableSpine, columns: list[str]) -> str:
     carried = ", ".join(f'known."{name}"' for name in columns if name != "target_time_utc")
     target = f'known."{source.target_time}"'
+    # A target time lies in the windows of as many nights as the horizon has days: the last one before it, found by an ASOF join, and those before that.
+    nights = -(-source.horizon // ONE_DAY)
     return f"""
         SELECT {carried}, windows.data_date, {target} AS target_time_utc, windows.cutoff_utc AS event_timestamp
-        FROM windows JOIN known ON {target} > windows.cutoff_utc AND {target} <= windows.end_utc AND known.data_date <= windows.data_date
-        WHERE known.superseded_on IS NULL OR known.superseded_on > windows.data_date
+        FROM known ASOF JOIN windows AS latest ON {target} > latest.cutoff_utc
+        CROSS JOIN range({nights}) AS earlier(nights)
+        JOIN windows ON windows.data_date = latest.data_date - CAST(earlier.nights AS INTEGER)
+        WHERE {target} <= windows.end_utc AND known.data_date <= windows.data_date
+        AND (known.superseded_on IS NULL OR known.superseded_on > windows.data_date)
     """
 
 

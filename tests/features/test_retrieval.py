@@ -124,6 +124,16 @@ def test_one_interval_gives_what_its_nights_give(lake: Lake) -> None:
     assert whole.inputs[NIGHTS.last] == nights[-1].inputs[NIGHTS.last]
 
 
+def test_a_longer_horizon_scores_a_row_in_each_night_that_reaches_it(tmp_path: Path) -> None:
+    lake = toy.toy_lake(tmp_path, model=toy.MODEL_YAML.replace("target_time: start_utc}", "target_time: start_utc, horizon: 2 days}"))
+    one, two, three = (date(2024, 3, day) for day in (29, 30, 31))  # the night of 30 March has 23 hours
+    end = cutoff(three, toy.TIME_ZONE)
+    rows = [booking(1, end, data_date=one), booking(2, end - timedelta(hours=24), data_date=one), booking(3, end + timedelta(hours=1), data_date=two)]
+    publish_bookings(lake, rows, Interval.closed(one, three))
+    found = spine(lake, MODEL, Interval.closed(one, three)).table()
+    assert rides(found) == [(one, 1, "v1"), (one, 2, "v1"), (two, 1, "v1"), (two, 3, "v1"), (three, 3, "v1")]
+
+
 def test_an_empty_night_has_no_rows(lake: Lake) -> None:
     night = Interval.of(NIGHTS.last)
     publish_bookings(lake, [], night)
