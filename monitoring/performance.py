@@ -21,7 +21,8 @@ from lake.metrics import Metric, metrics_table, publish_metrics
 from lake.tables import valid_table
 from monitoring.drift import VersionReference, scored_versions
 from serving.predictions import CHAMPION, predictions_table
-from training.gate import read_decisions, row_losses
+from training.decision import read_decisions
+from training.gate import row_losses
 
 GROUP = "performance"
 ERROR_RATIO = "error_ratio"

@@ -23,7 +23,7 @@ from monitoring import drift, performance
 from monitoring.policy import DriftNight, History, OutputNight, decide
 from serving.predictions import predictions_table
 from serving.score import recorded_champion
-from training.gate import read_decisions
+from training.decision import read_decisions
 
 POLICY, PERSON = "policy", "person"
 _ATTEMPTS = 5
