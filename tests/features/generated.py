@@ -47,7 +47,7 @@ SELECT
 FROM planned
 """
 
-# One in a hundred rows comes one to three days late; three in a hundred are corrected, some of them twice, up to six days later each time.
+# One in a hundred rows comes one to three days late; one in ten is corrected, on the same day or up to six later, some of them twice.
 _OUTCOMES = """
 WITH fated AS (
     SELECT
@@ -62,11 +62,11 @@ WITH fated AS (
 revised AS (
     SELECT *, 0 AS revision, CAST(days_late AS BIGINT) AS days FROM fated
     UNION ALL
-    SELECT * REPLACE (arr_delay + 37 AS arr_delay, false AS cancelled, false AS diverted), 1, CAST(days_late + 1 + h // 31 % 6 AS BIGINT)
-    FROM fated WHERE h // 37 % 100 < 3
+    SELECT * REPLACE (arr_delay + 37 AS arr_delay, false AS cancelled, false AS diverted), 1, CAST(days_late + h // 31 % 7 AS BIGINT)
+    FROM fated WHERE h // 37 % 100 < 10
     UNION ALL
-    SELECT * REPLACE (arr_delay - 11 AS arr_delay, true AS cancelled), 2, CAST(days_late + 2 + h // 31 % 6 + h // 41 % 6 AS BIGINT)
-    FROM fated WHERE h // 37 % 100 < 1
+    SELECT * REPLACE (arr_delay - 11 AS arr_delay, true AS cancelled), 2, CAST(days_late + 1 + h // 31 % 7 + h // 41 % 6 AS BIGINT)
+    FROM fated WHERE h // 37 % 100 < 3
 )
 SELECT
     event_date, carrier, flight, origin, dest, tailnum, sched_dep_utc,
@@ -106,13 +106,13 @@ FROM (
 WHERE revision = 0 OR h % 20 = 0
 """
 
-# One hour in ten is missing; one in twenty is corrected up to ten days later.
+# One hour in ten is missing; one in eight is corrected up to ten days later.
 _VOLUME = """
 SELECT
     hour_utc,
     CAST(hour_utc AT TIME ZONE 'America/Chicago' AS DATE) AS event_date,
     CAST(hour(hour_utc AT TIME ZONE 'America/Chicago') AS INTEGER) AS local_hour,
-    CAST(1 + h % 7000 + revision * 50 AS INTEGER) AS traffic_volume,
+    CAST(51 + h % 7000 - revision * 50 AS INTEGER) AS traffic_volume,
     CAST(NULL AS VARCHAR) AS holiday,
     250 + h // 3 % 6000 / 100 AS temp_kelvin,
     h // 5 % 20 / 100 AS rain_mm,
@@ -120,14 +120,14 @@ SELECT
     CAST(h // 11 % 101 AS INTEGER) AS clouds_percent,
     'Clouds' AS weather,
     'scattered clouds' AS weather_description,
-    hour_utc + INTERVAL 1 HOUR + to_hours(CAST(CASE WHEN revision = 1 THEN 1 + h // 13 % 240 ELSE 0 END AS INTEGER)) AS known_at_utc,
+    hour_utc + INTERVAL 1 HOUR + to_hours(CAST(CASE WHEN revision = 1 THEN 1 + h // 13 % (CASE WHEN h // 23 % 2 = 0 THEN 12 ELSE 240 END) ELSE 0 END AS INTEGER)) AS known_at_utc,
     CAST(revision AS INTEGER) AS revision
 FROM (
     SELECT hour_utc, revision, hash(hour_utc) AS h
     FROM range(TIMESTAMPTZ '{first} 05:00+00', TIMESTAMPTZ '{last} 06:00+00' + INTERVAL 1 DAY, INTERVAL 1 HOUR) AS hours (hour_utc)
     CROSS JOIN (VALUES (0), (1)) AS revisions (revision)
 ) AS drawn
-WHERE h // 17 % 10 > 0 AND (revision = 0 OR h // 19 % 20 = 0)
+WHERE h // 17 % 10 > 0 AND (revision = 0 OR h // 19 % 8 = 0)
 """
 
 _ROWS = {("flights", "schedule"): _SCHEDULE, ("flights", "outcomes"): _OUTCOMES, ("flights", "weather"): _WEATHER, ("traffic", "volume"): _VOLUME}
