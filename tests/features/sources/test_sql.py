@@ -26,9 +26,8 @@ def engine(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[sa.En
     engine = sa.create_engine(postgres_url)
     with engine.begin() as connection:
         connection.execute(sa.text("DROP TABLE IF EXISTS readings"))
-        connection.execute(
-            sa.text("CREATE TABLE readings (meter text, at_utc timestamptz, litres numeric(12, 3), pulses bigint, open boolean, billed_on date, changed timestamptz)")
-        )
+        typed = "meter text, at_utc timestamptz, litres numeric(12, 3), pulses bigint, open boolean, billed_on date, changed timestamptz"
+        connection.execute(sa.text(f"CREATE TABLE readings ({typed})"))
     yield engine
     with engine.begin() as connection:
         connection.execute(sa.text("DROP TABLE readings"))
@@ -68,9 +67,8 @@ def test_every_type_arrives_as_declared(tmp_path: Path, engine: sa.Engine) -> No
 
 def test_rows_come_in_batches_by_a_server_side_cursor(tmp_path: Path, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     with engine.begin() as connection:
-        connection.execute(
-            sa.text("INSERT INTO readings SELECT 'm' || i, '2024-03-04 10:00Z', 1, i, true, '2024-03-01', '2024-03-04 10:00Z' FROM generate_series(1, 2500) AS s(i)")
-        )
+        many = "SELECT 'm' || i, '2024-03-04 10:00Z', 1, i, true, '2024-03-01', '2024-03-04 10:00Z' FROM generate_series(1, 2500) AS s(i)"
+        connection.execute(sa.text(f"INSERT INTO readings {many}"))
     sizes: list[int] = []
     write = pq.ParquetWriter.write_table
     monkeypatch.setattr(pq.ParquetWriter, "write_table", lambda self, table, *a, **k: (sizes.append(table.num_rows), write(self, table, *a, **k))[1])
@@ -142,7 +140,8 @@ def test_sqlite_without_types_of_its_own(tmp_path: Path, monkeypatch: pytest.Mon
     engine = sa.create_engine(url)
     with engine.begin() as connection:
         connection.execute(sa.text("CREATE TABLE readings (meter text, at_utc text, litres real, pulses integer, open integer, billed_on text)"))
-        connection.execute(sa.text("INSERT INTO readings VALUES ('a', '2024-03-04 10:00:00', 1.5, 3, 1, '2024-03-01'), ('b', '2024-03-04T11:00:00', NULL, NULL, 0, NULL)"))
+        connection.execute(sa.text("INSERT INTO readings VALUES ('a', '2024-03-04 10:00:00', 1.5, 3, 1, '2024-03-01')"))
+        connection.execute(sa.text("INSERT INTO readings VALUES ('b', '2024-03-04T11:00:00', NULL, NULL, 0, NULL)"))
     found = read(meters(tmp_path, source())).to_pylist()
     assert [row["at_utc"] for row in found] == [datetime(2024, 3, 4, 10, tzinfo=UTC), datetime(2024, 3, 4, 11, tzinfo=UTC)]
     assert [row["open"] for row in found] == [True, False]
