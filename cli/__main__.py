@@ -34,7 +34,9 @@ def _only_one(settings: Settings) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise AlreadyRunning(f"another `run` or `up` works in {settings.home}. Stop it (Ctrl-C in its terminal), or set NIGHTFLEET_HOME to another folder.") from error
+            raise AlreadyRunning(
+                f"another `run` or `up` works in {settings.home}. Stop it (Ctrl-C in its terminal), or set NIGHTFLEET_HOME to another folder."
+            ) from error
         yield
 
 
@@ -132,7 +134,9 @@ def restate(dataset: str, start: str, end: str) -> None:
     for model in lake.catalog.models_of(dataset):
         stale = [night.data_date for night in stale_predictions(lake, model.name)]
         if stale:
-            console.print(f"{model.name}: predictions of {len(stale)} nights are stale, {min(stale)} to {max(stale)}. `python -m cli rescore {model.name} {min(stale)} {max(stale)}` rewrites them.")
+            console.print(
+                f"{model.name}: predictions of {len(stale)} nights are stale, {min(stale)} to {max(stale)}. `python -m cli rescore {model.name} {min(stale)} {max(stale)}` rewrites them."
+            )
 
 
 @app.command()

@@ -52,8 +52,9 @@ def _catalog(settings: Settings) -> tuple[bool, str]:
 
 
 def _docker() -> tuple[bool, str]:
-    import docker
     from docker.errors import DockerException
+
+    import docker
 
     try:
         client = docker.from_env(timeout=3)
@@ -82,7 +83,14 @@ def examine(settings: Settings) -> list[Finding]:
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     found: list[Finding] = [
         Finding("everything", "Python 3.11", python, sys.version_info[:2] == (3, 11), True, "make setup PYTHON=/path/to/python3.11"),
-        Finding("everything", f"{_NEEDED_DISK_GB:.0f} GB of disk for {home}", f"{free_gb:.0f} GB free", free_gb > _NEEDED_DISK_GB, True, "free some, or set NIGHTFLEET_HOME"),
+        Finding(
+            "everything",
+            f"{_NEEDED_DISK_GB:.0f} GB of disk for {home}",
+            f"{free_gb:.0f} GB free",
+            free_gb > _NEEDED_DISK_GB,
+            True,
+            "free some, or set NIGHTFLEET_HOME",
+        ),
     ]
 
     def add(capability: str, needs: str, look: Callable[[], tuple[bool, str]], required: bool, mend: str) -> None:

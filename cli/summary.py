@@ -15,7 +15,6 @@ from lake.lake import Lake
 from lake.metrics import read_metrics
 from lake.tables import quarantine_table, valid_table
 
-
 _NUMBERS = frozenset({"valid rows", "quarantined", "rows", "its error", "baseline's", "better by"})
 
 
@@ -54,7 +53,8 @@ def _champion(lake: Lake, model: ModelEntry, table: Table) -> None:
     checks = [check for check in decision.checks if check.name == "improvement"] if decision else []
     for i, check in enumerate(checks):
         shown = (model.name, f"version {newest.version}, from {newest.effective_from}") if i == 0 else ("", "")
-        table.add_row(*shown, f"{check.output} {check.metric}", _number(check.challenger), _number(check.rival), _percent(check.improvement), decision.rival if decision else "")
+        rival = decision.rival if decision else ""
+        table.add_row(*shown, f"{check.output} {check.metric}", _number(check.challenger), _number(check.rival), _percent(check.improvement), rival)
     if not checks:
         table.add_row(model.name, f"version {newest.version}, from {newest.effective_from}", "", "", "", "", newest.kind)
 
@@ -110,8 +110,10 @@ def print_summary(console: Console, lake: Lake, installation: Installation, chai
         console.print(table)
     console.print()
     console.print(f"steps      {', '.join(f'{step.title} {step.seconds:.0f} s' for step in chain.steps if step.seconds is not None)}; {seconds:.0f} s in all")
-    reports = sorted(lake.settings.reports.glob("*/*/drift.html"))
-    console.print(f"reports    {reports[-1] if reports else 'none yet'}", soft_wrap=True)
+    for model in lake.catalog.models:
+        found = sorted((lake.settings.reports / model.name).glob("*/drift.html"))
+        if found:
+            console.print(f"reports    {found[-1]}, performance.html beside it", soft_wrap=True)
     docs = sorted(lake.settings.reports.glob("data_docs/*/index.html"))
     if docs:
         console.print(f"data docs  {docs[0]}", soft_wrap=True)

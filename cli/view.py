@@ -105,7 +105,8 @@ class LiveView:
                     self._printed.add(key)
                     rows = f"{task.rows:,} rows" if task.rows is not None else ""
                     seconds = f"{task.seconds:6.1f} s" if task.seconds is not None else "        "
-                    self._console.print(f"  {run.dag_id + '.' + task.task_id:<38} {task.state:<9}{seconds}  {rows:<16}{_remark(task)}", soft_wrap=True, highlight=False)
+                    name = f"{run.dag_id}.{task.task_id}"
+                    self._console.print(f"  {name:<38} {task.state:<16}{seconds}  {rows:<16}{_remark(task)}", soft_wrap=True, highlight=False)
         if step.seconds is not None:
             self._console.print(f"   done in {step.seconds:.1f} s")
 

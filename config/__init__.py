@@ -1,0 +1,1 @@
+"""Settings and catalog: typed, checked at start, the same everywhere."""

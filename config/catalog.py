@@ -67,12 +67,8 @@ class Lookup(Model):
 
 
 class _Source(Model):
-    columns: dict[str, ColumnType] | None = Field(
-        None, description="columns of the source itself, in any order; left out when they are the table's own"
-    )
-    select: str | None = Field(
-        None, description="DuckDB SQL from `source` (and lookups) to the table's columns; a name ending in .sql is a file below sql_dir"
-    )
+    columns: dict[str, ColumnType] | None = Field(None, description="columns of the source itself, in any order; left out when they are the table's own")
+    select: str | None = Field(None, description="DuckDB SQL from `source` (and lookups) to the table's columns; a name ending in .sql is a file below sql_dir")
     lookups: dict[Name, Lookup] = Field(default_factory=dict)
 
 

@@ -1,0 +1,1 @@
+"""From sources to features: ingest, validation, transform, materialization, retrieval."""

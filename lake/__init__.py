@@ -1,0 +1,1 @@
+"""Delta tables: digests, atomic publish, lineage, ledger."""

@@ -1,0 +1,1 @@
+"""Drift, performance, reports, and the decision to retrain."""

@@ -1,0 +1,1 @@
+"""Predictors, scoring, publishing, trace."""

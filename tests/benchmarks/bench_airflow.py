@@ -82,21 +82,28 @@ def run(nights: int = 6) -> list[dict[str, Any]]:
     airflow_seconds = sorted(step.seconds or 0.0 for step in steps)[len(steps) // 2]
     process_seconds = sorted(sum(parts.values()) for parts in inside)[len(inside) // 2]
     tasks = len([task for run in steps[0].runs.values() for task in run.tasks.values() if task.state == "success"])
-    rows.append(
-        {"what": f"a night of {MODEL} in Airflow, {tasks} tasks", "seconds": airflow_seconds, "against": f"the stages in a row in one process ({process_seconds:.2f} s)", "ratio": airflow_seconds / process_seconds, "peak_mb": None, "aim": "<= 1.3"}
+
+    def add(what: str, seconds: float, against: str = "", ratio: float | None = None, aim: str = "") -> None:
+        rows.append({"what": what, "seconds": seconds, "against": against, "ratio": ratio, "peak_mb": None, "aim": aim})
+
+    add(
+        f"a night of {MODEL} in Airflow, {tasks} tasks",
+        airflow_seconds,
+        f"the stages in a row in one process ({process_seconds:.2f} s)",
+        airflow_seconds / process_seconds,
+        "<= 1.3",
     )
-    rows.append(
-        {"what": "seconds on top per task", "seconds": (airflow_seconds - process_seconds) / tasks, "against": "none", "ratio": None, "peak_mb": None, "aim": "<= 0.4 s"}
-    )
+    add("seconds on top per task", (airflow_seconds - process_seconds) / tasks, aim="<= 0.4 s")
     for name in inside[0]:
-        middle = sorted(parts[name] for parts in inside)[len(inside) // 2]
-        tasked = sorted(t.seconds or 0.0 for step in steps for run in step.runs.values() for t in run.tasks.values() if t.task_id == {"project_predictions": "publish"}.get(name, name))
+        called = sorted(parts[name] for parts in inside)[len(inside) // 2]
+        task_id = {"project_predictions": "publish"}.get(name, name)
+        tasked = sorted(t.seconds or 0.0 for step in steps for run in step.runs.values() for t in run.tasks.values() if t.task_id == task_id)
         if tasked:
-            rows.append({"what": f"  {name} as a task", "seconds": tasked[len(tasked) // 2], "against": f"called ({middle:.2f} s)", "ratio": tasked[len(tasked) // 2] / middle, "peak_mb": None, "aim": ""})
-    rows.append({"what": "run, part 1: start", "seconds": started, "against": "", "ratio": None, "peak_mb": None, "aim": ""})
-    rows.append({"what": f"run, part 2: bulk history and training of {MODEL}", "seconds": bulk, "against": "", "ratio": None, "peak_mb": None, "aim": ""})
-    rows.append({"what": "run, part 3: a night", "seconds": airflow_seconds, "against": "", "ratio": None, "peak_mb": None, "aim": ""})
-    rows.append({"what": "parse all DAG files, fresh process", "seconds": parse_seconds(), "against": "", "ratio": None, "peak_mb": None, "aim": ""})
+            add(f"  {name} as a task", tasked[len(tasked) // 2], f"called ({called:.2f} s)", tasked[len(tasked) // 2] / called)
+    add("run, part 1: start", started)
+    add(f"run, part 2: bulk history and training of {MODEL}", bulk)
+    add("run, part 3: a night", airflow_seconds)
+    add("parse all DAG files, fresh process", parse_seconds())
     return rows
 
 

@@ -40,7 +40,7 @@ def test_sql_holds_the_published_predictions(real_user: User, first_run: Finishe
     published = lake.publications.current(predictions_table(lake.settings, lake.model(model)), nights)
     assert sorted(published) == list(nights)
     with lake.engine.connect() as connection:
-        query = sa.text(f"SELECT data_date, count(*) FROM predictions_{model} WHERE superseded_at IS NULL GROUP BY 1 ORDER BY 1")  # noqa: S608 (a fixed name)
+        query = sa.text(f"SELECT data_date, count(*) FROM predictions_{model} WHERE superseded_at IS NULL GROUP BY 1 ORDER BY 1")
         assert [count for _, count in connection.execute(query)] == [published[day].rows for day in nights]
     assert all(p.rows > 20 for p in published.values())
 
@@ -59,7 +59,7 @@ def test_every_night_has_its_reports_and_a_decision(real_user: User, first_run: 
 @pytest.mark.parametrize("model", list(FIRST))
 def test_a_prediction_is_traced_and_reproduced(real_user: User, first_run: Finished, model: str) -> None:
     with real_user.lake.engine.connect() as connection:
-        found = connection.execute(sa.text(f"SELECT min(prediction_id) FROM predictions_{model}")).scalar()  # noqa: S608 (a fixed name)
+        found = connection.execute(sa.text(f"SELECT min(prediction_id) FROM predictions_{model}")).scalar()
     traced = real_user.command("trace", str(found), "--reproduce")
     assert traced.code == 0, traced.output
     assert str(found)[:12] in traced.output
