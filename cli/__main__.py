@@ -134,9 +134,9 @@ def restate(dataset: str, start: str, end: str) -> None:
     for model in lake.catalog.models_of(dataset):
         stale = [night.data_date for night in stale_predictions(lake, model.name)]
         if stale:
-            console.print(
-                f"{model.name}: predictions of {len(stale)} nights are stale, {min(stale)} to {max(stale)}. `python -m cli rescore {model.name} {min(stale)} {max(stale)}` rewrites them."
-            )
+            first, last = min(stale), max(stale)
+            console.print(f"{model.name}: predictions of {len(stale)} nights are stale, {first} to {last}.")
+            console.print(f"  `python -m cli rescore {model.name} {first} {last}` rewrites them.")
 
 
 @app.command()

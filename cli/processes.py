@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -105,10 +106,8 @@ class Supervisor:
 
 
 def _signal_group(component: Component, number: signal.Signals) -> None:
-    try:
+    with suppress(ProcessLookupError):  # the whole group has ended already
         os.killpg(component.process.pid, number)
-    except ProcessLookupError:
-        pass  # the whole group has ended already
     # Workers of the scheduler may have made groups of their own: they are found by their session.
     for pid in _session_members(component.process.pid):
         try:

@@ -14,8 +14,8 @@ import logging
 import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
-from typing import TYPE_CHECKING, Any
+from datetime import date, datetime, timedelta
+from typing import TYPE_CHECKING
 
 from config.calendar import ONE_DAY, Interval, cutoff
 from config.catalog import Dataset
@@ -23,11 +23,13 @@ from features.definitions import ensure_applied, feast_lock, feature_store, view
 from features.online_store import NewestWinsSqliteOnlineStore, online_table, stored_time
 from features.retrieval import require_partitions
 from lake.lake import Lake, StageResult
+from lake.lineage import Publication
 from lake.tables import feature_table
 
 if TYPE_CHECKING:
     from feast import FeatureStore
 
+_INSTANT = timedelta(microseconds=1)
 _log = logging.getLogger(__name__)
 _PROJECTED = "CREATE TABLE IF NOT EXISTS projected_partitions (view TEXT, data_date TEXT, digest TEXT, PRIMARY KEY (view, data_date))"
 
@@ -43,66 +45,99 @@ def materialize(lake: Lake, dataset: str, interval: Interval, *, run_id: str) ->
     """
     entry = lake.dataset(dataset)
     ensure_applied(lake)
-    views: dict[str, Any] = {}
     with feast_lock(lake.settings):
-        for view in entry.features:
-            done = _materialize_view(lake, entry, view, interval)
-            views[view] = {"rows": done.rows, "partitions": done.partitions, "first": str(done.first)}
-    rows = sum(view["rows"] for view in views.values())
-    partitions = sum(view["partitions"] for view in views.values())
-    _log.info("materialized %s %s: %d entities from %d partitions", dataset, interval, rows, partitions)
-    return StageResult(stage="materialize", subject=dataset, interval=str(interval), rows=rows, committed=partitions, details={"run_id": run_id, "views": views})
+        published = {view: _published(lake, entry, view, interval) for view in entry.features}
+        store = feature_store(lake, {feature_table(lake.settings, entry, view).name: version for view, (version, _) in published.items()})
+        projections = {view: _Projection(store, view_name(dataset, view), entry, entry.features[view].ttl) for view in entry.features}
+        plans = {view: projections[view].plan(interval, publications) for view, (_, publications) in published.items()}
+        rows: dict[str, int] = {}
+        # Views of one window go in one call: each costs Feast a reading of its registry.
+        for begin, end in sorted({(plan.begin, plan.end) for plan in plans.values() if plan.changed}):
+            named = {view_name(dataset, view): view for view, plan in plans.items() if plan.changed and (plan.begin, plan.end) == (begin, end)}
+            rows |= {named[name]: count for name, count in _run(store, begin, end, list(named)).items()}
+        for view, plan in plans.items():
+            if plan.changed:
+                projections[view].settle(plan)
+    views = {view: {"rows": rows.get(view, 0), "partitions": len(plan.changed), "first": str(plan.first)} for view, plan in plans.items()}
+    written, partitions = sum(rows.values()), sum(len(plan.changed) for plan in plans.values())
+    _log.info("%s: materialized %s %s: %d entities from %d partitions", run_id, dataset, interval, written, partitions)
+    return StageResult(stage="materialize", subject=dataset, interval=str(interval), rows=written, committed=partitions, details={"views": views})
 
 
-@dataclass(frozen=True)
-class _Done:
-    """Entities written, partitions newly projected, and the first night that was looked at."""
-
-    rows: int
-    partitions: int
-    first: date
-
-
-def _materialize_view(lake: Lake, dataset: Dataset, view: str, interval: Interval) -> _Done:
+def _published(lake: Lake, dataset: Dataset, view: str, interval: Interval) -> tuple[int, dict[date, Publication]]:
+    """The Delta version of a view's table now, and what it holds of the nights that a TTL reaches back to from the last."""
     table, ttl, zone = feature_table(lake.settings, dataset, view), dataset.features[view].ttl, dataset.time_zone
     oldest = cutoff(interval.last, zone) - ttl
     first = next(day for day in interval if not ttl or cutoff(day, zone) >= oldest)
-    window = Interval(first, interval.end)
     if first > interval.start:
         _log.info("%s: nights before %s are older than the TTL of %s and are not written", table.name, first, ttl)
+    window = Interval(first, interval.end)
     delta = table.load()
     version = delta.version() if delta is not None else 0
-    published = lake.publications.current(table, window, as_of_version=version)
-    require_partitions(lake, table, dataset, window, published, f"Materializing {dataset.name}")
+    found = lake.publications.current(table, window, as_of_version=version)
+    require_partitions(lake, table, dataset, window, found, f"Materializing {dataset.name}")
+    return version, found
 
-    projection = _Projection(feature_store(lake, {table.name: version}), view_name(dataset.name, view), zone)
-    projected = projection.digests()
-    changed = [day for day in window if projected.get(day) != published[day].digest]
-    if not changed:
-        return _Done(0, 0, first)
-    begin, newest = cutoff(window.start - ONE_DAY, zone), max([*projected, interval.last])
-    replaced = [day for day in changed if day in projected]
-    end = cutoff(interval.last, zone)
-    if replaced:
-        # What those nights brought goes; what other nights say of the same entities comes back.
-        projection.forget(replaced)
-        reach = cutoff(replaced[0], zone) - ttl if ttl else cutoff(dataset.first_data_date - ONE_DAY, zone)
-        begin, end = min(begin, reach), cutoff(newest, zone)
-    rows = projection.materialize(begin, end)
-    projection.settle({day: published[day].digest for day in window}, cutoff(newest, zone) - ttl if ttl else None)
-    return _Done(rows, len(changed), first)
+
+def _run(store: FeatureStore, begin: datetime, end: datetime, names: list[str]) -> dict[str, int]:
+    """Write the newest row of each entity with a time in `[begin, end]`; returns entities by view."""
+    online = store._get_provider().online_store
+    online.entities_written.clear()
+    # Feast prints a coloured line a view; the stage logs its own.
+    with contextlib.redirect_stdout(io.StringIO()):
+        store.materialize(begin, end, feature_views=names)
+    return dict(online.entities_written)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What one view needs.
+
+    Attributes:
+        digests: by night that was looked at; `changed` are those the online store does not hold.
+        begin, end: times of the rows to write, both included.
+        expired_before: values older than this are past the TTL, seen from the newest night; None: they never are.
+    """
+
+    digests: dict[date, str]
+    changed: list[date]
+    begin: datetime
+    end: datetime
+    expired_before: datetime | None
+
+    @property
+    def first(self) -> date:
+        """The first night that was looked at."""
+        return min(self.digests)
 
 
 class _Projection:
     """One view in the online store, and which partitions it holds."""
 
-    def __init__(self, store: FeatureStore, name: str, time_zone: str) -> None:
-        self._store, self._name, self._time_zone = store, name, time_zone
-        self._online = store._get_provider().online_store
-        assert isinstance(self._online, NewestWinsSqliteOnlineStore)  # what `repo_config` names
-        self._connection: sqlite3.Connection = self._online._get_conn(store.config)
+    def __init__(self, store: FeatureStore, name: str, dataset: Dataset, ttl: timedelta) -> None:
+        online = store._get_provider().online_store
+        assert isinstance(online, NewestWinsSqliteOnlineStore)  # what `repo_config` names
+        self._name, self._dataset, self._ttl = name, dataset, ttl
+        self._connection: sqlite3.Connection = online._get_conn(store.config)
         self._connection.execute(_PROJECTED)
         self._table = online_table(store.config, store.get_feature_view(name, allow_registry_cache=True))
+
+    def plan(self, interval: Interval, published: Mapping[date, Publication]) -> _Plan:
+        """What is to be written; takes out what replaced nights brought."""
+        zone = self._dataset.time_zone
+        projected = self.digests()
+        digests = {day: publication.digest for day, publication in published.items()}
+        changed = [day for day, digest in digests.items() if projected.get(day) != digest]
+        newest = max([*projected, interval.last])
+        # Feast's interval holds both its ends; the night before is none of ours.
+        begin, end = cutoff(min(digests) - ONE_DAY, zone) + _INSTANT, cutoff(interval.last, zone)
+        replaced = [day for day in changed if day in projected]
+        if replaced:
+            # What those nights brought goes; what other nights say of the same entities comes back.
+            self.forget(replaced)
+            reach = cutoff(replaced[0], zone) - self._ttl if self._ttl else cutoff(self._dataset.first_data_date - ONE_DAY, zone)
+            begin, end = min(begin, reach), cutoff(newest, zone)
+        return _Plan(digests, changed, begin, end, cutoff(newest, zone) - self._ttl if self._ttl else None)
 
     def digests(self) -> dict[date, str]:
         """Digest of each partition that is held; empty for one whose replacement was begun and not finished."""
@@ -112,24 +147,16 @@ class _Projection:
     def forget(self, days: Sequence[date]) -> None:
         """Take out what those nights brought."""
         with self._connection:
-            self._connection.executemany(f'DELETE FROM "{self._table}" WHERE event_ts = ?', [(stored_time(cutoff(day, self._time_zone)),) for day in days])
+            self._connection.executemany(f'DELETE FROM "{self._table}" WHERE event_ts = ?', [(stored_time(cutoff(day, self._dataset.time_zone)),) for day in days])
             self._connection.executemany(
                 "UPDATE projected_partitions SET digest = '' WHERE view = ? AND data_date = ?", [(self._name, day.isoformat()) for day in days]
             )
 
-    def materialize(self, begin: datetime, end: datetime) -> int:
-        """Write the newest row of each entity with a time in `[begin, end]`; returns how many."""
-        before = self._online.entities_written
-        # Feast prints a coloured line a view; the stage logs its own.
-        with contextlib.redirect_stdout(io.StringIO()):
-            self._store.materialize(begin, end, feature_views=[self._name])
-        return self._online.entities_written - before
-
-    def settle(self, digests: Mapping[date, str], expired_before: datetime | None) -> None:
+    def settle(self, plan: _Plan) -> None:
         """Record what is held now, and drop what is older than the TTL."""
         with self._connection:
             self._connection.executemany(
-                "INSERT OR REPLACE INTO projected_partitions VALUES (?, ?, ?)", [(self._name, day.isoformat(), digest) for day, digest in digests.items()]
+                "INSERT OR REPLACE INTO projected_partitions VALUES (?, ?, ?)", [(self._name, day.isoformat(), digest) for day, digest in plan.digests.items()]
             )
-            if expired_before is not None:
-                self._connection.execute(f'DELETE FROM "{self._table}" WHERE event_ts < ?', (stored_time(expired_before),))
+            if plan.expired_before is not None:
+                self._connection.execute(f'DELETE FROM "{self._table}" WHERE event_ts < ?', (stored_time(plan.expired_before),))

@@ -32,7 +32,9 @@ class NewestWinsSqliteOnlineStoreConfig(SqliteOnlineStoreConfig):
 class NewestWinsSqliteOnlineStore(SqliteOnlineStore):
     """SQLite online store in which the newest event time wins, however windows are materialized; equal times are corrections."""
 
-    entities_written = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.entities_written: dict[str, int] = {}
 
     def _get_conn(self, config: RepoConfig) -> sqlite3.Connection:
         opened = self._conn is None
@@ -84,7 +86,7 @@ class NewestWinsSqliteOnlineStore(SqliteOnlineStore):
                 values = _protos(rows[feature.name], feature.dtype.to_value_type())
                 names = [feature.name] * rows.num_rows
                 connection.executemany(statement, zip(keys, names, [v[0] for v in values], [v[1] for v in values], times, strict=True))
-        self.entities_written += rows.num_rows
+        self.entities_written[view.name] = self.entities_written.get(view.name, 0) + rows.num_rows
         return rows.num_rows
 
 

@@ -333,7 +333,8 @@ def _evidently_performance(entry: ModelEntry, label: npt.NDArray[np.float64], pr
     from evidently.presets import ClassificationPreset, RegressionPreset
 
     columns: dict[str, Any] = {}
-    regressions, classifications, presets = [], [], []
+    regressions, classifications = [], []
+    presets: list[Any] = []  # without include_tests=False, which these presets of this version of Evidently do not survive
     for name, output in entry.outputs.items():
         safe = html.escape(name)
         if isinstance(output, BinaryOutput):
@@ -344,7 +345,7 @@ def _evidently_performance(entry: ModelEntry, label: npt.NDArray[np.float64], pr
             actual = f"{safe}: label above {output.above:g}"
             columns |= {actual: event.astype(np.int64), safe: predicted[name]}
             classifications.append(BinaryClassification(name=safe, target=actual, prediction_probas=safe, pos_label=1))
-            presets.append(ClassificationPreset(classification_name=safe, include_tests=False))
+            presets.append(ClassificationPreset(classification_name=safe))
         else:
             if len(label) < 2:
                 notes.append(f"{name} is not drawn: one row has a label")
@@ -352,11 +353,11 @@ def _evidently_performance(entry: ModelEntry, label: npt.NDArray[np.float64], pr
             actual = f"{safe}: label"
             columns |= {actual: label, safe: predicted[name]}
             regressions.append(Regression(name=safe, target=actual, prediction=safe))
-            presets.append(RegressionPreset(regression_name=safe, include_tests=False))
+            presets.append(RegressionPreset(regression_name=safe))
     if not presets:
         return None
-    if (label == 0).any() and regressions:
-        notes.append("Evidently's mean absolute percentage error means nothing here: some labels are zero")
+    if regressions:
+        notes.append("Evidently's MAPE divides each error by its label: it means nothing where labels come near zero")
     definition = DataDefinition(regression=regressions or None, classification=classifications or None)
     with np.errstate(all="ignore"):
         snapshot = Report(presets, include_tests=False).run(Dataset.from_pandas(pd.DataFrame(columns), data_definition=definition), None)

@@ -120,7 +120,7 @@ SELECT
     CAST(h // 11 % 101 AS INTEGER) AS clouds_percent,
     'Clouds' AS weather,
     'scattered clouds' AS weather_description,
-    hour_utc + INTERVAL 1 HOUR + to_hours(CAST(CASE WHEN revision = 1 THEN 1 + h // 13 % (CASE WHEN h // 23 % 2 = 0 THEN 12 ELSE 240 END) ELSE 0 END AS INTEGER)) AS known_at_utc,
+    hour_utc + to_hours(CAST(1 + revision * (1 + h // 13 % (CASE WHEN h // 23 % 2 = 0 THEN 12 ELSE 240 END)) AS INTEGER)) AS known_at_utc,
     CAST(revision AS INTEGER) AS revision
 FROM (
     SELECT hour_utc, revision, hash(hour_utc) AS h

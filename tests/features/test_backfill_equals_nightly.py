@@ -113,7 +113,7 @@ def only_newest_revisions(lake: Lake, dataset: str, night: date, folder: Path) -
 @pytest.mark.parametrize(("dataset", "first", "night"), [("flights", date(2012, 12, 31), date(2013, 2, 4)), ("traffic", date(2012, 10, 2), date(2012, 11, 5))])
 def test_a_superseded_row_counts_for_nothing(tmp_path: Path, dataset: str, first: date, night: date) -> None:
     lake = real(tmp_path / "lake")
-    publish_generated(lake, dataset, Interval(first, night + timedelta(days=5)))
+    publish_generated(lake, dataset, Interval(first, night + timedelta(days=5)), per_day=200)
     plain = only_newest_revisions(lake, dataset, night, tmp_path / "plain")
     for view in lake.dataset(dataset).features:
         found = compute_view(lake, dataset, view, Interval.of(night))

@@ -131,7 +131,7 @@ def test_a_replacement_that_was_cut_short_is_finished_by_the_next_run(lake: Lake
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("features.materialize._Projection.materialize", killed)
+        patched.setattr("features.materialize._run", killed)
         with pytest.raises(KeyboardInterrupt):
             materialize(lake, "rides", Interval.of(NIGHTS.last), run_id="r")
     materialize(lake, "rides", Interval.of(NIGHTS.last), run_id="r")
@@ -159,7 +159,8 @@ def test_bulk_and_nightly_end_alike(lake: Lake, tmp_path: Path) -> None:
 def test_an_empty_night_writes_nothing_and_is_done(lake: Lake) -> None:
     night = Interval.of(NIGHTS.last + ONE_DAY)
     toy.publish_features(lake, night, rows=toy.vehicle_daily(lake, night).slice(0, 0))
-    materialize(lake, "rides", night, run_id="r")
+    materialize(lake, "rides", NIGHTS, run_id="r")
+    assert materialize(lake, "rides", night, run_id="r").rows == 0
     assert materialize(lake, "rides", night, run_id="r").committed == 0
     assert online(lake, "v0") == [offline(lake, NIGHTS.last)["v0"]]
 
