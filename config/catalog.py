@@ -86,7 +86,7 @@ class FileSource(_Source):
 
 
 class SqlSource(_Source):
-    """A query, streamed. May bind `:start_utc`, `:end_utc` (cutoff before the interval, cutoff of its last night)."""
+    """A query, streamed. With `:start_utc` or `:end_utc` it is asked night by night: they are the cutoff of the night before and its own."""
 
     kind: Literal["sql"]
     url_secret: str = Field(description="name of the secret that holds the SQLAlchemy URL")
@@ -113,7 +113,7 @@ Source = Annotated[FileSource | SqlSource | HttpSource, Field(discriminator="kin
 
 
 class KnownAt(Model):
-    """When a row became knowable: a timestamp column of the table, or a DuckDB expression over the source's columns."""
+    """When a row became knowable: a timestamp column of the table, or a DuckDB expression over the table's columns."""
 
     column: str | None = None
     sql: str | None = None
