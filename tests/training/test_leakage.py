@@ -56,11 +56,18 @@ class Trained:
         return table.version()
 
 
-def history(folder: Path, *, sql: str = toy.VIEW_SQL, nightly: bool = False, correct: bool = False) -> Lake:
+def history(folder: Path, *, sql: str = toy.VIEW_SQL, nightly: bool = False, correct: bool = False, early: date | None = None) -> Lake:
+    """A lake with features of every night; `early`: a night whose partition holds a ride that was known two days later."""
     lake = toy.toy_lake(folder, sql={"rides/vehicle_daily.sql": sql})
     toy.publish_valid(lake, HISTORY)
     if correct:
         publish_correction(lake)
+    if early is not None:
+        table = valid_table(lake.settings, lake.dataset("rides"), "outcomes")
+        rows = table.read([early])
+        first = pa.array([True] + [False] * (rows.num_rows - 1))
+        known = pc.if_else(first, pc.add(rows["known_at_utc"], timedelta(days=2)), rows["known_at_utc"])
+        toy.publish_rows(lake, table, rows.set_column(rows.column_names.index("known_at_utc"), "known_at_utc", known), Interval.of(early))
     for interval in [Interval.of(day) for day in HISTORY] if nightly else [HISTORY]:
         transform(lake, "rides", interval, run_id="test")
     return lake
@@ -141,6 +148,13 @@ def test_a_view_that_sees_corrections_before_they_arrive_is_found(tmp_path: Path
     found = training_rows(history(tmp_path, sql=NEWEST_SQL, correct=True), tmp_path).audit(nights=1)
     assert {finding.column for finding in found.findings} == {"minutes_7d"}
     assert {finding.night for finding in found.findings} == {date(2024, 1, 27)}
+
+
+def test_a_partition_that_holds_more_than_its_night_knew_is_found(tmp_path: Path) -> None:
+    """No view looks at `known_at`: it trusts the partition. The audit does not."""
+    found = training_rows(history(tmp_path, early=ROWS.last), tmp_path).audit(nights=1)
+    assert {(f.kind, f.column, f.night) for f in found.findings if f.kind == "feature"} >= {("feature", "rides_7d", ROWS.last)}
+    assert {f.entity["vehicle"] for f in found.findings if f.kind == "feature"} < {f"v{n}" for n in range(6)}
 
 
 def test_the_same_view_run_night_by_night_cannot_leak(tmp_path: Path) -> None:
