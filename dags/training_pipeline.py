@@ -18,7 +18,7 @@ from mlops_wiring import on_asset, retraining_asset, task_defaults
 from config.catalog import load_catalog
 
 FORM = {
-    "reason": Param(None, type=["null", "string"], maxLength=400, description="Why a person wants this training. Recorded with the request."),
+    "reason": Param(None, type=["null", "string"], maxLength=400, description="Why you want this training: needed when a person starts it, and recorded with the request."),
     "overrides": Param({}, type="object", description='Trainer parameters to change for this run only, for example {"max_depth": 8}.'),
     "dry_run": Param(False, type="boolean", description="Train and judge, but leave the ledger as it is whatever the gate says."),
 }
@@ -59,7 +59,9 @@ def gate(model_name: str, job_dir: Any, registered: Any, dag_run: Any = None) ->
     from lake.lake import open_lake
     from training.gate import judge_registered
 
-    return judge_registered(open_lake(), model_name, job_dir, registered, run_id=dag_run.run_id)
+    decision = judge_registered(open_lake(), model_name, job_dir, registered, run_id=dag_run.run_id)
+    print(f"{model_name} version {decision['version']}: {decision['verdict']}", *decision["reasons"], sep="\n")
+    return decision
 
 
 @task(doc_md="Write the promotion to the ledger, then bring MLflow's alias in line. Skipped when the gate did not pass the challenger.")
