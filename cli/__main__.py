@@ -164,15 +164,15 @@ def doctor() -> None:
 def main() -> None:
     """Run a command; an expected error is its own text, without a traceback."""
     signal.signal(signal.SIGTERM, _terminated)
+    # A shell starts background commands with SIGINT ignored; somebody who sends it means it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         app(standalone_mode=False)
     except NightfleetError as error:
         console.print(f"\n{error}", style="red", markup=False)
         sys.exit(1)
-    except typer.Abort:
-        sys.exit(130)
-    except KeyboardInterrupt:
-        console.print("\nstopped")
+    except (typer.Abort, KeyboardInterrupt):
+        console.print("\nstopped, and every process with it")
         sys.exit(130)
     except typer.Exit as leave:
         sys.exit(leave.exit_code)
