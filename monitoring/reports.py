@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import html
 import json
+import math
 import os
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,6 +43,7 @@ FORMAT = 1
 _PERFORMANCE_ROWS = 100_000
 _NEW_CATEGORIES = 5
 _OTHER = "(other)"
+_LARGEST = 1e12
 # Nothing may be loaded from anywhere: what a page needs is in it.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
 _STYLE = """
@@ -130,7 +132,7 @@ def _drift_page(lake: Lake, entry: ModelEntry, day: date, rows: Sequence[Row], s
     before = _reference_rows(sample, profiles)
     drawn: dict[str, tuple[Any, Any]] = {}
     for name, profile in profiles.items():
-        pair = _column_pair(before.get(name), current.get(name), profile)
+        pair = _column_pair(name, before.get(name), current.get(name), profile, page.notes)
         if pair is None:
             page.notes.append(f"{name} is measured, but not drawn: one side of the sample has no value")
         else:
@@ -223,12 +225,12 @@ def _reference_rows(sample: Path, profiles: Mapping[str, Any]) -> dict[str, pa.C
 
 
 def _column_pair(
-    before: pa.ChunkedArray | None, after: pa.ChunkedArray | None, profile: Mapping[str, Any]
+    name: str, before: pa.ChunkedArray | None, after: pa.ChunkedArray | None, profile: Mapping[str, Any], notes: list[str]
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]] | None:
     """Values of reference and current, fit to be drawn: None where a side has none.
 
     Categories are those of the profile, a few new ones, and `(other)`; they are escaped, because Evidently writes them
-    into scripts as they are. Infinities are drawn at the largest finite value.
+    into scripts as they are. Infinities are drawn at the largest finite value, huge values in a larger unit (noted).
     """
     if before is None or after is None:
         return None
@@ -237,7 +239,7 @@ def _column_pair(
         text = after.cast(pa.string())
         new = pc.value_counts(text.filter(pc.invert(pc.is_in(text, value_set=pa.array([*known, None], pa.string())))))
         ranked = sorted((-int(item["counts"].as_py()), str(item["values"].as_py())) for item in new)
-        shown = pa.array([*known, *(name for _, name in ranked[:_NEW_CATEGORIES])], pa.string())
+        shown = pa.array([*known, *(value for _, value in ranked[:_NEW_CATEGORIES])], pa.string())
         sides = []
         for column in (before.cast(pa.string()), text):
             kept = column.drop_null()
@@ -248,7 +250,13 @@ def _column_pair(
         sides = [values[~np.isnan(values)] for values in (as_numbers(before), as_numbers(after))]
         finite = np.concatenate([values[np.isfinite(values)] for values in sides])
         low, high = (float(finite.min()), float(finite.max())) if len(finite) else (-1.0, 1.0)
-        sides = [np.clip(values, low, high) for values in sides]
+        scale = max(abs(low), abs(high))
+        scale = scale if scale > 1 / _LARGEST**2 else 0.0
+        unit = 10.0 ** math.ceil(math.log10(scale / _LARGEST)) if scale > _LARGEST else 1.0
+        if unit > 1:
+            notes.append(f"{name} is drawn in units of {unit:.0e}")
+        # Histograms fail on values that differ by less than a double can tell apart in ten bins.
+        sides = [np.round(np.clip(values, low, high) / (scale or 1.0), 9) * (scale or 1.0) / unit for values in sides]
     return (sides[0], sides[1]) if len(sides[0]) and len(sides[1]) else None
 
 
@@ -347,8 +355,11 @@ def _evidently_performance(entry: ModelEntry, label: npt.NDArray[np.float64], pr
             classifications.append(BinaryClassification(name=safe, target=actual, prediction_probas=safe, pos_label=1))
             presets.append(ClassificationPreset(classification_name=safe))
         else:
-            if len(label) < 2:
-                notes.append(f"{name} is not drawn: one row has a label")
+            if np.count_nonzero(label) < 2:
+                notes.append(f"{name} is not drawn: fewer than two labels differ from zero, and Evidently divides by them")
+                continue
+            if np.abs(predicted[name]).max() > _LARGEST:
+                notes.append(f"{name} is not drawn: some predictions lie beyond {_LARGEST:.0e}")
                 continue
             actual = f"{safe}: label"
             columns |= {actual: label, safe: predicted[name]}
