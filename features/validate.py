@@ -135,16 +135,15 @@ def validate(lake: Lake, dataset: str, interval: Interval, *, run_id: str) -> St
         results = _run_gx(entry, marked, connection, until=until)
         docs = _write_docs(lake, entry, Interval.closed(interval.start, until), results)
         passed = interval if first_stop is None else (Interval(interval.start, first_stop) if first_stop > interval.start else None)
-        committed: set[date] = set()
-        rows = 0
+        committed = rows = 0
         if passed is not None:
             for table in marked:
-                committed |= _publish(lake, dataset, table, passed, replaces, run_id, connection)
+                committed += _publish(lake, dataset, table, passed, replaces, run_id, connection)
                 rows += sum(table.nights[day].rows for day in passed)
             metrics = [metric for table in marked for day in passed for metric in _metrics(dataset, entry.tables[table.name], table, table.nights[day])]
             inputs = {day: [table.inputs[day].as_input() for table in marked] for day in passed}
             before = {day: metrics_before[day] for day in passed}
-            committed |= set(publish_metrics(lake, dataset, "quality", metrics, passed, run_id=run_id, inputs=inputs, replaces=before).committed)
+            committed += len(publish_metrics(lake, dataset, "quality", metrics, passed, run_id=run_id, inputs=inputs, replaces=before).committed)
         if first_stop is not None:
             raise DataRejected(_rejection(entry, marked, [n for n in stopping if n.data_date == first_stop], passed, docs, connection))
     bad: dict[str, int] = {}
@@ -158,7 +157,7 @@ def validate(lake: Lake, dataset: str, interval: Interval, *, run_id: str) -> St
         "reasons": dict(sorted(bad.items(), key=lambda item: (-item[1], item[0]))),
         "data_docs": docs,
     }
-    return StageResult("validate", dataset, str(interval), rows, len(committed), details)
+    return StageResult("validate", dataset, str(interval), rows, committed, details)
 
 
 def _require_raw(lake: Lake, dataset: Dataset, name: str, interval: Interval) -> dict[date, Publication]:
@@ -338,10 +337,11 @@ def _publish(
     replaces: Mapping[str, Mapping[date, str | None]],
     run_id: str,
     connection: duckdb.DuckDBPyConnection,
-) -> set[date]:
+) -> int:
+    """Publish quarantine, then valid; returns the partitions that were committed."""
     inputs: dict[date, list[Input]] = {day: [table.inputs[day].as_input()] for day in interval}
     lineage = dataclasses.replace(lake.lineage(dataset, run_id), inputs=inputs)
-    committed: set[date] = set()
+    committed = 0
     # Valid last: it is what the next stage waits for, and where it is, quarantine is too.
     for target, kept in ((table.quarantine, "broken_rules IS NOT NULL"), (table.valid, "broken_rules IS NULL")):
         columns = ", ".join(f'"{name}"' for name in target.schema.names)
@@ -354,7 +354,7 @@ def _publish(
         before = {day: replaces[target.name][day] for day in interval}
         with lake.scratch("validate") as scratch:
             published = publish(lake.publications, target, reader, interval, replaces=before, lineage=lineage, scratch=scratch)
-        committed |= set(published.committed)
+        committed += len(published.committed)
     return committed
 
 
