@@ -14,14 +14,14 @@ from feast.repo_config import FeastConfigBaseModel
 from features.online_store import NewestWinsSqliteOnlineStore
 
 
-class ColumnarComputeEngineConfig(FeastConfigBaseModel):
+class ColumnarComputeEngineConfig(FeastConfigBaseModel):  # type: ignore[misc]  # Feast ships no types
     """Configuration of the engine: it has none."""
 
     type: Literal["features.compute_engine.ColumnarComputeEngine", "nightfleet_stores.ColumnarComputeEngine"] = "features.compute_engine.ColumnarComputeEngine"
 
 
 @dataclass
-class Materialized(MaterializationJob):
+class Materialized(MaterializationJob):  # type: ignore[misc]  # Feast ships no types
     """A materialization that is done. `rows`: entities whose newest row lay in the window."""
 
     task: MaterializationTask
@@ -48,7 +48,7 @@ class Materialized(MaterializationJob):
         return None
 
 
-class ColumnarComputeEngine(ComputeEngine):
+class ColumnarComputeEngine(ComputeEngine):  # type: ignore[misc]  # Feast ships no types
     """Writes each view's window as one Arrow table."""
 
     def update(self, project: str, views_to_delete: Sequence[Any], views_to_keep: Sequence[Any], entities_to_delete: Any, entities_to_keep: Any) -> None:

@@ -178,7 +178,7 @@ def definitions_digest(lake: Lake) -> str:
         "lake": str(lake.settings.lake),
         "online": str(lake.settings.online_store),
         "registry": lake.settings.registry_url,
-        "catalog": {entry.name: lake.catalog.digest(entry.name) for entry in (*lake.catalog.datasets, *lake.catalog.models)},
+        "catalog": [lake.catalog.digest(name) for name in (*(d.name for d in lake.catalog.datasets), *(m.name for m in lake.catalog.models))],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

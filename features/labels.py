@@ -135,7 +135,8 @@ def _register_labels(
     known.register(connection, "label_rows", dataset.tables[entry.label.table].key)
     columns = ", ".join(f'"{name}"' for name in entry.entity)
     connection.execute(
-        f'CREATE OR REPLACE TEMP VIEW known_labels AS SELECT {columns}, CAST("{entry.label.column}" AS DOUBLE) AS label, data_date, superseded_on FROM label_rows'
+        f'CREATE OR REPLACE TEMP VIEW known_labels AS SELECT {columns}, CAST("{entry.label.column}" AS DOUBLE) AS label, data_date, superseded_on '
+        "FROM label_rows"
     )
     return known
 

@@ -147,7 +147,8 @@ class _Projection:
     def forget(self, days: Sequence[date]) -> None:
         """Take out what those nights brought."""
         with self._connection:
-            self._connection.executemany(f'DELETE FROM "{self._table}" WHERE event_ts = ?', [(stored_time(cutoff(day, self._dataset.time_zone)),) for day in days])
+            times = [(stored_time(cutoff(day, self._dataset.time_zone)),) for day in days]
+            self._connection.executemany(f'DELETE FROM "{self._table}" WHERE event_ts = ?', times)
             self._connection.executemany(
                 "UPDATE projected_partitions SET digest = '' WHERE view = ? AND data_date = ?", [(self._name, day.isoformat()) for day in days]
             )

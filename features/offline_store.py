@@ -44,7 +44,7 @@ class SourceUnreadable(NightfleetError):
     """A feature view's source is no Delta table that can be read here."""
 
 
-class DuckDBDeltaOfflineStoreConfig(FeastConfigBaseModel):
+class DuckDBDeltaOfflineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]  # Feast ships no types
     """Configuration of the offline store.
 
     Attributes:
@@ -62,7 +62,7 @@ class DuckDBDeltaOfflineStoreConfig(FeastConfigBaseModel):
 
 
 @dataclass
-class DuckDBRetrievalJob(RetrievalJob):
+class DuckDBRetrievalJob(RetrievalJob):  # type: ignore[misc]  # Feast ships no types
     """A retrieval that runs when its rows are asked for."""
 
     config: DuckDBDeltaOfflineStoreConfig
@@ -97,7 +97,8 @@ class DuckDBRetrievalJob(RetrievalJob):
             return connection.sql(self.query(connection)).to_arrow_table()
 
     def _to_df_internal(self, timeout: int | None = None) -> pd.DataFrame:
-        return self._to_arrow_internal(timeout).to_pandas()
+        frame: pd.DataFrame = self._to_arrow_internal(timeout).to_pandas()
+        return frame
 
     def to_sql(self) -> str:
         """The query; it reads views that exist on the job's own connection only."""
@@ -110,13 +111,17 @@ def _connect(config: DuckDBDeltaOfflineStoreConfig) -> Iterator[duckdb.DuckDBPyC
     if config.scratch:
         Path(config.scratch).mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=config.scratch or None, prefix="feast-") as spill:
-        settings = {"memory_limit": f"{config.memory_gb}GB", "threads": config.threads, "temp_directory": spill}
+        settings: dict[str, str | bool | int | float | list[str]] = {
+            "memory_limit": f"{config.memory_gb}GB",
+            "threads": config.threads,
+            "temp_directory": spill,
+        }
         with duckdb.connect(config=settings) as connection:
             connection.execute("SET TimeZone = 'UTC'")
             yield connection
 
 
-class DuckDBDeltaOfflineStore(OfflineStore):
+class DuckDBDeltaOfflineStore(OfflineStore):  # type: ignore[misc]  # Feast ships no types
     """Point-in-time retrieval from Delta tables by DuckDB; see the module for its rules."""
 
     @staticmethod
@@ -257,7 +262,7 @@ class _Join:
     @property
     def timestamp(self) -> str:
         """Name of the source's time column."""
-        return _source(self.view).timestamp_field
+        return str(_source(self.view).timestamp_field)
 
     @property
     def ttl(self) -> timedelta:

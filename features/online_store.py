@@ -21,7 +21,7 @@ from feast.type_map import python_values_to_proto_values
 from feast.value_type import ValueType
 
 
-class NewestWinsSqliteOnlineStoreConfig(SqliteOnlineStoreConfig):
+class NewestWinsSqliteOnlineStoreConfig(SqliteOnlineStoreConfig):  # type: ignore[misc]  # Feast ships no types
     """Configuration: `path` of the SQLite file."""
 
     type: Literal[  # type: ignore[assignment]  # Feast narrows it to its own names
@@ -29,7 +29,7 @@ class NewestWinsSqliteOnlineStoreConfig(SqliteOnlineStoreConfig):
     ] = "features.online_store.NewestWinsSqliteOnlineStore"
 
 
-class NewestWinsSqliteOnlineStore(SqliteOnlineStore):
+class NewestWinsSqliteOnlineStore(SqliteOnlineStore):  # type: ignore[misc]  # Feast ships no types
     """SQLite online store in which the newest event time wins, however windows are materialized; equal times are corrections."""
 
     def __init__(self) -> None:
@@ -87,7 +87,7 @@ class NewestWinsSqliteOnlineStore(SqliteOnlineStore):
                 names = [feature.name] * rows.num_rows
                 connection.executemany(statement, zip(keys, names, [v[0] for v in values], [v[1] for v in values], times, strict=True))
         self.entities_written[view.name] = self.entities_written.get(view.name, 0) + rows.num_rows
-        return rows.num_rows
+        return int(rows.num_rows)
 
 
 def online_table(config: RepoConfig, view: FeatureView) -> str:

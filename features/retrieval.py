@@ -286,6 +286,11 @@ def _too_late(connection: duckdb.DuckDBPyConnection, source: TableSpine, interva
 def require_partitions(
     lake: Lake, table: LakeTable, dataset: Dataset, interval: Interval, found: Mapping[date, Publication], needed_by: str
 ) -> None:
+    """Check that every night of the interval is among the publications `found`.
+
+    Raises:
+        PartitionNotReady: one is not; the message names the runs that publish it.
+    """
     missing = [day for day in interval if day not in found]
     if not missing:
         return

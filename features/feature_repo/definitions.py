@@ -5,9 +5,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from config.catalog import load_catalog  # noqa: E402 (needs the path above)
-from config.settings import load_settings  # noqa: E402
-from features.definitions import feast_objects  # noqa: E402
+from config.catalog import load_catalog
+from config.settings import load_settings
+from features.definitions import feast_objects
 
 settings = load_settings()
 (settings.home / "feast").mkdir(parents=True, exist_ok=True)  # SQLite makes a file, not its folder

@@ -5,9 +5,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from features.compute_engine import ColumnarComputeEngine, ColumnarComputeEngineConfig  # noqa: E402 (needs the path above)
-from features.offline_store import DuckDBDeltaOfflineStore, DuckDBDeltaOfflineStoreConfig  # noqa: E402
-from features.online_store import NewestWinsSqliteOnlineStore, NewestWinsSqliteOnlineStoreConfig  # noqa: E402
+from features.compute_engine import ColumnarComputeEngine, ColumnarComputeEngineConfig
+from features.offline_store import DuckDBDeltaOfflineStore, DuckDBDeltaOfflineStoreConfig
+from features.online_store import NewestWinsSqliteOnlineStore, NewestWinsSqliteOnlineStoreConfig
 
 __all__ = [
     "ColumnarComputeEngine",

@@ -73,7 +73,7 @@ def test_maturity_is_counted_from_the_last_target_time(lake: Lake) -> None:
     assert newest_mature(lake, MODEL, night + 2 * ONE_DAY) == night
 
 
-@pytest.mark.parametrize("as_of", [date(2024, 3, 29), date(2024, 3, 30), date(2024, 3, 31), date(2024, 4, 1), date(2024, 10, 26), date(2024, 10, 27), date(2024, 10, 28)])
+@pytest.mark.parametrize("as_of", [*Interval.closed(date(2024, 3, 29), date(2024, 4, 1)), *Interval.closed(date(2024, 10, 26), date(2024, 10, 28))])
 def test_the_newest_mature_date_is_the_last_that_is(lake: Lake, as_of: date) -> None:
     """Also on the days the clocks change, when a day's length is not that of `matures_after`."""
     newest = newest_mature(lake, MODEL, as_of)

@@ -28,7 +28,8 @@ from features.offline_store import BadEntityFrame, DuckDBDeltaOfflineStore, Duck
 START = datetime(2024, 3, 30, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 DAY = timedelta(days=1)
-COLOUR, NUMBER = Entity(name="colour", join_keys=["colour"], value_type=ValueType.STRING), Entity(name="number", join_keys=["number"], value_type=ValueType.INT64)
+COLOUR = Entity(name="colour", join_keys=["colour"], value_type=ValueType.STRING)
+NUMBER = Entity(name="number", join_keys=["number"], value_type=ValueType.INT64)
 KEYS = {"colour": (COLOUR, String, pa.string()), "number": (NUMBER, Int64, pa.int64())}
 
 
@@ -177,7 +178,8 @@ def test_a_partial_join_key_map_still_joins_on_both_keys(tmp_path: Path) -> None
 def test_a_pinned_version_is_read_though_a_newer_one_is_there(tmp_path: Path) -> None:
     row = {"colour": "red", "t": START, "a": 1.0, "b": None}
     view = View("v", ("colour",), timedelta(0), (row,)).feast(tmp_path)
-    table = pa.Table.from_pylist([row | {"a": 2.0}], schema=pa.schema([("colour", pa.string()), ("t", pa.timestamp("us", "UTC")), ("a", pa.float64()), ("b", pa.string())]))
+    schema = pa.schema([("colour", pa.string()), ("t", pa.timestamp("us", "UTC")), ("a", pa.float64()), ("b", pa.string())])
+    table = pa.Table.from_pylist([row | {"a": 2.0}], schema=schema)
     write_deltalake(tmp_path / "v", table, mode="overwrite")
     entities = _entities(("red", 1, START))
     assert retrieve([view], entities).to_arrow()["v__a"].to_pylist() == [2.0]
@@ -216,7 +218,7 @@ def test_missing_columns_and_sources_are_named(tmp_path: Path) -> None:
         retrieve([view], _entities(("red", 1, START)).drop(columns="colour")).to_arrow()
     with pytest.raises(BadEntityFrame, match="no event_timestamp and no timestamp"):
         retrieve([view], _entities(("red", 1, START)).drop(columns="event_timestamp")).to_arrow()
-    with pytest.raises(SourceUnreadable, match="there is no Delta table at .*nowhere"):
+    with pytest.raises(SourceUnreadable, match=r"there is no Delta table at .*nowhere"):
         retrieve([feature_view("v", tmp_path / "nowhere", ["colour"], DAY)], _entities(("red", 1, START))).to_arrow()
 
 

@@ -142,7 +142,9 @@ def test_an_empty_night_has_no_rows(lake: Lake) -> None:
     assert [i.data_date for i in found.inputs[night.start]] == [night.start]
 
 
-@pytest.mark.parametrize(("night", "hours"), [(date(2024, 3, 29), 24), (date(2024, 3, 30), 23), (date(2024, 3, 31), 24), (date(2024, 10, 26), 25), (date(2024, 10, 27), 24)])
+@pytest.mark.parametrize(
+    ("night", "hours"), [(date(2024, 3, 29), 24), (date(2024, 3, 30), 23), (date(2024, 3, 31), 24), (date(2024, 10, 26), 25), (date(2024, 10, 27), 24)]
+)
 def test_a_calendar_has_the_hours_of_the_day(hourly: Lake, night: date, hours: int) -> None:
     rows = spine(hourly, MODEL, Interval.of(night)).table()
     begins = rows["hour_utc"].to_pylist()
