@@ -80,16 +80,14 @@ def transform(lake: Lake, dataset: str, interval: Interval, *, run_id: str) -> S
     """
     entry = lake.dataset(dataset)
     targets = {view: feature_table(lake.settings, entry, view) for view in entry.features}
-    for target in targets.values():
-        _require_night_before(lake, entry, target, interval)
-    replaces = {view: lake.publications.digests(target, interval) for view, target in targets.items()}
+    replaces = {view: _digests_at_start(lake, entry, target, interval) for view, target in targets.items()}
     pins = _pin(lake, entry, list(entry.features), interval)
     published: dict[str, Published] = {}
-    for view, target in targets.items():
-        declared = entry.features[view]
-        inputs = {day: _inputs(entry, declared, pins, day) for day in interval}
-        lineage = replace(lake.lineage(dataset, run_id, view=view), inputs=inputs)
-        with lake.duckdb() as connection, lake.scratch("transform") as scratch:
+    with lake.duckdb() as connection, lake.scratch("transform") as scratch:
+        for view, target in targets.items():
+            declared = entry.features[view]
+            inputs = {day: _inputs(entry, declared, pins, day) for day in interval}
+            lineage = replace(lake.lineage(dataset, run_id, view=view), inputs=inputs)
             reader = _compute(connection, lake, entry, view, interval, pins)
             try:
                 published[view] = publish(lake.publications, target, reader, interval, replaces=replaces[view], lineage=lineage, scratch=scratch)
@@ -139,17 +137,21 @@ def _lookback_days(view: FeatureView) -> int:
     return -(-view.lookback // ONE_DAY)
 
 
-def _require_night_before(lake: Lake, dataset: Dataset, target: LakeTable, interval: Interval) -> None:
+def _digests_at_start(lake: Lake, dataset: Dataset, target: LakeTable, interval: Interval) -> dict[date, str | None]:
+    """What the view has published of the interval now; refuses an interval that would leave a gap before it."""
     first = dataset.first_data_date
     if interval.start < first:
         raise PartitionNotReady(f"{dataset.name} begins with data date {first}; there is no {interval.start}. Start the interval at {first} or later.")
-    if interval.start > first:
+    night_before = Interval.of(interval.start - ONE_DAY)
+    found = lake.publications.current(target, Interval(night_before.start, interval.end))
+    if interval.start > first and night_before.start not in found:
         lake.publications.require(
             target,
-            Interval.of(interval.start - ONE_DAY),
+            night_before,
             needed_by=f"Transforming {dataset.name} for data date {interval}",
             remedy=f"Run `{dataset.name}_ingest`, or `{dataset.name}_history` for many nights, from the first missing night on; then clear this task.",
         )
+    return {day: found[day].digest if day in found else None for day in interval}
 
 
 def _pin(lake: Lake, dataset: Dataset, views: list[str], interval: Interval, versions: Mapping[str, int] | None = None) -> dict[str, _Pin]:
@@ -168,14 +170,14 @@ def _pin(lake: Lake, dataset: Dataset, views: list[str], interval: Interval, ver
     pins = {}
     for name, table in tables.items():
         window = windows[name]
-        needed_by = f"Transforming {', '.join(v for v in views if name in dataset.features[v].reads)} of {dataset.name} for data date {interval}"
-        remedy = f"Run `{dataset.name}_ingest`, or `{dataset.name}_history` for many nights, so that {window} is valid; then clear this task."
-        lake.publications.require(table, window, needed_by=needed_by, remedy=remedy)
         delta = table.load((versions or {}).get(table.name))
-        version = delta.version() if delta is not None else 0
-        found = lake.publications.current(table, window, as_of_version=version)
+        version = delta.version() if delta is not None else -1
+        found = lake.publications.current(table, window, loaded=delta, as_of_version=version)
         missing = [day for day in window if day not in found]
         if missing:
+            needed_by = f"Transforming {', '.join(v for v in views if name in dataset.features[v].reads)} of {dataset.name} for data date {interval}"
+            remedy = f"Run `{dataset.name}_ingest`, or `{dataset.name}_history` for many nights, so that {window} is valid; then clear this task."
+            lake.publications.require(table, window, needed_by=needed_by, remedy=remedy)
             raise PartitionNotReady(f"{table.name} had no partition {missing[0]} at version {version}.\n  {needed_by} needs it. Take a later version.")
         pins[name] = _Pin(table, version, found)
     return pins
