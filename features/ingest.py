@@ -203,7 +203,7 @@ def _compute(
         "key": _listed(keys),
         "a_key": _listed(keys, "a"),
         "same_key": " AND ".join(f"a.{quoted(k)} IS NOT DISTINCT FROM b.{quoted(k)}" for k in keys),
-        # Compared between two rows of one key, never stored: 64 bits suffice.
+        # Compared between two arrivals of one key, as the sum over their rows, never stored: 64 bits suffice.
         "content": f"hash({_listed(columns)})",
         # A row that does not say when it became known is known when it is seen.
         "landing": f"greatest(natural_date, coalesce(delivered, DATE '{fresh.start}'))",
@@ -245,7 +245,7 @@ SELECT EXISTS (SELECT 1 FROM {source} AS a INNER JOIN candidates AS b ON {same_k
 # What the nights before knew of these keys: the rows of each key's highest revision.
 _KNOWN = """
 CREATE OR REPLACE TEMP TABLE known AS
-SELECT {key}, revision, count(*) AS row_count, sum(content) AS content
+SELECT {key}, revision, sum(content) AS content
 FROM (
     SELECT {key}, revision, {content} AS content
     FROM before AS a
@@ -258,14 +258,13 @@ GROUP BY ALL
 _LANDED = """
 CREATE OR REPLACE TEMP TABLE landed AS
 WITH arrivals AS (
-    SELECT {key}, landing, count(*) AS row_count, sum(content) AS content FROM candidates GROUP BY ALL
+    SELECT {key}, landing, sum(content) AS content FROM candidates GROUP BY ALL
 ),
 compared AS (
     SELECT
         a.*,
         b.revision AS known_revision,
-        coalesce(lag(a.row_count) OVER w, b.row_count) IS DISTINCT FROM a.row_count
-            OR coalesce(lag(a.content) OVER w, b.content) IS DISTINCT FROM a.content AS is_new
+        coalesce(lag(a.content) OVER w, b.content) IS DISTINCT FROM a.content AS is_new
     FROM arrivals AS a
     LEFT JOIN known AS b ON {same_key}
     WINDOW w AS (PARTITION BY {a_key} ORDER BY a.landing)

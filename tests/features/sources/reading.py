@@ -17,7 +17,7 @@ from features.sources import read_source
 from lake.lake import Lake
 
 NIGHT = date(2024, 3, 4)
-COLUMNS = {
+COLUMNS: dict[str, dict[str, Any]] = {
     "meter": {"type": "string", "nullable": False, "description": "which one"},
     "at_utc": {"type": "timestamp", "nullable": False, "description": "when"},
     "litres": {"type": "float64", "unit": "l", "description": "how much"},

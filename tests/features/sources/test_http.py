@@ -91,7 +91,7 @@ def test_pages_by_number_until_one_is_empty(tmp_path: Path, server: Server) -> N
 
 
 def test_pages_by_next_url_on_the_same_host(tmp_path: Path, server: Server) -> None:
-    documents = {"/readings": {"rows": [record("a")], "next": "/more?cursor=x"}, "/more": {"rows": [record("b")], "next": None}}
+    documents: dict[str, dict[str, Any]] = {"/readings": {"rows": [record("a")], "next": "/more?cursor=x"}, "/more": {"rows": [record("b")], "next": None}}
     server.answer = lambda path, parameters: (200, documents[path])
     assert found(tmp_path, source(server, records="rows", next_url="next")) == ["a", "b"]
     documents["/more"]["next"] = server.url.replace("127.0.0.1", "localhost") + "/more"

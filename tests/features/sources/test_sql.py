@@ -7,6 +7,7 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
@@ -71,7 +72,12 @@ def test_rows_come_in_batches_by_a_server_side_cursor(tmp_path: Path, engine: sa
         connection.execute(sa.text(f"INSERT INTO readings {many}"))
     sizes: list[int] = []
     write = pq.ParquetWriter.write_table
-    monkeypatch.setattr(pq.ParquetWriter, "write_table", lambda self, table, *a, **k: (sizes.append(table.num_rows), write(self, table, *a, **k))[1])
+
+    def noted(self: pq.ParquetWriter, table: pa.Table) -> None:
+        sizes.append(table.num_rows)
+        write(self, table)
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", noted)
     cursors: list[str | None] = []
 
     def executed(connection: sa.Connection, cursor: Any, *_: Any) -> None:
