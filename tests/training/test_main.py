@@ -19,7 +19,8 @@ from config.settings import ROOT
 from lake.artifact import file_digest, verify_files
 from tests.training.conftest import free_port
 from tests.training.jobs import FEATURES, OUTPUT_COLUMNS, write_job
-from training.__main__ import REFUSED, TERMINATED, BadJob, TrainingImpossible, TrainingSetMismatch, main, run
+from training.__main__ import REFUSED, TERMINATED, BadJob, TrainingSetMismatch, main, run
+from training.trainers import TrainingImpossible
 
 
 def manifest_of(job_dir: Path) -> dict[str, Any]:

@@ -93,7 +93,12 @@ def test_interrupted_it_leaves_no_process(toy_lake: Lake, tmp_path: Path, monkey
     import subprocess
 
     started = subprocess.Popen
-    monkeypatch.setattr("training.runner.subprocess.Popen", lambda *a, **n: processes.append(started(*a, **n)) or processes[-1])
+
+    def remembered(*arguments: Any, **named: Any) -> Any:
+        processes.append(started(*arguments, **named))
+        return processes[-1]
+
+    monkeypatch.setattr("training.runner.subprocess.Popen", remembered)
 
     def interrupt(line: str) -> None:
         raise KeyboardInterrupt
