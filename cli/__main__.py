@@ -151,6 +151,18 @@ def rollback(model: str, reason: Annotated[str, typer.Option(help="Why; kept in 
     console.print(f"{model}: version {promotion.version} is champion again from data date {promotion.effective_from} on.")
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def airflow(context: typer.Context) -> None:
+    """Airflow's own command line on this installation, for example `airflow backfill create --help`."""
+    import os
+
+    from cli.installation import airflow_environment, prepare
+    from cli.processes import python_tool
+
+    environment = airflow_environment(prepare(load_settings()))
+    os.execve(python_tool("airflow"), ["airflow", *context.args], environment)  # noqa: S606 (our own tool, no shell)
+
+
 @app.command()
 def doctor() -> None:
     """Say what is missing on this machine, for which capability, and the command that mends it."""

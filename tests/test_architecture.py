@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -71,16 +72,26 @@ def test_only_settings_read_the_environment() -> None:
         for path in sorted((ROOT / package).rglob("*.py")):
             if path == ROOT / "config" / "settings.py":
                 continue
-            for node in ast.walk(ast.parse(path.read_text())):
-                reads = isinstance(node, ast.Attribute) and node.attr in {"environ", "getenv"} and isinstance(node.value, ast.Name) and node.value.id == "os"
-                # Writing a switch for a library, or handing the environment to a child process, is not reading a setting.
-                if reads and not _is_handed_on(path, node):
+            for node in ast.walk(_tree(path)):
+                attribute = isinstance(node, ast.Attribute) and node.attr in {"environ", "getenv"}
+                if attribute and isinstance(node.value, ast.Name) and node.value.id == "os" and id(node) not in _written(path):
                     raise AssertionError(f"{path.relative_to(ROOT)}:{node.lineno} reads the environment. Make it a field of config/settings.py.")
 
 
-def _is_handed_on(path: Path, node: ast.Attribute) -> bool:
-    line = path.read_text().splitlines()[node.lineno - 1]
-    return "setdefault" in line or "# environment:" in line
+def _written(path: Path) -> set[int]:
+    """Places where a switch of a library is set: `os.environ.setdefault(...)`, `os.environ[...] = ...`."""
+    found = set()
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, ast.Assign):
+            found |= {id(target.value) for target in node.targets if isinstance(target, ast.Subscript)}
+        elif isinstance(node, ast.Attribute) and node.attr == "setdefault":
+            found.add(id(node.value))
+    return found
+
+
+@functools.cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
 
 
 def test_dag_files_import_nothing_heavy_at_the_top() -> None:

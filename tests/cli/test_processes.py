@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from cli.installation import airflow_environment, prepare
+from cli.processes import ComponentDied, Supervisor, free_port
+from config.settings import Settings
+
+
+def _wait_line(path: Path, supervisor: Supervisor) -> str:
+    while not (text := path.read_text()):
+        supervisor.check()
+    return text
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_component_that_ends_is_named_with_its_last_words(tmp_path: Path) -> None:
+    with Supervisor(tmp_path, os.environ) as supervisor:
+        component = supervisor.start("fragile", [sys.executable, "-c", "print('no database'); raise SystemExit(3)"])
+        component.process.wait()
+        with pytest.raises(ComponentDied, match=r"fragile ended with exit code 3(?s:.*)no database"):
+            supervisor.check()
+
+
+def test_stopping_ends_whole_families_even_those_that_ignore_it(tmp_path: Path) -> None:
+    stubborn = "import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+    child = stubborn + "print('up', flush=True); time.sleep(600)"
+    parent = stubborn + f"p = subprocess.Popen([sys.executable, '-c', {child!r}], process_group=0); print(p.pid, flush=True); time.sleep(600)"
+    with Supervisor(tmp_path, os.environ) as supervisor:
+        import cli.processes
+
+        grace, cli.processes._GRACE_SECONDS = cli.processes._GRACE_SECONDS, 0.5
+        component = supervisor.start("family", [sys.executable, "-c", parent])
+        while "up" not in _wait_line(component.log_path, supervisor):
+            supervisor.check()
+        grandchild = int(next(line for line in component.log_path.read_text().splitlines() if line.isdigit()))
+        assert _alive(grandchild)
+    cli.processes._GRACE_SECONDS = grace
+    assert not _alive(grandchild)
+    assert not _alive(component.process.pid)
+
+
+def test_components_end_when_the_block_is_left_by_an_error(tmp_path: Path) -> None:
+    def fail() -> int:
+        with Supervisor(tmp_path, os.environ) as supervisor:
+            pids.append(supervisor.start("sleeper", ["sleep", "600"]).process.pid)
+            raise KeyboardInterrupt
+
+    pids: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert not _alive(pids[0])
+
+
+def test_secrets_are_made_once_and_only_the_owner_reads_them(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path / "var")
+    first, second = prepare(settings), prepare(settings)
+    assert first.admin_password == second.admin_password
+    environment = airflow_environment(first)
+    files = list((settings.home / "secrets").iterdir())
+    assert len(files) >= 6
+    assert all(path.stat().st_mode & 0o077 == 0 for path in files)
+    assert len(environment["AIRFLOW__API__SECRET_KEY"]) >= 64
+    assert environment["AIRFLOW__API__HOST"] == "127.0.0.1"
+    assert environment["AIRFLOW__API__SECRET_KEY"] == airflow_environment(second)["AIRFLOW__API__SECRET_KEY"]
+
+
+def test_another_airflow_s_settings_do_not_leak_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__CORE__LOAD_EXAMPLES", "True")
+    monkeypatch.setenv("AIRFLOW__SMTP__SMTP_HOST", "elsewhere")
+    environment = airflow_environment(prepare(Settings(home=tmp_path / "var")))
+    assert environment["AIRFLOW__CORE__LOAD_EXAMPLES"] == "False"
+    assert "AIRFLOW__SMTP__SMTP_HOST" not in environment
+
+
+def test_free_ports_differ() -> None:
+    assert len({free_port() for _ in range(5)}) > 1

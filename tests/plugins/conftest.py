@@ -1,0 +1,3 @@
+"""Plugins import Airflow: the set-up of tests/dags serves here too."""
+
+from tests.dags import conftest as _airflow_home  # noqa: F401 (importing it sets Airflow's environment)
