@@ -85,8 +85,14 @@ def ks(expected_shares: npt.ArrayLike, found_shares: npt.ArrayLike, *, ordered: 
 
 
 def statistic(method: str, expected_counts: npt.ArrayLike, found_counts: npt.ArrayLike, *, ordered: bool) -> Floats:
-    """PSI or KS of counts per bin (last axis), rounded to six decimals so that equal nights give equal bits."""
-    expected, found = smoothed_shares(expected_counts), smoothed_shares(found_counts)
+    """PSI or KS of counts per bin (last axis), rounded to six decimals so that equal nights give equal bits.
+
+    The reference's shares are brought to the found rows before both are smoothed: equal shares then give exactly zero
+    whatever the sizes. Smoothed at its own size, a constant column would differ a little from itself every night.
+    """
+    reference, judged = np.asarray(expected_counts, dtype=np.float64), np.asarray(found_counts, dtype=np.float64)
+    brought = reference / reference.sum(axis=-1, keepdims=True) * judged.sum(axis=-1, keepdims=True)
+    expected, found = smoothed_shares(brought), smoothed_shares(judged)
     match method:
         case "psi":
             values = psi(expected, found)

@@ -144,7 +144,11 @@ def test_all_kinds_of_columns_and_their_profiles(tmp_path):
         if name != "empty":
             assert columns[name]["windows"] == nights
             assert columns[name]["limit"] >= 0
-    # A constant that moves to either side is drift.
+    # A constant that stays is none, whatever the number of rows; one that moves to either side is.
+    assert columns["constant"]["limit"] == 0
+    for count in (1, rows, 10 * rows):
+        counts, _ = count_bins(pa.chunked_array([np.full(count, 5)]), columns["constant"], np.zeros(count, dtype=np.int64), 1)
+        assert window_values("psi", columns["constant"]["counts"], counts, ordered=True)[0] == 0
     for moved in (4, 6):
         counts, _ = count_bins(pa.chunked_array([np.full(rows, moved)]), columns["constant"], np.zeros(rows, dtype=np.int64), 1)
         assert window_values("psi", columns["constant"]["counts"], counts, ordered=True)[0] > columns["constant"]["limit"]
@@ -186,6 +190,16 @@ def test_a_stationary_night_rarely_alarms_and_a_shifted_one_does(tmp_path, metho
     assert shifted / (judged * copies) > 0.9
     if method == "psi" and rows == 200:
         assert reference["columns"]["x0"]["limit"] > 0.2  # the fixed threshold of the books would alarm on normal nights
+
+
+def test_a_window_is_compared_with_the_rest_of_the_training_nights(tmp_path):
+    path = training_file(tmp_path / "t.parquet", {"x": np.repeat(np.arange(8.0), 40)}, 8, 40)
+    profile = build_reference(path, {"x": "float64"}, make_entry())["columns"]["x"]
+    counts, _ = count_bins(pq.read_table(path)["x"], profile, np.repeat(np.arange(8), 40), 8)
+    rest = counts.sum(axis=0) - counts
+    expected = max(float(statistic("psi", rest[i], counts[i], ordered=True)) for i in range(8))
+    assert profile["limit"] == expected
+    assert profile["limit"] > max(window_values("psi", profile["counts"], counts, ordered=True))
 
 
 def test_limits_are_equal_bit_by_bit_whatever_the_chunking(tmp_path):
