@@ -81,7 +81,7 @@ def _run_process(model: str, job_dir: Path, tracking_uri: str, say: Callable[[st
     command = [sys.executable, "-m", "training", str(job_dir), "--parent-pid", str(os.getpid())]
     last: deque[str] = deque(maxlen=_LAST_LINES)
     overdue = threading.Event()
-    process = subprocess.Popen(  # noqa: S603 (our own interpreter and module)
+    process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, errors="replace", start_new_session=True,
     )  # fmt: skip

@@ -34,7 +34,7 @@ class KerasPredictor(Predictor):
 
 
 class Encoding:
-    """What the network sees: standardised numbers with missing ones at their mean, a flag where training met nulls, one-hot categories."""
+    """What the network sees: standardised numbers, missing ones at their mean; flags of nulls; categories and levels of whole numbers as one-hot."""
 
     def __init__(self, contract: Contract, constants: Mapping[str, Any]) -> None:
         names = list(contract.features)
@@ -43,9 +43,10 @@ class Encoding:
         self._scales = np.array([constants["scales"][name] for name in constants["means"]], dtype=np.float32)
         self._flagged = [names.index(name) for name in constants["null_flags"]]
         self._one_hot = [(names.index(name), count) for name, count in constants["one_hot"].items()]
+        self._levels = [(names.index(name), np.array(values, dtype=np.float32)) for name, values in constants["levels"].items()]
         self._residual_of = None if constants["residual_of"] is None else names.index(constants["residual_of"])
         self._residual_default = np.float64(constants["residual_default"])
-        self.width = len(self._numeric) + len(self._flagged) + sum(count for _, count in self._one_hot)
+        self.width = len(self._numeric) + len(self._flagged) + sum(count for _, count in self._one_hot) + sum(len(values) for _, values in self._levels)
 
     def encode(self, matrix: Matrix) -> npt.NDArray[np.float32]:
         """Network input, float32 of shape (rows, width), every value finite; standardised numbers are cut at 10 deviations."""
@@ -61,6 +62,11 @@ class Encoding:
             known = ~np.isnan(matrix[:, index])
             encoded[rows[known], position + matrix[known, index].astype(np.int64)] = 1.0
             position += count
+        for index, values in self._levels:
+            found = np.minimum(np.searchsorted(values, matrix[:, index]), len(values) - 1)
+            known = values[found] == matrix[:, index]
+            encoded[rows[known], position + found[known]] = 1.0
+            position += len(values)
         return encoded
 
     def base(self, matrix: Matrix) -> Scores:

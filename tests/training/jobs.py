@@ -20,7 +20,7 @@ OUTPUTS: dict[str, Any] = {
 OUTPUT_COLUMNS = ["minutes", "minutes_lower", "minutes_upper", "late_probability"]
 QUICK: dict[str, dict[str, Any]] = {
     "xgboost": {"n_estimators": 40, "max_depth": 4, "learning_rate": 0.3, "early_stopping_rounds": 10, "threads": 1},
-    "keras": {"hidden": [16], "epochs": 20, "learning_rate": 0.02, "patience": 5},
+    "keras": {"hidden": [16], "epochs": 20, "learning_rate": 0.02, "patience": 5, "max_levels": 10},
 }
 
 

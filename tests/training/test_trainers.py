@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from serving.predictors import UnknownFamily, load_predictor
 from serving.predictors.calibration import calibrated, ordered_interval, sigmoid
+from serving.predictors.keras import Encoding
 from tests.training.jobs import OUTPUTS, training_rows, write_job
 from training.__main__ import run
 from training.trainers import BadParameter, NoGpu, TrainingDiverged, TrainingImpossible, validated_params
@@ -100,6 +101,18 @@ def test_mean_objective_alone(family: str, tmp_path: Path) -> None:
     assert "minutes/coverage" not in metrics
 
 
+def test_levels_of_whole_numbers_get_inputs_of_their_own(trained_keras: Path) -> None:
+    constants = json.loads((trained_keras / "model" / "keras.json").read_text())["encoding"]
+    assert constants["levels"] == {"v__weekday": [0, 1, 2, 3, 4, 5, 6]}
+    predictor = load_predictor(trained_keras)
+    encoding = Encoding(predictor.contract, constants)
+    matrix = np.zeros((5, 6), dtype=np.float32)
+    matrix[:, list(predictor.contract.features).index("v__weekday")] = [0, 3, 6, 99, np.nan]
+    one_hot = encoding.encode(matrix)[:, -7:]
+    assert one_hot.argmax(axis=1).tolist()[:3] == [0, 3, 6]
+    assert one_hot.sum(axis=1).tolist() == [1, 1, 1, 0, 0], "a number that training never met has no input of its own"
+
+
 def test_a_network_may_correct_a_feature(tmp_path: Path) -> None:
     rows = training_rows()
     label = np.asarray(rows["v__x"].fill_null(0.0)) * 100 + 5
@@ -126,7 +139,7 @@ def test_gpu_demanded_where_there_is_none(tmp_path: Path, monkeypatch: pytest.Mo
 def test_labels_of_one_class_are_refused(tmp_path: Path) -> None:
     outputs = {**OUTPUTS, "late_probability": {"kind": "binary", "above": 1e6, "gate": "brier"}}
     job_dir = write_job(tmp_path / "job", "xgboost", entry={"outputs": outputs, "trainer": {"family": "xgboost"}})
-    with pytest.raises(TrainingImpossible, match=r"training rows lie at or below 1e\\+06, so 'late_probability' cannot be learned"):
+    with pytest.raises(TrainingImpossible, match=r"training rows lie at or below 1e\+06, so 'late_probability' cannot be learned"):
         run(job_dir)
 
 

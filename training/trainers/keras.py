@@ -36,6 +36,7 @@ class Params(FamilyParams):
     epochs: int = Field(150, ge=1)
     patience: int = Field(15, ge=1, description="epochs without a better validation loss before it stops")
     residual_of: str | None = Field(None, description="a feature the network corrects, for example last week's value")
+    max_levels: int = Field(0, ge=0, description="a whole number with at most so many values in training gets an input for each, for example the hour")
     max_categories: int = Field(256, ge=1, description="most categories of one feature that get an input of their own")
     calibration: Method = "platt"
     threads: int = Field(2, ge=1)
@@ -129,7 +130,7 @@ def _constants(contract: Contract, fit: Rows, chosen: Params) -> dict[str, Any]:
     """Preprocessing constants, from training rows alone."""
     if chosen.residual_of is not None and chosen.residual_of not in contract.features:
         raise TrainingImpossible(f"{contract.model}: residual_of names {chosen.residual_of!r}, which is no feature. Known: {', '.join(contract.features)}.")
-    means, scales, flags, one_hot = {}, {}, [], {}
+    means, scales, flags, one_hot, levels = {}, {}, [], {}, {}
     for index, (name, spec) in enumerate(contract.features.items()):
         column = fit.matrix[:, index].astype(np.float64)
         present = column[~np.isnan(column)]
@@ -145,8 +146,11 @@ def _constants(contract: Contract, fit: Rows, chosen: Params) -> dict[str, Any]:
         scales[name] = (float(present.std()) if len(present) else 0.0) or 1.0
         if len(present) < len(column):
             flags.append(name)
+        if spec.type in {"int32", "int64"} and 2 < len(values := np.unique(present)) <= chosen.max_levels:
+            levels[name] = values.tolist()
     default = float(np.median(fit.label))
-    return {"means": means, "scales": scales, "null_flags": flags, "one_hot": one_hot, "residual_of": chosen.residual_of, "residual_default": default}
+    encoding = {"means": means, "scales": scales, "null_flags": flags, "one_hot": one_hot, "levels": levels}
+    return {**encoding, "residual_of": chosen.residual_of, "residual_default": default}
 
 
 def _positions(contract: Contract) -> dict[str, int]:
