@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from config.calendar import ONE_DAY, Interval, parse_data_date
+from config.calendar import Interval, parse_data_date
 from config.durations import parse_duration
 from config.errors import NightfleetError
 from config.settings import Settings, load_settings
@@ -108,6 +108,7 @@ def rescore(model: str, start: str, end: str) -> None:
 @app.command()
 def restate(dataset: str, start: str, end: str) -> None:
     """Rewrite DATASET's data dates START to END from its sources as they are now, and what is computed from them."""
+    from cli.chain import validated_until
     from features.ingest import restate as restate_raw
     from features.materialize import materialize
     from features.transform import transform
@@ -118,19 +119,15 @@ def restate(dataset: str, start: str, end: str) -> None:
     lake, days = open_lake(), Interval.closed(parse_data_date(start), parse_data_date(end))
     run_id = f"restate__{int(time.time())}"
     raw = restate_raw(lake, dataset, days, run_id=run_id)
-    console.print(f"raw {days}: {raw.rows:,} rows, {raw.committed} partitions rewritten")
-    valid = validate(lake, dataset, days, run_id=run_id)
-    console.print(f"valid {days}: {valid.rows:,} rows, {valid.committed} partitions rewritten")
-    entry = lake.dataset(dataset)
-    reach = max((view.lookback for view in entry.features.values()), default=ONE_DAY)
-    from cli.chain import published_until
-
-    newest = published_until(lake, entry)
-    if newest is not None and newest >= days.start:
-        later = Interval.closed(days.start, min(newest, days.last + reach))
-        features = transform(lake, dataset, later, run_id=run_id)
-        materialize(lake, dataset, later, run_id=run_id)
-        console.print(f"features {later}: {features.committed} partitions rewritten")
+    nights = sorted({str(night) for table in raw.details.values() for night in table["restated"]})
+    console.print(f"raw: {len(nights)} nights rewritten" + (f", {nights[0]} to {nights[-1]}" if nights else "; the source holds what is published"))
+    newest = validated_until(lake, lake.dataset(dataset))
+    if nights and newest is not None and parse_data_date(nights[0]) <= newest:
+        # Later nights may hold revisions of what was rewritten; those that come out equal commit nothing.
+        later = Interval.closed(parse_data_date(nights[0]), newest)
+        for stage in (validate, transform, materialize):
+            done = stage(lake, dataset, later, run_id=run_id)
+            console.print(f"{done.stage} {later}: {done.committed} partitions rewritten")
     for model in lake.catalog.models_of(dataset):
         stale = [night.data_date for night in stale_predictions(lake, model.name)]
         if stale:

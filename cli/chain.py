@@ -21,7 +21,7 @@ from config.catalog import Catalog, Dataset, ModelEntry
 from config.errors import NightfleetError
 from lake.lake import Lake
 from lake.ledger import NoChampion
-from lake.tables import feature_table
+from lake.tables import feature_table, valid_table
 
 POLL_SECONDS = 0.25
 # A night's runs that have not even been created after this long will never be: an event was lost, or a DAG is paused.
@@ -309,6 +309,12 @@ def published_until(lake: Lake, dataset: Dataset) -> date | None:
             return None
         newest.append(publication.data_date)
     return min(newest, default=None)
+
+
+def validated_until(lake: Lake, dataset: Dataset) -> date | None:
+    """The newest data date for which every table is validated."""
+    newest = [lake.publications.newest(valid_table(lake.settings, dataset, table)) for table in dataset.tables]
+    return min((publication.data_date for publication in newest if publication), default=None) if all(newest) else None
 
 
 def monitored_until(lake: Lake, dataset: Dataset) -> date | None:

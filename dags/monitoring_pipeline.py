@@ -53,6 +53,16 @@ def decide(model_name: str, dag_run: Any = None) -> dict[str, Any]:
     return decide_retraining(open_lake(), model_name, requested_interval(dag_run.partition_key).start, run_id=dag_run.run_id).to_json()
 
 
+@task(doc_md="Bring MLflow's alias `champion` in line with the ledger. MLflow out of reach is a warning here: the ledger is the truth.")
+def align(model_name: str) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from lake.lake import open_lake
+    from training.promote import repair_alias
+
+    return asdict(repair_alias(open_lake(), model_name))
+
+
 def request(decision: Any, asset: Asset) -> Iterator[Metadata]:
     details = decision["details"]
     if not details["requested"]:
@@ -79,4 +89,5 @@ for model in catalog.models:
         decided = decide(model.name)
         measured >> decided
         measured >> report(model.name)
+        align(model.name)
         task(doc_md="Ask for the retraining, with the evidence; starts the training DAG.", outlets=[retraining])(request)(decided, retraining)
