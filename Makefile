@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 UV_VERSION := 0.13.8
 NIGHTS ?= 3
 FROM ?=
+ONLY ?=
 REPLAY ?=
 unexport PYTHONDONTWRITEBYTECODE
 # Threads that spin while they wait starve each other where cores are few: XGBoost beside other work is several times slower.
@@ -29,7 +30,7 @@ $(VENV)/.installed: requirements.txt Makefile
 	@touch $@
 
 run: setup
-	@$(BIN)/python -m cli run --nights $(NIGHTS) $(if $(FROM),--from $(FROM))
+	@$(BIN)/python -m cli run --nights $(NIGHTS) $(if $(FROM),--from $(FROM)) $(if $(ONLY),--only $(ONLY))
 
 up: setup
 	@$(BIN)/python -m cli up $(if $(REPLAY),--replay $(REPLAY))

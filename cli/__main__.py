@@ -48,6 +48,7 @@ def _terminated(_number: int, _frame: object) -> None:
 def run(
     nights: Annotated[int, typer.Option(min=1, help="How many nights to run.")] = 3,
     start: Annotated[str, typer.Option("--from", help="First night, YYYY-MM-DD; each data set's own by default.")] = "",
+    only: Annotated[list[str] | None, typer.Option(help="This data set alone; may be given again.")] = None,
 ) -> None:
     """Start Airflow and MLflow, load history, train first champions, run night after night, sum up, stop."""
     from cli.run import run_nights
@@ -55,7 +56,7 @@ def run(
     settings = load_settings()
     first = parse_data_date(start) if start else None
     with _only_one(settings):
-        code = run_nights(settings, console, nights=nights, start=first)
+        code = run_nights(settings, console, nights=nights, start=first, only=only)
     raise typer.Exit(code)
 
 

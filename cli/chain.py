@@ -326,7 +326,7 @@ def monitored_until(lake: Lake, dataset: Dataset) -> date | None:
     return min(known) if known and len(known) == len(newest) else None
 
 
-def make_plan(lake: Lake, nights: int, start: date | None) -> Plan:
+def make_plan(lake: Lake, nights: int, start: date | None, only: list[str] | None = None) -> Plan:
     """Which history to load and which nights to run, given what is there already.
 
     Raises:
@@ -335,7 +335,7 @@ def make_plan(lake: Lake, nights: int, start: date | None) -> Plan:
     first_nights: dict[str, date] = {}
     history: dict[str, Interval] = {}
     schedules: dict[str, list[date]] = {}
-    for dataset in lake.catalog.datasets:
+    for dataset in [lake.dataset(name) for name in only] if only else lake.catalog.datasets:
         replay = dataset.replay
         if replay is None:
             continue  # a live data set runs by its own clock

@@ -48,10 +48,10 @@ def running(settings: Settings, catalog: Catalog, console: Console) -> Iterator[
             api.close()
 
 
-def run_nights(settings: Settings, console: Console, *, nights: int, start: date | None) -> int:
+def run_nights(settings: Settings, console: Console, *, nights: int, start: date | None, only: list[str] | None = None) -> int:
     """The whole of `run`; returns the exit code."""
     lake = open_lake(settings)
-    plan = make_plan(lake, nights, start)
+    plan = make_plan(lake, nights, start, only)
     began = time.monotonic()
     view = LiveView(console)
     with running(settings, lake.catalog, console) as (installation, supervisor, api):

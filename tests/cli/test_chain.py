@@ -8,6 +8,7 @@ import pytest
 
 from cli.chain import NothingToReplay, make_plan, published_until, task_error
 from config.calendar import Interval
+from config.catalog import BadCatalog
 from lake.lake import Lake
 from tests import toy
 
@@ -28,6 +29,12 @@ def test_a_night_may_be_chosen_inside_the_replay(toy_lake: Lake) -> None:
 
 def test_a_night_outside_every_replay_leaves_each_its_own(toy_lake: Lake) -> None:
     assert make_plan(toy_lake, 1, date(1999, 1, 1)).first_nights == {"rides": toy.FIRST_NIGHT}
+
+
+def test_one_data_set_may_be_chosen_alone(toy_lake: Lake) -> None:
+    assert make_plan(toy_lake, 1, None, ["rides"]).first_nights == {"rides": toy.FIRST_NIGHT}
+    with pytest.raises(BadCatalog, match="there is no data set 'boats'. Known: rides"):
+        make_plan(toy_lake, 1, None, ["boats"])
 
 
 def test_what_is_loaded_is_not_loaded_again(toy_lake: Lake) -> None:
