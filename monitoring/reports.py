@@ -45,7 +45,7 @@ _NEW_CATEGORIES = 5
 _OTHER = "(other)"
 _LARGEST = 1e12
 # Nothing may be loaded from anywhere: what a page needs is in it.
-_POLICY = "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
+_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
 _STYLE = """
 .nf { font: 14px/1.45 system-ui, sans-serif; max-width: 1180px; margin: 24px auto; padding: 0 16px; color: #1c2733; }
 .nf h1 { font-size: 22px; margin: 0 0 4px; } .nf h2 { font-size: 16px; margin: 20px 0 6px; } .nf p { margin: 4px 0; }
