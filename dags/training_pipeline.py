@@ -18,7 +18,12 @@ from mlops_wiring import on_asset, retraining_asset, task_defaults
 from config.catalog import load_catalog
 
 FORM = {
-    "reason": Param(None, type=["null", "string"], maxLength=400, description="Why you want this training: needed when a person starts it, and recorded with the request."),
+    "reason": Param(
+        None,
+        type=["null", "string"],
+        maxLength=400,
+        description="Why you want this training: needed when a person starts it, and recorded with the request.",
+    ),
     "overrides": Param({}, type="object", description='Trainer parameters to change for this run only, for example {"max_depth": 8}.'),
     "dry_run": Param(False, type="boolean", description="Train and judge, but leave the ledger as it is whatever the gate says."),
 }

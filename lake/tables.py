@@ -97,7 +97,7 @@ class LakeTable:
             connection.execute(f'CREATE OR REPLACE TEMP VIEW "{view}" AS SELECT {columns} FROM {source}')  # noqa: S608 (paths of our own lake, quoted)
         else:
             empty = ", ".join(f'CAST(NULL AS {_duckdb_type(f.type)}) AS "{f.name}"' for f in self.schema)
-            connection.execute(f'CREATE OR REPLACE TEMP VIEW "{view}" AS SELECT {empty} WHERE false')  # noqa: S608 (column names from the typed catalog)
+            connection.execute(f'CREATE OR REPLACE TEMP VIEW "{view}" AS SELECT {empty} WHERE false')
 
     def read(self, dates: Iterable[date] | None = None, version: int | None = None) -> pa.Table:
         """The rows of those partitions, sorted by `(data_date, *key)`; for small tables and tests."""
