@@ -20,6 +20,7 @@ from typing import Any
 FEATURES = 8
 TTL = timedelta(days=7)
 SPAN_DAYS = 60
+DEFAULT_STORE_GB = 10
 # (entity rows, feature rows, keys): many keys and few.
 SIZES = ((300_000, 1_000_000, 50_000), (300_000, 1_000_000, 200), (1_000_000, 10_000_000, 500_000), (1_000_000, 10_000_000, 200))
 _ROOT = Path(__file__).resolve().parents[2]
@@ -44,11 +45,22 @@ def run(entity_rows: int, feature_rows: int, keys: int, *, default_store: bool |
             {"what": f"retrieval through Feast: {size}", **ours, "against": "DuckDB by hand", "ratio": ours["seconds"] / by_hand["seconds"], "aim": "<= 1.2"},
         ]
         if default_store or (default_store is None and feature_rows <= 1_000_000):
-            # Its first run costs what the others do: once is enough for minutes of work.
-            theirs = _child("default", folder, 1)
-            ratio = theirs["seconds"] / ours["seconds"]
-            rows.append({"what": f"Feast's default store: {size}", **theirs, "against": "retrieval through Feast", "ratio": ratio, "aim": ">= 20"})
+            rows.append(_default_row(f"Feast's default store: {size}", folder, ours["seconds"]))
     return rows
+
+
+def _default_row(what: str, folder: Path, ours_seconds: float) -> dict[str, Any]:
+    """One run, which is enough for minutes of work. It joins every feature row of a key before it picks one: few keys, and memory ends first."""
+    row: dict[str, Any] = {"what": what, "against": "retrieval through Feast", "aim": ">= 20"}
+    begin = time.perf_counter()
+    try:
+        measured = _child("default", folder, 1)
+    except RuntimeError as error:
+        if "MemoryError" not in str(error) and "ArrayMemoryError" not in str(error) and "malloc" not in str(error):
+            raise
+        ended = {"seconds": time.perf_counter() - begin, "ratio": None, "peak_mb": DEFAULT_STORE_GB * 1024}
+        return row | ended | {"what": f"{what}: out of memory at {DEFAULT_STORE_GB} GB"}
+    return row | measured | {"ratio": measured["seconds"] / ours_seconds}
 
 
 def _generate(folder: Path, entity_rows: int, feature_rows: int, keys: int) -> None:
@@ -118,6 +130,7 @@ def _ours(folder: Path) -> Callable[[], int]:
 def _default(folder: Path) -> Callable[[], int]:
     import pandas as pd
 
+    resource.setrlimit(resource.RLIMIT_DATA, (DEFAULT_STORE_GB << 30, DEFAULT_STORE_GB << 30))
     store = _store(folder, {"type": "dask"})
     references = [f"view:f{n}" for n in range(FEATURES)]
     entities = pd.read_parquet(folder / "entities.parquet")
