@@ -41,7 +41,7 @@ class Encoding:
         self._numeric = [names.index(name) for name in constants["means"]]
         self._means = np.array(list(constants["means"].values()), dtype=np.float32)
         self._scales = np.array([constants["scales"][name] for name in constants["means"]], dtype=np.float32)
-        self._flagged = [names.index(name) for name in constants["null_flags"]]
+        self._flagged = [list(constants["means"]).index(name) for name in constants["null_flags"]]
         self._one_hot = [(names.index(name), count) for name, count in constants["one_hot"].items()]
         self._levels = [(names.index(name), np.array(values, dtype=np.float32)) for name, values in constants["levels"].items()]
         self._residual_of = None if constants["residual_of"] is None else names.index(constants["residual_of"])
@@ -51,12 +51,15 @@ class Encoding:
     def encode(self, matrix: Matrix) -> npt.NDArray[np.float32]:
         """Network input, float32 of shape (rows, width), every value finite; standardised numbers are cut at 10 deviations."""
         encoded = np.zeros((len(matrix), self.width), dtype=np.float32)
-        numbers = (matrix[:, self._numeric] - self._means) / self._scales
-        encoded[:, : len(self._numeric)] = np.clip(np.nan_to_num(numbers, copy=False, nan=0.0), -10.0, 10.0)
-        position = len(self._numeric)
-        for index in self._flagged:
-            encoded[:, position] = np.isnan(matrix[:, index])
-            position += 1
+        numbers = encoded[:, : len(self._numeric)]
+        chosen = matrix if len(self._numeric) == matrix.shape[1] else matrix[:, self._numeric]
+        np.subtract(chosen, self._means, out=numbers)
+        np.divide(numbers, self._scales, out=numbers)
+        missing = np.isnan(numbers)
+        np.copyto(numbers, 0.0, where=missing)
+        np.clip(numbers, -10.0, 10.0, out=numbers)
+        position = len(self._numeric) + len(self._flagged)
+        encoded[:, len(self._numeric) : position] = missing[:, self._flagged]
         rows = np.arange(len(matrix))
         for index, count in self._one_hot:
             known = ~np.isnan(matrix[:, index])
