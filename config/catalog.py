@@ -532,7 +532,8 @@ def _load(catalog_dir: Path, stamp: tuple[tuple[str, int, int], ...]) -> Catalog
     datasets = tuple(_read(path, Dataset) for path in dataset_paths)
     models = tuple(_read(path, ModelEntry) for path in model_paths)
     names = [d.name for d in datasets] + [m.name for m in models]
-    for entry, path in zip((*datasets, *models), (*dataset_paths, *model_paths), strict=True):
+    entries: list[Dataset | ModelEntry] = [*datasets, *models]
+    for entry, path in zip(entries, (*dataset_paths, *model_paths), strict=True):
         if entry.name != path.stem:
             raise BadCatalog(f"{path} describes {entry.name!r}. Name the file {entry.name}.yaml.")
         if names.count(entry.name) > 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -115,7 +115,7 @@ def _duckdb_type(kind: pa.DataType) -> str:
     raise TypeError(f"no column type of the catalog is stored as {kind}")
 
 
-def arrow_schema(columns: dict[str, Column] | dict[str, str]) -> pa.Schema:
+def arrow_schema(columns: Mapping[str, Column] | Mapping[str, str]) -> pa.Schema:
     """Declared columns (or name to type) as an Arrow schema."""
     fields = []
     for name, column in columns.items():

@@ -73,8 +73,9 @@ def test_only_settings_read_the_environment() -> None:
             if path == ROOT / "config" / "settings.py":
                 continue
             for node in ast.walk(_tree(path)):
-                attribute = isinstance(node, ast.Attribute) and node.attr in {"environ", "getenv"}
-                if attribute and isinstance(node.value, ast.Name) and node.value.id == "os" and id(node) not in _written(path):
+                if not isinstance(node, ast.Attribute) or node.attr not in {"environ", "getenv"}:
+                    continue
+                if isinstance(node.value, ast.Name) and node.value.id == "os" and id(node) not in _written(path):
                     raise AssertionError(f"{path.relative_to(ROOT)}:{node.lineno} reads the environment. Make it a field of config/settings.py.")
 
 

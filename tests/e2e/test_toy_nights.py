@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from datetime import date, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from tests.e2e.conftest import User, interrupt, wait_for
 EAGER = toy.MODEL_YAML.replace("retrain: {every: 28 days, cooldown: 7 days}", "retrain: {every: 2 days, cooldown: 1 day}")
 
 
-def _user(folder: Path, **catalog: str) -> User:
+def _user(folder: Path, **catalog: Any) -> User:
     lake = toy.toy_lake(folder, source=Interval(toy.FIRST, toy.FIRST_NIGHT + timedelta(days=10)), **catalog)
     return User(lake.settings)
 

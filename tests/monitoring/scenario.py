@@ -61,7 +61,7 @@ def store_reference(lake: Lake, promotion: Promotion, training_path: Path, *, sl
     write_reference_sample(training_path, target, 7, predictions)
 
 
-def change_reference(lake: Lake, promotion: Promotion, change: Mapping[str, Any]) -> None:
+def change_reference(lake: Lake, promotion: Promotion | None, change: Mapping[str, Any]) -> None:
     """Overwrite top-level keys of the stored profile."""
     path = lake.settings.artifacts / MODEL / promotion.artifact_digest / "reference.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | dict(change)))

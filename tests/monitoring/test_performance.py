@@ -174,7 +174,7 @@ def test_area_under_the_curve_with_ties():
     rng = np.random.default_rng(5)
     event = rng.random(300) < 0.3
     score = np.round(rng.random(300) + 0.2 * event, 1)
-    assert area_under_curve(event, score) == pytest.approx(roc_auc_score(event, score))
+    assert area_under_curve(event, score.astype(np.float64)) == pytest.approx(roc_auc_score(event, score))
     assert area_under_curve(np.zeros(3, dtype=bool), np.ones(3)) is None
 
 

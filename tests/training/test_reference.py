@@ -6,6 +6,7 @@ import json
 import math
 from datetime import date, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -53,7 +54,7 @@ def make_entry(*, method: str = "psi", window: str = "1 night") -> ModelEntry:
     )
 
 
-def training_file(path: Path, columns: dict[str, object], nights: int, rows_a_night: int, validation_nights: int = 0) -> Path:
+def training_file(path: Path, columns: dict[str, Any], nights: int, rows_a_night: int, validation_nights: int = 0) -> Path:
     days = [FIRST + timedelta(days=i) for i in range(nights) for _ in range(rows_a_night)]
     splits = ["train" if i < nights - validation_nights else "validation" for i in range(nights) for _ in range(rows_a_night)]
     pq.write_table(pa.table({"data_date": pa.array(days, pa.date32()), "split": splits, **columns}), path)
