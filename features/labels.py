@@ -160,5 +160,3 @@ def _entity_type(entry: ModelEntry, dataset: Dataset, key: str) -> pa.DataType:
 def _entries(lake: Lake, model: str) -> tuple[ModelEntry, Dataset]:
     entry = lake.model(model)
     return entry, lake.dataset(entry.dataset)
-
-

@@ -186,9 +186,7 @@ class DuckDBDeltaOfflineStore(OfflineStore):  # type: ignore[misc]  # Feast ship
         return _pull(config, data_source, join_key_columns, feature_name_columns, timestamp_field, created_timestamp_column, start_date, end_date, latest=False)
 
     @staticmethod
-    def offline_write_batch(
-        config: RepoConfig, feature_view: FeatureView, table: pa.Table, progress: Callable[[int], Any] | None
-    ) -> None:
+    def offline_write_batch(config: RepoConfig, feature_view: FeatureView, table: pa.Table, progress: Callable[[int], Any] | None) -> None:
         """Refused: a partition of the lake is published whole, with its lineage, or not at all."""
         raise NotImplementedError(
             f"{feature_view.name} is written by the night's transform alone, which publishes whole partitions. Correct its source and clear that night instead."

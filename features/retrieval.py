@@ -133,9 +133,7 @@ def spine(lake: Lake, model: str, interval: Interval, *, folder: Path | None = N
     return Spine(source, schema, rows, too_late, inputs, known.version if known else None)
 
 
-def retrieve(
-    lake: Lake, model: str, interval: Interval, *, pins: Mapping[str, int] | None = None, spine_version: int | None = None, folder: Path
-) -> Retrieval:
+def retrieve(lake: Lake, model: str, interval: Interval, *, pins: Mapping[str, int] | None = None, spine_version: int | None = None, folder: Path) -> Retrieval:
     """Spine and features of every night of the interval, by Feast's point-in-time join over pinned partitions.
 
     Args:
@@ -283,9 +281,7 @@ def _too_late(connection: duckdb.DuckDBPyConnection, source: TableSpine, interva
     return dict.fromkeys(interval, 0) | dict(counted)
 
 
-def require_partitions(
-    lake: Lake, table: LakeTable, dataset: Dataset, interval: Interval, found: Mapping[date, Publication], needed_by: str
-) -> None:
+def require_partitions(lake: Lake, table: LakeTable, dataset: Dataset, interval: Interval, found: Mapping[date, Publication], needed_by: str) -> None:
     """Check that every night of the interval is among the publications `found`.
 
     Raises:
@@ -349,5 +345,3 @@ def write_parquet(path: Path, schema: pa.Schema, batches: pa.RecordBatchReader) 
 
 def _duckdb_type(kind: pa.DataType) -> str:
     return next(DUCKDB_TYPES[name] for name, arrow in ARROW_TYPES.items() if arrow == kind)
-
-

@@ -75,7 +75,11 @@ class Lake:
         """A DuckDB connection in UTC, bounded in memory, that spills below `scratch`."""
         self.settings.scratch.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=self.settings.scratch, prefix="duckdb-") as spill:
-            config: dict[str, str | bool | int | float | list[str]] = {"memory_limit": f"{self.settings.duckdb_memory_gb}GB", "threads": self.settings.duckdb_threads, "temp_directory": spill}
+            config: dict[str, str | bool | int | float | list[str]] = {
+                "memory_limit": f"{self.settings.duckdb_memory_gb}GB",
+                "threads": self.settings.duckdb_threads,
+                "temp_directory": spill,
+            }
             with duckdb.connect(config=config) as connection:
                 connection.execute("SET TimeZone = 'UTC'")
                 yield connection

@@ -239,9 +239,7 @@ def first_available(lake: Lake, entry: ModelEntry, dataset: Dataset, whole: Inte
     return first
 
 
-def _count(
-    lake: Lake, entry: ModelEntry, found: Retrieval, wanted: Mapping[date, Mapping[str, VersionReference]], nights: Interval
-) -> dict[date, _Night]:
+def _count(lake: Lake, entry: ModelEntry, found: Retrieval, wanted: Mapping[date, Mapping[str, VersionReference]], nights: Interval) -> dict[date, _Night]:
     counted = {day: _Night() for day in nights}
     profiles: dict[str, dict[str, Mapping[str, Any]]] = {}
     for batch in found.reader():

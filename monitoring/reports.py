@@ -280,9 +280,7 @@ def _drift_method(label: str) -> str:
     return name
 
 
-def _evidently_drift(
-    drawn: Mapping[str, tuple[Any, Any]], profiles: Mapping[str, Any], numbers: Mapping[str, Row], share: float, outputs: set[str]
-) -> str:
+def _evidently_drift(drawn: Mapping[str, tuple[Any, Any]], profiles: Mapping[str, Any], numbers: Mapping[str, Row], share: float, outputs: set[str]) -> str:
     os.environ.setdefault("DO_NOT_TRACK", "1")
     from evidently import DataDefinition, Dataset, Report
     from evidently.metrics import ValueDrift
@@ -308,9 +306,7 @@ def _evidently_drift(
                 include_tests=False,
             )
         )
-    metrics += [
-        ValueDrift(column=names[name], method=methods[name], threshold=float(numbers[name]["threshold"])) for name in drawn if name in outputs
-    ]
+    metrics += [ValueDrift(column=names[name], method=methods[name], threshold=float(numbers[name]["threshold"])) for name in drawn if name in outputs]
     definition = DataDefinition(
         numerical_columns=[names[name] for name in drawn if profiles[name]["kind"] == "numeric"],
         categorical_columns=[names[name] for name in drawn if profiles[name]["kind"] == "categorical"],
@@ -409,7 +405,7 @@ def _ours(page: _Page, message: str | None) -> str:
 
 def _table(rows: Sequence[Row]) -> str:
     heads = ("check", "column", "about", "value", "limit", "rows", "status", "reason")
-    head = "".join(f'<th{_number_class(name)}>{name}</th>' for name in heads)
+    head = "".join(f"<th{_number_class(name)}>{name}</th>" for name in heads)
     lines = []
     for row in rows:
         limit = row["threshold"] if row["threshold"] is not None else None

@@ -171,9 +171,7 @@ def generate(interval: Interval, *, seed: int = 1, per_day: int = 30, vehicles: 
         }
     )
     taken = np.concatenate(minutes)
-    outcomes = pa.table(
-        {"event_date": event_date, "ride": ride, "vehicle": vehicle, "end_utc": _utc(ends), "minutes": pa.array(taken, mask=np.isnan(taken))}
-    )
+    outcomes = pa.table({"event_date": event_date, "ride": ride, "vehicle": vehicle, "end_utc": _utc(ends), "minutes": pa.array(taken, mask=np.isnan(taken))})
     return Rides(bookings, outcomes)
 
 

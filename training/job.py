@@ -102,4 +102,3 @@ def _mlflow_run(lake: Lake, model: str, as_of: date, job: str, previous: str | N
     except MlflowUnavailable as error:
         log.warning("%s\n  Training goes on without it.", error)
     return document
-

@@ -150,4 +150,3 @@ def _fetch(client: httpx.Client, url: httpx.URL, source: HttpSource, label: str)
         return response.json()
     except ValueError as error:
         raise SourceUnreadable(f"{label}: {url} sent no JSON ({error}). Nothing was written. Correct `url` in the catalog.") from error
-

@@ -194,5 +194,3 @@ class _Reading:
             raise SourceUnreadable(
                 f"select or known_at of the {self.label} fails: {error}\n  Nothing was written. Correct the SQL, or the source's rows it stumbles on."
             ) from error
-
-

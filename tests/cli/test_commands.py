@@ -36,7 +36,7 @@ def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
 def test_restate_rewrites_the_nights_and_what_is_computed_from_them(loaded: Lake, tmp_path: Path) -> None:
     source = tmp_path / "source" / "outcomes.csv"
     lines = source.read_text().splitlines()
-    changed = [re.sub(r"[^,]+$", "59.5", line) if line.startswith('2024-01-05,3,') or line.startswith('"2024-01-05",3,') else line for line in lines]
+    changed = [re.sub(r"[^,]+$", "59.5", line) if line.startswith("2024-01-05,3,") or line.startswith('"2024-01-05",3,') else line for line in lines]
     assert changed != lines
     source.write_text("\n".join(changed) + "\n")
     done = CliRunner().invoke(commands.app, ["restate", "rides", "2024-01-05", "2024-01-05"])

@@ -84,9 +84,7 @@ def reference(views: Sequence[View], entities: Sequence[dict[str, Any]]) -> list
     for entity in entities:
         row = dict(entity)
         for view in views:
-            matching = [
-                f for f in view.rows if all(entity[k] is not None and f[k] == entity[k] for k in view.keys) and f["t"] <= entity["event_timestamp"]
-            ]
+            matching = [f for f in view.rows if all(entity[k] is not None and f[k] == entity[k] for k in view.keys) and f["t"] <= entity["event_timestamp"]]
             newest = max(matching, key=lambda f: f["t"], default=None)
             serves = newest is not None and (not view.ttl or entity["event_timestamp"] - newest["t"] <= view.ttl)
             for feature in ("a", "b"):

@@ -207,7 +207,7 @@ def test_select_reshapes_with_a_lookup_and_its_result_is_checked(tmp_path: Path)
     shaped = source(
         "in.csv",
         columns={"id": "int64", "when": "timestamp", "place": "string"},
-        select='SELECT \'m\' || id AS meter, "when" AS at_utc, litres FROM source LEFT JOIN places USING (place)',
+        select="SELECT 'm' || id AS meter, \"when\" AS at_utc, litres FROM source LEFT JOIN places USING (place)",
         lookups={"places": {"uri": "places.csv", "columns": {"place": "string", "litres": "float64"}}},
     )
     assert [(row["meter"], row["litres"]) for row in read(meters(tmp_path, shaped, columns=columns)).to_pylist()] == [("m1", 5.0), ("m2", None)]
