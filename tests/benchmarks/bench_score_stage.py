@@ -27,6 +27,8 @@ NIGHT = date(2024, 1, 3)
 SMALL = 1_000
 MODEL = "item_minutes"
 AIM = 1.5
+# DuckDB takes what it is allowed before it spills: little, so that the peak shows whether anything grows with the rows.
+MEMORY_GB = 0.5
 
 DATASET_YAML = f"""
 dataset: items
@@ -111,7 +113,7 @@ def _lake(folder: Path) -> Any:
     from config.settings import Settings
     from lake.lake import Lake
 
-    settings = Settings(home=folder / "var", catalog_dir=folder / "catalog", sql_dir=folder / "sql")
+    settings = Settings(home=folder / "var", catalog_dir=folder / "catalog", sql_dir=folder / "sql", duckdb_memory_gb=MEMORY_GB)
     return Lake(settings, load_catalog(settings))
 
 
