@@ -26,7 +26,7 @@ $(VENV)/.installed: requirements.txt Makefile
 	@echo "== creating $(VENV) and installing $$(grep -c '==' requirements.txt) locked packages (about 2 GB on first use)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	@$(BIN)/uv pip install --python $(BIN)/python --require-hashes --compile-bytecode -r requirements.txt
+	@$(BIN)/uv pip install --python $(BIN)/python --require-hashes --compile-bytecode -r requirements.txt 2> >(grep -v "^ + " >&2)
 	@touch $@
 
 run: setup
