@@ -27,7 +27,7 @@ _ORDER = ("ingest", "history", "train", "score", "monitor")
 def _remark(task: TaskView) -> str:
     result: Any = task.result
     if task.state == "skipped":
-        return "skipped: nothing to do, or refused"
+        return {"request": "no retraining", "promote": "not promoted: see gate"}.get(task.task_id, "")
     if not isinstance(result, dict):
         return ""
     if "verdict" in result:

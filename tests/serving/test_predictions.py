@@ -78,6 +78,11 @@ def test_nulls_nan_and_text_that_looks_like_them_differ() -> None:
     assert len({*texts, *numbers}) == len(texts) + len(numbers)
 
 
+def test_every_nan_is_the_same_nan() -> None:
+    patterns = np.array([0x7FF8000000000000, 0xFFF8000000000001, 0x7FF0000000000001], dtype="<u8").view("<f8")
+    assert len(set(input_digests(pa.table({"a": patterns}), ["a"]).to_pylist())) == 1
+
+
 def test_a_value_under_another_name_or_in_a_neighbouring_column_is_another_input() -> None:
     assert input_digests(pa.table({"a": [1.0]}), ["a"]) != input_digests(pa.table({"b": [1.0]}), ["b"])
     both = pa.table({"a": pa.array([1.0, None]), "b": pa.array([None, 1.0])})
