@@ -421,7 +421,8 @@ def small_disk(megabytes: int) -> Iterator[Path]:
             missing_service(f"a tmpfs cannot be mounted here ({mounted.stderr.strip()})")
         yield folder
     finally:
-        subprocess.run(["umount", str(folder)], capture_output=True, check=False)
+        # Lazily: Feast keeps its registry open as long as the process lives.
+        subprocess.run(["umount", "--lazy", str(folder)], capture_output=True, check=False)
         shutil.rmtree(folder, ignore_errors=True)
 
 
