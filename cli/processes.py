@@ -91,18 +91,19 @@ class Supervisor:
         # The newest first: the scheduler goes before the API its workers report to.
         for component in reversed(self.components):
             _signal_group(component, signal.SIGTERM)
-        deadline = time.monotonic() + _GRACE_SECONDS
-        while time.monotonic() < deadline and any(_group_alive(c) for c in self.components):
-            for component in self.components:
-                component.process.poll()
-            time.sleep(0.05)
+        self._wait_ended(_GRACE_SECONDS)
         for component in self.components:
             _signal_group(component, signal.SIGKILL)
-            component.process.wait()
+        self._wait_ended(_GRACE_SECONDS)
         for file in self._files:
             file.close()
         self.components.clear()
         self._files.clear()
+
+    def _wait_ended(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while any(_group_alive(c) for c in self.components) and time.monotonic() < deadline:
+            time.sleep(0.05)
 
 
 def _signal_group(component: Component, number: signal.Signals) -> None:
