@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -18,6 +19,14 @@ from typing import IO
 from config.errors import NightfleetError
 
 _GRACE_SECONDS = 8.0
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def _end_with_parent() -> None:
+    """In the child, before it becomes the component: ask the kernel for a SIGTERM should the supervisor be killed outright."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class ComponentDied(NightfleetError):
@@ -69,6 +78,7 @@ class Supervisor:
             stderr=subprocess.STDOUT,
             env={**self.environment, **(extra_environment or {})},
             start_new_session=True,
+            preexec_fn=_end_with_parent if _LIBC else None,
         )
         component = Component(name, command, process, path)
         self.components.append(component)
@@ -87,7 +97,14 @@ class Supervisor:
                 raise ComponentDied(f"{component.name} ended with exit code {code}. Its log is {component.log_path}; the last lines:\n  " + "\n  ".join(tail))
 
     def stop(self) -> None:
-        """End every process group: SIGTERM, then SIGKILL to what is left after a few seconds."""
+        """End every process group: SIGTERM, then SIGKILL to what is left after a few seconds. A second Ctrl-C does not cut it short."""
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            self._stop()
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _stop(self) -> None:
         # The newest first: the scheduler goes before the API its workers report to.
         for component in reversed(self.components):
             _signal_group(component, signal.SIGTERM)

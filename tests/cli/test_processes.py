@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from cli.installation import airflow_environment, prepare
 from cli.processes import ComponentDied, Supervisor, free_port
-from config.settings import Settings
+from config.settings import ROOT, Settings
 
 
 def _wait_line(path: Path, supervisor: Supervisor) -> str:
@@ -48,6 +50,24 @@ def test_stopping_ends_whole_families_even_those_that_ignore_it(tmp_path: Path) 
     cli.processes._GRACE_SECONDS = grace
     assert not _alive(grandchild)
     assert not _alive(component.process.pid)
+
+
+def test_components_end_when_their_supervisor_is_killed_outright(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, time; from pathlib import Path; from cli.processes import Supervisor\n"
+        f"with Supervisor(Path({str(tmp_path)!r}), os.environ) as s:\n"
+        "    print(s.start('sleeper', ['sleep', '600']).process.pid, flush=True); time.sleep(600)"
+    )
+    supervisor = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert supervisor.stdout is not None
+    pid = int(supervisor.stdout.readline())
+    assert _alive(pid)
+    supervisor.kill()
+    supervisor.wait()
+    deadline = time.monotonic() + 20
+    while _alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not _alive(pid)
 
 
 def test_components_end_when_the_block_is_left_by_an_error(tmp_path: Path) -> None:
