@@ -2,9 +2,9 @@
 
 Reads    features of the data date, the ledger.
 Writes   one partition of `predictions`: in the lake, then in SQL.
-Rerun    safe: nothing is committed while the rows are equal, else the partition is replaced in one commit.
+Rerun    safe: nothing is committed while the rows are equal. A scored night is never changed in passing (`AlreadyScored`):
+         after a restate, rewrite it on purpose with the form (first and last data date) or `python -m cli rescore MODEL START END`.
 Fails    `NoChampion`: train and promote one for that date. `PartitionNotReady`: run the ingest DAG it names.
-         To score an interval again after a restate, fill in the form, or run `python -m cli rescore MODEL START END`.
 """
 
 from typing import Any
@@ -19,10 +19,11 @@ from config.catalog import load_catalog
 def score(model_name: str, dag_run: Any = None, params: Any = None) -> dict[str, Any]:
     from config.calendar import requested_interval
     from lake.lake import open_lake
-    from serving.score import score
+    from serving.score import rescore, score
 
     days = requested_interval(dag_run.partition_key, params["start"], params["end"])
-    return score(open_lake(), model_name, days, run_id=dag_run.run_id).to_json()
+    stage = score if dag_run.partition_key else rescore  # whoever fills in the form means to rewrite
+    return stage(open_lake(), model_name, days, run_id=dag_run.run_id).to_json()
 
 
 def publish(model_name: str, asset: Asset, dag_run: Any = None, params: Any = None, outlet_events: Any = None) -> dict[str, Any]:
