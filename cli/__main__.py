@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import signal
 import sys
 import time
@@ -40,8 +41,12 @@ def _only_one(settings: Settings) -> Iterator[None]:
         yield
 
 
-def _terminated(_number: int, _frame: object) -> None:
-    raise KeyboardInterrupt
+class Stopped(BaseException):
+    """Ctrl-C or SIGTERM. Not KeyboardInterrupt, which the command-line library would turn into its own message and exit code."""
+
+
+def _stop(_number: int, _frame: object) -> None:
+    raise Stopped
 
 
 @app.command()
@@ -152,8 +157,6 @@ def rollback(model: str, reason: Annotated[str, typer.Option(help="Why; kept in 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
 def airflow(context: typer.Context) -> None:
     """Airflow's own command line on this installation, for example `airflow backfill create --help`."""
-    import os
-
     from cli.installation import airflow_environment, prepare
     from cli.processes import python_tool
 
@@ -171,29 +174,29 @@ def doctor() -> None:
     raise typer.Exit(0 if all(finding.present or not finding.required for finding in findings) else 1)
 
 
-def main() -> None:
-    """Run a command; an expected error is its own text, without a traceback."""
-    signal.signal(signal.SIGTERM, _terminated)
-    # A shell starts background commands with SIGINT ignored; somebody who sends it means it.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+def main() -> int:
+    """Run a command and return its exit code; an expected error is its own text, without a traceback."""
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _stop)  # said, because a shell starts background commands with SIGINT ignored
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # else TensorFlow talks over what was asked for
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        app(standalone_mode=False)
+        app()
+    except SystemExit as leave:
+        return leave.code if isinstance(leave.code, int) else int(bool(leave.code))
     except NightfleetError as error:
         console.print(f"\n{error}", style="red", markup=False)
-        sys.exit(1)
-    except (typer.Abort, KeyboardInterrupt):
+        return 1
+    except Stopped:
         console.print("\nstopped, and every process with it")
-        sys.exit(130)
-    except typer.Exit as leave:
-        sys.exit(leave.exit_code)
-    except Exception as error:
-        import click
-
-        if isinstance(error, click.ClickException):
-            error.show()
-            sys.exit(error.exit_code)
-        raise
+        return 130
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Native libraries are not torn down: DuckDB would report its bindings as leaked below the command's own last line.
+    os._exit(code)

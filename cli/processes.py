@@ -98,11 +98,12 @@ class Supervisor:
 
     def stop(self) -> None:
         """End every process group: SIGTERM, then SIGKILL to what is left after a few seconds. A second Ctrl-C does not cut it short."""
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             self._stop()
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _stop(self) -> None:
         # The newest first: the scheduler goes before the API its workers report to.

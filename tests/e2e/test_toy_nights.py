@@ -13,12 +13,14 @@ from config.calendar import Interval
 from tests import toy
 from tests.e2e.conftest import User, interrupt, wait_for
 
+# One view of seven vehicles says little about tomorrow's rides: a gate that lets a challenger be somewhat worse lets the chain go on.
+LENIENT = toy.MODEL_YAML.replace("better_by: 0.0", "better_by: -0.9")
 # A calendar of two nights makes a retraining due inside a run of three.
-EAGER = toy.MODEL_YAML.replace("retrain: {every: 28 days, cooldown: 7 days}", "retrain: {every: 2 days, cooldown: 1 day}")
+EAGER = LENIENT.replace("retrain: {every: 28 days, cooldown: 7 days}", "retrain: {every: 2 days, cooldown: 1 day}")
 
 
 def _user(folder: Path, **catalog: Any) -> User:
-    lake = toy.toy_lake(folder, source=Interval(toy.FIRST, toy.FIRST_NIGHT + timedelta(days=10)), **catalog)
+    lake = toy.toy_lake(folder, model=catalog.pop("model", LENIENT), source=Interval(toy.FIRST, toy.FIRST_NIGHT + timedelta(days=10)), **catalog)
     return User(lake.settings)
 
 
