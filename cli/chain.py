@@ -121,7 +121,7 @@ class Chain:
             run_id = f"first__{as_of}"
             self._release(f"{name}_train", run_id, partition_key=str(as_of), conf={"reason": reason}, note=f"requested by {reason}")
             wanted[f"{name}_train"] = run_id
-        self._wait(step, wanted)
+        self._wait(step, wanted, patient=True)
 
     def require_champions(self, plan: dict[str, date]) -> None:
         """Check that each of these models has a champion for the night after its as-of.
@@ -170,8 +170,11 @@ class Chain:
             if run and run["state"] == "failed":
                 self._api.clear(dag_id, run_id)
 
-    def _wait(self, step: Step, wanted: dict[str, str], nights: dict[str, date] | None = None) -> None:
-        """Poll until the wanted runs, and for a night all runs that follow from them, are done; raise on the first failure."""
+    def _wait(self, step: Step, wanted: dict[str, str], nights: dict[str, date] | None = None, *, patient: bool = False) -> None:
+        """Poll until the wanted runs, and for a night all runs that follow from them, are done; raise on the first failure.
+
+        `patient`: let the other runs end before a failure is raised.
+        """
         progress = time.monotonic()
         seen: set[tuple[str, str]] = set()
         while True:
@@ -184,8 +187,10 @@ class Chain:
                 expected |= {dag_id.removesuffix("_monitor") + "_train" for dag_id in runs if self._requested(step, dag_id)}
             self._update(step, runs)
             self._redraw(step)
-            for view in step.runs.values():
-                self._raise_if_failed(view)
+            # One model's failed training is no reason to lose what the others' would show.
+            if not (patient and any(view.state in {"running", "queued"} for view in step.runs.values())):
+                for view in step.runs.values():
+                    self._raise_if_failed(view)
             if expected <= {run.dag_id for run in step.runs.values() if run.state == "success"}:
                 step.seconds = time.monotonic() - step.began
                 self._redraw(step)

@@ -47,7 +47,9 @@ def _champion(lake: Lake, model: ModelEntry, table: Table) -> None:
 
     newest = lake.ledger(model.name).read().newest
     if newest is None:
-        table.add_row(model.name, "none", "", "", "", "", "the gate passed no challenger")
+        judged = read_decisions(lake, model.name)
+        why = f"the gate's verdict on version {judged[-1].version}: {judged[-1].verdict}" if judged else "no challenger was judged yet"
+        table.add_row(model.name, "none", "", "", "", "", why)
         return
     decision = next((d for d in reversed(read_decisions(lake, model.name)) if d.version == newest.version), None)
     checks = [check for check in decision.checks if check.name == "improvement"] if decision else []

@@ -13,7 +13,7 @@ from tests.monitoring import scenario
 from tests.serving.scenario import use_linear
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def _linear() -> Iterator[None]:
     patch = pytest.MonkeyPatch()
     use_linear(patch)
@@ -21,7 +21,7 @@ def _linear() -> Iterator[None]:
     patch.undo()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def promoted(tmp_path_factory: pytest.TempPathFactory, _linear: None) -> Lake:
     """Inputs of all nights, a champion, nothing scored yet."""
     folder = tmp_path_factory.mktemp("promoted")
@@ -32,7 +32,7 @@ def promoted(tmp_path_factory: pytest.TempPathFactory, _linear: None) -> Lake:
     return lake
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def scored(promoted: Lake, tmp_path_factory: pytest.TempPathFactory) -> Lake:
     """All nights scored and the gate's decision stored; not to be changed."""
     lake = scenario.copy_of(promoted, tmp_path_factory.mktemp("scored"))
