@@ -28,6 +28,10 @@ Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=60)]
 RESERVED_COLUMNS = frozenset({"data_date", "known_at_utc", "revision", "superseded_on", "event_timestamp", "broken_rules", "cutoff_utc"})
 
 
+# libyaml reads seven times faster, and every task of Airflow reads the catalog.
+_SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
 class BadCatalog(NightfleetError):
     """A catalog file is missing, unreadable, or says something impossible."""
 
@@ -465,7 +469,7 @@ Entry = TypeVar("Entry", Dataset, ModelEntry)
 
 def _read(path: Path, kind: type[Entry]) -> Entry:
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_SafeLoader)  # noqa: S506 (both are safe loaders)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BadCatalog(f"{path} is not readable as YAML: {error}") from error
     if not isinstance(document, dict):
