@@ -282,7 +282,8 @@ def task_error(log: Path) -> str:
             continue
         details = record.get("error_detail") or []
         if details:
-            kind, value = details[-1]["exc_type"], details[-1]["exc_value"]
+            # The error itself stands first, its causes after it.
+            kind, value = details[0]["exc_type"], details[0]["exc_value"]
             return str(value) if str(value).startswith(f"{kind}:") else f"{kind}: {value}"
     return "\n".join(lines[-15:])
 

@@ -17,14 +17,14 @@ from deltalake import DeltaTable
 from sqlalchemy import event
 
 from config.calendar import Interval
-from config.errors import NightfleetError
+from config.errors import TransientError
 from lake.tables import LakeTable
 
 COMMIT_KEY = "nightfleet"
 
 
-class PartitionNotReady(NightfleetError):
-    """A stage needs a partition that is not published."""
+class PartitionNotReady(TransientError):
+    """A stage needs a partition that is not published, perhaps not yet: the night before may still run."""
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def test_the_last_night_of_a_replay_is_the_last(toy_lake: Lake, monkeypatch: pyt
 
 def test_a_task_s_error_is_read_from_its_log(tmp_path: Path) -> None:
     log = tmp_path / "attempt=1.log"
-    detail = [{"exc_type": "ValueError", "exc_value": "inner"}, {"exc_type": "DataRejected", "exc_value": "DataRejected: rides/raw/bookings: too many"}]
+    detail = [{"exc_type": "DataRejected", "exc_value": "DataRejected: rides/raw/bookings: too many"}, {"exc_type": "ValueError", "exc_value": "its cause"}]
     log.write_text(json.dumps({"event": "working"}) + "\n" + json.dumps({"event": "failed", "error_detail": detail}) + "\nnot json\n")
     assert task_error(log) == "DataRejected: rides/raw/bookings: too many"
     log.write_text(json.dumps({"error_detail": [{"exc_type": "KeyError", "exc_value": "'x'"}]}))
