@@ -11,9 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from lake.lake import Lake
 from tests import toy
+
+# A slow machine is no finding: properties are about results, never about time.
+settings.register_profile("nightfleet", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("nightfleet")
 
 
 @pytest.fixture
