@@ -47,7 +47,7 @@ def _catalog(settings: Settings) -> tuple[bool, str]:
     try:
         catalog = load_catalog(settings)
     except NightfleetError as error:
-        return False, str(error).splitlines()[0]
+        return False, " ".join(str(error).split())
     return True, f"{len(catalog.datasets)} data sets, {len(catalog.models)} models"
 
 

@@ -36,3 +36,4 @@ def test_a_broken_catalog_is_found(tmp_path: Path) -> None:
     findings = [f for f in examine(Settings(home=tmp_path, catalog_dir=tmp_path)) if f.needs == "a catalog without errors"]
     assert not findings[0].present
     assert "x.yaml" in findings[0].found
+    assert "unknown = 1: unknown key" in findings[0].found
