@@ -108,7 +108,8 @@ class Chain:
         step = self._begin("history in bulk")
         wanted = {}
         for name, interval in plan.items():
-            run_id = f"history__{interval.start}__{interval.last}"
+            # A changed catalog (a new feature view, say) makes it another run: what is there already costs it nothing.
+            run_id = f"history__{interval.start}__{interval.last}__{self._lake.catalog.digest(name)[:8]}"
             self._release(f"{name}_history", run_id, conf={"start": str(interval.start), "end": str(interval.last)})
             wanted[f"{name}_history"] = run_id
         self._wait(step, wanted)
