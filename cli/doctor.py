@@ -102,7 +102,6 @@ def examine(settings: Settings) -> list[Finding]:
     add("training in containers", "a Docker engine", _docker, False, "apt-get install docker.io && dockerd; until then runner: process")
     add("training on a GPU", "an NVIDIA driver", _command("nvidia-smi"), False, "install the driver; until then training runs on the CPU")
     add("tests on Postgres", "Postgres server binaries", _command("initdb"), False, "apt-get install postgresql")
-    add("tests in a browser", "Chromium", _command("chromium", "chromium-browser", "google-chrome"), False, "apt-get install chromium")
     return found
 
 
