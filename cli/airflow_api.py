@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from datetime import datetime
 from typing import Any
 
 import httpx
@@ -68,11 +67,6 @@ class AirflowApi:
     def clear(self, dag_id: str, run_id: str) -> None:
         """Clear the failed tasks of a run, so that it goes on where it stopped."""
         self.call("POST", f"/dags/{dag_id}/clearTaskInstances", json={"dry_run": False, "dag_run_id": run_id, "only_failed": True, "reset_dag_runs": True})
-
-    def runs_since(self, since: datetime) -> list[dict[str, Any]]:
-        """Every run of any DAG that was queued since then."""
-        query = {"run_after_gte": since.isoformat(), "limit": 200, "order_by": "run_after"}
-        return list(self.call("GET", "/dags/~/dagRuns", params=query).json()["dag_runs"])
 
     def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         """Task instances of a run."""

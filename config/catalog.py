@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from config.calendar import ONE_DAY, Interval
+from config.calendar import ONE_DAY
 from config.checks import Check, RowRule, TableRule, check_columns, check_name, check_types
 from config.durations import Duration
 from config.errors import NightfleetError
@@ -557,8 +557,3 @@ def load_catalog(settings: Settings | None = None) -> Catalog:
     catalog_dir = (settings or load_settings()).catalog_dir
     paths = sorted(catalog_dir.glob("*/*.yaml"))
     return _load(catalog_dir, tuple((str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in paths))
-
-
-def replay_interval(dataset: Dataset) -> Interval | None:
-    """Every data date a replay holds, or None for a live data set."""
-    return Interval.closed(dataset.replay.first, dataset.replay.last) if dataset.replay else None

@@ -44,7 +44,6 @@ class Settings(BaseModel):
     duckdb_memory_gb: float = Field(4.0, gt=0, description="DuckDB's memory limit of one task; more spills to disk")
     duckdb_threads: int = Field(2, ge=1, description="DuckDB's threads of one task")
     preload: Literal["all", "none"] = Field("all", description="whether the embedded executor imports the stages' libraries before it forks its workers")
-    http_timeout_seconds: float = Field(30.0, gt=0, description="time-out of one HTTP request")
 
     @property
     def lake(self) -> Path:

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from config.calendar import Interval
-from config.catalog import BadCatalog, Catalog, load_catalog, replay_interval
+from config.catalog import BadCatalog, Catalog, load_catalog
 from config.checks import Between, Freshness, InSet, Matches, NotNull, PairGreater, RowCount, Unique, When, check_columns, check_name
 from config.settings import ROOT, Settings
 from tests import toy
@@ -182,7 +181,6 @@ def test_what_follows_from_a_catalog(tmp_path: Path) -> None:
     catalog = load(tmp_path)
     rides, model = catalog.dataset("rides"), catalog.model("ride_minutes")
     assert rides.first_data_date == date(2024, 1, 1)
-    assert replay_interval(rides) == Interval.closed(date(2024, 1, 1), date(2024, 12, 31))
     assert catalog.models_of("rides") == (model,)
     assert list(catalog.feature_columns(model)) == ["vehicle_daily__rides_7d", "vehicle_daily__minutes_7d"]
     assert model.output_columns == ("ride_minutes", "ride_minutes_lower", "ride_minutes_upper", "long_probability")
@@ -194,7 +192,6 @@ def test_what_follows_from_a_catalog(tmp_path: Path) -> None:
 def test_a_live_data_set_has_no_replay(tmp_path: Path) -> None:
     text = changed(changed(toy.DATASET_YAML, "replay", ...), "start", "2024-05-01")
     rides = load(tmp_path, dataset=text).dataset("rides")
-    assert replay_interval(rides) is None
     assert rides.first_data_date == date(2024, 5, 1)
 
 
