@@ -312,6 +312,80 @@ class BinaryOutput(Model):
 Output = Annotated[RegressionOutput | BinaryOutput, Field(discriminator="kind")]
 
 
+class UniformSpace(Model):
+    """A real number in [low, high], every value as likely."""
+
+    kind: Literal["uniform"]
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _order(self) -> Self:
+        _check_order(self.low, self.high)
+        return self
+
+
+class LogUniformSpace(Model):
+    """A real number in [low, high], every order of magnitude as likely; low > 0."""
+
+    kind: Literal["log_uniform"]
+    low: float = Field(gt=0)
+    high: float
+
+    @model_validator(mode="after")
+    def _order(self) -> Self:
+        _check_order(self.low, self.high)
+        return self
+
+
+class IntegerSpace(Model):
+    """A whole number in [low, high], in steps."""
+
+    kind: Literal["integer"]
+    low: int
+    high: int
+    step: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _order(self) -> Self:
+        _check_order(self.low, self.high)
+        return self
+
+
+class ChoiceSpace(Model):
+    """One of the values."""
+
+    kind: Literal["choice"]
+    values: tuple[bool | int | float | str | tuple[int, ...] | None, ...] = Field(min_length=1)
+
+
+def _check_order(low: float, high: float) -> None:
+    if not low < high:
+        raise ValueError(f"needs low < high, has {low} and {high}")
+
+
+Space = Annotated[UniformSpace | LogUniformSpace | IntegerSpace | ChoiceSpace, Field(discriminator="kind")]
+
+
+class Search(Model):
+    """A search for trainer parameters before the training; the best trial is trained again as the model."""
+
+    space: dict[str, Space] = Field(min_length=1, description="trainer parameters that vary; all others stay as in `params`")
+    sampler: Literal["grid", "random", "tpe", "gp"] = "tpe"
+    pruner: Literal["none", "median", "hyperband", "asha"] = "none"
+    trials: int = Field(20, ge=1)
+    parallel: int = Field(1, ge=1, description="trials at once, inside the one container")
+    metric: str | None = Field(None, description="<output>/<metric> of the validation rows, smaller is better; None: the gate's metric of the first output")
+    timeout_minutes: float | None = Field(None, gt=0, description="no trial starts after so long")
+
+
+class CrossValidation(Model):
+    """Expanding windows over the nights of train and validation: each fold is judged on nights after those it learned from."""
+
+    folds: int = Field(4, ge=2)
+    embargo: Duration = ONE_DAY
+
+
 class Trainer(Model):
     """A family (a file in training/trainers and in serving/predictors) with its parameters."""
 
@@ -319,6 +393,8 @@ class Trainer(Model):
     params: dict[str, Any] = Field(default_factory=dict)
     seed: int = 7
     device: Literal["auto", "cpu", "gpu"] = "auto"
+    search: Search | None = None
+    cross_validation: CrossValidation | None = None
 
 
 class Split(Model):
@@ -328,6 +404,7 @@ class Split(Model):
     validation: Duration = timedelta(days=14)
     test: Duration = timedelta(days=14)
     embargo: Duration = timedelta(days=1)
+    groups: str | None = Field(None, description="entity column held out whole, for example a machine: its rows stay in the first split it occurs in")
 
     @property
     def nights(self) -> int:
@@ -383,9 +460,15 @@ class Training(Model):
     """Resources of the training job."""
 
     runner: Literal["auto", "docker", "process"] | None = Field(None, description="None: the profile's")
-    gpus: int | Literal["auto"] = "auto"
-    memory_gb: float = Field(8.0, gt=0)
-    timeout_minutes: int = Field(60, ge=1)
+    gpus: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto", description="auto: all of the machine's, none where there is none; a number is demanded"
+    )
+    memory_gb: float = Field(8.0, gt=0, description="cap of the container, and what the job takes of the training pool")
+    cpus: float = Field(2.0, gt=0, description="cap of the container")
+    shm_gb: float = Field(0.5, gt=0, description="size of /dev/shm in the container")
+    timeout_minutes: float = Field(60.0, gt=0)
+    checkpoint_minutes: float = Field(5.0, gt=0, description="a killed training loses at most so much")
+    workers: int = Field(1, ge=1, description="data-parallel workers, each a container of its own with these resources")
 
 
 class ModelEntry(Model):
@@ -402,8 +485,11 @@ class ModelEntry(Model):
     features: tuple[str, ...] = Field(min_length=1)
     outputs: dict[Name, Output] = Field(min_length=1)
     trainer: Trainer
+    rivals: tuple[Trainer, ...] = Field((), description="further trainers of the same training; the best on validation goes to the gate")
     split: Split
     gate: Gate = Gate()
+    approval: Literal["none", "required"] = Field("none", description="required: a person decides on each promotion that passed the gate")
+    approval_timeout: Duration = Field(timedelta(days=7), description="without an answer by then the promotion is off")
     retrain: Retrain = Retrain()
     training: Training = Training()
     airflow: AirflowKnobs = AirflowKnobs()
@@ -514,6 +600,8 @@ def _check_model(model: ModelEntry, catalog: Catalog, path: Path) -> None:
     for name in (*model.entity, model.label.column):
         if name not in label_columns:
             fail("label", name, f"is no column of table {model.label.table}")
+    if model.split.groups is not None and model.split.groups not in spine_columns:
+        fail("split.groups", model.split.groups, f"is no column of the spine ({', '.join(sorted(spine_columns))})")
     for view in model.features:
         if view not in dataset.features:
             fail("features", view, f"is no feature view of {dataset.name} ({', '.join(dataset.features)})")

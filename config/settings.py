@@ -137,6 +137,20 @@ def code_version() -> str:
     return f"{commit or 'nogit'}+{digest.hexdigest()[:12]}"
 
 
+# What the training image holds besides its libraries: equal text means an image trains like this checkout.
+IMAGE_FILES = ("config/**/*.py", "lake/artifact.py", "serving/predictors/**/*.py", "training/**/*.py", "docker/training*")
+
+
+@functools.cache
+def image_code() -> str:
+    """Digest, 16 digits, of the files that the training image is built from; a label of the image, and part of a training's identity."""
+    digest = hashlib.sha256()
+    for pattern in IMAGE_FILES:
+        for path in sorted(ROOT.glob(pattern)):
+            digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
 class MissingSecret(NightfleetError):
     """A secret is neither in the environment nor in a file of mode 600."""
 

@@ -18,13 +18,14 @@ import pyarrow.parquet as pq
 
 from config.errors import NightfleetError
 from config.settings import ROOT, Settings
-from lake.artifact import combined_digest, file_digest, verify_files
+from lake.artifact import combined_digest, verify_files
 from lake.lake import Lake
 from serving.predictors import MANIFEST_FILE, Predictor, load_predictor, read_manifest
 from serving.predictors.contract import read_json, write_json
-from training.__main__ import IMPORTANCES_FILE, JOB_FILE
+from training.__main__ import IMPORTANCES_FILE
 from training.evaluate import importance_plot
 from training.job import TRAINING_SET_FILE, gate_folder
+from training.job_file import JOB_FILE, read_job
 from training.progress import CURVES_FILE
 from training.reference import build_reference, write_reference_sample
 from training.tracking import answered, experiment_id, tracking_client
@@ -92,8 +93,8 @@ def register(lake: Lake, model: str, job_dir: Path, *, run_id: str) -> Registere
         MlflowUnavailable: MLflow does not answer; start it and try again.
     """
     manifest = read_manifest(job_dir)
-    job = read_json(job_dir / JOB_FILE)
-    if manifest["job_digest"] != file_digest(job_dir / JOB_FILE):
+    job = read_job(job_dir)
+    if manifest["identity"] != job["identity"]:
         raise JobMismatch(f"the manifest in {job_dir} belongs to another {JOB_FILE} than lies there. Train the job again.")
     verify_files(job_dir, manifest["artifacts"])
     digest = combined_digest(manifest["artifacts"])

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from config.errors import NightfleetError
 from config.settings import ROOT, process_environment
-from lake.artifact import ArtifactMismatch, file_digest, verify_files
+from lake.artifact import ArtifactMismatch, verify_files
 from lake.lake import Lake
 from serving.predictors import MANIFEST_FILE, BadManifest, read_manifest
-from training.__main__ import JOB_FILE, REFUSED, TERMINATED
+from training.__main__ import REFUSED, TERMINATED
+from training.job_file import read_job
 
 LOG_FILE = "training.log"
 _LAST_LINES = 15
@@ -67,7 +68,7 @@ def _finished(job_dir: Path) -> bool:
         verify_files(job_dir, manifest["artifacts"])
     except (BadManifest, ArtifactMismatch):
         return False
-    return bool(manifest.get("job_digest") == file_digest(job_dir / JOB_FILE))
+    return bool(manifest.get("identity") == read_job(job_dir)["identity"])
 
 
 def _run_process(model: str, job_dir: Path, tracking_uri: str, say: Callable[[str], None], timeout_seconds: float) -> Path:

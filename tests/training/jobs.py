@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from training.job_file import job_identity
+
 FEATURES = {"v__x": "float64", "v__place": "string", "v__weekday": "int64", "v__empty": "float64", "v__constant": "float64", "v__flag": "boolean"}
 OUTPUTS: dict[str, Any] = {
     "minutes": {"kind": "regression", "objective": "median", "interval": 0.8, "gate": "mae"},
@@ -51,17 +53,18 @@ def write_job(folder: Path, family: str, *, rows: pa.Table | None = None, params
     folder.mkdir(parents=True)
     path = folder / "training_set.parquet"
     pq.write_table(training_rows() if rows is None else rows, path)
-    job = {
+    job: dict[str, Any] = {
         "model": "toy",
         "as_of": "2024-02-10",
         "run_id": "test",
-        "entry": {"outputs": OUTPUTS, "trainer": {"family": family, "device": "auto"}},
+        "entry": {"outputs": OUTPUTS, "trainer": {"family": family, "device": "auto"}, "training": {"checkpoint_minutes": 5.0}},
         "feature_columns": FEATURES,
         "output_columns": OUTPUT_COLUMNS,
         "training_set": {"path": path.name, "digest": hashlib.sha256(path.read_bytes()).hexdigest()},
         "params": QUICK[family] if params is None else params,
         "seed": 7,
     } | changes
+    job.setdefault("identity", job_identity(job))
     (folder / "job.json").write_text(json.dumps(job))
     return folder
 

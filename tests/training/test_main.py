@@ -19,7 +19,8 @@ from config.settings import ROOT
 from lake.artifact import file_digest, verify_files
 from tests.training.conftest import free_port
 from tests.training.jobs import FEATURES, OUTPUT_COLUMNS, write_job
-from training.__main__ import REFUSED, TERMINATED, BadJob, TrainingSetMismatch, main, run
+from training.__main__ import REFUSED, TERMINATED, TrainingSetMismatch, main, run
+from training.job_file import BadJob
 from training.trainers import TrainingImpossible
 
 

@@ -1,10 +1,14 @@
-"""Trainers: one file a family. Each has `Params` (pydantic, what a catalog or a form may set) and `train`."""
+"""Trainers: one file a family. Each has `Params` (pydantic, what a catalog or a form may set) and
+
+`train(contract, fit, validation, folder, *, params, run) -> Fitted`, which writes the family's files into `folder`.
+"""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from config.errors import NightfleetError
 from serving.predictors import check_family
 from serving.predictors.contract import Contract, Matrix
+from training.checkpoints import Checkpoints
+from training.progress import Progress
 
 
 class BadParameter(NightfleetError):
@@ -32,6 +38,10 @@ class TrainingDiverged(NightfleetError):
     """The loss became NaN or infinite."""
 
 
+class TrialPruned(Exception):
+    """Raised by `Progress.point` during a search: this trial is not worth finishing. A trainer lets it pass."""
+
+
 class FamilyParams(BaseModel):
     """Base of a family's parameters."""
 
@@ -43,10 +53,48 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Rows:
-    """One split: `matrix` float32 (rows, features), `label` float64 (rows,) in the label's unit."""
+    """One split: `matrix` float32 (rows, features), `label` float64 (rows,) in the label's unit, `nights` int32 (rows,) data dates as days since 1970.
+
+    The matrix of a training set that memory cannot hold is a memory map: take it in slices.
+    """
 
     matrix: Matrix
     label: Floats
+    nights: npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Data-parallel workers of one training, each a process that was started with the same job.
+
+    Attributes:
+        addresses: `host:port` of every worker, the chief first; equal in all of them.
+        index: which of them this process is. The chief alone (0) writes files, curves and lines.
+    """
+
+    addresses: tuple[str, ...]
+    index: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """How one fit is run, whatever the family.
+
+    Attributes:
+        seed: decides everything random.
+        device: auto, cpu or gpu, as the catalog says.
+        progress: takes lines and curve points.
+        checkpoints: where a killed fit resumes.
+        cluster: the workers, None for one process. A family without data parallelism refuses more than one worker.
+        scratch: a folder for files that may be thrown away.
+    """
+
+    seed: int
+    device: str
+    progress: Progress
+    checkpoints: Checkpoints
+    scratch: Path
+    cluster: Cluster | None = None
 
 
 @dataclass(frozen=True)

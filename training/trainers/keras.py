@@ -18,7 +18,7 @@ from serving.predictors.calibration import ordered_interval
 from serving.predictors.contract import Contract, write_json
 from serving.predictors.keras import DETAILS_FILE, NETWORK_FILE, Encoding, compiled, decode
 from training.progress import Progress
-from training.trainers import FamilyParams, Fitted, Floats, NoGpu, Rows, TrainingDiverged, TrainingImpossible, normalised
+from training.trainers import FamilyParams, Fitted, Floats, NoGpu, Rows, Run, TrainingDiverged, TrainingImpossible, normalised
 from training.trainers.calibration import Method, fit_calibration, fit_widening
 
 _SAY_EVERY = 10
@@ -42,14 +42,14 @@ class Params(FamilyParams):
     threads: int = Field(2, ge=1)
 
 
-def train(contract: Contract, fit: Rows, validation: Rows, folder: Path, *, params: Mapping[str, Any], seed: int, device: str, progress: Progress) -> Fitted:
+def train(contract: Contract, fit: Rows, validation: Rows, folder: Path, *, params: Mapping[str, Any], run: Run) -> Fitted:
     """Fit the network and write it into `folder`.
 
     Args:
         contract: features and outputs; its order is the order of the matrices.
         fit, validation: rows to learn from; rows for early stopping, calibration and interval widths.
         params: as `validated_params` gives them.
-        device: auto, cpu or gpu.
+        run: seed, device, progress, checkpoints, workers.
     Raises:
         NoGpu, TrainingImpossible, TrainingDiverged: as their texts say; nothing usable is written.
     """
@@ -58,11 +58,11 @@ def train(contract: Contract, fit: Rows, validation: Rows, folder: Path, *, para
     import keras
     import tensorflow as tf
 
-    used = _choose_device(tf, device)
+    used = _choose_device(tf, run.device)
     with suppress(RuntimeError):  # TensorFlow is in use in this process already and keeps the threads it has
         tf.config.threading.set_intra_op_parallelism_threads(chosen.threads)
         tf.config.threading.set_inter_op_parallelism_threads(chosen.threads)
-    keras.utils.set_random_seed(seed)
+    keras.utils.set_random_seed(run.seed)
     tf.config.experimental.enable_op_determinism()
 
     encoding = Encoding(contract, constants)
@@ -83,14 +83,14 @@ def train(contract: Contract, fit: Rows, validation: Rows, folder: Path, *, para
         shuffle=True,
         verbose=0,
         callbacks=[
-            _report(keras, chosen.epochs, progress),
+            _report(keras, chosen.epochs, run.progress),
             keras.callbacks.ReduceLROnPlateau(monitor="val_loss", factor=0.5, patience=max(1, chosen.patience // 3)),
             keras.callbacks.EarlyStopping(monitor="val_loss", patience=chosen.patience, restore_best_weights=True),
         ],
     )
     losses = history.history["val_loss"]
     best = int(np.argmin(losses)) + 1
-    progress.line(f"keras network: best epoch {best} of {len(losses)}, validation loss {losses[best - 1]:.5g}")
+    run.progress.line(f"keras network: best epoch {best} of {len(losses)}, validation loss {losses[best - 1]:.5g}")
 
     forward = compiled(network, encoding.width)
 
@@ -113,7 +113,7 @@ def train(contract: Contract, fit: Rows, validation: Rows, folder: Path, *, para
                 details["outputs"][name]["interval"] = {"widen_by": fit_widening(validation.label, lower, upper, output["interval"])}
     _save(network, folder / NETWORK_FILE)
     write_json(folder / DETAILS_FILE, details)
-    importances = _importances(contract, validation, lambda matrix: decode(raw_of(matrix), encoding.base(matrix), details), seed)
+    importances = _importances(contract, validation, lambda matrix: decode(raw_of(matrix), encoding.base(matrix), details), run.seed)
     return Fitted(used, {"network": best}, importances, ("tensorflow", "keras", "numpy", "pyarrow"), {"inputs": encoding.width, "outputs": width})
 
 

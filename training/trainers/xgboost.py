@@ -14,7 +14,7 @@ from serving.predictors.calibration import ordered_interval
 from serving.predictors.contract import Contract, write_json
 from serving.predictors.xgboost import DETAILS_FILE
 from training.progress import Progress
-from training.trainers import FamilyParams, Fitted, Floats, NoGpu, Rows, TrainingDiverged, TrainingImpossible, normalised
+from training.trainers import FamilyParams, Fitted, Floats, NoGpu, Rows, Run, TrainingDiverged, TrainingImpossible, normalised
 from training.trainers.calibration import Method, fit_calibration, fit_widening
 
 _SAY_EVERY = 50
@@ -70,21 +70,21 @@ def chosen_device(wanted: str) -> str:
     return "cpu"
 
 
-def train(contract: Contract, fit: Rows, validation: Rows, folder: Path, *, params: Mapping[str, Any], seed: int, device: str, progress: Progress) -> Fitted:
+def train(contract: Contract, fit: Rows, validation: Rows, folder: Path, *, params: Mapping[str, Any], run: Run) -> Fitted:
     """Fit one booster an output (and one for an interval's bounds) and write them into `folder`.
 
     Args:
         contract: features and outputs; its order is the order of the matrices.
         fit, validation: rows to learn from; rows for early stopping, calibration and interval widths.
         params: as `validated_params` gives them.
-        device: auto, cpu or gpu.
+        run: seed, device, progress, checkpoints, workers.
     Raises:
         NoGpu, TrainingImpossible, TrainingDiverged: as their texts say; nothing usable is written.
     """
     import xgboost as xgb
 
     chosen = Params(**params)
-    used = chosen_device(device)
+    used = chosen_device(run.device)
     types = ["c" if spec.categories is not None else "q" for spec in contract.features.values()]
     names = list(contract.features)
     matrix = xgb.QuantileDMatrix(fit.matrix, label=fit.label, feature_types=types, feature_names=names, max_bin=chosen.max_bin, nthread=chosen.threads)
@@ -95,7 +95,7 @@ def train(contract: Contract, fit: Rows, validation: Rows, folder: Path, *, para
         "tree_method": "hist",
         "device": used,
         "nthread": chosen.threads,
-        "seed": seed,
+        "seed": run.seed,
         **chosen.model_dump(exclude={"n_estimators", "early_stopping_rounds", "calibration", "threads"}),
     }
 
@@ -108,11 +108,11 @@ def train(contract: Contract, fit: Rows, validation: Rows, folder: Path, *, para
             num_boost_round=chosen.n_estimators,
             evals=[(matrix, "train"), (held_out, "validation")],
             early_stopping_rounds=chosen.early_stopping_rounds,
-            callbacks=[_Report(name, chosen.n_estimators, progress)],
+            callbacks=[_Report(name, chosen.n_estimators, run.progress)],
             verbose_eval=False,
         )
         rounds[name] = booster.best_iteration + 1
-        progress.line(f"xgboost {name}: best round {rounds[name]} of {booster.num_boosted_rounds()}, validation {metric} {booster.best_score:.5g}")
+        run.progress.line(f"xgboost {name}: best round {rounds[name]} of {booster.num_boosted_rounds()}, validation {metric} {booster.best_score:.5g}")
         kept = booster[: rounds[name]]
         kept.set_attr(best_iteration=None, best_score=None)
         kept.set_param({"device": "cpu"})
