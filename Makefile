@@ -52,6 +52,9 @@ bench: setup
 lock:
 	@test -x $(BIN)/uv || { $(PYTHON) -m venv $(VENV) && $(BIN)/pip install --quiet uv==$(UV_VERSION); }
 	@$(BIN)/uv pip compile --quiet --generate-hashes --python-version 3.11 --custom-compile-command "make lock" requirements.in -o requirements.txt
+	@for image in training training-gpu; do \
+		$(BIN)/uv pip compile --quiet --generate-hashes --python-version 3.11 --custom-compile-command "make lock" -c requirements.txt \
+			docker/$$image-requirements.in -o docker/$$image-requirements.txt || exit 1; done
 
 clean:
 	@home="$${NIGHTFLEET_HOME:-var}"; if [ -e "$$home" ] && [ ! -d "$$home/secrets" ] && [ ! -d "$$home/lake" ]; then \
