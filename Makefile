@@ -1,6 +1,7 @@
 # make run    three nights of the whole chain        make up     keep it running (REPLAY=60s: a night a minute)
 # make test   ruff, mypy, all tests                  make bench  the table of ratios
-# make lock   relock requirements.txt                make clean  remove all state
+# make lock   relock all requirements                 make clean  remove all state
+# make images the training image (GPU=1: with CUDA)   make airflow-image  Airflow with all stages, for a cluster
 SHELL := /bin/bash
 PYTHON ?= python3.11
 VENV := .venv
@@ -10,13 +11,15 @@ NIGHTS ?= 3
 FROM ?=
 ONLY ?=
 REPLAY ?=
+GPU ?=
+BASE_IMAGE ?= python:3.11-slim
 unexport PYTHONDONTWRITEBYTECODE
 # Threads that spin while they wait starve each other where cores are few: XGBoost beside other work is several times slower.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help setup run up test lint bench lock clean doctor
+.PHONY: help setup run up test lint bench lock clean doctor images airflow-image
 help:
-	@sed -n '1,3p' Makefile | cut -c3-
+	@sed -n '1,4p' Makefile | cut -c3-
 
 # The stamp holds the digest of the lock: a changed requirements.txt installs anew.
 setup: $(VENV)/.installed
@@ -34,6 +37,12 @@ run: setup
 
 up: setup
 	@$(BIN)/python -m cli up $(if $(REPLAY),--replay $(REPLAY))
+
+images: setup
+	@docker/build.sh training $(BASE_IMAGE) $$($(BIN)/python -m config.settings) $(if $(GPU),gpu)
+
+airflow-image: setup
+	@docker/build.sh airflow $(BASE_IMAGE) $$($(BIN)/python -m config.settings)
 
 doctor: setup
 	@$(BIN)/python -m cli doctor

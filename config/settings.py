@@ -40,10 +40,26 @@ class Settings(BaseModel):
     sql_url: str = Field("", description="SQLAlchemy URL of predictions, metrics, publications; SQLite below home by default")
     mlflow_tracking_uri: str = Field("", description="MLflow tracking server; written below home by `run` and `up` by default")
     feast_registry_url: str = Field("", description="SQLAlchemy URL of Feast's registry; SQLite below home by default")
-    runner: Literal["auto", "docker", "process"] = Field("process", description="how training jobs are run")
+    runner: Literal["auto", "docker", "process"] = Field(
+        "auto", description="how training jobs are run: in containers, as processes, or in containers where a Docker engine and the image are there"
+    )
+    training_image: str = Field("nightfleet-training", description="repository of the training image; its tag is the code's digest")
+    training_memory_gb: float | None = Field(None, gt=0, description="memory that trainings may take together; None: three quarters of the machine's")
+    training_gpus: int | None = Field(None, ge=0, description="GPUs that trainings may take together; None: as many as the NVIDIA driver shows")
     duckdb_memory_gb: float = Field(4.0, gt=0, description="DuckDB's memory limit of one task; more spills to disk")
     duckdb_threads: int = Field(2, ge=1, description="DuckDB's threads of one task")
     preload: Literal["all", "none"] = Field("all", description="whether the embedded executor imports the stages' libraries before it forks its workers")
+
+    @property
+    def training_pool_gb(self) -> int:
+        """Slots of the Airflow pool `training`: whole GB that trainings may take together."""
+        physical_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+        return max(1, int(self.training_memory_gb or 0.75 * physical_gb))
+
+    @property
+    def training_pool_gpus(self) -> int:
+        """GPUs that trainings may take together; what the pool `training_gpu` has slots for."""
+        return len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if self.training_gpus is None else self.training_gpus
 
     @property
     def lake(self) -> Path:
@@ -175,3 +191,7 @@ def secret(settings: Settings, name: str) -> str:
 def process_environment(names: Iterable[str]) -> dict[str, str]:
     """Those of the named environment variables that are set, for a process that gets nothing else."""
     return {name: os.environ[name] for name in names if name in os.environ}
+
+
+if __name__ == "__main__":  # what `make images` labels an image with
+    print(image_code(), code_version())

@@ -62,16 +62,18 @@ def run(job_dir: Path, cluster: Cluster | None = None) -> Path:
     family = check_family(trainer["family"])
     params = validated_params(family, job["params"])
     chief = cluster is None or cluster.index == 0
-    partial = job_dir / f"model.partial-{os.getpid()}"
+    # Two containers may have the same process id: the worker's number tells them apart.
+    own = f"{cluster.index if cluster else 0}-{os.getpid()}"
+    partial = job_dir / f"model.partial-{own}"
     checkpoints_folder = job_dir / CHECKPOINTS_FOLDER
     if chief:
         (job_dir / MANIFEST_FILE).unlink(missing_ok=True)
-        for stale in (job_dir / "model", *job_dir.glob("model.partial-*"), *job_dir.glob("scratch-*")):
+        for stale in (job_dir / "model", *job_dir.glob("model.partial-0-*"), *job_dir.glob("scratch-0-*")):
             shutil.rmtree(stale, ignore_errors=True)
         if not checkpoints_folder.is_dir():
             (job_dir / POINTS_FILE).unlink(missing_ok=True)
     progress = Progress(folder=job_dir) if chief else Progress(say_line=lambda line: say(f"worker {cluster.index if cluster else 0}: {line}"))
-    scratch = job_dir / f"scratch-{os.getpid()}"
+    scratch = job_dir / f"scratch-{own}"
     scratch.mkdir()
     try:
         contract, splits, baseline = read_rows(job, family, params, training_set)

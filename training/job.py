@@ -16,6 +16,7 @@ from config.settings import code_version, image_code
 from features.training_set import TrainingSet, build_training_set
 from lake.lake import Lake
 from serving.predictors.contract import read_json, write_json
+from training.containers import check_size
 from training.job_file import JOB_FILE, job_identity
 from training.tracking import MlflowUnavailable, answered, experiment_id, tracking_client
 from training.trainers import validated_params
@@ -50,6 +51,7 @@ def prepare_jobs(lake: Lake, model: str, *, as_of: date, run_id: str, overrides:
         NotEnoughHistory, PartitionNotReady: the training set cannot be built.
     """
     entry = lake.model(model)
+    check_size(entry, lake.settings)
     trainers = [entry.trainer, *(entry.rivals if rivals and not overrides else ())]
     wanted = []
     for trainer in trainers:
@@ -114,7 +116,7 @@ def _place(lake: Lake, job: dict[str, Any], job_dir: Path, built_in: Path, built
 
 def _mlflow_run(lake: Lake, job: Mapping[str, Any], name: str, folder: str, previous: str | None) -> dict[str, Any]:
     """The run that the trainer streams its curves to; without MLflow there is none yet, and `register` makes it."""
-    document: dict[str, Any] = {"tracking_uri": lake.settings.tracking_uri, "experiment": job["model"], "run_id": previous}
+    document: dict[str, Any] = {"experiment": job["model"], "run_id": previous}
     if previous:
         return document
     try:
