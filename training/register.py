@@ -20,12 +20,13 @@ from config.errors import NightfleetError
 from config.settings import ROOT, Settings
 from lake.artifact import combined_digest, verify_files
 from lake.lake import Lake
+from lake.signature import SIGNATURE_FILE, sign, signing_key, verify
 from serving.predictors import MANIFEST_FILE, Predictor, load_predictor, read_manifest
 from serving.predictors.contract import read_json, write_json
 from training.__main__ import IMPORTANCES_FILE
-from training.evaluate import importance_plot
 from training.job import TRAINING_SET_FILE, gate_folder
 from training.job_file import JOB_FILE, read_job
+from training.plots import importance_plot
 from training.progress import CURVES_FILE
 from training.reference import build_reference, write_reference_sample
 from training.tracking import answered, experiment_id, tracking_client
@@ -59,7 +60,7 @@ class Registered:
         version: MLflow's number.
         artifact_digest: names its files, `<artifacts>/<model>/<artifact_digest>`.
         as_of: the night whose knowledge it was trained on.
-        folder: those files: manifest.json, model/, job.json, training_set.json, reference.json, importances.json.
+        folder: those files: manifest.json, signature.json, model/, job.json, training_set.json, reference.json, importances.json.
     """
 
     model: str
@@ -90,6 +91,8 @@ def register(lake: Lake, model: str, job_dir: Path, *, run_id: str) -> Registere
         run_id: run that registers, a tag of the version.
     Raises:
         BadManifest, ArtifactMismatch, JobMismatch: the job has not finished, or its files were changed.
+        UntrustedModel: the same model is stored already, without our signature.
+        MissingSecret: there is no key to sign with.
         MlflowUnavailable: MLflow does not answer; start it and try again.
     """
     manifest = read_manifest(job_dir)
@@ -98,17 +101,19 @@ def register(lake: Lake, model: str, job_dir: Path, *, run_id: str) -> Registere
         raise JobMismatch(f"the manifest in {job_dir} belongs to another {JOB_FILE} than lies there. Train the job again.")
     verify_files(job_dir, manifest["artifacts"])
     digest = combined_digest(manifest["artifacts"])
-    # Before the files: where MLflow is down this fails in seconds, and a retry repeats nothing.
+    # Before the files: where MLflow is down or no key is there this fails in seconds, and a retry repeats nothing.
+    signing_key(lake.settings)
     client = tracking_client(lake.settings)
     folder = store(lake, model, job_dir, digest)
+    # Another run may have stored the same bytes first: the version then is that run's, as its signature says.
+    stored = read_json(folder / JOB_FILE)
     with answered(lake.settings):
         found = registered_version(client, model, digest)
         if found is None:
             mlflow_run = _log_run(lake, client, model, job, manifest, folder, job_dir)
-            _create_version(client, model, mlflow_run, _tags(job, manifest, folder, digest, run_id))
+            _create_version(client, model, mlflow_run, _tags(stored, manifest, folder, digest, run_id))
             found = registered_version(client, model, digest)
     assert found is not None  # created just now, or MLflow said otherwise
-    stored = read_json(folder / JOB_FILE)
     return Registered(model, int(found.version), digest, str(found.run_id), date.fromisoformat(stored["as_of"]), folder)
 
 
@@ -119,9 +124,10 @@ def registered_version(client: Any, model: str, artifact_digest: str) -> Any | N
 
 
 def store(lake: Lake, model: str, job_dir: Path, artifact_digest: str) -> Path:
-    """Copy a finished job's files to `<artifacts>/<model>/<artifact_digest>`, whole or not at all; nothing where they are."""
+    """Copy a finished job's files to `<artifacts>/<model>/<artifact_digest>` and sign them, whole or not at all; nothing where they are."""
     folder = artifact_folder(lake.settings, model, artifact_digest)
     if folder.is_dir():
+        verify(lake.settings, folder, model, artifact_digest)
         verify_files(folder, read_manifest(folder)["artifacts"])
         return folder
     attempt = folder.with_name(f"{artifact_digest}.try-{os.getpid()}")
@@ -140,6 +146,7 @@ def store(lake: Lake, model: str, job_dir: Path, artifact_digest: str) -> Path:
         reference = build_reference(training_path, predictor.feature_columns, entry, predictions, calendar_columns=calendar)
         write_json(attempt / REFERENCE_FILE, reference)
         write_reference_sample(training_path, attempt, job["seed"], predictions)
+        sign(lake.settings, attempt, model)
         try:
             attempt.rename(folder)
         except OSError:
@@ -209,7 +216,7 @@ def _log_run(lake: Lake, client: Any, model: str, job: Mapping[str, Any], manife
         plot = Path(scratch) / "importances.png"
         importance_plot(read_json(folder / IMPORTANCES_FILE), f"{model} as of {job['as_of']}: what it rests on", plot)
         client.log_artifact(mlflow_run, str(plot))
-    for name in (MANIFEST_FILE, JOB_FILE, TRAINING_SET_FILE, IMPORTANCES_FILE):
+    for name in (MANIFEST_FILE, SIGNATURE_FILE, JOB_FILE, TRAINING_SET_FILE, IMPORTANCES_FILE):
         client.log_artifact(mlflow_run, str(folder / name))
     _log_inputs(client, mlflow_run, model, job, folder, job_dir)
     _log_pyfunc(lake.settings.tracking_uri, mlflow_run, model, manifest, folder, job_dir / job["training_set"]["path"])

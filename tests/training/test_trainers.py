@@ -37,7 +37,7 @@ def test_beats_the_constant(trained: Path) -> None:
     metrics = manifest_of(trained)["metrics"]
     assert metrics["minutes/mae"] < 0.6 * metrics["minutes/baseline_mae"]
     assert metrics["late_probability/brier"] < 0.7 * metrics["late_probability/baseline_brier"]
-    assert metrics["late_probability/auc"] > 0.85
+    assert metrics["late_probability/roc_auc"] > 0.85
 
 
 def test_interval_holds_the_share_it_promises_on_new_rows(trained: Path) -> None:
