@@ -228,12 +228,13 @@ class Chain:
             elif view.state in {"success", "failed"} and run["state"] == view.state:
                 continue
             for instance in self._api.tasks(dag_id, view.run_id):
-                name, state = instance["task_id"], instance["state"] or "waiting"
+                mapped, state = instance.get("map_index", -1), instance["state"] or "waiting"
+                name = instance["task_id"] if mapped < 0 else f"{instance['task_id']}[{mapped}]"
                 task = TaskView(dag_id, name, state, instance["duration"], instance["try_number"] or 0)
                 before = view.tasks.get(name)
                 if before and before.result is not None and before.tries == task.tries:
                     task.result = before.result
-                elif state == "success":
+                elif state == "success" and mapped < 0:
                     task.result = _decoded(self._api.result(dag_id, view.run_id, name))
                 view.tasks[name] = task
             view.state = run["state"]
@@ -245,7 +246,9 @@ class Chain:
         if not failed:
             raise TaskFailed(f"{run.dag_id} {run.run_id} failed, but none of its tasks did. Look at it in the UI.")
         task = failed[0]
-        path = self._logs / f"dag_id={run.dag_id}" / f"run_id={run.run_id}" / f"task_id={task.task_id}" / f"attempt={max(task.tries, 1)}.log"
+        name, _, mapped = task.task_id.rstrip("]").partition("[")
+        folder = self._logs / f"dag_id={run.dag_id}" / f"run_id={run.run_id}" / f"task_id={name}"
+        path = (folder / f"map_index={mapped}" if mapped else folder) / f"attempt={max(task.tries, 1)}.log"
         raise TaskFailed(f"{run.dag_id}.{task.task_id} ({run.partition_key or run.run_id}) failed:\n\n{task_error(path)}\n\nIts log: {path}")
 
 

@@ -20,6 +20,7 @@ from config.catalog import Catalog
 from config.errors import NightfleetError
 from config.settings import Settings
 from lake.lake import Lake, open_lake
+from training.containers import INSTALLATION_LABEL, EngineUnavailable, engine, installation_id, remove_containers
 
 _DAG_SECONDS = 120.0
 
@@ -35,10 +36,12 @@ def running(settings: Settings, catalog: Catalog, console: Console) -> Iterator[
     """Everything started and healthy; everything ended when the block is left."""
     installation = prepare(settings)
     began = time.monotonic()
+    _remove_containers(settings, console)
     with Supervisor(settings.home / "logs", airflow_environment(installation)) as supervisor:
         with console.status("starting MLflow and Airflow (api-server, dag-processor, scheduler)"):
             start(installation, supervisor, catalog)
             api = AirflowApi(installation.airflow_url, "admin", installation.admin_password)
+            make_pools(api, settings)
             for _missing in api.wait_for_dags(dag_ids(catalog), _DAG_SECONDS):
                 supervisor.check()
         console.print(f"MLflow and Airflow are up, {len(dag_ids(catalog))} DAGs parsed: {time.monotonic() - began:.0f} s")
@@ -46,6 +49,31 @@ def running(settings: Settings, catalog: Catalog, console: Console) -> Iterator[
             yield installation, supervisor, api
         finally:
             api.close()
+    _remove_containers(settings, console)  # what was training when everything was ended
+
+
+def make_pools(api: AirflowApi, settings: Settings) -> None:
+    """The pools that trainings queue in, sized to the machine or to the settings."""
+    pools = {
+        "training": (settings.training_pool_gb, "GB of memory that trainings may take together; a training takes its training.memory_gb"),
+        "training_gpu": (max(1, settings.training_pool_gpus), "GPUs that trainings may take together"),
+    }
+    for name, (slots, description) in pools.items():
+        body = {"slots": slots, "description": description, "include_deferred": False}
+        if api.call("POST", "/pools", json={"name": name, **body}, accept=(409,)).status_code == 409:
+            api.call("PATCH", f"/pools/{name}", json={"name": name, **body})
+
+
+def _remove_containers(settings: Settings, console: Console) -> None:
+    """Remove training containers of this installation whose task has gone with the Airflow that ran it."""
+    if settings.runner == "process":
+        return
+    try:
+        client = engine()
+    except EngineUnavailable:
+        return
+    for container in remove_containers(client, {INSTALLATION_LABEL: installation_id(settings)}):
+        console.print(f"removed the training container {container} of an earlier Airflow")
 
 
 def run_nights(settings: Settings, console: Console, *, nights: int, start: date | None, only: list[str] | None = None) -> int:

@@ -8,12 +8,13 @@ Skipped  `promote` is skipped when the gate refused or could not judge: its log 
 Fails    `NotEnoughHistory`: load more nights. `MlflowUnavailable`: start MLflow, clear the task; nothing is half-registered.
 """
 
-from pathlib import Path
+from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import DAG, Param, task
 from airflow.sdk.exceptions import AirflowSkipException
-from mlops_wiring import on_asset, retraining_asset, task_defaults
+from mlops_training_operator import TrainingOperator
+from mlops_wiring import on_asset, retraining_asset, task_defaults, training_pool
 
 from config.catalog import load_catalog
 
@@ -25,46 +26,42 @@ FORM = {
         description="Why you want this training: needed when a person starts it, and recorded with the request.",
     ),
     "overrides": Param({}, type="object", description='Trainer parameters to change for this run only, for example {"max_depth": 8}.'),
+    "force": Param(False, type="boolean", description="Train even where an equal training (same data, trainer, seed and code) has finished."),
     "dry_run": Param(False, type="boolean", description="Train and judge, but leave the ledger as it is whatever the gate says."),
 }
 
 
-@task(doc_md="Record who or what asked, then write the training set and the job.")
-def prepare(model_name: str, dag_run: Any = None, params: Any = None, triggering_asset_events: Any = None) -> str:
+@task(doc_md="Record who or what asked, then write the training set and a job for the model's trainer and each rival.")
+def prepare(model_name: str, dag_run: Any = None, params: Any = None, triggering_asset_events: Any = None) -> list[str]:
     from config.calendar import requested_interval
     from lake.lake import open_lake
     from monitoring.requests import record_manual_request
-    from training.job import prepare_job
+    from training.job import prepare_jobs
 
     lake, as_of = open_lake(), requested_interval(dag_run.partition_key).start
     if not triggering_asset_events:
         by = getattr(dag_run, "triggering_user_name", None) or "unknown"
         record_manual_request(lake, model_name, as_of, by=by, reason=params["reason"] or "", run_id=dag_run.run_id)
-    return str(prepare_job(lake, model_name, as_of=as_of, run_id=dag_run.run_id, overrides=params["overrides"]))
+    return [str(job_dir) for job_dir in prepare_jobs(lake, model_name, as_of=as_of, run_id=dag_run.run_id, overrides=params["overrides"])]
 
 
-@task(doc_md="Run the training job; its log shows the trainer's progress, MLflow its curves.")
-def train(model_name: str, job_dir: Any) -> str:
+@task(doc_md="Of several trainers take the best on validation; store its bytes, signed, under their digest, and register a version in MLflow.")
+def register(model_name: str, manifests: Any, dag_run: Any = None) -> dict[str, Any]:
     from lake.lake import open_lake
-    from training.runner import run_job
+    from training.rivals import register_best
 
-    return str(run_job(open_lake(), model_name, Path(job_dir)))
-
-
-@task(doc_md="Store the model's bytes under their digest and register a version in MLflow.")
-def register(model_name: str, job_dir: Any, dag_run: Any = None) -> dict[str, Any]:
-    from lake.lake import open_lake
-    from training.register import register
-
-    return register(open_lake(), model_name, Path(job_dir), run_id=dag_run.run_id).to_json()
+    registered = register_best(open_lake(), model_name, list(manifests), run_id=dag_run.run_id)
+    for rival in registered["rivals"]:
+        print(f"{rival['family']}: {rival['error_of_baseline']:.4f} of the baseline's error on validation ({rival['job']})")
+    return registered
 
 
 @task(doc_md="Judge the challenger on nights neither model has seen, and audit the features for leaks. Decides, never promotes.")
-def gate(model_name: str, job_dir: Any, registered: Any, dag_run: Any = None) -> dict[str, Any]:
+def gate(model_name: str, registered: Any, dag_run: Any = None) -> dict[str, Any]:
     from lake.lake import open_lake
     from training.gate import judge_registered
 
-    decision = judge_registered(open_lake(), model_name, job_dir, registered, run_id=dag_run.run_id)
+    decision = judge_registered(open_lake(), model_name, registered["job_dir"], registered, run_id=dag_run.run_id)
     print(f"{model_name} version {decision['version']}: {decision['verdict']}", *decision["reasons"], sep="\n")
     return decision
 
@@ -96,9 +93,14 @@ for model in catalog.models:
         owner_links={model.owner: model.owner_url},
         default_args=task_defaults(model),
     ):
-        job = prepare(model.name)
-        trained = train(model.name, job)
-        version = register(model.name, job)
-        decided = gate(model.name, job, version)
-        trained >> version
+        train = TrainingOperator.partial(
+            task_id="train",
+            model_name=model.name,
+            force="{{ params.force }}",
+            execution_timeout=timedelta(minutes=model.training.timeout_minutes + 5),  # the trainer's own limit comes first, with its sentence
+            doc_md="Run the training, in a container or as a process; the log shows its progress, MLflow its curves. One task a trainer.",
+            **training_pool(model),
+        ).expand(job_dir=prepare(model.name))
+        version = register(model.name, train.output)
+        decided = gate(model.name, version)
         promote(model.name, version, decided)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import date, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -83,3 +84,11 @@ def task_defaults(entry: Dataset | ModelEntry) -> dict[str, Any]:
         "pool": knobs.pool,
         "execution_timeout": timedelta(minutes=knobs.timeout_minutes),
     }
+
+
+def training_pool(model: ModelEntry) -> dict[str, Any]:
+    """Pool and slots of a training: one slot a GPU where GPUs are demanded, else one a GB of memory."""
+    wanted = model.training
+    if isinstance(wanted.gpus, int) and wanted.gpus > 0:
+        return {"pool": "training_gpu", "pool_slots": wanted.gpus * wanted.workers}
+    return {"pool": "training", "pool_slots": math.ceil(wanted.memory_gb * wanted.workers)}

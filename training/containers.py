@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import platform
 from collections.abc import Mapping
@@ -152,10 +151,10 @@ def check_size(entry: ModelEntry, settings: Settings) -> None:
     Raises:
         NotEnoughMemory, GpuUnavailable: the model asks for more than there is.
     """
-    needed = pool_slots(entry)
-    if needed["training"] > settings.training_pool_gb:
+    needed_gb = entry.training.memory_gb * entry.training.workers
+    if needed_gb > settings.training_pool_gb:
         raise NotEnoughMemory(
-            f"{entry.name} asks for {needed['training']} GB (training.memory_gb {entry.training.memory_gb:g} x {entry.training.workers} workers), "
+            f"{entry.name} asks for {needed_gb:g} GB (training.memory_gb {entry.training.memory_gb:g} x {entry.training.workers} workers), "
             f"trainings may take {settings.training_pool_gb} GB here.\n"
             "  Lower training.memory_gb, or raise NIGHTFLEET_TRAINING_MEMORY_GB and the slots of the Airflow pool `training`."
         )
@@ -165,12 +164,6 @@ def check_size(entry: ModelEntry, settings: Settings) -> None:
             f"training.gpus of {entry.name} is {gpus}, this machine has {settings.training_pool_gpus}.\n"
             "  Set `gpus: auto` to use what there is, or NIGHTFLEET_TRAINING_GPUS where the workers' GPUs are not this machine's."
         )
-
-
-def pool_slots(entry: ModelEntry) -> dict[str, int]:
-    """Slots a training takes: of `training` one a GB, of `training_gpu` one a GPU."""
-    gpus = entry.training.gpus if isinstance(entry.training.gpus, int) else 0
-    return {"training": math.ceil(entry.training.memory_gb * entry.training.workers), "training_gpu": gpus * entry.training.workers}
 
 
 def installation_id(settings: Settings) -> str:
