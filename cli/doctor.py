@@ -52,9 +52,8 @@ def _catalog(settings: Settings) -> tuple[bool, str]:
 
 
 def _docker() -> tuple[bool, str]:
-    from docker.errors import DockerException
-
     import docker
+    from docker.errors import DockerException
 
     try:
         client = docker.from_env(timeout=3)
