@@ -53,9 +53,20 @@ class Column(Model):
 
 
 class FeatureColumn(Column):
-    """One feature. `calendar`: it follows from the date alone and is left out of drift."""
+    """One feature, or the steps of one."""
 
-    calendar: bool = False
+    calendar: bool = Field(False, description="left out of drift: it follows from the date alone, or shows again what step 0 of an earlier night showed")
+    steps: int | None = Field(None, ge=2, le=1000, description="stands for so many columns, <name>_t0 ... <name>_t<steps-1>, newest first")
+
+    def expanded(self, name: str) -> dict[str, FeatureColumn]:
+        """The plain columns it stands for, by name: itself, or one a step."""
+        if self.steps is None:
+            return {name: self}
+        columns = {}
+        for step in range(self.steps):
+            described = f"{self.description}; step {step} back" if step else f"{self.description}; the newest step"
+            columns[f"{name}_t{step}"] = self.model_copy(update={"steps": None, "calendar": self.calendar or step > 0, "description": described})
+        return columns
 
 
 # ---- sources ---------------------------------------------------------------------------------------------------
@@ -192,7 +203,19 @@ class FeatureView(Model):
     reads: tuple[str, ...] = Field(min_length=1, description="tables of the data set")
     lookback: Duration = Field(description="partitions [T - lookback, T] of the tables it reads suffice for night T")
     ttl: Duration = Field(description="how long a value serves; covers an absent entity, never a missing night")
-    columns: dict[str, FeatureColumn] = Field(min_length=1)
+    columns: dict[str, FeatureColumn] = Field(min_length=1, description="steps are columns of their own here, whatever the file says")
+
+    @field_validator("columns")
+    @classmethod
+    def _expand(cls, value: dict[str, FeatureColumn]) -> dict[str, FeatureColumn]:
+        """Columns with `steps` become plain ones, so that nothing behind the catalog knows of two kinds."""
+        expanded: dict[str, FeatureColumn] = {}
+        for name, column in value.items():
+            for plain, declared in column.expanded(name).items():
+                if plain in expanded or (plain != name and plain in value):
+                    raise ValueError(f"the steps of {name!r} make a column {plain!r}, which stands there already; rename one")
+                expanded[plain] = declared
+        return expanded
 
 
 class Replay(Model):
