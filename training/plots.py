@@ -203,8 +203,8 @@ def residual_plot(label: Floats, predicted: Floats, path: Path, *, title: str, u
     right.hist(residual, bins=40, range=(low, high), color=BLUE, alpha=0.75)
     right.axvline(0.0, color="#444b55", linewidth=0.8)
     beyond = int(((residual < low) | (residual > high)).sum())
-    drawn = "" if step == 1 else f"every {_ordinal(step)} row is drawn left; "
-    note = f"{len(residual):,} rows; {drawn}{beyond:,} lie beyond these axes"
+    drawn = "" if step == 1 else f", every {_ordinal(step)} is drawn left"
+    note = f"{len(residual):,} rows{drawn};\n{beyond:,} lie beyond these axes"
     _style(right, "", _with_unit("predicted minus real", unit), "rows")
     right.set_title(note, fontsize=8, loc="left")
     _save(figure, path)
@@ -220,8 +220,7 @@ def gain_plot(truth: Floats, probability: Floats, path: Path, *, title: str) -> 
     axes.plot(rows, np.interp(rows, np.linspace(0.0, 1.0, len(found)), found), color=BLUE, linewidth=1.8, label="model")
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="baseline: one rate for all rows")
     tenth = float(np.interp(0.1, np.linspace(0.0, 1.0, len(found)), found))
-    axes.plot([0.1], [tenth], "o", color=BLUE, markersize=4)
-    axes.annotate(f"top 10 % of rows hold {tenth:.0%}:\nlift {tenth / 0.1:.2g}", (0.1, tenth), xytext=(0.2, max(tenth - 0.16, 0.02)), fontsize=8)
+    axes.plot([0.1], [tenth], "o", color=BLUE, markersize=4, label=f"the first 10 % hold {tenth:.0%}: lift {tenth / 0.1:.2g}")
     axes.legend(loc="lower right", fontsize=8, frameon=False)
     axes.set_xlim(0.0, 1.0)
     axes.set_ylim(0.0, 1.02)
