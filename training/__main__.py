@@ -76,7 +76,7 @@ def run(job_dir: Path, cluster: Cluster | None = None) -> Path:
     scratch = job_dir / f"scratch-{own}"
     scratch.mkdir()
     try:
-        contract, splits, baseline = read_rows(job, family, params, training_set)
+        contract, splits, baseline = read_rows(job, family, params, training_set, scratch)
         fit, validation = splits["train"], splits["validation"]
         counts = f"{len(fit.label)} training rows, {len(validation.label)} validation rows, {len(contract.features)} features"
         progress.line(f"{job['model']} as of {job['as_of']}: {family}, {counts}")

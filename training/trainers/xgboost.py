@@ -1,9 +1,15 @@
-"""Gradient-boosted trees: a median or mean with an interval, and calibrated probabilities."""
+"""Gradient-boosted trees: a median or mean with an interval, and calibrated probabilities.
+
+A fit that was killed goes on from its checkpoint and ends in the same bytes: what a round samples follows from the seed
+and the round alone. A training set that lies in a memory map is quantised slice by slice into files of the scratch folder.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +19,12 @@ from pydantic import Field
 from serving.predictors.calibration import ordered_interval
 from serving.predictors.contract import Contract, write_json
 from serving.predictors.xgboost import DETAILS_FILE
-from training.progress import Progress
+from training.rows import slices
 from training.trainers import FamilyParams, Fitted, Floats, NoGpu, Rows, Run, TrainingDiverged, TrainingImpossible, normalised
 from training.trainers.calibration import Method, fit_calibration, fit_widening
 
 _SAY_EVERY = 50
+_BOOSTER_FILE, _CURVES_FILE = "booster.ubj", "curves.json"
 
 
 class Params(FamilyParams):
@@ -81,40 +88,29 @@ def train(contract: Contract, fit: Rows, validation: Rows, folder: Path, *, para
     Raises:
         NoGpu, TrainingImpossible, TrainingDiverged: as their texts say; nothing usable is written.
     """
-    import xgboost as xgb
 
     chosen = Params(**params)
     used = chosen_device(run.device)
-    types = ["c" if spec.categories is not None else "q" for spec in contract.features.values()]
-    names = list(contract.features)
-    matrix = xgb.QuantileDMatrix(fit.matrix, label=fit.label, feature_types=types, feature_names=names, max_bin=chosen.max_bin, nthread=chosen.threads)
-    held_out = xgb.QuantileDMatrix(
-        validation.matrix, label=validation.label, feature_types=types, feature_names=names, ref=matrix, max_bin=chosen.max_bin, nthread=chosen.threads
-    )
+    matrix = _quantised(contract, fit, chosen, run.scratch / "train", None)
+    held_out = _quantised(contract, validation, chosen, run.scratch / "validation", matrix)
     common = {
         "tree_method": "hist",
         "device": used,
         "nthread": chosen.threads,
         "seed": run.seed,
+        "seed_per_iteration": True,
         **chosen.model_dump(exclude={"n_estimators", "early_stopping_rounds", "calibration", "threads"}),
     }
 
     def boost(name: str, objective: dict[str, Any], metric: str, label: Floats, held_out_label: Floats) -> Any:
         matrix.set_label(label)
         held_out.set_label(held_out_label)
-        booster = xgb.train(
-            {**common, **objective, "eval_metric": metric},
-            matrix,
-            num_boost_round=chosen.n_estimators,
-            evals=[(matrix, "train"), (held_out, "validation")],
-            early_stopping_rounds=chosen.early_stopping_rounds,
-            callbacks=[_Report(name, chosen.n_estimators, run.progress)],
-            verbose_eval=False,
+        boosted = _boosted(name, {**common, **objective, "eval_metric": metric}, matrix, held_out, chosen, run)
+        rounds[name] = boosted.best
+        run.progress.line(
+            f"xgboost {name}: best round {boosted.best} of {boosted.rounds}, validation {metric} {boosted.curves['validation'][metric][boosted.best - 1]:.5g}"
         )
-        rounds[name] = booster.best_iteration + 1
-        run.progress.line(f"xgboost {name}: best round {rounds[name]} of {booster.num_boosted_rounds()}, validation {metric} {booster.best_score:.5g}")
-        kept = booster[: rounds[name]]
-        kept.set_attr(best_iteration=None, best_score=None)
+        kept = boosted.booster[: boosted.best]
         kept.set_param({"device": "cpu"})
         kept.save_model(folder / f"{name}.ubj")
         return kept
@@ -150,28 +146,127 @@ def train(contract: Contract, fit: Rows, validation: Rows, folder: Path, *, para
     return Fitted("gpu" if used == "cuda" else "cpu", rounds, importances, ("xgboost", "numpy", "pyarrow"))
 
 
-def _margin(booster: Any, rows: Rows) -> Floats:
-    margin: Floats = booster.inplace_predict(rows.matrix, predict_type="margin", missing=np.nan, validate_features=False).astype(np.float64)
-    return margin
+@dataclass
+class _Boosted:
+    """A booster and how it came so far: per split and metric, one value a round."""
+
+    booster: Any
+    curves: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+
+    def judged(self) -> list[float]:
+        """The validation curve that early stopping follows."""
+        return next(iter(self.curves.get("validation", {}).values()), [])
+
+    @property
+    def rounds(self) -> int:
+        """Rounds done."""
+        return len(self.judged())
+
+    @property
+    def best(self) -> int:
+        """The first round with the lowest validation metric, counted from 1; 0 before the first."""
+        values = self.judged()
+        return int(np.argmin(values)) + 1 if values else 0
 
 
-def _Report(name: str, rounds: int, progress: Progress) -> Any:  # noqa: N802 (makes a class of a library that is imported late)
+def _boosted(name: str, settings: Mapping[str, Any], matrix: Any, held_out: Any, chosen: Params, run: Run) -> _Boosted:
+    """Boost until early stopping or the last round, from the stage's checkpoint if there is one."""
     import xgboost as xgb
 
-    class Report(xgb.callback.TrainingCallback):  # type: ignore[misc]
-        """Curves each round, a line now and then."""
+    found = run.checkpoints.load(name)
+    booster = xgb.Booster(dict(settings), [matrix, held_out], model_file=found.folder / _BOOSTER_FILE if found else None)
+    boosted = _Boosted(booster, json.loads((found.folder / _CURVES_FILE).read_text(encoding="utf-8")) if found else {})
+    for split, metrics in boosted.curves.items():
+        for metric, values in metrics.items():
+            for step, value in enumerate(values, 1):
+                run.progress.point(f"{split}/{name}/{metric}", step, value)
+    if found and found.finished:
+        return boosted
+    if found:
+        run.progress.line(f"xgboost {name}: goes on after round {boosted.rounds}, from a checkpoint")
 
-        def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
-            for split, metrics in evals_log.items():
-                for metric, values in metrics.items():
-                    value = float(values[-1])
-                    if not np.isfinite(value):
-                        raise TrainingDiverged(
-                            f"xgboost {name}: {split} {metric} is {value} in round {epoch + 1}. Lower `learning_rate`, and look for extreme labels."
-                        )
-                    progress.point(f"{split}/{name}/{metric}", epoch + 1, value)
-                    if split == "validation" and (epoch + 1) % _SAY_EVERY == 0:
-                        progress.line(f"xgboost {name}: round {epoch + 1} of {rounds}, validation {metric} {value:.5g}")
-            return False
+    def save(*, finished: bool) -> None:
+        def write(folder: Path) -> None:
+            booster.save_model(folder / _BOOSTER_FILE)
+            (folder / _CURVES_FILE).write_text(json.dumps(boosted.curves), encoding="utf-8")
 
-    return Report()
+        run.checkpoints.save(name, write, {"round": boosted.rounds}, finished=finished)
+
+    # Its own loop, not `xgb.train`: there the rounds of a continued booster count from 0, and so would what they sample.
+    container = xgb.callback.CallbackContainer([])
+    container.history = boosted.curves
+    best, lowest = boosted.best, min(boosted.judged(), default=np.inf)
+    for done in range(boosted.rounds, chosen.n_estimators):
+        if done and done - best >= chosen.early_stopping_rounds:
+            break
+        _forget_sampling(booster, settings["tree_method"])
+        booster.update(matrix, done)
+        container.after_iteration(booster, done, matrix, [(matrix, "train"), (held_out, "validation")])
+        for split, metrics in boosted.curves.items():
+            for metric, values in metrics.items():
+                if not np.isfinite(values[-1]):
+                    kept = run.checkpoints.load(name)
+                    last_good = f" The checkpoint of round {kept.state['round']} is kept." if kept else ""
+                    raise TrainingDiverged(
+                        f"xgboost {name}: {split} {metric} is {values[-1]} in round {done + 1}.{last_good} Lower `learning_rate`, and look for extreme labels."
+                    )
+                run.progress.point(f"{split}/{name}/{metric}", done + 1, values[-1])
+                if split == "validation":
+                    if values[-1] < lowest:
+                        best, lowest = done + 1, values[-1]
+                    if (done + 1) % _SAY_EVERY == 0:
+                        run.progress.line(f"xgboost {name}: round {done + 1} of {chosen.n_estimators}, validation {metric} {values[-1]:.5g}")
+        if run.checkpoints.due():
+            save(finished=False)
+    save(finished=True)
+    return boosted
+
+
+def _forget_sampling(booster: Any, method: str) -> None:
+    """Let the next round make its samplers anew.
+
+    They are seeded when they are made, by `seed_per_iteration` from seed and round, but would be kept from then on: after
+    a checkpoint they would not stand where they stood. Another method and back drops them, and nothing else.
+    """
+    booster.set_param({"tree_method": "approx"})
+    booster.save_config()  # parameters take effect when they are needed; this needs them
+    booster.set_param({"tree_method": method})
+
+
+def _quantised(contract: Contract, rows: Rows, chosen: Params, cache: Path, reference: Any) -> Any:
+    """The rows as XGBoost bins them; those of a memory map lie in files beginning with `cache`, and are read page by page."""
+    import xgboost as xgb
+
+    types = ["c" if spec.categories is not None else "q" for spec in contract.features.values()]
+    named = {"feature_types": types, "feature_names": list(contract.features)}
+    shared = {"ref": reference, "max_bin": chosen.max_bin, "nthread": chosen.threads}
+    if not isinstance(rows.matrix, np.memmap):
+        return xgb.QuantileDMatrix(rows.matrix, label=rows.label, **named, **shared)
+
+    class Slices(xgb.DataIter):  # type: ignore[misc]
+        """Copies of the map's slices, one at a time."""
+
+        def __init__(self) -> None:
+            self.remaining = slices(*rows.matrix.shape)
+            super().__init__(cache_prefix=str(cache))
+
+        def next(self, input_data: Any) -> bool:
+            some = next(self.remaining, None)
+            if some is None:
+                return False
+            input_data(data=np.array(rows.matrix[some]), label=rows.label[some], **named)
+            return True
+
+        def reset(self) -> None:
+            self.remaining = slices(*rows.matrix.shape)
+
+    return xgb.ExtMemQuantileDMatrix(Slices(), **shared)
+
+
+def _margin(booster: Any, rows: Rows) -> Floats:
+    parts = [
+        booster.inplace_predict(np.array(rows.matrix[some]), predict_type="margin", missing=np.nan, validate_features=False)
+        for some in slices(*rows.matrix.shape)
+    ]
+    margin: Floats = np.concatenate(parts).astype(np.float64)
+    return margin
