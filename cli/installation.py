@@ -16,6 +16,7 @@ from cli.processes import Supervisor, free_port, python_tool
 from config.catalog import Catalog
 from config.errors import NightfleetError
 from config.settings import ROOT, Settings
+from lake.signature import KEY as MODEL_SIGNING_KEY
 
 _START_SECONDS = 240.0
 
@@ -67,6 +68,7 @@ def prepare(settings: Settings) -> Installation:
     folder = settings.home / "secrets"
     admin = _secret_file(folder / "admin_password", 12)
     viewer = _secret_file(folder / "viewer_password", 12)
+    _secret_file(folder / MODEL_SIGNING_KEY, 48)
     _write_private(folder / "airflow_logins.json", json.dumps({"admin": admin, "viewer": viewer}))
     return Installation(settings, free_port(), free_port(), admin)
 

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -24,13 +23,10 @@ from lake.lineage import Input, Publication
 from lake.publish import Published, StalePublish, publish
 from lake.tables import LakeTable
 from serving.predictions import CHAMPION, check_outputs, input_digests, prediction_ids, predictions_table
-from serving.predictors import Predictor, load_predictor
+from serving.predictors import Predictor
+from serving.signed import ModelMissing, load_signed
 
 BATCH_ROWS = 65_536
-
-
-class ModelMissing(NightfleetError):
-    """The files of a promoted model version are not on this machine."""
 
 
 class OtherChampion(NightfleetError):
@@ -76,7 +72,7 @@ def score(lake: Lake, model: str, interval: Interval, *, run_id: str) -> StageRe
     Raises:
         NoChampion: a night has none; nothing is computed.
         PartitionNotReady: an input partition is not published; nothing is written.
-        ModelMissing, ArtifactMismatch: the champion's files are not there, or are not the promoted ones.
+        ModelMissing, UntrustedModel, ArtifactMismatch: the champion's files are not there, not signed, or not the promoted ones.
         FeatureMissing, BadPredictions: the version needs a feature that is gone, or predicts what must not be published; nothing is written.
         OtherChampion: a night was scored by another champion before; it keeps it.
         AlreadyScored: a night is scored, and its rows would change now; `rescore` does that on purpose.
@@ -115,8 +111,8 @@ def stale_predictions(lake: Lake, model: str) -> list[StaleNight]:
 
 
 @functools.lru_cache(maxsize=8)
-def _loaded(folder: Path) -> Predictor:
-    return load_predictor(folder)
+def _loaded(settings: Settings, model: str, artifact_digest: str) -> Predictor:
+    return load_signed(settings, model, artifact_digest)
 
 
 def load_version(settings: Settings, model: str, version: int, artifact_digest: str) -> Predictor:
@@ -124,6 +120,7 @@ def load_version(settings: Settings, model: str, version: int, artifact_digest: 
 
     Raises:
         ModelMissing: its folder is not there.
+        UntrustedModel: it is not signed with our key, or not as signed.
         ArtifactMismatch: a file in it is missing or was changed.
     """
     folder = settings.artifacts / model / artifact_digest
@@ -132,7 +129,7 @@ def load_version(settings: Settings, model: str, version: int, artifact_digest: 
             f"{model} version {version} was promoted, but its files are not in {folder}. Nothing was scored.\n"
             f"  Restore that folder from a backup or from the version's MLflow artifacts, or go back to the champion before it (`rollback {model}`)."
         )
-    return _loaded(folder)
+    return _loaded(settings, model, artifact_digest)
 
 
 def _score(lake: Lake, model: str, interval: Interval, *, run_id: str, rewrite: bool) -> StageResult:

@@ -184,7 +184,7 @@ def reproduce(lake: Lake, prediction_id: str) -> Reproduction:
     Raises:
         UnknownPrediction: no predictions table holds the id.
         InputsExpired: a version that is needed was vacuumed, or its files or the model's are gone.
-        ArtifactMismatch: the model's bytes were changed.
+        UntrustedModel, ArtifactMismatch: the model is not signed, or its bytes were changed.
     """
     prediction = _find(lake, prediction_id)
     entry = lake.model(prediction.model)

@@ -19,6 +19,9 @@ from tests import toy
 # A slow machine is no finding: properties are about results, never about time.
 settings.register_profile("nightfleet", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("nightfleet")
+# Models are signed and verified in nearly every test; an installation of its own makes its own key.
+os.environ["MODEL_SIGNING_KEY"] = "the-tests'-own-key-which-signs-nothing-else"
+os.environ.pop("MODEL_SIGNING_KEY_PREVIOUS", None)
 
 
 @pytest.fixture

@@ -37,10 +37,12 @@ from lake.lake import Lake
 from lake.ledger import LedgerSnapshot, Promotion
 from lake.lineage import Input
 from serving.predictors.contract import BadFeatures, PredictionsNotFinite, Predictor
+from serving.signed import load_signed
 from training import leakage
 from training.bootstrap import RESAMPLES, day_weights, error_ratio, improvement_bound, ratio_lower_bounds
 from training.decision import Check, Decision, Reason, ReasonCode, Verdict, read_decisions, store_decision, stored_decisions
 from training.job import TRAINING_SET_FILE, gate_folder
+from training.origin import verify_origin
 from training.register import Registered, artifact_folder
 
 Floats = npt.NDArray[np.float64]
@@ -89,7 +91,7 @@ def judge(lake: Lake, model: str, job_dir: Path, registered: Registered, *, run_
         promote; refuse, with every reason; or not_evaluated, where too few nights lie after both models' windows.
     Raises:
         GateEvidenceMissing, GateEvidenceChanged: the test set, the training set or their description is not there or was edited. No verdict.
-        BadManifest, ArtifactMismatch: the files of challenger or champion are missing or were changed. No verdict.
+        BadManifest, ArtifactMismatch, UntrustedModel, ModelMissing: the files of challenger or champion are missing, changed or unsigned. No verdict.
     """
     entry = lake.model(model)
     judged = _read_set(gate_folder(job_dir) / TRAINING_SET_FILE, job_dir)
@@ -267,7 +269,8 @@ class _Judgement:
         nights = [day for day in present if day > seen_until]
         enough = len(nights) >= entry.gate.min_days
 
-        challenger = serving.predictors.load_predictor(artifact_folder(settings, entry.name, self._registered.artifact_digest))
+        verify_origin(self._lake, entry.name, self._registered.version, self._registered.artifact_digest)
+        challenger = load_signed(settings, entry.name, self._registered.artifact_digest)
         rival = self._rival()
         rows = 0
         if self._schema_holds(challenger):
@@ -307,8 +310,8 @@ class _Judgement:
     def _rival(self) -> _Rival:
         if self._champion is None:
             return _Rival(None, None, self._entry.gate.baseline)
-        folder = artifact_folder(self._lake.settings, self._entry.name, self._champion.artifact_digest)
-        return _Rival(self._champion, serving.predictors.load_predictor(folder), self._entry.gate.baseline)
+        verify_origin(self._lake, self._entry.name, self._champion.version, self._champion.artifact_digest)
+        return _Rival(self._champion, load_signed(self._lake.settings, self._entry.name, self._champion.artifact_digest), self._entry.gate.baseline)
 
     def _refuse(self, code: ReasonCode, text: str) -> None:
         self._reasons.append(Reason(code, text))

@@ -15,7 +15,7 @@ from typing import Any
 
 from config.calendar import ONE_DAY, data_date_of
 from config.errors import NightfleetError
-from lake.artifact import combined_digest, verify_files
+from lake.artifact import verify_files
 from lake.lake import Lake
 from lake.ledger import LedgerConflict, LedgerSnapshot, Promotion
 from lake.lineage import PartitionNotReady
@@ -23,6 +23,7 @@ from lake.tables import feature_table, named_table
 from serving.predictors import read_manifest
 from training.decision import Decision, read_decisions
 from training.gate import registered_from_json
+from training.origin import verify_origin
 from training.register import Registered, artifact_folder
 from training.tracking import MlflowUnavailable, answered, tracking_client
 
@@ -293,15 +294,11 @@ def _check_rival(decision: Decision, seen: LedgerSnapshot) -> None:
 
 
 def _check_files(lake: Lake, model: str, version: int, artifact_digest: str) -> None:
+    """The signature, MLflow's word on it, and every byte of the version's files."""
     folder: Path = artifact_folder(lake.settings, model, artifact_digest)
     try:
         manifest = read_manifest(folder)
+        verify_origin(lake, model, version, artifact_digest)
         verify_files(folder, manifest["artifacts"])
     except NightfleetError as error:
         raise ModelFilesDamaged(f"{model} version {version} cannot become champion. Nothing was written.\n  {error}") from error
-    found = combined_digest(manifest["artifacts"])
-    if found != artifact_digest:
-        raise ModelFilesDamaged(
-            f"{model} version {version} cannot become champion: {folder} lists files of digest {found[:12]}…, needed is {artifact_digest[:12]}…. "
-            "Nothing was written. Restore the folder, or train again."
-        )

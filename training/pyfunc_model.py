@@ -1,5 +1,8 @@
 """What `mlflow.pyfunc.load_model` runs of a registered version: our own predictor on the verified files. Nothing is unpickled.
 
+An analyst has no signing key: the files are verified by the digests in the manifest beside them, which say that they belong together,
+not who made them. Whoever can write to MLflow's store can change both. Nothing that scores, judges or promotes loads this copy.
+
 MLflow copies this file, and the few packages it imports, beside the model.
 """
 

@@ -151,8 +151,10 @@ def _numbers(count: int) -> Any:
 
 
 def _champion(lake: Any, family: str, folder: Path) -> None:
+    from cli.installation import prepare as make_secrets
     from lake.artifact import combined_digest
     from lake.ledger import Promotion
+    from lake.signature import sign
     from serving.predictors import read_manifest
     from tests.training.jobs import write_job
     from training.__main__ import run
@@ -172,6 +174,9 @@ def _champion(lake: Any, family: str, folder: Path) -> None:
     digest = combined_digest(read_manifest(job)["artifacts"])
     target = lake.settings.artifacts / MODEL / digest
     target.parent.mkdir(parents=True)
+    (job / "training_set.json").write_text("{}")
+    make_secrets(lake.settings)
+    sign(lake.settings, job, MODEL)
     job.rename(target)
     ledger = lake.ledger(MODEL)
     before = NIGHT - ONE_DAY

@@ -17,6 +17,7 @@ from features.transform import transform
 from lake.artifact import ArtifactMismatch, combined_digest, folder_digests, verify_files
 from lake.lake import Lake
 from lake.ledger import Promotion
+from lake.signature import sign
 from tests import toy
 
 MODEL = "ride_minutes"
@@ -67,10 +68,18 @@ def store_model(lake: Lake, slope: float) -> str:
     digest = combined_digest(artifacts)
     windows = {"train": {"start": "2024-01-01", "end": "2024-01-15"}}
     training_set = {"training_digest": "t" * 64, "test_digest": "e" * 64, "rows": {"train": 400}, "windows": windows, "pins": {"vehicle_daily": 0}}
-    job = {"as_of": "2024-01-20", "code_version": "abc+123", "windows": windows, "mlflow": {"run_id": "run-of-linear"}}
-    (staging / "manifest.json").write_text(json.dumps({"artifacts": artifacts, "family": "linear"}))
+    job = {
+        "as_of": "2024-01-20",
+        "identity": "linear",
+        "run_id": "trained",
+        "code_version": "abc+123",
+        "windows": windows,
+        "mlflow": {"run_id": "run-of-linear"},
+    }
+    (staging / "manifest.json").write_text(json.dumps({"artifacts": artifacts, "family": "linear", "identity": "linear", "training_set_digest": "t" * 64}))
     (staging / "job.json").write_text(json.dumps(job))
     (staging / "training_set.json").write_text(json.dumps(training_set))
+    sign(lake.settings, staging, MODEL)
     target = lake.settings.artifacts / MODEL / digest
     target.parent.mkdir(parents=True, exist_ok=True)
     staging.rename(target)
@@ -103,7 +112,7 @@ def restate_features(lake: Lake, day: date) -> None:
 
 def use_linear(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let scoring load the linear model."""
-    monkeypatch.setattr("serving.score.load_predictor", load_linear)
+    monkeypatch.setattr("serving.predictors.load_predictor", load_linear)
 
 
 def scored_nights() -> Interval:

@@ -28,7 +28,8 @@ from lake.lineage import Input, PartitionNotReady
 from lake.publish import StalePublish
 from lake.tables import feature_table, valid_table
 from serving.predictions import BadPredictions, FeatureMissing, predictions_table
-from serving.score import AlreadyScored, ModelMissing, OtherChampion, rescore, score, stale_predictions
+from serving.score import AlreadyScored, OtherChampion, rescore, score, stale_predictions
+from serving.signed import ModelMissing
 from tests import toy
 from tests.conftest import missing_service
 from tests.serving.scenario import FIRST_CHAMPION, MODEL, NIGHTS, LinearPredictor, promote, publish_inputs, restate_features, scored_nights, use_linear
@@ -212,7 +213,7 @@ def test_a_model_is_verified_and_loaded_once_per_process(lake: Lake, monkeypatch
         loads.append(folder)
         return LinearPredictor(1.0)
 
-    monkeypatch.setattr(scoring, "load_predictor", load)
+    monkeypatch.setattr("serving.predictors.load_predictor", load)
     scoring._loaded.cache_clear()
     for day in scored_nights():
         score(lake, MODEL, Interval.of(day), run_id="r1")
@@ -279,7 +280,7 @@ def test_only_rescore_rewrites_a_scored_night_and_by_the_same_champion(lake: Lak
 
 def test_rows_that_change_though_the_inputs_did_not_are_explained(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     score(lake, MODEL, scored_nights(), run_id="r1")
-    monkeypatch.setattr(scoring, "load_predictor", lambda _folder: LinearPredictor(3.0))
+    monkeypatch.setattr("serving.predictors.load_predictor", lambda _folder: LinearPredictor(3.0))
     scoring._loaded.cache_clear()
     with pytest.raises(AlreadyScored, match="its inputs are the same, so the code, a library or the catalog changed since"):
         score(lake, MODEL, Interval.of(LATER), run_id="r2")
@@ -305,14 +306,14 @@ def test_a_zombie_does_not_overwrite_what_was_published_meanwhile(lake: Lake, mo
 KILLED = """
 import os, pickle, signal, sys
 from pathlib import Path
-import lake.publish, serving.score
+import lake.publish, serving.predictors, serving.score
 from config.catalog import load_catalog
 from config.settings import Settings
 from lake.lake import Lake
 from tests.serving.scenario import MODEL, load_linear, scored_nights
 
 home, catalog_dir, sql_dir, point = sys.argv[1:]
-serving.score.load_predictor = load_linear
+serving.predictors.load_predictor = load_linear
 serving.score.retrieve = lambda *_args, **_kwargs: pickle.loads((Path(home) / "retrieved.pickle").read_bytes())
 serving.score.BATCH_ROWS = 40
 

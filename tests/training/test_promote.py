@@ -18,6 +18,7 @@ from config.calendar import ONE_DAY, Interval
 from lake.lake import Lake
 from lake.ledger import LedgerConflict, LedgerSnapshot, NoChampion, Promotion
 from lake.lineage import PartitionNotReady
+from lake.signature import UntrustedModel
 from lake.tables import named_table
 from tests import toy
 from tests.training.versions import AS_OF, MODEL, load_oracle, make_version, write_set
@@ -162,7 +163,7 @@ def test_a_list_of_files_with_another_digest_is_never_promoted(lake: Lake) -> No
 
     document["artifacts"]["model/extra.json"] = hashlib.sha256(b"{}").hexdigest()
     manifest.write_text(json.dumps(document))
-    with pytest.raises(ModelFilesDamaged, match=r"lists files of digest .* needed is"):
+    with pytest.raises(ModelFilesDamaged, match=r"version 1 cannot become champion(?s:.*)lists files of digest .* signed are"):
         promote(lake, decision, registered, by="run")
 
 
@@ -334,7 +335,7 @@ def test_without_a_decision_mlflow_is_not_asked(lake: Lake) -> None:
 
 
 @pytest.fixture
-def tracked(lake: Lake, mlflow_server: str, request: pytest.FixtureRequest) -> tuple[Lake, Any]:
+def tracked(lake: Lake, mlflow_server: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Lake, Any]:
     """The lake with a real MLflow that knows three versions, under a model name of this test's own."""
     from training.tracking import tracking_client
 
@@ -346,7 +347,16 @@ def tracked(lake: Lake, mlflow_server: str, request: pytest.FixtureRequest) -> t
     for _ in range(3):
         run = client.create_run("0")
         client.create_model_version(MODEL, source=f"runs:/{run.info.run_id}/model", run_id=run.info.run_id)
+    make = make_version
+    monkeypatch.setattr("tests.training.test_promote.make_version", lambda *args, **misses: tagged(client, make(*args, **misses)))
     return lake, client
+
+
+def tagged(client: Any, registered: Registered) -> Registered:
+    """With the tags that `register` gives a version."""
+    for name, value in (("trained_by_run", f"run-{registered.version}"), ("artifact_digest", registered.artifact_digest)):
+        client.set_model_version_tag(MODEL, str(registered.version), name, value)
+    return registered
 
 
 def shown(client: Any) -> tuple[int, dict[int, tuple[str | None, str | None]]]:
@@ -383,6 +393,19 @@ def test_what_was_promoted_while_mlflow_was_down_is_shown_later(tracked: tuple[L
     promoted(down, 2)
     assert repair_alias(lake, MODEL).changed == 3
     assert shown(client)[0] == 2
+
+
+@pytest.mark.parametrize("tag", ["trained_by_run", "artifact_digest"])
+def test_a_version_that_mlflow_knows_by_another_run_or_other_files_is_neither_judged_nor_promoted(tracked: tuple[Lake, Any], tag: str) -> None:
+    lake, client = tracked
+    decision, registered = judged(lake, 1)
+    client.set_model_version_tag(MODEL, "1", tag, "another")
+    with pytest.raises(ModelFilesDamaged, match=rf"its signature says {tag} .*, MLflow's tag of that version says another"):
+        promote(lake, decision, registered, by="run")
+    client.delete_model_version_tag(MODEL, "1", tag)
+    with pytest.raises(UntrustedModel, match="MLflow's tag of that version says None"):
+        judge(lake, MODEL, write_set(lake, "again", edit_test=lambda table: table.slice(1)), registered, run_id="again")
+    assert lake.ledger(MODEL).read().promotions == ()
 
 
 def test_a_version_mlflow_has_lost_is_a_warning(tracked: tuple[Lake, Any]) -> None:

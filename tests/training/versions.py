@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from config.calendar import ONE_DAY, Interval, cutoff
 from lake.artifact import combined_digest, file_digest, folder_digests
 from lake.lake import Lake
+from lake.signature import sign
 from serving.predictors import read_manifest
 from serving.predictors.contract import Contract, FeatureSpec, Matrix, Predictor, Scores
 from tests import toy
@@ -148,8 +149,11 @@ def make_version(
     ).write(attempt / "model")
     artifacts = {f"model/{name}": digest for name, digest in folder_digests(attempt / "model").items()}
     digest = combined_digest(artifacts)
-    (attempt / "manifest.json").write_text(json.dumps({"artifacts": artifacts, "training_set_digest": described["training_digest"]}))
+    manifest = {"artifacts": artifacts, "training_set_digest": described["training_digest"], "identity": f"job-{version}"}
+    (attempt / "manifest.json").write_text(json.dumps(manifest))
+    (attempt / "job.json").write_text(json.dumps({"identity": f"job-{version}", "run_id": f"run-{version}"}))
     (attempt / "training_set.json").write_text(json.dumps(described))
+    sign(lake.settings, attempt, MODEL)
     folder = artifact_folder(lake.settings, MODEL, digest)
     attempt.rename(folder)
     return Registered(MODEL, version, digest, f"run-{version}", date.fromisoformat(described["as_of"]), folder)
