@@ -47,7 +47,12 @@ _STAGES = (
     "monitoring.reports",
     "monitoring.requests",
 )
-_FAMILY_LIBRARIES = {"xgboost": "xgboost", "keras": "keras"}
+# skops imports all of scikit-learn, to know its types.
+_FAMILY_LIBRARIES = {
+    "xgboost": "xgboost",
+    "keras": "keras",
+    **dict.fromkeys(("random_forest", "linear", "logistic", "isolation_forest"), "skops.io"),
+}
 
 
 def preload() -> float:

@@ -1,0 +1,94 @@
+"""Random forests: skops files of scikit-learn's own types, what their leaves say beyond a mean as plain arrays, calibration as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.predictors.calibration import calibrated, ordered_interval
+from serving.predictors.contract import BadModelFile, Contract, Matrix, Predictor, Scores, read_json
+from serving.predictors.sklearn_model import FOLDS, TREE, Floats, read_model
+
+DETAILS_FILE = "random_forest.json"
+TRUSTED = (FOLDS, TREE)
+# A share of 0 or 1 in every leaf is no certainty.
+_LEAST_SHARE = 1e-4
+
+Tree = tuple[Any, Floats]
+
+
+class RandomForestPredictor(Predictor):
+    """One forest an output. Rows pass through one tree after the other in one thread, so that sums have the same bits in any batch."""
+
+    def __init__(self, contract: Contract, forests: Mapping[str, tuple[Any, list[Tree]]], details: Mapping[str, Any]) -> None:
+        super().__init__(contract)
+        self._forests = forests
+        self._details = details
+
+    def scores(self, matrix: Matrix) -> Scores:
+        """See `Predictor.scores`."""
+        columns: list[Any] = []
+        for name, detail in self._details["outputs"].items():
+            encoder, trees = self._forests[name]
+            means = summed(trees, encoded(encoder, matrix)) / len(trees)
+            if "calibration" in detail:
+                columns.append(calibrated(log_odds(means[:, 0]), detail["calibration"]))
+                continue
+            columns.append(means[:, 0])
+            if "interval" in detail:
+                columns += ordered_interval(means[:, 0], means[:, 1], means[:, 2], detail["interval"]["widen_by"])
+        return np.column_stack(columns)
+
+
+def encoded(encoder: Any, matrix: Matrix) -> npt.NDArray[np.float32]:
+    """What the trees see: numbers as they are, missing ones as NaN, and a number in the place of each category."""
+    return np.ascontiguousarray(encoder.transform(matrix), dtype=np.float32)
+
+
+def forest_trees(forest: Any, bounds: Floats | None, first: int = 0) -> list[Tree]:
+    """Each tree from number `first` on, with what its nodes say, float64 of shape (nodes, 1 or 3): centre, or share of rows above; lower; upper bound.
+
+    Args:
+        bounds: (nodes of these trees, 2), or None without an interval.
+    """
+    trees, start = [], 0
+    for estimator in forest.estimators_[first:]:
+        tree = estimator.tree_
+        said = tree.value[:, 0, -1:]  # of two classes, the share of the second
+        if bounds is not None:
+            said = np.hstack([said, bounds[start : start + tree.node_count]])
+            start += tree.node_count
+        trees.append((tree, np.ascontiguousarray(said, dtype=np.float64)))
+    if bounds is not None and start != len(bounds):
+        raise BadModelFile(f"the forest has {start} nodes, its interval has bounds for {len(bounds)}. Train the model again.")
+    return trees
+
+
+def summed(trees: Iterable[Tree], matrix: npt.NDArray[np.float32]) -> Floats:
+    """Sum over the trees of what they say about each encoded row, float64 of shape (rows, 1 or 3)."""
+    total: Any = 0.0
+    for tree, said in trees:
+        total = total + said.take(tree.apply(matrix), axis=0)
+    return np.asarray(total, dtype=np.float64)
+
+
+def log_odds(share: Floats) -> Floats:
+    """Raw scores of shares of rows above."""
+    kept = np.clip(share, _LEAST_SHARE, 1.0 - _LEAST_SHARE)
+    odds: Floats = np.log(kept / (1.0 - kept))
+    return odds
+
+
+def load(folder: Path, contract: Contract) -> RandomForestPredictor:
+    """Load forests and details from a verified folder."""
+    details = read_json(folder / DETAILS_FILE)
+    forests = {}
+    for name, detail in details["outputs"].items():
+        model = read_model(folder / detail["file"], "RandomForestClassifier" if "calibration" in detail else "RandomForestRegressor", TRUSTED)
+        bounds = np.load(folder / detail["interval"]["file"], allow_pickle=False) if "interval" in detail else None
+        forests[name] = (model["encode"], forest_trees(model["model"], bounds))
+    return RandomForestPredictor(contract, forests, details)

@@ -1,0 +1,170 @@
+"""Linear models: a median or mean with an interval, and calibrated probabilities, all as sums over the same columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from serving.predictors.calibration import ordered_interval
+from serving.predictors.contract import Contract, write_json
+from serving.predictors.linear import DETAILS_FILE, MODEL_FILE
+from serving.predictors.sklearn_model import linear_scores
+from training.trainers import FamilyParams, Fitted, Floats, Rows, Run, TrainingDiverged
+from training.trainers.calibration import Method, fit_calibration, fit_widening
+from training.trainers.sklearn_rows import LIBRARIES, above, above_both_ways, cpu_alone, design, linear_encoder, linear_importances, write_model
+
+# Of the labels' deviation: how far from a label a quantile regression takes its error for a straight line.
+_SMOOTH = 1e-3
+_SAY_EVERY = 20
+_WEIGHTS_FILE = "weights.npy"
+
+
+class Params(FamilyParams):
+    """What a catalog or a form may set; scikit-learn's names."""
+
+    alpha: float = Field(1.0, gt=0, description="weight of the squared coefficients, as of Ridge on standardised columns and labels")
+    max_categories: int = Field(100, ge=2, description="columns for one feature's categories; the rarest share the last")
+    max_iter: int = Field(200, ge=1, description="most reweightings of a median or another quantile")
+    tol: float = Field(1e-5, gt=0, description="relative gain of a reweighting below which it ends")
+    calibration: Method = "platt"
+
+
+def train(contract: Contract, fit: Rows, validation: Rows, folder: Path, *, params: Mapping[str, Any], run: Run) -> Fitted:
+    """Fit every output on the same standardised columns and write them into `folder`.
+
+    A mean is a ridge regression. A median, and the bounds of an interval, are quantile regressions with the same penalty: scikit-learn's
+    own is a linear programme that does not end on a hundred thousand rows, so ridge regressions are reweighted until the quantile's loss
+    falls no more. A probability is a ridge regression of 0 and 1, put on the scale of log odds on training rows and calibrated on validation.
+
+    Args:
+        contract: features and outputs; its order is the order of the matrices.
+        fit, validation: rows to learn from; rows for curves, calibration and interval widths.
+        params: as `validated_params` gives them.
+        run: seed, device, progress, checkpoints, workers.
+    Raises:
+        NoGpu, TrainingImpossible, TrainingDiverged: as their texts say; nothing usable is written.
+    """
+    from sklearn.linear_model import Ridge
+    from sklearn.pipeline import Pipeline
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no types
+
+    chosen = Params(**params)
+    used = cpu_alone("linear", contract, run)
+    truths = {name: above_both_ways(contract, name, fit) for name, output in contract.outputs.items() if output["kind"] == "binary"}
+    encoder = linear_encoder(contract, chosen.max_categories)
+    rows: list[Floats] = []  # of coefficients, the intercept last
+    iterations: dict[str, int] = {}
+    with threadpool_limits(1):  # sums depend on how many threads share them
+        columns, held_out = design(encoder, fit.matrix, fit=True), design(encoder, validation.matrix)
+        middle, scale = float(np.median(fit.label)), float(np.std(fit.label)) or 1.0
+        target, held_out_target = (fit.label - middle) / scale, (validation.label - middle) / scale
+
+        def least_squares(wanted: Floats) -> Floats:
+            model = Ridge(alpha=chosen.alpha).fit(columns, wanted)
+            return np.append(model.coef_, model.intercept_)
+
+        for name, output in contract.outputs.items():
+            if name in truths:
+                # The log odds of two normal clouds of equal shape are a line through this score.
+                weights = least_squares(truths[name])
+                odds = fit_calibration(columns @ weights[:-1] + weights[-1], truths[name], "platt")
+                rows.append(odds["slope"] * weights)
+                rows[-1][-1] += odds["intercept"]
+                iterations[name] = 1
+                continue
+            stages = {name: 0.5 if output["objective"] == "median" else None}
+            if output.get("interval"):
+                tail = (1.0 - output["interval"]) / 2.0
+                stages |= {f"{name}_lower": tail, f"{name}_upper": 1.0 - tail}
+            for stage, level in stages.items():
+                weights, iterations[stage] = least_squares(target), 1
+                if level is not None:
+                    weights, iterations[stage] = _quantile(stage, level, weights, (columns, target), (held_out, held_out_target, scale), chosen, run)
+                rows.append(weights * scale)
+                rows[-1][-1] += middle
+    if not np.isfinite(rows).all():
+        raise TrainingDiverged(f"{contract.model}: a linear model's coefficients are not finite. Raise `alpha`, and look for extreme labels.")
+    model = Ridge(alpha=chosen.alpha)
+    stacked = np.vstack(rows)
+    model.coef_, model.intercept_, model.n_features_in_ = stacked[:, :-1].copy(), stacked[:, -1].copy(), columns.shape[1]
+    pipeline = Pipeline([("encode", encoder), ("model", model)])
+    write_model(pipeline, folder / MODEL_FILE)
+    positions = _positions(contract)
+    details: dict[str, dict[str, Any]] = {}
+    raw = linear_scores(pipeline, validation.matrix)
+    for name, position in positions.items():
+        details[name] = {}
+        if name in truths:
+            details[name]["calibration"] = fit_calibration(raw[:, position], above(contract, name, validation), chosen.calibration)
+        elif share := contract.outputs[name].get("interval"):
+            lower, upper = ordered_interval(raw[:, position], raw[:, position + 1], raw[:, position + 2], 0.0)
+            details[name]["interval"] = {"widen_by": fit_widening(validation.label, lower, upper, share)}
+    write_json(folder / DETAILS_FILE, {"outputs": details})
+    deviations = columns.std(axis=0)
+    importances = {name: linear_importances(contract, encoder, stacked[position, :-1], deviations) for name, position in positions.items()}
+    return Fitted(used, iterations, importances, LIBRARIES, {"inputs": columns.shape[1]})
+
+
+def _positions(contract: Contract) -> dict[str, int]:
+    """Where each output's row of coefficients is: the first of three with an interval."""
+    positions, position = {}, 0
+    for name, output in contract.outputs.items():
+        positions[name] = position
+        position += 3 if output.get("interval") else 1
+    return positions
+
+
+def _quantile(
+    stage: str, level: float, weights: Floats, fit: tuple[Floats, Floats], held_out: tuple[Floats, Floats, float], chosen: Params, run: Run
+) -> tuple[Floats, int]:
+    """Coefficients, the intercept last, that minimise a quantile's loss plus `alpha` times their squares; and the reweightings it took.
+
+    Each step minimises a parabola that lies on or above the loss and touches it where the last step ended, so the loss never rises
+    (Hunter and Lange, 2000); the parabola's minimum is a weighted ridge regression.
+
+    Args:
+        weights: where to begin.
+        fit, held_out: columns and scaled label; the latter's scale beside them, for curves in the label's unit.
+    """
+    from sklearn.linear_model import Ridge
+
+    columns, target = fit
+    model = Ridge(alpha=chosen.alpha)
+    done, loss = 0, np.inf
+    saved = run.checkpoints.load(stage)
+    if saved:
+        weights, done, loss = np.load(saved.folder / _WEIGHTS_FILE, allow_pickle=False), saved.state["iteration"], saved.state["loss"]
+        run.progress.line(f"linear {stage}: goes on from reweighting {done}")
+    finished = bool(saved and saved.finished)
+    while not finished:
+        residual = target - (columns @ weights[:-1] + weights[-1])
+        distance = np.abs(residual) + _SMOOTH
+        model.fit(columns, target + (2.0 * level - 1.0) * distance, sample_weight=0.25 / distance)
+        weights = np.append(model.coef_, model.intercept_)
+        done += 1
+        before = loss
+        loss = _loss(weights, columns, target, level) * len(target) + chosen.alpha * float(np.square(weights[:-1]).sum())
+        if not np.isfinite(loss):
+            raise TrainingDiverged(f"linear {stage}: the loss is {loss} in reweighting {done}. Raise `alpha`, and look for extreme labels.")
+        finished = done >= chosen.max_iter or before - loss <= chosen.tol * loss
+        value = _loss(weights, held_out[0], held_out[1], level) * held_out[2]
+        run.progress.point(f"validation/{stage}/quantile", done, value)
+        if finished or done % _SAY_EVERY == 0:
+            run.progress.line(f"linear {stage}: reweighting {done} of at most {chosen.max_iter}, validation quantile loss {value:.5g}")
+        if run.checkpoints.due():
+            _save(stage, weights, {"iteration": done, "loss": loss}, finished, run)
+    return weights, done
+
+
+def _save(stage: str, weights: Floats, state: Mapping[str, Any], finished: bool, run: Run) -> None:
+    run.checkpoints.save(stage, lambda folder: np.save(folder / _WEIGHTS_FILE, weights, allow_pickle=False), state, finished=finished)
+
+
+def _loss(weights: Floats, columns: Floats, target: Floats, level: float) -> float:
+    """Mean quantile loss."""
+    error = target - (columns @ weights[:-1] + weights[-1])
+    return float(np.maximum(level * error, (level - 1.0) * error).mean())
