@@ -6,7 +6,7 @@ import functools
 import hashlib
 import threading
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from airflow.providers.docker.operators.docker import DockerOperator
 
 _STOP_SECONDS = 10
 _WORKER_PORT = 2222
+_REMOVED = 143  # what a container that was stopped from outside ends with
 
 
 class TrainingOperator(DockerOperator):  # type: ignore[misc]  # airflow ships no types for it
@@ -62,11 +63,15 @@ class TrainingOperator(DockerOperator):  # type: ignore[misc]  # airflow ships n
 
     def on_kill(self) -> None:
         """End and remove the container when the task is killed; should even this not run, the next try does it."""
+        from docker.errors import NotFound
+
         if self.hook.client_created and self.container is not None:
-            self.cli.stop(self.container["Id"], timeout=_STOP_SECONDS)
-            self.cli.remove_container(self.container["Id"], force=True)
+            with suppress(NotFound):  # it has ended, and was removed, by itself
+                self.cli.stop(self.container["Id"], timeout=_STOP_SECONDS)
+                self.cli.remove_container(self.container["Id"], force=True)
 
     def _train(self, lake: Any, job_dir: Path, chosen: Any, labels: dict[str, str], say: Any) -> Path:
+        from docker.errors import NotFound
         from docker.types import DeviceRequest, Mount
 
         from training.containers import JOB_MOUNT, hand_over
@@ -108,11 +113,16 @@ class TrainingOperator(DockerOperator):  # type: ignore[misc]  # airflow ships n
             try:
                 lines = self._run_image_with_lines()
             except DockerContainerFailedException as error:
-                lines = [str(line) for line in error.logs or ()]
-            if self.container is not None:
+                lines, code = [str(line) for line in error.logs or ()], 1
+            except NotFound:
+                code = _REMOVED  # somebody, or `on_kill`, took the container away while it ran
+            if self.container is not None and code != _REMOVED:
                 state = self.cli.inspect_container(self.container["Id"])["State"]
                 code = int(state["ExitCode"])
-        (job_dir / LOG_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        try:
+            (job_dir / LOG_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        except OSError as error:  # a full disk must not hide why the training ended
+            say(f"{LOG_FILE} could not be kept: {error}")
         return checked_end(
             self.model_name,
             job_dir,

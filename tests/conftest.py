@@ -9,10 +9,12 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from config.settings import load_settings
 from lake.lake import Lake
 from tests import toy
 
@@ -71,3 +73,16 @@ def postgres_url() -> Iterator[str]:
             yield f"postgresql+psycopg2://test@127.0.0.1:{port}/postgres"
         finally:
             call("pg_ctl", "-D", data, "-m", "immediate", "-w", "stop")
+
+
+@pytest.fixture(scope="session")
+def docker_engine() -> Any:
+    """A client of the Docker engine, on a machine where the training image of this code was built (`make images`)."""
+    from training.containers import EngineUnavailable, ImageMissing, engine, find_image
+
+    try:
+        client = engine()
+        find_image(client, load_settings(), gpus=False)
+    except (EngineUnavailable, ImageMissing) as error:
+        missing_service(str(error))
+    return client

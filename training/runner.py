@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from config.errors import NightfleetError
+from config.errors import NightfleetError, TransientError
 from config.settings import ROOT, process_environment
 from lake.artifact import ArtifactMismatch, verify_files
 from lake.lake import Lake
@@ -28,6 +28,8 @@ from training.curves import CurveStream
 from training.job_file import JOB_FILE, BadJob, JobChanged, read_job
 
 LOG_FILE = "training.log"
+# As a process reports a signal, and as a container does.
+_KILLED = {sign * number + base for number in (signal.SIGKILL, signal.SIGTERM) for sign, base in ((-1, 0), (1, 128))}
 _LAST_LINES = 15
 _GRACE_SECONDS = 5.0
 # What a trainer needs of the outside: programs and libraries, where GPUs are, certificates; and no secret.
@@ -36,6 +38,10 @@ _INHERITED = ("PATH", "HOME", "TMPDIR", "LANG", "TZ", "LD_LIBRARY_PATH", "CUDA_V
 
 class TrainingFailed(NightfleetError):
     """A training job ended without a manifest."""
+
+
+class TrainingInterrupted(TransientError):
+    """A training was ended from outside; a retry resumes from its checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -204,6 +210,7 @@ def checked_end(model: str, job_dir: Path, code: int, *, overdue_after: float | 
         out_of_memory: the kernel killed it for memory, as seen and not guessed.
     Raises:
         TrainingFailed: it did not end well; the text says why and what to do, with its last lines.
+        TrainingInterrupted: it was killed from outside, neither for memory nor for time; trying again is safe, and done.
     """
     if code == 0 and overdue_after is None and _finished(job_dir):
         return job_dir / MANIFEST_FILE
@@ -213,7 +220,8 @@ def checked_end(model: str, job_dir: Path, code: int, *, overdue_after: float | 
     elif out_of_memory:
         reason = "memory ran out (exit code 137); raise `training.memory_gb`, or train on fewer nights"
     text = "\n".join(f"    {line}" for line in last_lines[-_LAST_LINES:])
-    raise TrainingFailed(
+    killed = overdue_after is None and not out_of_memory and code in _KILLED
+    raise (TrainingInterrupted if killed else TrainingFailed)(
         f"training {model} in {job_dir} did not finish: {reason}.\n  Its last lines ({job_dir / LOG_FILE}):\n{text}\n"
         "  Clear this task to try again; it resumes from its last checkpoint, if there is one."
     )
@@ -240,7 +248,7 @@ def exit_sentence(code: int) -> str:
         case _ if code == DISK_FULL:
             return "its disk is full; free space where the job folder lies"
         case _ if code == -signal.SIGKILL:
-            return "it was killed (exit code 137), most likely because memory ran out; raise `training.memory_gb`, or train on fewer nights"
+            return "it was killed (exit code 137): from outside, or because the machine's memory ran out; lower what runs beside it, or train on fewer nights"
         case _ if code in (-signal.SIGTERM, 128 - TERMINATED):
             return "it was ended from outside (SIGTERM)"
         case _ if code < 0:

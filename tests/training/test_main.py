@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from config.settings import ROOT
-from lake.artifact import file_digest, verify_files
-from tests.training.conftest import free_port
+from lake.artifact import verify_files
 from tests.training.jobs import FEATURES, OUTPUT_COLUMNS, write_job
-from training.__main__ import REFUSED, TERMINATED, TrainingSetMismatch, main, run
-from training.job_file import BadJob
+from training.__main__ import DISK_FULL, REFUSED, TERMINATED, TrainingSetMismatch, main, run
+from training.job_file import BadJob, JobChanged, job_identity, read_job
 from training.trainers import TrainingImpossible
 
 
@@ -34,7 +31,7 @@ def test_the_manifest_says_what_was_trained_from_what(trained_xgboost: Path) -> 
     verify_files(trained_xgboost, manifest["artifacts"])
     assert set(manifest["artifacts"]) == {f"model/{p.name}" for p in (trained_xgboost / "model").iterdir()}
     assert manifest["training_set_digest"] == job["training_set"]["digest"]
-    assert manifest["job_digest"] == file_digest(trained_xgboost / "job.json")
+    assert manifest["identity"] == read_job(trained_xgboost)["identity"]
     assert {name: spec["type"] for name, spec in manifest["feature_columns"].items()} == FEATURES
     assert manifest["feature_columns"]["v__place"]["categories"] == ["east", "north", "west"]
     assert manifest["output_columns"] == OUTPUT_COLUMNS
@@ -75,14 +72,43 @@ def test_jobs_that_are_none(tmp_path: Path) -> None:
         run(write_job(tmp_path / "type", "xgboost", feature_columns={"v__when": "timestamp"}))
 
 
+def test_a_job_that_was_edited_is_refused(tmp_path: Path) -> None:
+    job_dir = write_job(tmp_path / "job", "xgboost")
+    job = json.loads((job_dir / "job.json").read_text())
+    (job_dir / "job.json").write_text(json.dumps(job | {"seed": 8}))
+    with pytest.raises(JobChanged, match=r"it was edited. Prepare the job again"):
+        run(job_dir)
+    (job_dir / "job.json").write_text(json.dumps(job | {"run_id": "another", "mlflow": {"run_id": "r"}}))
+    run(job_dir)
+
+
 def test_leftovers_of_an_earlier_try_are_cleared(tmp_path: Path) -> None:
     job_dir = write_job(tmp_path / "job", "xgboost")
-    for stale in ("model", "model.partial-1"):
+    for stale in ("model", "model.partial-0-1"):
         (job_dir / stale).mkdir()
         (job_dir / stale / "stale.bin").write_bytes(b"x")
     run(job_dir)
     assert not list(job_dir.rglob("stale.bin"))
-    assert sorted(p.name for p in job_dir.iterdir()) == ["curves.json", "importances.json", "job.json", "manifest.json", "model", "training_set.parquet"]
+    assert sorted(p.name for p in job_dir.iterdir()) == [
+        "curves.json",
+        "curves.jsonl",
+        "importances.json",
+        "job.json",
+        "manifest.json",
+        "model",
+        "training_set.parquet",
+    ]
+
+
+def test_a_full_disk_is_said_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_arguments: object, **_named: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/job/model")
+
+    monkeypatch.setattr("training.__main__.write_json", full)
+    job_dir = write_job(tmp_path / "job", "xgboost", params={"n_estimators": 2})
+    assert main([str(job_dir)]) == DISK_FULL
+    assert "the disk is full (/job/model). Nothing was finished." in capsys.readouterr().out
+    assert not (job_dir / "manifest.json").exists()
 
 
 def test_it_sees_nothing_but_its_folder() -> None:
@@ -120,7 +146,8 @@ def test_ended_in_the_middle_it_leaves_no_manifest_and_can_be_run_again(sent: si
     assert ("ended by SIGTERM" in rest) == (sent == signal.SIGTERM)
     assert not (job_dir / "manifest.json").exists()
     job = json.loads((job_dir / "job.json").read_text())
-    (job_dir / "job.json").write_text(json.dumps(job | {"params": {"n_estimators": 5}}))
+    shorter = job | {"params": {"n_estimators": 5}}
+    (job_dir / "job.json").write_text(json.dumps(shorter | {"identity": job_identity(shorter)}))
     run(job_dir)
     verify_files(job_dir, manifest_of(job_dir)["artifacts"])
     assert not list(job_dir.glob("model.partial-*"))
@@ -144,72 +171,3 @@ def test_it_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
 
     assert select.select([handle], [], [], 20)[0], "the trainer outlived its parent"
     assert not (job_dir / "manifest.json").exists()
-
-
-class FakeMlflow:
-    """Takes `log-batch` requests; after `alive_for` of them it drops every connection."""
-
-    def __init__(self, alive_for: int) -> None:
-        self.metrics: list[dict[str, Any]] = []
-        fake, left = self, [alive_for]
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                left[0] -= 1
-                if left[0] < 0:
-                    self.connection.close()
-                    return
-                fake.metrics.extend(body["metrics"])
-                self.send_response(200)
-                self.end_headers()
-                self.wfile.write(b"{}")
-
-            def log_message(self, *_arguments: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.uri = f"http://127.0.0.1:{self.server.server_address[1]}"
-
-
-@pytest.fixture
-def dying_mlflow() -> Iterator[FakeMlflow]:
-    fake = FakeMlflow(alive_for=2)
-    yield fake
-    fake.server.shutdown()
-    fake.server.server_close()
-
-
-def test_mlflow_down_is_one_line_and_training_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    job_dir = write_job(tmp_path / "job", "xgboost", mlflow={"tracking_uri": f"http://127.0.0.1:{free_port()}", "experiment": "toy", "run_id": "r"})
-    assert main([str(job_dir)]) == 0
-    said = capsys.readouterr().out
-    assert said.count("warning: MLflow at") == 1
-    assert "training goes on, curves are kept in curves.json" in said
-    assert manifest_of(job_dir)["metrics"]
-    assert json.loads((job_dir / "curves.json").read_text())["validation/minutes/mae"]
-
-
-def test_mlflow_dying_in_the_middle_is_one_line_and_training_goes_on(tmp_path: Path, dying_mlflow: FakeMlflow, capsys: pytest.CaptureFixture[str]) -> None:
-    params = {"n_estimators": 60, "max_depth": 2, "early_stopping_rounds": 60}
-    job_dir = write_job(tmp_path / "job", "xgboost", params=params, mlflow={"tracking_uri": dying_mlflow.uri, "experiment": "toy", "run_id": "r"})
-    assert main([str(job_dir)]) == 0
-    assert capsys.readouterr().out.count("warning: MLflow at") == 1
-    kept = json.loads((job_dir / "curves.json").read_text())
-    assert 0 < len(dying_mlflow.metrics) < sum(len(points) for points in kept.values())
-    first = dying_mlflow.metrics[0]
-    assert [first["step"], first["value"]] == kept[first["key"]][0]
-
-
-def test_mlflow_alive_gets_every_point(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fake = FakeMlflow(alive_for=10_000)
-    try:
-        job_dir = write_job(tmp_path / "job", "xgboost", mlflow={"tracking_uri": fake.uri, "experiment": "toy", "run_id": "r"})
-        run(job_dir)
-    finally:
-        fake.server.shutdown()
-        fake.server.server_close()
-    kept = json.loads((job_dir / "curves.json").read_text())
-    assert sorted((m["key"], m["step"], m["value"]) for m in fake.metrics) == sorted((k, s, v) for k, points in kept.items() for s, v in points)
-    assert "warning" not in capsys.readouterr().out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -16,18 +17,23 @@ import pyarrow.parquet as pq
 import pytest
 
 from config.calendar import Interval
+from config.settings import MissingSecret
 from lake.artifact import ArtifactMismatch, combined_digest
 from lake.lake import Lake
+from lake.signature import UntrustedModel, verify
 from serving.predictors import BadManifest, load_predictor
+from serving.signed import load_signed
 from tests import toy
 from tests.training.conftest import free_port, start_mlflow
 from training.job import prepare_job
+from training.job_file import JobChanged
+from training.origin import verify_origin
 from training.register import JobMismatch, register
 from training.runner import run_job
 from training.tracking import MlflowUnavailable
 
 AS_OF = date(2024, 3, 1)
-FILES = ["curves.json", "importances.json", "job.json", "manifest.json", "model", "reference.json", "reference_sample.parquet", "training_set.json"]
+FILES = {"importances.json", "job.json", "manifest.json", "model", "reference.json", "reference_sample.parquet", "signature.json", "training_set.json"}
 
 
 def with_mlflow(lake: Lake, uri: str) -> Lake:
@@ -72,7 +78,7 @@ def test_files_are_stored_by_their_content(lake: Lake, version: tuple[Any, Path]
     manifest = json.loads((job_dir / "manifest.json").read_text())
     assert registered.artifact_digest == combined_digest(manifest["artifacts"])
     assert registered.folder == lake.settings.artifacts / "ride_minutes" / registered.artifact_digest
-    assert sorted(p.name for p in registered.folder.iterdir()) == FILES
+    assert {p.name for p in registered.folder.iterdir()} == FILES | {"curves.json"}
     assert [p for p in registered.folder.parent.iterdir() if ".try-" in p.name] == []
     rows = pq.read_table(job_dir / "training_set.parquet")
     assert load_predictor(registered.folder).predict(rows).equals(load_predictor(job_dir).predict(rows))
@@ -217,6 +223,10 @@ def test_a_job_that_did_not_finish_or_was_changed_is_refused(lake: Lake, tmp_pat
     job = job_dir / "job.json"
     whole = job.read_text()
     job.write_text(whole.replace('"seed": 7', '"seed": 8'))
+    with pytest.raises(JobChanged, match=r"it was edited"):
+        register(lake, "ride_minutes", job_dir, run_id="r")
+    another = trained(lake, "another job", max_depth=1, n_estimators=3)
+    shutil.copy2(another / "job.json", job)
     with pytest.raises(JobMismatch, match=r"belongs to another job.json"):
         register(lake, "ride_minutes", job_dir, run_id="r")
     job.write_text(whole)
@@ -233,6 +243,59 @@ def test_stored_files_that_were_changed_are_noticed(lake: Lake) -> None:
     model.write_bytes(b"x")
     with pytest.raises(ArtifactMismatch, match=r"its bytes were changed"):
         register(lake, "ride_minutes", job_dir, run_id="r")
+
+
+def test_what_is_registered_is_signed_by_the_run_that_trained_it(lake: Lake, version: tuple[Any, Path]) -> None:
+    registered, job_dir = version
+    signed = verify(lake.settings, registered.folder, "ride_minutes", registered.artifact_digest)
+    manifest = json.loads((job_dir / "manifest.json").read_text())
+    assert (signed.run_id, signed.identity, signed.training_set_digest) == ("r1", manifest["identity"], manifest["training_set_digest"])
+    assert verify_origin(lake, "ride_minutes", registered.version, registered.artifact_digest) == signed
+    # Trained again by another run, byte for byte: the version stays the first one's, and its tag says so.
+    register(lake, "ride_minutes", trained(lake, "r3"), run_id="r3")
+    assert client_of(lake).get_model_version("ride_minutes", str(registered.version)).tags["trained_by_run"] == "r1"
+
+
+def test_without_a_key_nothing_is_registered(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_dir = trained(lake, "no key", max_depth=7)
+    digest = combined_digest(json.loads((job_dir / "manifest.json").read_text())["artifacts"])
+    with monkeypatch.context() as context:
+        context.delenv("MODEL_SIGNING_KEY")
+        with pytest.raises(MissingSecret, match="model_signing_key is not set"):
+            register(lake, "ride_minutes", job_dir, run_id="r")
+    assert not (lake.settings.artifacts / "ride_minutes" / digest).exists()
+    assert register(lake, "ride_minutes", job_dir, run_id="r").artifact_digest == digest
+
+
+def test_a_stored_model_without_our_signature_is_not_taken_for_ours(lake: Lake) -> None:
+    job_dir = trained(lake, "planted", max_depth=8)
+    registered = register(lake, "ride_minutes", job_dir, run_id="r")
+    (registered.folder / "signature.json").unlink()
+    with pytest.raises(UntrustedModel, match="nobody vouches for it"):
+        register(lake, "ride_minutes", job_dir, run_id="r")
+
+
+def test_mlflow_s_own_copy_does_not_matter_to_what_is_scored(history: Lake, tmp_path: Path) -> None:
+    server = start_mlflow(tmp_path)
+    try:
+        lake = with_mlflow(history, server.uri)
+        job_dir = trained(lake, "swapped", max_depth=9)
+        registered = register(lake, "ride_minutes", job_dir, run_id="swapped")
+        rows = pq.read_table(job_dir / "training_set.parquet").slice(0, 20)
+        before = load_signed(lake.settings, "ride_minutes", registered.artifact_digest).predict(rows)
+        copies = list((tmp_path / "files").rglob("*.ubj"))
+        assert copies
+        for copy in copies:
+            copy.write_bytes(b"swapped")
+        assert load_signed(lake.settings, "ride_minutes", registered.artifact_digest).predict(rows).equals(before)
+        verify_origin(lake, "ride_minutes", registered.version, registered.artifact_digest)
+        import mlflow
+
+        mlflow.set_tracking_uri(server.uri)
+        with pytest.raises(Exception, match="its bytes were changed"):
+            mlflow.pyfunc.load_model(f"models:/ride_minutes/{registered.version}")
+    finally:
+        server.kill()
 
 
 def test_a_keras_model_registers_too(history: Lake, mlflow_server: str, tmp_path: Path) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from lake.artifact import file_digest
 from lake.lake import Lake
 from tests import toy
 from tests.training.jobs import write_job
-from training.runner import RunnerUnavailable, TrainingFailed, exit_sentence, run_job
+from training.containers import EngineUnavailable
+from training.job_file import read_job
+from training.runner import Chosen, TrainingFailed, TrainingInterrupted, choose_runner, exit_sentence, ready_manifest, run_job
 
 ENDLESS = {"n_estimators": 100_000, "early_stopping_rounds": 100_000, "max_depth": 2, "threads": 1}
 
@@ -28,7 +29,7 @@ def test_lines_come_and_the_manifest_is_there(toy_lake: Lake, tmp_path: Path) ->
     said: list[str] = []
     manifest = run_job(toy_lake, "ride_minutes", job_dir, say=said.append)
     assert manifest == job_dir / "manifest.json"
-    assert json.loads(manifest.read_text())["job_digest"] == file_digest(job_dir / "job.json")
+    assert json.loads(manifest.read_text())["identity"] == read_job(job_dir)["identity"]
     assert said[0].startswith("toy as of 2024-02-10: xgboost")
     assert (job_dir / "training.log").read_text().splitlines() == said
 
@@ -82,7 +83,7 @@ def test_killed_from_outside(toy_lake: Lake, tmp_path: Path, monkeypatch: pytest
         if "round 50 of" in line:
             processes[0].send_signal(signal.SIGKILL)
 
-    with pytest.raises(TrainingFailed, match=r"killed \(exit code 137\), most likely because memory ran out"):
+    with pytest.raises(TrainingInterrupted, match=r"killed \(exit code 137\): from outside, or because the machine's memory ran out"):
         run_job(toy_lake, "ride_minutes", job_dir, say=kill)
     assert not (job_dir / "manifest.json").exists()
 
@@ -121,17 +122,43 @@ def test_the_trainer_gets_no_secret(toy_lake: Lake, tmp_path: Path, monkeypatch:
     with pytest.raises(OSError, match=r"not started"):
         run_job(toy_lake, "ride_minutes", write_job(tmp_path / "job", "xgboost"))
     assert "secret" not in json.dumps(seen["env"])
-    assert seen["env"]["MLFLOW_TRACKING_URI"] == toy_lake.settings.tracking_uri
+    assert not [name for name in seen["env"] if "MLFLOW" in name]
     assert seen["start_new_session"]
 
 
-def test_docker_is_refused_and_auto_says_what_it_does(tmp_path: Path) -> None:
-    job_dir = write_job(tmp_path / "job", "xgboost", params={"n_estimators": 2})
-    with pytest.raises(RunnerUnavailable, match=r"the runner docker is asked for \(NIGHTFLEET_RUNNER\), which is not available yet"):
-        run_job(lake_with(tmp_path / "docker", "docker"), "ride_minutes", job_dir)
+def test_an_equal_job_is_not_trained_again_unless_it_is_forced(toy_lake: Lake, tmp_path: Path) -> None:
+    first, second = (write_job(tmp_path / name, "xgboost", params={"n_estimators": 2}, run_id=name) for name in ("first", "second"))
+    run_job(toy_lake, "ride_minutes", first, say=lambda line: None)
     said: list[str] = []
-    run_job(lake_with(tmp_path / "auto", "auto"), "ride_minutes", job_dir, say=said.append)
-    assert said[0] == "runner auto: there is no container runner yet, so the job runs as a process of this machine"
+    manifest = run_job(toy_lake, "ride_minutes", second, say=said.append)
+    assert said == ["ride_minutes: equal to first (same data, trainer, seed and code), whose model is taken. `force` in the form trains again."]
+    assert manifest.read_bytes() == (first / "manifest.json").read_bytes()
+    assert json.loads((second / "job.json").read_text())["run_id"] == "second"
+    said.clear()
+    run_job(toy_lake, "ride_minutes", second, say=said.append, force=True)
+    assert said[0].startswith("toy as of")
+    other = write_job(tmp_path / "other", "xgboost", params={"n_estimators": 2}, seed=8)
+    assert ready_manifest(toy_lake, "ride_minutes", other, force=False, say=said.append) is None
+
+
+def test_a_damaged_equal_job_is_not_taken(toy_lake: Lake, tmp_path: Path) -> None:
+    first, second = (write_job(tmp_path / name, "xgboost", params={"n_estimators": 2}) for name in ("first", "second"))
+    run_job(toy_lake, "ride_minutes", first, say=lambda line: None)
+    next((first / "model").glob("*.ubj")).write_bytes(b"other")
+    assert ready_manifest(toy_lake, "ride_minutes", second, force=False, say=lambda line: None) is None
+    assert not (second / "model").exists()
+
+
+def test_without_an_engine_docker_refuses_and_auto_says_what_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
+    with pytest.raises(EngineUnavailable, match=r"no Docker engine answers .*\n  Start it \(`sudo systemctl start docker`"):
+        choose_runner(lake_with(tmp_path / "docker", "docker"), "ride_minutes", print)
+    said: list[str] = []
+    assert choose_runner(lake_with(tmp_path / "auto", "auto"), "ride_minutes", said.append) == Chosen()
+    assert said[0].startswith("runner auto: training as a process of this machine, because EngineUnavailable: no Docker engine answers")
+    said.clear()
+    assert choose_runner(lake_with(tmp_path / "process", "process"), "ride_minutes", said.append) == Chosen()
+    assert said == []
 
 
 @pytest.mark.parametrize(
@@ -139,13 +166,14 @@ def test_docker_is_refused_and_auto_says_what_it_does(tmp_path: Path) -> None:
     [
         (0, "wrote no manifest"),
         (3, "it refused"),
-        (137, "memory ran out"),
-        (-9, "memory ran out"),
+        (137, "killed (exit code 137)"),
+        (-9, "killed (exit code 137)"),
         (143, "ended from outside"),
         (-15, "ended from outside"),
         (-11, "SIGSEGV"),
         (139, "SIGSEGV"),
         (1, "exit code 1"),
+        (4, "disk is full"),
     ],
 )
 def test_exit_codes_in_words(code: int, text: str) -> None:
