@@ -1,7 +1,8 @@
 """`python -m training JOB_DIR`: train one model from a prepared job, and nothing else.
 
 Reads    JOB_DIR/job.json and the training set it names. Has no credential, reads no lake, never sees the gate's test rows.
-Writes   JOB_DIR/model/, curves.json, importances.json, and last, atomically, manifest.json: without it nothing has finished.
+Writes   JOB_DIR/model/, curves.json, importances.json, search.json and study/ where the catalog asks for a search, and last,
+         atomically, manifest.json: without it nothing has finished.
 Exit     0 done; 2 wrong usage; 3 a refusal, whose text is the last line; 4 the disk is full; 143 ended by SIGTERM; anything else is a fault.
 """
 
@@ -9,32 +10,40 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import dataclasses
 import errno
+import hashlib
 import importlib
+import json
 import os
 import platform
 import shutil
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import pyarrow.parquet as pq
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from config.catalog import Trainer
 from config.errors import NightfleetError
 from lake.artifact import file_digest, folder_digests
 from serving.predictors import MANIFEST_FILE, check_family, load_model_folder
 from serving.predictors.contract import Contract, write_json
 from training.checkpoints import CHECKPOINTS_FOLDER, Checkpoints
+from training.cross_validation import cross_validate
 from training.evaluate import baseline_metrics, evaluate
 from training.job_file import read_job
 from training.progress import POINTS_FILE, Progress, say
-from training.rows import read_rows
-from training.trainers import Cluster, Fitted, Floats, Run, validated_params
+from training.rows import batches, read_rows
+from training.search import search
+from training.trainers import Cluster, Fitted, Floats, Rows, Run, TrainingImpossible, validated_params
 
 IMPORTANCES_FILE = "importances.json"
 REFUSED = 3
@@ -57,17 +66,18 @@ def run(job_dir: Path, cluster: Cluster | None = None) -> Path:
     """
     started = time.monotonic()
     job = read_job(job_dir)
+    chief = cluster is None or cluster.index == 0
+    if chief:
+        (job_dir / MANIFEST_FILE).unlink(missing_ok=True)
     training_set = _verified_training_set(job, job_dir)
     entry, trainer = job["entry"], job["entry"]["trainer"]
     family = check_family(trainer["family"])
     params = validated_params(family, job["params"])
-    chief = cluster is None or cluster.index == 0
     # Two containers may have the same process id: the worker's number tells them apart.
     own = f"{cluster.index if cluster else 0}-{os.getpid()}"
     partial = job_dir / f"model.partial-{own}"
     checkpoints_folder = job_dir / CHECKPOINTS_FOLDER
     if chief:
-        (job_dir / MANIFEST_FILE).unlink(missing_ok=True)
         for stale in (job_dir / "model", *job_dir.glob("model.partial-0-*"), *job_dir.glob("scratch-0-*")):
             shutil.rmtree(stale, ignore_errors=True)
         if not checkpoints_folder.is_dir():
@@ -80,7 +90,9 @@ def run(job_dir: Path, cluster: Cluster | None = None) -> Path:
         fit, validation = splits["train"], splits["validation"]
         counts = f"{len(fit.label)} training rows, {len(validation.label)} validation rows, {len(contract.features)} features"
         progress.line(f"{job['model']} as of {job['as_of']}: {family}, {counts}")
-        checkpoints = Checkpoints(checkpoints_folder, job["identity"], entry["training"]["checkpoint_minutes"] * 60.0)
+        contract, searched, cross_validation = _decided(job, contract, fit, validation, job_dir, progress, scratch, cluster)
+        params = dict(contract.params)
+        checkpoints = Checkpoints(checkpoints_folder, _fit_identity(job, params), entry["training"]["checkpoint_minutes"] * 60.0)
         fit_run = Run(job["seed"], trainer.get("device", "auto"), progress, checkpoints, scratch, cluster)
         partial.mkdir()
         module = importlib.import_module(f"training.trainers.{family}")
@@ -113,6 +125,8 @@ def run(job_dir: Path, cluster: Cluster | None = None) -> Path:
         "best_iteration": fitted.best_iteration,
         "rows": {"train": len(fit.label), "validation": len(validation.label)},
         "metrics": metrics,
+        **({"search": searched} if searched else {}),
+        **({"cross_validation": cross_validation} if cross_validation else {}),
         "libraries": {name: version(name) for name in fitted.libraries} | {"python": platform.python_version()},
         "details": fitted.details,
         "seconds": round(time.monotonic() - started, 3),
@@ -137,10 +151,44 @@ def _verified_training_set(job: dict[str, Any], job_dir: Path) -> Path:
     return path
 
 
+def _decided(
+    job: dict[str, Any], contract: Contract, fit: Rows, validation: Rows, job_dir: Path, progress: Progress, scratch: Path, cluster: Cluster | None
+) -> tuple[Contract, dict[str, Any] | None, dict[str, Any] | None]:
+    """The contract with the parameters to train with, what a search found, and what cross-validation says of them."""
+    trainer = Trainer.model_validate(job["entry"]["trainer"])
+    if trainer.search is None and trainer.cross_validation is None:
+        return contract, None, None
+    if cluster:
+        raise TrainingImpossible(f"{job['model']}: search and cross-validation run in one container. Set `training.workers: 1`, or take them out.")
+    seconds = job["entry"]["training"]["checkpoint_minutes"] * 60.0
+    if trainer.search is not None:
+        found = search(job, contract, fit, validation, job_dir, progress=progress, scratch=scratch, checkpoint_seconds=seconds)
+        return dataclasses.replace(contract, params=found.params), found.summary, found.cross_validation
+    assert trainer.cross_validation is not None
+    asked, quiet = trainer.cross_validation, Progress(say_line=lambda line: None)
+    folder = job_dir / CHECKPOINTS_FOLDER
+
+    def checkpoints_of(name: str) -> Checkpoints:
+        return Checkpoints(folder / name, _fit_identity(job, contract.params), seconds)
+
+    def after_fold(fold: int, metrics: list[dict[str, float]]) -> None:
+        judged = [f"{name}/{output['gate']}" for name, output in contract.outputs.items()]
+        progress.line(f"cross-validation: fold {fold} of {asked.folds}: " + ", ".join(f"{name} {metrics[-1][name]:.5g}" for name in judged))
+
+    run_of_folds = Run(job["seed"], trainer.device, quiet, checkpoints_of("folds"), scratch)
+    return contract, None, cross_validate(asked, contract, (fit, validation), run=run_of_folds, checkpoints_of=checkpoints_of, after_fold=after_fold)
+
+
+def _fit_identity(job: dict[str, Any], params: Mapping[str, Any]) -> str:
+    """Whose checkpoints a fit may take: the job's, with the parameters that a search may have chosen."""
+    return hashlib.sha256(json.dumps([job["identity"], dict(params)], sort_keys=True).encode()).hexdigest()
+
+
 def _validate(folder: Path, training_set: Path, contract: Contract, fitted_on: Floats, label: Floats, baseline: Floats | None) -> dict[str, float]:
     """Metrics of the validation split, predicted by the files just written: what is measured is what will be served."""
-    rows = pq.read_table(training_set, columns=list(contract.features), filters=[("split", "=", "validation")])
-    predictions = load_model_folder(folder).predict(rows)
+    predictor = load_model_folder(folder)
+    parts = (batch.filter(pc.equal(batch["split"], "validation")) for batch in batches(training_set, [*contract.features, "split"]))
+    predictions = pa.concat_tables([predictor.predict(part) for part in parts if part.num_rows])
     return evaluate(contract.outputs, label, predictions) | baseline_metrics(contract.outputs, fitted_on, label, baseline)
 
 
