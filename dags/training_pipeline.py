@@ -4,8 +4,12 @@ Reads    features, labels that had matured by the data date in the partition key
 Writes   a job folder, an MLflow run and version, a decision with its evidence, and, when promoted, a line of the ledger.
 Starts   by a retraining request: a drift or performance alarm, the calendar, or a person. The run's note says which.
 Rerun    safe: the same training set gives the same version and the same decision.
+Asks     where the catalog says `approval: required`, `approve` waits for a person (Browse, Required Actions) once the gate has passed the
+         challenger. Approve promotes from the next night on, however late it comes. Reject, or no answer within `approval_timeout`, fails
+         `approve` with who and why: the champion stays. Meanwhile the model's next training is queued: it is judged against whoever reigns then.
 Skipped  `promote` is skipped when the gate refused or could not judge: its log and the `gate` task say why. The champion stays.
 Fails    `NotEnoughHistory`: load more nights. `MlflowUnavailable`: start MLflow, clear the task; nothing is half-registered.
+         `PromotionRejected`, `ApprovalLapsed`, `ReasonMissing`: clear `approve` to ask again.
 """
 
 from datetime import timedelta
@@ -13,10 +17,11 @@ from typing import Any
 
 from airflow.sdk import DAG, Param, task
 from airflow.sdk.exceptions import AirflowSkipException
+from mlops_approval import PromotionApproval
 from mlops_training_operator import TrainingOperator
 from mlops_wiring import on_asset, retraining_asset, task_defaults, training_pool
 
-from config.catalog import load_catalog
+from config.catalog import ModelEntry, load_catalog
 
 FORM = {
     "reason": Param(
@@ -78,6 +83,17 @@ def promote(model_name: str, registered: Any, decision: Any, dag_run: Any = None
     return promote_decided(open_lake(), model_name, registered, decision, by=dag_run.run_id)
 
 
+def approve(model: ModelEntry, decision: Any, model_card: Any = None) -> PromotionApproval:
+    return PromotionApproval(
+        task_id="approve",
+        model_name=model.name,
+        decision=decision,
+        model_card=model_card,
+        response_timeout=model.approval_timeout,
+        doc_md="Wait for a person to approve or reject the promotion. Failed means: rejected, lapsed, or answered without a reason.",
+    )
+
+
 catalog = load_catalog()
 for model in catalog.models:
     with DAG(
@@ -103,4 +119,6 @@ for model in catalog.models:
         ).expand(job_dir=prepare(model.name))
         version = register(model.name, train.output)
         decided = gate(model.name, version)
-        promote(model.name, version, decided)
+        promoted = promote(model.name, version, decided)
+        if model.approval == "required":
+            approve(model, decided) >> promoted

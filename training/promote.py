@@ -21,6 +21,7 @@ from lake.ledger import LedgerConflict, LedgerSnapshot, Promotion
 from lake.lineage import PartitionNotReady
 from lake.tables import feature_table, named_table
 from serving.predictors import read_manifest
+from training.approval import ReasonMissing, approval_of
 from training.decision import Decision, read_decisions
 from training.gate import registered_from_json
 from training.origin import verify_origin
@@ -84,10 +85,11 @@ def promote(lake: Lake, decision: Decision, registered: Registered, *, by: str) 
     Then MLflow's alias is brought in line; where it is down this is a warning in the log, and a later run's repair.
 
     Args:
-        by: who asked: a run's id, or a person.
+        by: the run that promotes. Where the catalog asks for approval, the ledger names the person who gave it in that run.
     Returns:
         The ledger's line, or None where the verdict is not `promote`.
     Raises:
+        NotApproved: the catalog asks for a person's approval, and that run has none of this evidence; nothing is written.
         StaleDecision: it was made on another version, or against another champion than reigns now.
         ModelFilesDamaged: the version's files are missing or are not those that were judged; nothing is written.
         LedgerConflict: another promotion was written in between; nothing is written.
@@ -100,6 +102,8 @@ def promote(lake: Lake, decision: Decision, registered: Registered, *, by: str) 
     seen = ledger.read()
     promotion = _written(seen, decision)
     if promotion is None:
+        if lake.model(decision.model).approval == "required":
+            by = f"{approval_of(lake, decision, run_id=by).by} ({by})"
         _check_rival(decision, seen)
         _check_files(lake, decision.model, decision.version, registered.artifact_digest)
         decided_at = datetime.now(UTC)
@@ -124,23 +128,33 @@ def promote(lake: Lake, decision: Decision, registered: Registered, *, by: str) 
     return promotion
 
 
-def rollback(lake: Lake, model: str, *, by: str, reason: str) -> Promotion:
-    """Make the former champion champion again, from the next night on; nights already scored keep theirs.
+def rollback(lake: Lake, model: str, *, by: str, reason: str, version: int | None = None, run_id: str | None = None) -> Promotion:
+    """Make a former champion champion again, from the next night on; nights already scored keep theirs.
 
     Rolled back twice, it is the one before that. The line cites the evidence that version was once promoted with.
 
+    Args:
+        by: the person.
+        reason: why; kept in the ledger.
+        version: the former champion wanted; the last one by default.
+        run_id: run on whose behalf it is done; the same run again finds its line and writes nothing.
     Raises:
-        NothingToRollBackTo: the model never had another champion.
-        ModelFilesDamaged: the former champion's files are missing or were changed; nothing is written.
+        ReasonMissing: the reason is empty; nothing is written.
+        NothingToRollBackTo: the model never had another champion, or that version was none; nothing is written.
+        ModelFilesDamaged: the former champion's files are missing, were changed or are not signed; nothing is written.
         LedgerConflict: another promotion was written in between; nothing is written.
     """
+    if not reason.strip():
+        raise ReasonMissing(f"{model} was not rolled back: no reason was given. Nothing was written. Say why; it is kept in the ledger.")
     ledger = lake.ledger(model)
     seen = ledger.read()
-    reigns = _reigns(seen)
-    if len(reigns) < 2:
-        has = f"version {reigns[0].version} is its only champion so far" if reigns else "it never had a champion"
-        raise NothingToRollBackTo(f"{model} cannot be rolled back: {has}. Nothing was written. Train another version (`{model}_train`).")
-    former = reigns[-2]
+    if run_id is not None:
+        by = f"{by} ({run_id})"
+        done = next((p for p in seen.promotions if p.kind == "rollback" and p.by.endswith(f"({run_id})")), None)
+        if done is not None:
+            repair_alias(lake, model)
+            return done
+    former = _former(model, _reigns(seen), version)
     _check_files(lake, model, former.version, former.artifact_digest)
     decided_at = datetime.now(UTC)
     line = Promotion(
@@ -153,11 +167,24 @@ def rollback(lake: Lake, model: str, *, by: str, reason: str) -> Promotion:
         artifact_digest=former.artifact_digest,
         evidence_digest=former.evidence_digest,
         kind="rollback",
-        reason=reason,
+        reason=reason.strip(),
     )
     written = ledger.append(line, seen=seen).promotions[-1]
     repair_alias(lake, model)
     return written
+
+
+def _former(model: str, reigns: list[Promotion], version: int | None) -> Promotion:
+    if len(reigns) < 2:
+        has = f"version {reigns[0].version} is its only champion so far" if reigns else "it never had a champion"
+        raise NothingToRollBackTo(f"{model} cannot be rolled back: {has}. Nothing was written. Train another version (`{model}_train`).")
+    former = next((p for p in reversed(reigns[:-1]) if version is None or p.version == version), None)
+    if former is None:
+        known = ", ".join(str(p.version) for p in reigns[:-1])
+        raise NothingToRollBackTo(
+            f"{model} cannot be rolled back to version {version}: former champions are {known}, version {reigns[-1].version} reigns. Nothing was written."
+        )
+    return former
 
 
 def effective_from(lake: Lake, model: str, *, decided_at: datetime | None = None, seen: LedgerSnapshot | None = None) -> date:
