@@ -1,0 +1,87 @@
+"""Waits for a person's word on a promotion: Airflow's human-in-the-loop form, filled with the gate's evidence.
+
+The task waits in state `awaiting_input`: no process, no slot of a pool, no triggerer. A restart of Airflow changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from airflow.providers.standard.operators.hitl import HITLOperator
+from airflow.sdk import Param
+from airflow.sdk.definitions.param import ParamsDict
+from airflow.sdk.exceptions import AirflowSkipException, TaskAwaitingInput
+
+# As `training.approval` knows them, which is too heavy to import where a DAG is parsed.
+OPTIONS = ["Approve", "Reject"]
+
+
+class PromotionApproval(HITLOperator):  # type: ignore[misc]  # airflow ships no types for it
+    """Green only when a person approved, with a reason, the evidence of this run's decision.
+
+    Skipped where there is nothing to ask. Failed, with the sentence that says so, when it was rejected, when nobody answered in time, and when
+    an answer had no reason. Cleared, it asks again.
+    """
+
+    template_fields: Sequence[str] = ("subject", "body", "decision", "model_card")
+
+    def __init__(self, *, model_name: str, decision: Any, model_card: Any = None, response_timeout: timedelta, **kwargs: Any) -> None:
+        # What is asked is known when the task runs; until then the form is empty.
+        super().__init__(subject=f"Promote {model_name}?", options=OPTIONS, response_timeout=response_timeout, **kwargs)
+        self.model_name = model_name
+        self.decision = decision
+        self.model_card = model_card
+
+    def execute(self, context: Any) -> Any:
+        """Ask, then wait."""
+        from lake.lake import open_lake
+        from training.approval import approval_form
+
+        if self.decision["verdict"] != "promote":
+            raise AirflowSkipException(f"nothing to approve, verdict {self.decision['verdict']}: " + " ".join(self.decision["reasons"]))
+        if context["params"]["dry_run"]:
+            raise AirflowSkipException("nothing to approve: this is a dry run. The gate would have passed the challenger.")
+        form = approval_form(open_lake(), self.model_name, self.decision, model_card=_link(self.model_card))
+        self.subject, self.body = form.subject, form.body
+        # Here and not in the DAG: a parameter of the task would take the run's own `reason`, why it was trained, for the answer's.
+        self.params = ParamsDict({"reason": Param("", type="string", minLength=1, maxLength=1000, description="Why; kept with your name.")})
+        try:
+            return super().execute(context)
+        except TaskAwaitingInput as parked:
+            # What was shown goes with the answer: the decision may be another one by then.
+            shown = {"shown": form.evidence_digest}
+            raise TaskAwaitingInput(method_name="execute_complete", kwargs=shown, timeout=parked.timeout) from None
+
+    def execute_complete(self, context: Any, event: Mapping[str, Any], shown: str = "") -> Any:
+        """Record the answer, and end as it says."""
+        from lake.lake import open_lake
+        from training.approval import answered, lapsed
+
+        run_id = context["dag_run"].run_id
+        if event.get("error_type") == "timeout":
+            return lapsed(open_lake(), self.model_name, self.decision, shown=shown, at=datetime.now(UTC), run_id=run_id)
+        if "error" in event:
+            self.process_trigger_event_error(dict(event))
+        self.validate_chosen_options(event["chosen_options"])
+        user = event["responded_by_user"] or {}
+        given = event["params_input"] or {}
+        return answered(
+            open_lake(),
+            self.model_name,
+            self.decision,
+            shown=shown,
+            option=event["chosen_options"][0] if event["chosen_options"] else "",
+            by=str(user.get("name") or user.get("id") or "unknown"),
+            reason=str(given.get("reason") or ""),
+            answered_at=event["responded_at"],
+            run_id=run_id,
+        )
+
+
+def _link(explained: Any) -> str | None:
+    """Where the model card lies, as the task `explain` returned it."""
+    if isinstance(explained, Mapping):
+        return next((str(explained[key]) for key in ("link", "url", "path", "model_card") if explained.get(key)), None)
+    return str(explained) if explained else None
