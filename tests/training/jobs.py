@@ -23,7 +23,17 @@ OUTPUT_COLUMNS = ["minutes", "minutes_lower", "minutes_upper", "late_probability
 QUICK: dict[str, dict[str, Any]] = {
     "xgboost": {"n_estimators": 40, "max_depth": 4, "learning_rate": 0.3, "early_stopping_rounds": 10, "threads": 1},
     "keras": {"hidden": [16], "epochs": 20, "learning_rate": 0.02, "patience": 5, "max_levels": 10},
+    "random_forest": {"n_estimators": 30, "threads": 1},
+    "linear": {},
+    "logistic": {},
+    "isolation_forest": {"n_estimators": 20, "threads": 1},
 }
+PROBABILITIES_ALONE = ("isolation_forest", "logistic")
+
+
+def outputs_of(family: str) -> dict[str, Any]:
+    """Those of the toy's outputs that a family can give."""
+    return {name: output for name, output in OUTPUTS.items() if output["kind"] == "binary" or family not in PROBABILITIES_ALONE}
 
 
 def training_rows(count: int = 1500, seed: int = 1) -> pa.Table:
@@ -57,13 +67,14 @@ def write_job(folder: Path, family: str, *, rows: pa.Table | None = None, params
         "model": "toy",
         "as_of": "2024-02-10",
         "run_id": "test",
-        "entry": {"outputs": OUTPUTS, "trainer": {"family": family, "device": "auto"}, "training": {"checkpoint_minutes": 5.0}},
+        "entry": {"outputs": outputs_of(family), "trainer": {"family": family, "device": "auto"}},
         "feature_columns": FEATURES,
-        "output_columns": OUTPUT_COLUMNS,
+        "output_columns": [column for column in OUTPUT_COLUMNS if column.startswith(tuple(outputs_of(family)))],
         "training_set": {"path": path.name, "digest": hashlib.sha256(path.read_bytes()).hexdigest()},
         "params": QUICK[family] if params is None else params,
         "seed": 7,
     } | changes
+    job["entry"] = {"training": {"checkpoint_minutes": 5.0}} | job["entry"]
     job.setdefault("identity", job_identity(job))
     (folder / "job.json").write_text(json.dumps(job))
     return folder

@@ -156,11 +156,11 @@ def write_model(model: Any, path: Path) -> None:
 
     addresses: dict[Any, int] = {}
     files: dict[str, str] = {}
-    with zipfile.ZipFile(io.BytesIO(skops.io.dumps(model))) as dumped, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as written:
+    with zipfile.ZipFile(io.BytesIO(skops.io.dumps(model))) as dumped, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as written:
         schema = _numbered(json.loads(dumped.read(_SCHEMA)), addresses, files)
         contents = {_SCHEMA: json.dumps(schema).encode()} | {files[name]: _unpadded(dumped.read(name)) for name in files}
         for name, content in sorted(contents.items()):
-            written.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content)
+            written.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content, zipfile.ZIP_DEFLATED, 1)
 
 
 def _numbered(part: Any, addresses: dict[Any, int], files: dict[str, str]) -> Any:
