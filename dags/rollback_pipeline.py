@@ -1,0 +1,55 @@
+"""Make a former champion the champion again, from the next night on. A person starts it, with a reason.
+
+Reads    the model's ledger; the signature and every byte of the former champion's files.
+Writes   a line of the ledger with your name and reason, then MLflow's alias. Nights that are scored keep their champion.
+Starts   by hand alone: *Trigger*, choose the model, say why. Leave the version empty for the champion before the present one.
+Rerun    safe: the same run writes its line once. Another run goes back one more.
+Fails    `NothingToRollBackTo`: there is no such former champion. `ModelFilesDamaged`: its files are gone or are not those that were judged.
+"""
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import DAG, Param, task
+from mlops_wiring import RETRY_POLICY
+
+from config.catalog import load_catalog
+
+catalog = load_catalog()
+
+
+@task(doc_md="Write the rollback to the ledger, then bring MLflow's alias in line.")
+def rollback(dag_run: Any = None, params: Any = None) -> dict[str, Any]:
+    from lake.lake import open_lake
+    from training.promote import promotion_json
+    from training.promote import rollback as roll_back
+
+    by = getattr(dag_run, "triggering_user_name", None) or "unknown"
+    line = roll_back(open_lake(), params["model"], by=by, reason=params["reason"], version=params["version"], run_id=dag_run.run_id)
+    print(f"{line.model}: version {line.version} is champion again from data date {line.effective_from} on, by {line.by}: {line.reason}")
+    return promotion_json(line)
+
+
+with DAG(
+    dag_id="rollback",
+    dag_display_name="Roll a model back",
+    description="Make a former champion the champion again",
+    schedule=None,
+    catchup=False,
+    max_active_runs=1,
+    params={
+        "model": Param(type="string", enum=[model.name for model in catalog.models], description="The model to roll back."),
+        "reason": Param(type="string", minLength=1, maxLength=1000, description="Why; kept in the ledger with your name."),
+        "version": Param(None, type=["null", "integer"], minimum=1, description="The former champion wanted; empty: the one before the present champion."),
+    },
+    doc_md=__doc__,
+    tags=["rollback"],
+    default_args={
+        "owner": "operations",
+        "retries": 2,
+        "retry_delay": timedelta(seconds=5),
+        "retry_policy": RETRY_POLICY,
+        "execution_timeout": timedelta(minutes=10),
+    },
+):
+    rollback()

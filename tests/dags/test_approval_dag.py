@@ -1,0 +1,182 @@
+"""Where a person decides: the task that asks, wired between gate and promotion, and the form that rolls back."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from config.catalog import load_catalog
+from config.settings import ROOT
+from tests import toy
+
+ASKING = toy.MODEL_YAML + "approval: required\napproval_timeout: 3 days\n"
+
+
+def train_dag(folder: Any, model: str) -> Any:
+    """The toy's training DAG, parsed by Airflow as it parses the project's."""
+    from airflow.dag_processing.dagbag import DagBag
+
+    settings = toy.write_catalog(folder, model=model)
+    with pytest.MonkeyPatch.context() as environment:
+        for name in ("home", "catalog_dir", "sql_dir"):
+            environment.setenv(f"NIGHTFLEET_{name.upper()}", str(getattr(settings, name)))
+        bag = DagBag(str(ROOT / "dags" / "training_pipeline.py"))
+    assert not bag.import_errors, bag.import_errors
+    return bag.dags["ride_minutes_train"]
+
+
+@pytest.fixture(scope="module")
+def asking(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return train_dag(tmp_path_factory.mktemp("asking"), ASKING)
+
+
+def test_a_person_is_asked_between_gate_and_promotion(asking: Any) -> None:
+    approve = asking.get_task("approve")
+    assert "gate" in approve.upstream_task_ids
+    assert approve.downstream_task_ids == {"promote"}
+    assert asking.get_task("promote").trigger_rule == "all_success", "promote would run without an approval"
+    assert approve.response_timeout == timedelta(days=3)
+    assert approve.options == ["Approve", "Reject"]
+    assert approve.defaults is None, "without an answer a default would be taken for one"
+    assert approve.doc_md
+    assert asking.max_active_runs == 1, "a challenger would be judged against a champion that the answer waited for may replace"
+
+
+def test_nobody_is_asked_where_the_catalog_does_not_say_so(tmp_path: Any) -> None:
+    assert not train_dag(tmp_path, toy.MODEL_YAML).has_task("approve")
+
+
+def test_the_operator_and_the_stage_know_the_same_options() -> None:
+    from mlops_approval import OPTIONS
+
+    from training.approval import APPROVE, REJECT
+
+    assert OPTIONS == [APPROVE, REJECT]
+
+
+# ---- the operator ------------------------------------------------------------------------------------------------
+
+PASSED = {"verdict": "promote", "version": 3, "as_of": "2024-02-26", "reasons": ["better"], "evidence_digest": "e" * 64}
+
+
+class Run:
+    run_id = "manual__1"
+
+
+@pytest.fixture
+def operator(monkeypatch: pytest.MonkeyPatch) -> Any:
+    from mlops_approval import PromotionApproval
+
+    monkeypatch.setattr("lake.lake.open_lake", lambda: "the lake")
+    return PromotionApproval(task_id="approve", model_name="ride_minutes", decision=PASSED, model_card=None, response_timeout=timedelta(days=1))
+
+
+@pytest.mark.parametrize(
+    ("change", "dry_run", "says"),
+    [({"verdict": "refuse", "reasons": ["worse"]}, False, "nothing to approve, verdict refuse: worse"), ({}, True, "nothing to approve: this is a dry run")],
+)
+def test_where_there_is_nothing_to_ask_the_task_is_skipped(operator: Any, change: dict[str, Any], dry_run: bool, says: str) -> None:
+    from airflow.sdk.exceptions import AirflowSkipException
+
+    operator.decision = PASSED | change
+    with pytest.raises(AirflowSkipException, match=says):
+        operator.execute({"params": {"dry_run": dry_run}})
+
+
+def test_it_waits_with_the_evidence_that_is_shown(operator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from airflow.sdk.exceptions import TaskAwaitingInput
+
+    from training.approval import Form
+
+    asked: list[dict[str, Any]] = []
+    cards: list[Any] = []
+
+    def form(_lake: Any, _model: str, _decision: Any, *, model_card: Any) -> Form:
+        cards.append(model_card)
+        return Form("the subject", "the body", "s" * 64)
+
+    monkeypatch.setattr("training.approval.approval_form", form)
+    monkeypatch.setattr("airflow.providers.standard.operators.hitl.upsert_hitl_detail", lambda **detail: asked.append(detail))
+    operator.model_card = {"path": "/reports/card.html"}
+
+    class Instance:
+        id = "1"
+
+    with pytest.raises(TaskAwaitingInput) as parked:
+        # The run was triggered with a reason of its own: why it was trained is not why it is promoted.
+        operator.execute({"params": {"dry_run": False, "reason": "drift"}, "task_instance": Instance})
+    assert parked.value.kwargs == {"shown": "s" * 64}
+    assert parked.value.timeout == timedelta(days=1)
+    assert cards == ["/reports/card.html"]
+    [detail] = asked
+    assert (detail["subject"], detail["body"], detail["options"], detail["defaults"]) == ("the subject", "the body", ["Approve", "Reject"], None)
+    assert detail["params"]["reason"]["value"] == ""
+    assert detail["params"]["reason"]["schema"]["minLength"] == 1
+
+
+def test_an_answer_is_handed_on_with_who_and_when(operator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr("training.approval.answered", lambda *_, **words: given.update(words) or {"answer": "approved"})
+    at = datetime(2024, 3, 1, tzinfo=UTC)
+    event = {"chosen_options": ["Approve"], "params_input": {"reason": "fine"}, "responded_at": at, "responded_by_user": {"id": "7", "name": "ada"}}
+    assert operator.execute_complete({"dag_run": Run}, event=event, shown="s" * 64) == {"answer": "approved"}
+    assert given == {"shown": "s" * 64, "option": "Approve", "by": "ada", "reason": "fine", "answered_at": at, "run_id": "manual__1"}
+    operator.execute_complete({"dag_run": Run}, event=event | {"params_input": None}, shown="s" * 64)
+    assert given["reason"] == ""
+    with pytest.raises(ValueError, match="Perhaps"):
+        operator.execute_complete({"dag_run": Run}, event=event | {"chosen_options": ["Perhaps"]}, shown="s" * 64)
+
+
+def test_no_answer_in_time_is_handed_on_as_such(operator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr("training.approval.lapsed", lambda *_, **words: given.update(words))
+    operator.execute_complete({"dag_run": Run}, event={"error": "too late", "error_type": "timeout"}, shown="s" * 64)
+    assert (given["shown"], given["run_id"]) == ("s" * 64, "manual__1")
+    with pytest.raises(Exception, match="broken"):
+        operator.execute_complete({"dag_run": Run}, event={"error": "broken", "error_type": "unknown"}, shown="s" * 64)
+
+
+# ---- the rollback form -------------------------------------------------------------------------------------------
+
+
+def test_a_rollback_is_started_by_hand_with_a_model_and_a_reason(dag_bag: Any) -> None:
+    dag = dag_bag.dags["rollback"]
+    assert not dag.timetable.can_be_scheduled
+    for word in ("Reads", "Writes", "Rerun", "Fails"):
+        assert word in dag.doc_md
+    model, reason, version = (dag.params.get_param(name) for name in ("model", "reason", "version"))
+    assert model.schema["enum"] == [entry.name for entry in load_catalog().models]
+    assert not model.has_value
+    assert not reason.has_value
+    assert reason.schema["minLength"] == 1
+    assert version.value is None
+    [task] = dag.tasks
+    assert task.doc_md
+    assert task.execution_timeout is not None
+
+
+def test_a_rollback_names_the_person_and_the_run(dag_bag: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datetime import date
+
+    from lake.ledger import Promotion
+
+    asked: list[Any] = []
+    line = Promotion(
+        "arrival_delay", 1, date(2024, 3, 1), date(2024, 3, 2), datetime(2024, 3, 2, tzinfo=UTC), "ada (manual__1)", "a", "e", "rollback", 3, "odd"
+    )
+
+    def roll_back(*arguments: Any, **named: Any) -> Promotion:
+        asked.append((arguments, named))
+        return line
+
+    monkeypatch.setattr("training.promote.rollback", roll_back)
+    monkeypatch.setattr("lake.lake.open_lake", lambda: "the lake")
+
+    class Triggered(Run):
+        triggering_user_name = "ada"
+
+    done = dag_bag.dags["rollback"].get_task("rollback").python_callable(dag_run=Triggered, params={"model": "arrival_delay", "reason": "odd", "version": None})
+    assert done["version"] == 1
+    assert asked == [(("the lake", "arrival_delay"), {"by": "ada", "reason": "odd", "version": None, "run_id": "manual__1"})]
