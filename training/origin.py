@@ -26,7 +26,7 @@ def verify_origin(lake: Lake, model: str, version: int, artifact_digest: str) ->
         with answered(lake.settings):
             found = [v for v in client.search_model_versions(f"name = '{model}'") if int(v.version) == version]
     except MlflowUnavailable as error:
-        log.warning("%s version %s is judged by its signature alone: MLflow was not asked which run made it. %s", model, version, error)
+        log.warning("%s version %s is known by its signature alone: MLflow could not be asked which run made it. %s", model, version, error)
         return signed
     if not found:
         log.warning("MLflow has no version %s of %s: its signature alone says which run made it", version, model)

@@ -23,6 +23,7 @@ from lake.tables import named_table
 from tests import toy
 from tests.training.versions import AS_OF, MODEL, load_oracle, make_version, write_set
 from training import promote as promote_module
+from training.approval import ReasonMissing
 from training.decision import Decision
 from training.gate import judge
 from training.leakage import Audit
@@ -276,6 +277,44 @@ def test_rollbacks_go_back_one_by_one_and_then_refuse(lake: Lake) -> None:
     assert [rollback(lake, MODEL, by="ada", reason="again").version for _ in range(2)] == [2, 1]
     with pytest.raises(NothingToRollBackTo, match=r"version 1 is its only champion so far. Nothing was written."):
         rollback(lake, MODEL, by="ada", reason="once more")
+
+
+def test_rollback_to_a_version_of_choice(lake: Lake) -> None:
+    for version in (1, 2, 3):
+        promoted(lake, version)
+    with pytest.raises(NothingToRollBackTo, match=r"back to version 7: former champions are 1, 2, version 3 reigns. Nothing was written."):
+        rollback(lake, MODEL, by="ada", reason="x", version=7)
+    with pytest.raises(NothingToRollBackTo, match="back to version 3"):
+        rollback(lake, MODEL, by="ada", reason="x", version=3)
+    assert rollback(lake, MODEL, by="ada", reason="x", version=1).version == 1
+    assert [p.version for p in _reigns(lake.ledger(MODEL).read())] == [1], "what lay above it is rolled back with it"
+
+
+@pytest.mark.parametrize("reason", ["", " \n"])
+def test_rollback_needs_a_reason(lake: Lake, reason: str) -> None:
+    for version in (1, 2):
+        promoted(lake, version)
+    with pytest.raises(ReasonMissing, match=r"was not rolled back: no reason was given. Nothing was written."):
+        rollback(lake, MODEL, by="ada", reason=reason)
+    assert len(lake.ledger(MODEL).read().promotions) == 2
+
+
+def test_the_same_run_rolls_back_once(lake: Lake) -> None:
+    for version in (1, 2, 3):
+        promoted(lake, version)
+    line = rollback(lake, MODEL, by="ada", reason="x", run_id="manual__1")
+    assert (line.version, line.by) == (2, "ada (manual__1)")
+    assert rollback(lake, MODEL, by="ada", reason="x", run_id="manual__1") == line
+    assert rollback(lake, MODEL, by="ada", reason="x", run_id="manual__2").version == 1
+
+
+def test_rollback_to_files_without_our_signature_writes_nothing(lake: Lake) -> None:
+    first = promoted(lake, 1)
+    promoted(lake, 2)
+    (lake.settings.artifacts / MODEL / first.artifact_digest / "signature.json").unlink()
+    with pytest.raises(ModelFilesDamaged, match=r"version 1 cannot become champion(?s:.*)nobody vouches for it"):
+        rollback(lake, MODEL, by="ada", reason="x")
+    assert len(lake.ledger(MODEL).read().promotions) == 2
 
 
 def test_without_a_champion_there_is_nothing_to_roll_back(lake: Lake) -> None:
