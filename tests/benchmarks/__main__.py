@@ -40,7 +40,12 @@ def _suites(full: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
 
         return [row for rows in ([1_000_000, 10_000_000] if full else [1_000_000]) for row in bench_backfill.run(rows, 30)]
 
-    return {"airflow": airflow, "retrieval": retrieval, "validation": validation, "scoring": scoring, "backfill": backfill}
+    def containers() -> list[dict[str, Any]]:
+        from tests.benchmarks import bench_training
+
+        return bench_training.run_overhead() + bench_training.run_jobs()
+
+    return {"containers": containers, "airflow": airflow, "retrieval": retrieval, "validation": validation, "scoring": scoring, "backfill": backfill}
 
 
 def main() -> None:
