@@ -123,8 +123,8 @@ def _quantile(
 ) -> tuple[Floats, int]:
     """Coefficients, the intercept last, that minimise a quantile's loss plus `alpha` times their squares; and the reweightings it took.
 
-    Each step minimises a parabola that lies on or above the loss and touches it where the last step ended, so the loss never rises
-    (Hunter and Lange, 2000); the parabola's minimum is a weighted ridge regression.
+    Each step minimises parabolas that lie on or above the loss, bent smooth near zero, and touch it where the last step ended, so that
+    it never rises (Hunter and Lange, 2000); their minimum is a weighted ridge regression.
 
     Args:
         weights: where to begin.
