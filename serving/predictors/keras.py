@@ -1,10 +1,10 @@
-"""Dense networks: a `.keras` file loaded in safe mode, preprocessing constants as JSON."""
+"""Dense networks: a `.keras` file loaded in safe mode, preprocessing constants as JSON. What other networks share lies here too."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,22 +14,35 @@ from serving.predictors.contract import Contract, Matrix, Predictor, Scores, rea
 
 DETAILS_FILE = "keras.json"
 NETWORK_FILE = "network.keras"
+CHUNK_ROWS = 65_536
+
+Inputs = tuple[npt.NDArray[Any], ...]
+
+
+class NetworkEncoding(Protocol):
+    """From features to what a network sees, and back to the label's unit."""
+
+    def inputs(self, matrix: Matrix) -> Inputs:
+        """One array for each input of the network, every value finite; rows first."""
+
+    def base(self, matrix: Matrix) -> Scores:
+        """What regression outputs are added to, float64 of shape (rows,)."""
 
 
 class KerasPredictor(Predictor):
     """One network for all outputs, called on chunks of 65,536 rows: forty times faster than `predict` at its default batch of 32."""
 
-    chunk_rows = 65_536
+    chunk_rows = CHUNK_ROWS
 
-    def __init__(self, contract: Contract, network: Callable[[Any], Any], details: Mapping[str, Any]) -> None:
+    def __init__(self, contract: Contract, network: Callable[..., Any], encoding: NetworkEncoding, details: Mapping[str, Any]) -> None:
         super().__init__(contract)
         self._network = network
+        self._encoding = encoding
         self._details = details
-        self._encoding = Encoding(contract, details["encoding"])
 
     def scores(self, matrix: Matrix) -> Scores:
         """See `Predictor.scores`."""
-        raw = np.asarray(self._network(self._encoding.encode(matrix)), dtype=np.float64)
+        raw = np.asarray(self._network(*self._encoding.inputs(matrix)), dtype=np.float64)
         return decode(raw, self._encoding.base(matrix), self._details)
 
 
@@ -72,6 +85,10 @@ class Encoding:
             position += len(values)
         return encoded
 
+    def inputs(self, matrix: Matrix) -> Inputs:
+        """See `NetworkEncoding.inputs`."""
+        return (self.encode(matrix),)
+
     def base(self, matrix: Matrix) -> Scores:
         """What regression outputs are added to: the feature the network corrects, or a constant."""
         if self._residual_of is None:
@@ -100,19 +117,24 @@ def decode(raw: Scores, base: Scores, details: Mapping[str, Any]) -> Scores:
     return np.column_stack(columns)
 
 
-def compiled(network: Any, width: int) -> Callable[[Any], Any]:
-    """The network as one TensorFlow function of float32 (any rows, width): traced once, whatever the chunk."""
+def compiled(network: Any) -> Callable[..., Any]:
+    """The network as one TensorFlow function of its inputs, any number of rows: traced once, whatever the chunk."""
     import tensorflow as tf
 
-    function: Callable[[Any], Any] = tf.function(lambda x: network(x, training=False), input_signature=[tf.TensorSpec([None, width], tf.float32)])
+    signature = [tf.TensorSpec(part.shape, part.dtype) for part in network.inputs]
+    function: Callable[..., Any] = tf.function(lambda *parts: network(list(parts) if len(parts) > 1 else parts[0], training=False), input_signature=signature)
     return function
+
+
+def load_network(folder: Path) -> Callable[..., Any]:
+    """The compiled network of a verified folder."""
+    import keras
+
+    # Safe mode refuses anything in the file that would run code of its own.
+    return compiled(keras.saving.load_model(folder / NETWORK_FILE, compile=False, safe_mode=True))
 
 
 def load(folder: Path, contract: Contract) -> KerasPredictor:
     """Load network and constants from a verified folder."""
-    import keras
-
     details = read_json(folder / DETAILS_FILE)
-    # Safe mode refuses anything in the file that would run code of its own.
-    network = keras.saving.load_model(folder / NETWORK_FILE, compile=False, safe_mode=True)
-    return KerasPredictor(contract, compiled(network, Encoding(contract, details["encoding"]).width), details)
+    return KerasPredictor(contract, load_network(folder), Encoding(contract, details["encoding"]), details)

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from training.job_file import job_identity
 
 FEATURES = {"v__x": "float64", "v__place": "string", "v__weekday": "int64", "v__empty": "float64", "v__constant": "float64", "v__flag": "boolean"}
+STEPS = {f"v__trail_t{step}": "float64" for step in range(3)}  # a sequence that says nothing of the label
 OUTPUTS: dict[str, Any] = {
     "minutes": {"kind": "regression", "objective": "median", "interval": 0.8, "gate": "mae"},
     "late_probability": {"kind": "binary", "above": 15.0, "gate": "brier"},
@@ -23,6 +24,7 @@ OUTPUT_COLUMNS = ["minutes", "minutes_lower", "minutes_upper", "late_probability
 QUICK: dict[str, dict[str, Any]] = {
     "xgboost": {"n_estimators": 40, "max_depth": 4, "learning_rate": 0.3, "early_stopping_rounds": 10, "threads": 1},
     "keras": {"hidden": [16], "epochs": 20, "learning_rate": 0.02, "patience": 5, "max_levels": 10},
+    "lstm": {"units": [8], "dense": [16], "epochs": 20, "learning_rate": 0.02, "patience": 5, "max_levels": 10},
     "random_forest": {"n_estimators": 30, "threads": 1},
     "linear": {},
     "logistic": {},
@@ -42,8 +44,10 @@ def training_rows(count: int = 1500, seed: int = 1) -> pa.Table:
     x, place, weekday = random.normal(size=count), random.choice(["east", "north", "west"], count), random.integers(0, 7, count)
     label = 10 * x + np.where(place == "east", 20, 0) + 3 * weekday + random.normal(size=count) * 5
     day = np.sort(random.integers(0, 40, count))
+    trail, known = np.random.default_rng(seed + 1000).normal(size=(len(STEPS), count)), np.random.default_rng(seed + 2000).integers(0, 4, count)
     return pa.table(
         {
+            **{name: pa.array(trail[step], mask=known <= step) for step, name in enumerate(STEPS)},
             "data_date": pa.array(19_700 + day, pa.int32()).cast(pa.date32()),
             "v__x": pa.array(x, mask=random.random(count) < 0.05),
             "v__place": pa.array(place, mask=random.random(count) < 0.02),
@@ -68,7 +72,7 @@ def write_job(folder: Path, family: str, *, rows: pa.Table | None = None, params
         "as_of": "2024-02-10",
         "run_id": "test",
         "entry": {"outputs": outputs_of(family), "trainer": {"family": family, "device": "auto"}},
-        "feature_columns": FEATURES,
+        "feature_columns": FEATURES | STEPS if family == "lstm" else FEATURES,
         "output_columns": [column for column in OUTPUT_COLUMNS if column.startswith(tuple(outputs_of(family)))],
         "training_set": {"path": path.name, "digest": hashlib.sha256(path.read_bytes()).hexdigest()},
         "params": QUICK[family] if params is None else params,
