@@ -28,6 +28,9 @@ POLL_SECONDS = 0.25
 _CREATION_SECONDS = 90.0
 
 DONE = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
+# Airflow's state of a task that waits for a person's answer.
+AWAITING = "awaiting_input"
+APPROVE_TASK = "approve"
 
 
 class TaskFailed(NightfleetError):
@@ -100,6 +103,8 @@ class Chain:
         self._redraw = redraw
         self.steps: list[Step] = []
         self._released: dict[str, list[date]] = {}
+        self._asking = {f"{m.name}_train": m for m in lake.catalog.models if m.approval == "required"}
+        self._waiting: frozenset[str] = frozenset()
 
     # ---- the three kinds of step ----
 
@@ -125,13 +130,16 @@ class Chain:
         self._wait(step, wanted, patient=True)
 
     def require_champions(self, plan: dict[str, date]) -> None:
-        """Check that each of these models has a champion for the night after its as-of.
+        """Check that each of these models has a champion for the night after its as-of, or waits for a person's approval of one.
 
         Raises:
-            NoFirstChampion: a gate refused; the message is its decision with the evidence.
+            NoFirstChampion: a gate or a person refused; the message is the decision with the evidence.
         """
         refused = []
+        self._waiting = self._waiting_for_approval()
         for name, as_of in plan.items():
+            if f"{name}_train" in self._waiting:
+                continue  # it is reported, and the others need not wait for it
             try:
                 self._lake.ledger(name).read().champion_of(as_of + ONE_DAY)
             except NoChampion:
@@ -174,6 +182,8 @@ class Chain:
     def _wait(self, step: Step, wanted: dict[str, str], nights: dict[str, date] | None = None, *, patient: bool = False) -> None:
         """Poll until the wanted runs, and for a night all runs that follow from them, are done; raise on the first failure.
 
+        A training that waits for a person's approval counts as done: it may wait for days. So does one queued behind it.
+
         `patient`: let the other runs end before a failure is raised.
         """
         progress = time.monotonic()
@@ -184,22 +194,28 @@ class Chain:
             expected = set(wanted)
             if nights:
                 runs |= self._night_runs(nights)
-                expected |= {f"{m.name}_{kind}" for name in nights for m in self._lake.catalog.models_of(name) for kind in ("score", "monitor")}
+                for name, day in nights.items():
+                    for model in self._lake.catalog.models_of(name):
+                        expected.add(f"{model.name}_score")
+                        if not self._without_champion(f"{model.name}_score", day):
+                            expected.add(f"{model.name}_monitor")
                 expected |= {dag_id.removesuffix("_monitor") + "_train" for dag_id in runs if self._requested(step, dag_id)}
             self._update(step, runs)
+            self._mark_waiting(step)
             self._redraw(step)
             # One model's failed training is no reason to lose what the others' would show.
-            if not (patient and any(view.state in {"running", "queued"} for view in step.runs.values())):
+            running = any(run.state in {"running", "queued"} and run.dag_id not in self._waiting for run in step.runs.values())
+            if not (patient and running):
                 for view in step.runs.values():
-                    self._raise_if_failed(view)
-            if expected <= {run.dag_id for run in step.runs.values() if run.state == "success"}:
+                    if not self._settled(view):
+                        self._raise_if_failed(view)
+            if expected <= {run.dag_id for run in step.runs.values() if self._settled(run)} | self._waiting:
                 step.seconds = time.monotonic() - step.began
                 self._redraw(step)
                 return
             now_seen = {(run.dag_id, task.state) for run in step.runs.values() for task in run.tasks.values()}
             if now_seen != seen:
                 seen, progress = now_seen, time.monotonic()
-            running = any(run.state in {"running", "queued"} for run in step.runs.values())
             if not running and time.monotonic() - progress > _CREATION_SECONDS:
                 missing = sorted(expected - {run.dag_id for run in step.runs.values()})
                 raise ChainStuck(f"{', '.join(missing)} did not start within {_CREATION_SECONDS:.0f} s. Look in the UI whether the DAG is paused.")
@@ -239,6 +255,47 @@ class Chain:
                 view.tasks[name] = task
             view.state = run["state"]
 
+    # ---- approvals ----
+
+    def _waiting_for_approval(self) -> frozenset[str]:
+        """Training DAGs of which a run waits for a person."""
+        if not self._asking:
+            return frozenset()
+        query = {"state": AWAITING, "limit": 200}
+        found = self._api.call("GET", "/dags/~/dagRuns/~/taskInstances", params=query).json()["task_instances"]
+        return frozenset(instance["dag_id"] for instance in found if instance["dag_id"] in self._asking)
+
+    def _mark_waiting(self, step: Step) -> None:
+        """Show the approval that a training waits for, also on a run that is queued behind the one that asked."""
+        self._waiting = self._waiting_for_approval() if any(dag_id in self._asking for dag_id in step.runs) else frozenset()
+        for dag_id in self._waiting & {run.dag_id for run in step.runs.values() if run.state in {"running", "queued"}}:
+            before = step.runs[dag_id].tasks.get(APPROVE_TASK)
+            step.runs[dag_id].tasks[APPROVE_TASK] = TaskView(dag_id, APPROVE_TASK, AWAITING, None, before.tries if before else 0)
+
+    def _settled(self, run: RunView) -> bool:
+        """Whether the chain need not wait for a run any more, nor stop for it.
+
+        A person's no, or nobody's answer, stops no chain: the champion stays, the run is red, and its task says why. Nor does a night that
+        a model cannot score because its first champion is not approved yet.
+        """
+        if run.state != "failed":
+            return run.state == "success"
+        failed = {task.task_id for task in run.tasks.values() if task.state == "failed"}
+        if run.dag_id in self._asking:
+            return failed == {APPROVE_TASK}
+        return bool(run.partition_key) and self._without_champion(run.dag_id, date.fromisoformat(str(run.partition_key)))
+
+    def _without_champion(self, dag_id: str, night: date) -> bool:
+        """Whether that is the scoring of a model whose first champion a person has not approved."""
+        model = self._asking.get(dag_id.removesuffix("_score") + "_train") if dag_id.endswith("_score") else None
+        if model is None:
+            return False
+        try:
+            self._lake.ledger(model.name).read().champion_of(night)
+        except NoChampion:
+            return True
+        return False
+
     def _raise_if_failed(self, run: RunView) -> None:
         if run.state != "failed":
             return
@@ -254,6 +311,7 @@ class Chain:
 
 def _refusal(lake: Lake, model: str, as_of: date) -> str:
     """The newest decision on that model, with its reasons and checks, as text."""
+    from training.approval import read_approvals
     from training.gate import read_decisions
 
     decisions = [d for d in read_decisions(lake, model) if d.as_of == as_of]
@@ -262,6 +320,7 @@ def _refusal(lake: Lake, model: str, as_of: date) -> str:
     decision = decisions[-1]
     lines = [f"{model} version {decision.version} as of {as_of}: {decision.verdict}"]
     lines += [f"  {reason}" for reason in decision.reasons]
+    lines += [f"  {word.answer} by {word.by}{f': {word.reason}' if word.reason else ''}" for word in read_approvals(lake, model, as_of)[-1:]]
     return "\n".join(lines)
 
 

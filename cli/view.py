@@ -20,6 +20,7 @@ _MARKS = {
     "up_for_retry": ("↻", "magenta"),
     "upstream_failed": ("✘", "red"),
     "deferred": ("◌", "cyan"),
+    "awaiting_input": ("?", "bold yellow"),
 }
 _ORDER = ("ingest", "history", "train", "score", "monitor")
 
@@ -28,6 +29,8 @@ def _remark(task: TaskView) -> str:
     result: Any = task.result
     if task.state == "skipped":
         return {"request": "no retraining", "promote": "not promoted: see gate"}.get(task.task_id, "")
+    if task.state == "awaiting_input":
+        return "waiting for approval: answer it in the UI, under Required Actions; the chain goes on"
     if not isinstance(result, dict):
         return ""
     if "verdict" in result:

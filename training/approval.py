@@ -15,6 +15,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from config.calendar import Interval
+from config.durations import format_duration
 from config.errors import NightfleetError, TransientError
 from lake.lake import Lake
 from lake.publish import StalePublish, publish
@@ -144,7 +145,7 @@ def approval_form(lake: Lake, model: str, decision: Mapping[str, Any], *, model_
         *_other_checks(stored),
         "",
         f"*Approve*: from the next night on version {stored.version} scores, whenever you answer. *Reject*, or no answer within "
-        f"{_spoken(entry.approval_timeout.total_seconds())}: the champion stays. Give your reason either way; it is kept with your name.",
+        f"{format_duration(entry.approval_timeout)}: the champion stays. Give your reason either way; it is kept with your name.",
     ]
     return Form(f"{entry.title}: promote version {stored.version}, as of {stored.as_of}?", "\n".join(lines), stored.evidence_digest)
 
@@ -208,13 +209,6 @@ def _link(model_card: str | None) -> str:
     return f"[{model_card}]({model_card})" if model_card.startswith(("http://", "https://", "/")) and " " not in model_card else f"`{model_card}`"
 
 
-def _spoken(seconds: float) -> str:
-    for unit, length in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:g} {unit}"
-    return f"{seconds:g} seconds"
-
-
 # ---- the answer --------------------------------------------------------------------------------------------------
 
 
@@ -262,7 +256,7 @@ def lapsed(lake: Lake, model: str, decision: Mapping[str, Any], *, shown: str, a
     entry, version, as_of = lake.model(model), decision["version"], date.fromisoformat(decision["as_of"])
     _record(lake, Approval(model, version, as_of, "lapsed", NOBODY, "", at.astimezone(UTC), shown, run_id))
     raise ApprovalLapsed(
-        f"the request to promote {model} version {version} lapsed: nobody answered within {_spoken(entry.approval_timeout.total_seconds())}. "
+        f"the request to promote {model} version {version} lapsed: nobody answered within {format_duration(entry.approval_timeout)}. "
         "The champion stays. Clear this task to ask again."
     )
 
