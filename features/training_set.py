@@ -10,6 +10,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -40,6 +41,7 @@ class TrainingSet:
             `(data_date, *entity)`.
         training_digest, test_digest: SHA-256 of the files.
         rows, unlabelled: by split: rows written, and rows left out because no label had come.
+        in_earlier_split: by split: rows left out because their group (`split.groups`) occurs in an earlier one.
         windows: data dates of each split.
         inputs: every partition that was read.
         pins: Delta version of each view.
@@ -53,6 +55,7 @@ class TrainingSet:
     test_digest: str
     rows: dict[str, int]
     unlabelled: dict[str, int]
+    in_earlier_split: dict[str, int]
     windows: dict[str, Interval]
     inputs: list[Input]
     pins: dict[str, int]
@@ -79,7 +82,8 @@ def split_windows(lake: Lake, model: str, as_of: date) -> dict[str, Interval]:
 def build_training_set(lake: Lake, model: str, as_of: date, folder: Path) -> TrainingSet:
     """Write `training_set.parquet` and `test_set.parquet` to `folder`; the same lake gives the same bytes.
 
-    Labels are those known on `as_of`; rows without one are left out and counted.
+    Labels are those known on `as_of`; rows without one are left out and counted. With `split.groups` so are rows whose group
+    occurs in an earlier split, labelled there or not: no group is in two splits.
 
     Raises:
         NotEnoughHistory: nights are not published, lie before the data set begins, or a split has no labelled row.
@@ -92,8 +96,7 @@ def build_training_set(lake: Lake, model: str, as_of: date, folder: Path) -> Tra
     with lake.duckdb() as connection, lake.scratch("training-set") as scratch:
         rows = spine(lake, model, whole, folder=scratch)
         register_rows(connection, "spine_rows", rows.path)
-        splits = " ".join(f"WHEN data_date >= DATE '{w.start}' AND data_date < DATE '{w.end}' THEN '{name}'" for name, w in windows.items())
-        connection.execute(f"CREATE TEMP VIEW split_rows AS SELECT *, CASE {splits} END AS split FROM spine_rows WHERE split IS NOT NULL")
+        in_earlier_split = _split(connection, windows, entry.split.groups)
         label = label_query(lake, model, connection, "split_rows", as_of=as_of)
         connection.execute(f"CREATE TEMP TABLE labelled AS {label.sql}")
         unlabelled = dict.fromkeys(SPLITS, 0) | dict(connection.execute("SELECT split, count(*) FROM labelled WHERE label IS NULL GROUP BY ALL").fetchall())
@@ -109,8 +112,9 @@ def build_training_set(lake: Lake, model: str, as_of: date, folder: Path) -> Tra
         counted = _write(read_features(lake, model, entities, schema, pins), schema, training, test)
     empty = [name for name in SPLITS if not counted[name]]
     if empty:
+        grouped = f"; {in_earlier_split[empty[0]]} more are of a {entry.split.groups} that an earlier split has" if in_earlier_split[empty[0]] else ""
         raise NotEnoughHistory(
-            f"{model} as of {as_of}: split {empty[0]} ({windows[empty[0]]}) has no labelled row, of {unlabelled[empty[0]]} in all.\n"
+            f"{model} as of {as_of}: split {empty[0]} ({windows[empty[0]]}) has no labelled row, of {unlabelled[empty[0]]} in all{grouped}.\n"
             f"  Train as of another night, or change split in config/models/{model}.yaml."
         )
     inputs = {item for day in whole for item in (*rows.inputs[day], *by_night[day])} | {*label.inputs, *base.inputs}
@@ -123,10 +127,30 @@ def build_training_set(lake: Lake, model: str, as_of: date, folder: Path) -> Tra
         test_digest=file_digest(test),
         rows=counted,
         unlabelled=unlabelled,
+        in_earlier_split=in_earlier_split,
         windows=windows,
         inputs=sorted(inputs, key=lambda item: (item.table, item.data_date)),
         pins=pins,
     )
+
+
+def _split(connection: duckdb.DuckDBPyConnection, windows: Mapping[str, Interval], groups: str | None) -> dict[str, int]:
+    """View `split_rows`: the rows of `spine_rows` with their split; returns, by split, the rows left out because an earlier split has their group.
+
+    A missing group is one too: what cannot be told apart is not taken for new.
+    """
+    within = " ".join(f"WHEN data_date >= DATE '{w.start}' AND data_date < DATE '{w.end}' THEN '{name}'" for name, w in windows.items())
+    connection.execute(f"CREATE OR REPLACE TEMP VIEW dated_rows AS SELECT *, CASE {within} END AS split FROM spine_rows WHERE split IS NOT NULL")
+    counted = dict.fromkeys(SPLITS, 0)
+    if groups is None:
+        connection.execute("CREATE OR REPLACE TEMP VIEW split_rows AS SELECT * FROM dated_rows")
+        return counted
+    order = " ".join(f"WHEN '{name}' THEN {number}" for number, name in enumerate(SPLITS))
+    first = f'"{groups}" AS group_value, min(CASE split {order} END) AS first_split'
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE first_splits AS SELECT {first} FROM dated_rows GROUP BY ALL")
+    joined = f'FROM dated_rows AS r JOIN first_splits AS f ON f.group_value IS NOT DISTINCT FROM r."{groups}"'
+    connection.execute(f"CREATE OR REPLACE TEMP VIEW split_rows AS SELECT r.* {joined} WHERE CASE r.split {order} END = f.first_split")
+    return counted | dict(connection.execute(f"SELECT r.split, count(*) {joined} WHERE CASE r.split {order} END > f.first_split GROUP BY ALL").fetchall())
 
 
 def _write(reader: pa.RecordBatchReader, schema: pa.Schema, training: Path, test: Path) -> dict[str, int]:
