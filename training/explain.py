@@ -545,7 +545,8 @@ class _Drawn:
         summary = found.summary
         names = list(subject.groups)
         top = ", ".join(f"{name} {value:.3g}" for name, value in list(summary.strengths.items())[:3])
-        path = self._place("contributions", summary.output, f"What moves {summary.output}: {top} ({summary.unit}). {summary.method}.")
+        grey = " Grey dots: the value is missing, or a category." if found.values is not None else ""
+        path = self._place("contributions", summary.output, f"What moves {summary.output}: {top} ({summary.unit}). {summary.method}.{grey}")
         if found.values is None:
             strengths = np.array([summary.strengths[name] for name in names])
             plots.strength_plot(names, strengths, path, title=f"{summary.output}: what its error rests on", unit=summary.unit)

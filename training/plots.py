@@ -20,6 +20,7 @@ PLOTTED_FEATURES = 20
 CONTRIBUTING_FEATURES = 12
 CALIBRATION_BINS = 10
 _SCATTERED_ROWS = 3_000
+_FEW_ROWS = 600
 _DPI = 110
 _CONFIDENT = 1.959963984540054  # two-sided 95 % of a normal distribution
 
@@ -93,7 +94,7 @@ def contribution_plot(
     if dots is not None:
         bar = figure.colorbar(dots, ax=axes, aspect=30, pad=0.02)
         bar.set_ticks([0.0, 1.0], labels=["low", "high"])
-        bar.set_label("feature's value (grey: missing or a category)", fontsize=8)
+        bar.set_label("feature's value", fontsize=8)
     _save(figure, path)
 
 
@@ -191,7 +192,8 @@ def residual_plot(label: Floats, predicted: Floats, path: Path, *, title: str, u
     figure = _figure(9.4, 4.2)
     left, right = figure.subplots(1, 2, width_ratios=[3, 2])
     step = max(-(-len(residual) // _SCATTERED_ROWS), 1)
-    left.scatter(predicted[::step], residual[::step], s=6, color=BLUE, alpha=0.3, linewidths=0, rasterized=True)
+    few = len(residual) <= _FEW_ROWS
+    left.scatter(predicted[::step], residual[::step], s=14 if few else 6, color=BLUE, alpha=0.6 if few else 0.3, linewidths=0, rasterized=True)
     x, middle = _medians(predicted, residual)
     left.plot(x, middle, color=ORANGE, marker="o", markersize=3.5, linewidth=1.4, label="median of a tenth of the rows")
     left.axhline(0.0, color="#444b55", linewidth=0.8)
