@@ -129,9 +129,11 @@ class _Split:
         return len(self._targets)
 
     def take(self, rows: npt.NDArray[np.int64]) -> Inputs:
-        """Inputs and, last, targets of the rows."""
-        inputs = self._encoding.inputs(np.asarray(self._matrix[rows])) if self._inputs is None else tuple(part[rows] for part in self._inputs)
-        return (*inputs, self._targets[rows])
+        """Inputs and, last, targets of the rows; both begin with the shape of `rows`."""
+        if self._inputs is not None:
+            return (*(part[rows] for part in self._inputs), self._targets[rows])
+        inputs = self._encoding.inputs(np.asarray(self._matrix[rows.ravel()]))
+        return (*(part.reshape(*rows.shape, *part.shape[1:]) for part in inputs), self._targets[rows])
 
 
 class _Loop:

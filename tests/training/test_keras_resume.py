@@ -1,0 +1,190 @@
+"""A network's fit that was killed ends in the bytes of the undisturbed one; a loss that is no number leaves the last good checkpoint."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from config.settings import ROOT
+from serving.predictors.contract import Contract, FeatureSpec
+from tests.training.jobs import OUTPUTS, QUICK, outputs_of, write_job
+from training.__main__ import run
+from training.checkpoints import Checkpoints
+from training.progress import Progress
+from training.trainers import Rows, Run, TrainingDiverged, keras_fit
+from training.trainers.keras import train
+
+# The trainer as it is, killed from within at a known moment: after a point was written, before the checkpoint of its epoch.
+KILLED_AT = """
+import os, signal, sys
+from training.__main__ import main
+from training.progress import Progress
+point = Progress.point
+def deadly(self, metric, step, value):
+    point(self, metric, step, value)
+    if metric == "validation/network/loss" and step == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+Progress.point = deadly
+sys.exit(main([sys.argv[1]]))
+"""
+# Half of the inputs dropped, a learning rate that falls: all of a fit's state decides what comes after.
+PARAMS: dict[str, dict[str, Any]] = {
+    "keras": QUICK["keras"] | {"hidden": [16, 8], "dropout": 0.5, "epochs": 14, "patience": 6, "l2": 1e-4, "gradient_clip": 0.5},
+    "lstm": QUICK["lstm"] | {"units": [8, 4], "dropout": 0.5, "epochs": 10, "patience": 6},
+}
+
+
+def resumable_job(folder: Path, family: str, **params: Any) -> Path:
+    """A job that is checkpointed at the end of every epoch."""
+    entry = {"outputs": outputs_of(family), "trainer": {"family": family}, "training": {"checkpoint_minutes": 0.0}}
+    return write_job(folder, family, params=PARAMS[family] | params, entry=entry)
+
+
+def files_of(job_dir: Path) -> dict[str, bytes]:
+    """What a finished job leaves for its readers."""
+    return {path.name: path.read_bytes() for path in [*(job_dir / "model").iterdir(), job_dir / "curves.json", job_dir / "importances.json"]}
+
+
+@pytest.mark.parametrize("family", sorted(PARAMS))
+def test_a_killed_fit_resumes_to_the_bytes_of_the_undisturbed(family: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    killed = resumable_job(tmp_path / "killed", family)
+    with subprocess.Popen([sys.executable, "-c", KILLED_AT, str(killed), "7"], cwd=ROOT) as trainer:
+        undisturbed = resumable_job(tmp_path / "undisturbed", family)
+        run(undisturbed)
+    assert trainer.returncode == -signal.SIGKILL
+    assert not (killed / "manifest.json").exists()
+    capfd.readouterr()
+    run(killed)
+    assert f"keras network: resuming at epoch 7 of {PARAMS[family]['epochs']}" in capfd.readouterr().out
+    assert files_of(killed) == files_of(undisturbed)
+    assert not (killed / "checkpoints").exists()
+
+
+def test_a_fit_that_was_complete_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    undisturbed, interrupted = resumable_job(tmp_path / "undisturbed", "keras"), resumable_job(tmp_path / "interrupted", "keras")
+    run(undisturbed)
+
+    def interrupt(*_arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keras_fit, "output_details", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(interrupted)
+    monkeypatch.setattr(keras_fit._Loop, "_epoch", lambda *arguments: pytest.fail("an epoch was run again"))
+    run(interrupted)
+    assert "keras network: finished before at epoch" in capsys.readouterr().out
+    assert files_of(interrupted) == files_of(undisturbed)
+
+
+def test_a_loss_that_is_no_number_says_where_and_keeps_the_last_good_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    undisturbed, diverging = resumable_job(tmp_path / "undisturbed", "keras"), resumable_job(tmp_path / "diverging", "keras")
+    run(undisturbed)
+    take, taken = keras_fit._Split.take, [0]
+
+    def poisoned(self: keras_fit._Split, rows: Any) -> Any:
+        *inputs, wanted = take(self, rows)
+        taken[0] += 1
+        if taken[0] == 7:  # each epoch takes the training rows, then the validation rows: the fourth epoch
+            wanted[2, 5] = np.nan
+        return (*inputs, wanted)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keras_fit._Split, "take", poisoned)
+        with pytest.raises(TrainingDiverged, match=r"at step 3 of 5 the train loss is nan in epoch 4 of 14\. Lower .* The checkpoint of epoch 3 is kept\."):
+            run(diverging)
+    assert not (diverging / "manifest.json").exists()
+    assert [max(json.loads(line)["step"] for line in (diverging / "curves.jsonl").read_text().splitlines())] == [3]
+    run(diverging)  # the checkpoint is good: without the poison it leads where the undisturbed fit went
+    assert files_of(diverging) == files_of(undisturbed)
+
+
+def test_a_checkpoint_of_another_job_is_not_continued(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job_dir = resumable_job(tmp_path / "job", "keras", epochs=2)
+    Checkpoints(job_dir / "checkpoints", "another", 0.0).save("network", lambda folder: None, {"epoch": 3})
+    run(job_dir)
+    assert "resuming" not in capsys.readouterr().out
+
+
+def test_a_matrix_on_disk_gives_the_model_of_the_matrix_in_memory(tmp_path: Path) -> None:
+    random = np.random.default_rng(1)
+    matrix = random.normal(size=(400, 3)).astype(np.float32)
+    matrix[::7, 1] = np.nan
+    label = matrix[:, 0].astype(np.float64) * 5.0 + 12.0
+    on_disk = np.memmap(tmp_path / "matrix", np.float32, "w+", shape=matrix.shape)
+    on_disk[:] = matrix
+    outputs = {"minutes": OUTPUTS["minutes"]}
+    contract = Contract(
+        "toy",
+        "keras",
+        {f"v__{name}": FeatureSpec("float64") for name in "abc"},
+        outputs,
+        ("minutes", "minutes_lower", "minutes_upper"),
+        "0",
+        "2024-01-01",
+        7,
+        {},
+    )
+    written = []
+    for name, kept in (("memory", matrix), ("disk", on_disk)):
+        nights = np.zeros(len(matrix), dtype=np.int32)
+        fit, validation = Rows(kept[:300], label[:300], nights[:300]), Rows(kept[300:], label[300:], nights[300:])
+        folder = tmp_path / name
+        folder.mkdir()
+        how = Run(7, "cpu", Progress(lambda line: None), Checkpoints(tmp_path / f"{name}-checkpoints", "toy", 1e9), tmp_path)
+        train(contract, fit, validation, folder, params={"hidden": [4], "epochs": 3, "batch_size": 64}, run=how)
+        written.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert written[0] == written[1]
+
+
+@settings(max_examples=40)
+@given(st.lists(st.integers(0, 1000).map(lambda thousandths: thousandths / 1000), min_size=1, max_size=40), st.integers(1, 8))
+def test_stopping_and_learning_rate_follow_the_callbacks_of_keras(losses: list[float], patience: int) -> None:
+    import keras
+
+    optimizer = keras.optimizers.SGD(0.5)
+    model = SimpleNamespace(optimizer=optimizer, stop_training=False, get_weights=lambda: [], set_weights=lambda weights: None)
+    stopping = keras.callbacks.EarlyStopping(monitor="val_loss", patience=patience)
+    falling = keras.callbacks.ReduceLROnPlateau(monitor="val_loss", factor=0.5, patience=max(1, patience // 3))
+    for callback in (stopping, falling):
+        callback.set_model(model)
+        callback.on_train_begin()
+    course = keras_fit.Course(0.5)
+    for epoch, loss in enumerate(losses):
+        for callback in (stopping, falling):
+            callback.on_epoch_end(epoch, {"val_loss": loss})
+        course.take(loss, patience)
+        assert course.learning_rate == pytest.approx(float(optimizer.learning_rate))
+        assert (course.waited >= patience) == model.stop_training
+        assert course.best_epoch == stopping.best_epoch + 1 == int(np.argmin(losses[: epoch + 1])) + 1
+        if model.stop_training:
+            break
+
+
+@given(st.integers(1, 500), st.integers(1, 90), st.integers(1, 3), st.integers(1, 3))
+def test_every_row_is_learned_once_an_epoch_by_one_replica(rows: int, batch: int, workers: int, local: int) -> None:
+    batch = min(batch, rows)
+    order = np.random.default_rng(rows).permutation(rows)
+    found: dict[int, list[int]] = {}
+    weight: dict[int, float] = {}
+    for worker in range(workers):
+        steps = keras_fit._Steps(rows, batch, workers * local, local, worker)
+        for first, mine, weights in steps.chunks(order):
+            assert mine.shape[1] == steps.share * local
+            for step, (taken, each) in enumerate(zip(mine, weights, strict=True), start=first):
+                found.setdefault(step, []).extend(taken[taken >= 0].tolist())
+                weight[step] = weight.get(step, 0.0) + float(each.sum())
+    assert [row for step in sorted(found) for row in found[step]] == order.tolist(), "the workers together must take the rows in the order of one"
+    assert sum(steps.sizes) == rows
+    assert [len(found[step]) for step in sorted(found)] == steps.sizes.tolist()
+    assert all(total == pytest.approx(1.0, abs=1e-5) for total in weight.values())
