@@ -52,16 +52,24 @@ def _catalog(settings: Settings) -> tuple[bool, str]:
 
 
 def _docker() -> tuple[bool, str]:
-    import docker
-    from docker.errors import DockerException
+    from training.containers import EngineUnavailable, engine
 
     try:
-        client = docker.from_env(timeout=3)
-        version = client.version()["Version"]
-        client.close()
-    except DockerException as error:
-        return False, f"no engine answers: {str(error)[:80]}"
+        version = engine().version()["Version"]
+    except EngineUnavailable as error:
+        return False, str(error).splitlines()[0].removeprefix("EngineUnavailable: ")[:80]
     return True, f"engine {version}"
+
+
+def _image(settings: Settings) -> tuple[bool, str]:
+    from training.containers import EngineUnavailable, ImageMissing, engine, find_image
+
+    try:
+        return True, find_image(engine(), settings, gpus=False)
+    except EngineUnavailable:
+        return False, "no engine"
+    except ImageMissing as error:
+        return False, str(error).splitlines()[0].removeprefix("ImageMissing: ")[:100]
 
 
 def _command(*names: str) -> Callable[[], tuple[bool, str]]:
@@ -98,7 +106,8 @@ def examine(settings: Settings) -> list[Finding]:
 
     add("everything", "the locked packages", _packages, True, "make setup")
     add("everything", "a catalog without errors", lambda: _catalog(settings), True, "mend the file it names")
-    add("training in containers", "a Docker engine", _docker, False, "apt-get install docker.io && dockerd; until then runner: process")
+    add("training in containers", "a Docker engine", _docker, False, "apt-get install docker.io && dockerd; until then trainings are processes")
+    add("training in containers", "the training image of this code", lambda: _image(settings), False, "make images; until then trainings are processes")
     add("training on a GPU", "an NVIDIA driver", _command("nvidia-smi"), False, "install the driver; until then training runs on the CPU")
     add("tests on Postgres", "Postgres server binaries", _command("initdb"), False, "apt-get install postgresql")
     return found

@@ -23,6 +23,7 @@ COPY plugins /app/plugins
 COPY dags /app/dags
 COPY cli /app/cli
 COPY docker /app/docker
+COPY requirements.in /app/
 RUN /opt/venv/bin/python -m compileall -q /app && chmod -R a+rX /app && mkdir /data && chown 10000:10000 /data
 
 ARG CODE=unknown
