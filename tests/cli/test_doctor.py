@@ -18,14 +18,14 @@ def _text(settings: Settings) -> str:
 def test_what_is_there_needs_no_mending(tmp_path: Path) -> None:
     findings = {(f.capability, f.needs): f for f in examine(Settings(home=tmp_path))}
     assert findings["everything", "the locked packages"].present
-    assert findings["everything", "a catalog without errors"].found == "2 data sets, 2 models"
+    assert findings["everything", "a catalog without errors"].found == "4 data sets, 4 models"
 
 
 def test_what_is_missing_is_named_with_the_command_that_mends_it(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
     text = _text(Settings(home=tmp_path))
-    assert "no engine answers" in text
+    assert "no Docker engine answers" in text
     assert "apt-get install docker.io" in text
 
 
