@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from config.settings import ROOT
 from serving.predictors.contract import Contract, FeatureSpec
 from tests.training.jobs import OUTPUTS, QUICK, outputs_of, write_job
 from training.__main__ import run
@@ -24,19 +23,7 @@ from training.progress import Progress
 from training.trainers import Rows, Run, TrainingDiverged, keras_fit
 from training.trainers.keras import train
 
-# The trainer as it is, killed from within at a known moment: after a point was written, before the checkpoint of its epoch.
-KILLED_AT = """
-import os, signal, sys
-from training.__main__ import main
-from training.progress import Progress
-point = Progress.point
-def deadly(self, metric, step, value):
-    point(self, metric, step, value)
-    if metric == "validation/network/loss" and step == int(sys.argv[2]):
-        os.kill(os.getpid(), signal.SIGKILL)
-Progress.point = deadly
-sys.exit(main([sys.argv[1]]))
-"""
+KILLED = Path(__file__).with_name("killed.py")
 # Half of the inputs dropped, a learning rate that falls: all of a fit's state decides what comes after.
 PARAMS: dict[str, dict[str, Any]] = {
     "keras": QUICK["keras"] | {"hidden": [16, 8], "dropout": 0.5, "epochs": 14, "patience": 6, "l2": 1e-4, "gradient_clip": 0.5},
@@ -58,7 +45,7 @@ def files_of(job_dir: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("family", sorted(PARAMS))
 def test_a_killed_fit_resumes_to_the_bytes_of_the_undisturbed(family: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     killed = resumable_job(tmp_path / "killed", family)
-    with subprocess.Popen([sys.executable, "-c", KILLED_AT, str(killed), "7"], cwd=ROOT) as trainer:
+    with subprocess.Popen([sys.executable, KILLED, "7", killed]) as trainer:
         undisturbed = resumable_job(tmp_path / "undisturbed", family)
         run(undisturbed)
     assert trainer.returncode == -signal.SIGKILL
