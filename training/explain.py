@@ -44,7 +44,7 @@ FORMAT = 1
 SAMPLE_ROWS = 2_000
 LOG_ODDS = "log-odds"
 _BACKGROUND_ROWS = 200
-_GRADIENT_ROWS = 300
+_GRADIENT_ROWS = 200
 _GRADIENT_SAMPLES = 200
 # About three seconds; at least so many rows, which of a forest of full depth take ten.
 _TREE_WORK = 1.5e9
@@ -364,21 +364,87 @@ def _keras(subject: _Subject) -> _Shapley:
         found = explainer.shap_values(encoding.encode(subject.matrix), nsamples=_GRADIENT_SAMPLES, rseed=subject.contract.seed)
     raw = np.asarray(found, dtype=np.float64)
     # Each input of the network belongs to the feature it was made from.
-    names = [*constants["means"], *constants["null_flags"]]
-    names += [name for name, count in constants["one_hot"].items() for _ in range(count)]
-    names += [name for name, levels in constants["levels"].items() for _ in levels]
-    features, owners = list(subject.contract.features), _owners(subject.contract, names)
+    found_by_feature = raw.transpose(2, 0, 1) @ _owners(subject.contract, _input_features(constants))
+    values = _decoded(subject, details, constants, found_by_feature, encoding)
+    return _Shapley(f"Expected gradients (Gradient SHAP, {_GRADIENT_SAMPLES} draws a row)", subject.matrix, values)
+
+
+def _lstm(subject: _Subject) -> _Shapley:
+    import keras
+
+    from serving.predictors.keras import DETAILS_FILE, NETWORK_FILE
+    from serving.predictors.lstm import SequenceEncoding
+
+    subject = subject.sampled(_GRADIENT_ROWS)
+    details = read_json(subject.files / DETAILS_FILE)
+    constants = details["encoding"]
+    encoding = SequenceEncoding(subject.contract, constants)
+    network = keras.saving.load_model(subject.files / NETWORK_FILE, compile=False, safe_mode=True)
+    found = expected_gradients(network, encoding.inputs(subject.matrix), encoding.inputs(subject.background), seed=subject.contract.seed)
+    # A channel's steps are shown as one, so their sum may stand in the newest step's column.
+    channels = [f"{name}_t0" for name in [*constants["channels"], *constants["null_flags"]]]
+    by_feature = found[0].sum(axis=2) @ _owners(subject.contract, channels) + found[2] @ _owners(subject.contract, _input_features(constants["static"]))
+    values = _decoded(subject, details, constants["static"], by_feature, encoding)
+    return _Shapley(f"Expected gradients ({_GRADIENT_SAMPLES} draws a row)", subject.matrix, values)
+
+
+def expected_gradients(network: Any, inputs: Sequence[npt.NDArray[Any]], background: Sequence[npt.NDArray[Any]], *, seed: int) -> list[Floats]:
+    """Shapley values of a network of several inputs by expected gradients (Erion and others 2021).
+
+    SHAP's own explainer of gradients walks every input from the background to the row, and half a mask is none: here an input that
+    is no floating-point number stays the row's own.
+
+    Returns:
+        Per input, float64 of shape (outputs, rows, *its own); zeros for one that is no floating-point number.
+    """
+    import tensorflow as tf
+
+    random = np.random.default_rng(seed)
+    moving = [index for index, part in enumerate(inputs) if np.issubdtype(part.dtype, np.floating)]
+    rows, count = len(inputs[0]), int(network.outputs[0].shape[-1])
+    totals = [np.zeros((count, *part.shape)) for part in inputs]
+
+    def gradients(parts: Any) -> Any:
+        watched = [parts[index] for index in moving]
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(watched)
+            raw = network(list(parts), training=False)
+            sums = [tf.reduce_sum(raw[:, position]) for position in range(count)]
+        return [tape.gradient(one, watched, unconnected_gradients=tf.UnconnectedGradients.ZERO) for one in sums]
+
+    traced = tf.function(gradients)
+    for draw in range(_GRADIENT_SAMPLES):
+        start = random.integers(0, len(background[0]), rows)
+        share = ((draw + random.random(rows)) / _GRADIENT_SAMPLES).astype(np.float32)  # all stretches of the way alike
+        ways = [inputs[index] - background[index][start] for index in moving]
+        parts = list(inputs)
+        for index, way in zip(moving, ways, strict=True):
+            parts[index] = background[index][start] + share.reshape(-1, *[1] * (way.ndim - 1)) * way
+        for position, found in enumerate(traced(tuple(tf.constant(part) for part in parts))):
+            for index, way, gradient in zip(moving, ways, found, strict=True):
+                totals[index][position] += way * np.asarray(gradient) / _GRADIENT_SAMPLES
+    return totals
+
+
+def _input_features(constants: Mapping[str, Any]) -> list[str]:
+    """The feature that each input of a dense encoding was made from."""
+    one_hot = [name for name, count in constants["one_hot"].items() for _ in range(count)]
+    return [*constants["means"], *constants["null_flags"], *one_hot, *(name for name, levels in constants["levels"].items() for _ in levels)]
+
+
+def _decoded(subject: _Subject, details: Mapping[str, Any], constants: Mapping[str, Any], found: Floats, encoding: Any) -> dict[str, Floats]:
+    """Contributions to a network's raw outputs, (raw outputs, rows, features), as contributions to the outputs in their unit."""
     values, position = {}, 0
     for name, detail in details["outputs"].items():
-        mine = raw[:, :, position] @ owners
         if "calibration" in detail:
-            values[name] = mine * _slope(detail["calibration"])
+            values[name] = found[position] * _slope(detail["calibration"])
         else:
-            values[name] = mine * details["label_scale"]
+            values[name] = found[position] * details["label_scale"]
             if constants["residual_of"] is not None:
-                values[name][:, features.index(constants["residual_of"])] += encoding.base(subject.matrix) - encoding.base(subject.background).mean()
+                corrected = list(subject.contract.features).index(constants["residual_of"])
+                values[name][:, corrected] += encoding.base(subject.matrix) - encoding.base(subject.background).mean()
         position += 3 if "interval" in detail else 1
-    return _Shapley(f"Expected gradients (Gradient SHAP, {_GRADIENT_SAMPLES} draws a row)", subject.matrix, values)
+    return values
 
 
 def _random_forest(subject: _Subject) -> _Shapley:
@@ -484,6 +550,7 @@ EXPLAINERS: dict[str, Callable[[_Subject], _Shapley]] = {
     "keras": _keras,
     "linear": _linear,
     "logistic": _logistic,
+    "lstm": _lstm,
     "random_forest": _random_forest,
     "xgboost": _xgboost,
 }

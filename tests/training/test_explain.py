@@ -24,7 +24,7 @@ from lake.lake import Lake
 from serving.predictors import FAMILIES, load_predictor, read_manifest
 from serving.signed import load_signed
 from tests import toy
-from tests.training.jobs import OUTPUT_COLUMNS, OUTPUTS, QUICK, training_rows, write_job
+from tests.training.jobs import QUICK, outputs_of, training_rows, write_job
 from training import explain as explaining
 from training.__main__ import run
 from training.decision import Decision
@@ -36,14 +36,7 @@ from training.runner import run_job
 from training.segments import segment_columns
 
 AS_OF = date(2024, 3, 1)
-# Families that give probabilities alone.
-BINARY_ALONE = frozenset({"logistic", "isolation_forest"})
-PARAMS = QUICK | {
-    "isolation_forest": {"n_estimators": 20},
-    "linear": {},
-    "logistic": {},
-    "random_forest": {"n_estimators": 10, "max_depth": 6, "threads": 1},
-}
+PARAMS = QUICK | {"random_forest": {"n_estimators": 10, "max_depth": 6, "threads": 1}}
 Version = tuple[Lake, Path, Registered]
 
 
@@ -74,14 +67,12 @@ def subject_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]
     @cache
     def made(family: str) -> Any:
         folder = tmp_path_factory.mktemp("jobs") / family
-        outputs, columns = ({"late_probability": OUTPUTS["late_probability"]}, ["late_probability"]) if family in BINARY_ALONE else (OUTPUTS, OUTPUT_COLUMNS)
-        entry = {"outputs": outputs, "trainer": {"family": family, "device": "cpu"}, "training": {"checkpoint_minutes": 5.0}}
-        write_job(folder, family, params=PARAMS[family], entry=entry, output_columns=columns)
+        write_job(folder, family, params=PARAMS[family])
         run(folder)
         predictor = load_predictor(folder)
         rows = training_rows(300, seed=9)
         matrix, background = predictor.contract.matrix(rows), predictor.contract.matrix(training_rows(200, seed=1))
-        kinds = {name: SimpleNamespace(**output) for name, output in outputs.items()}
+        kinds = {name: SimpleNamespace(**output) for name, output in outputs_of(family).items()}
         groups = explaining._groups(list(predictor.feature_columns))
         label = rows["label"].to_numpy()
         return explaining._Subject(cast(Any, SimpleNamespace(outputs=kinds)), "minutes", predictor, folder / "model", matrix, label, background, groups)
@@ -106,7 +97,7 @@ def test_contributions_add_up_to_the_way_from_one_prediction_to_another(family: 
         if output.kind == "binary" and family in {"random_forest", "isolation_forest"}:
             # In another unit, which calibration turns into probabilities in the same order.
             assert (np.diff(predicted[np.argsort(way)]) >= -1e-9).all()
-        elif family == "keras":  # expected gradients are drawn: near, not equal
+        elif family in {"keras", "lstm"}:  # expected gradients are drawn: near, not equal
             wanted = logit(predicted) if output.kind == "binary" else predicted
             assert np.abs(way - way.mean() - (wanted - wanted.mean())).mean() < 0.05 * np.ptp(wanted)
         else:
@@ -126,6 +117,47 @@ def followed(values: np.ndarray, cause: np.ndarray) -> float:
     """Correlation, of rows where the cause is known."""
     known = ~np.isnan(cause.astype(float))
     return float(np.corrcoef(values[known], cause[known])[0, 1])
+
+
+def test_expected_gradients_of_a_sum_are_its_terms_and_a_mask_stays_the_row_s_own() -> None:
+    import keras
+
+    random = np.random.default_rng(3)
+    weights = random.normal(size=(3, 2)).astype(np.float32)
+    sequence, mask, static = keras.Input((4, 2)), keras.Input((4,), dtype="bool"), keras.Input((3,))
+    flat = keras.layers.Flatten()(sequence * keras.ops.cast(mask, "float32")[:, :, None])
+    layer = keras.layers.Dense(2, use_bias=False)
+    network = keras.Model([sequence, mask, static], layer(flat) + keras.ops.matmul(static, weights))
+
+    def inputs(count: int) -> list[Any]:
+        return [random.normal(size=(count, 4, 2)).astype(np.float32), random.random((count, 4)) < 0.5, random.normal(size=(count, 3)).astype(np.float32)]
+
+    rows, others = inputs(6), inputs(1)
+    found = explaining.expected_gradients(network, rows, others, seed=1)
+    kernel = layer.get_weights()[0].reshape(4, 2, 2)
+    way = (rows[0] - others[0]) * rows[1][:, :, None]
+    assert found[0] == pytest.approx(np.einsum("rsc,sco->orsc", way, kernel), abs=1e-5)
+    assert found[2] == pytest.approx(np.einsum("rf,fo->orf", rows[2] - others[2], weights), abs=1e-5)
+    assert not found[1].any()
+
+
+def test_expected_gradients_agree_with_shap_s_on_a_dense_network(subject_of: Callable[[str], Any]) -> None:
+    import keras
+
+    from serving.predictors.keras import Encoding
+
+    subject = subject_of("keras")
+    shap = EXPLAINERS["keras"](subject)
+    subject = subject.sampled(len(shap.rows))
+    details = json.loads((subject.files / "keras.json").read_text())
+    encoding = Encoding(subject.contract, details["encoding"])
+    network = keras.saving.load_model(subject.files / "network.keras", compile=False)
+    (found,) = explaining.expected_gradients(network, encoding.inputs(subject.matrix), encoding.inputs(subject.background), seed=1)
+    by_feature = found @ explaining._owners(subject.contract, explaining._input_features(details["encoding"]))
+    ours = explaining._decoded(subject, details, details["encoding"], by_feature, encoding)
+    for name, values in shap.values.items():
+        assert np.corrcoef(ours[name].ravel(), values.ravel())[0, 1] > 0.99
+        assert np.abs(ours[name]).mean() == pytest.approx(np.abs(values).mean(), rel=0.05)
 
 
 def test_every_family_is_explained_by_its_own_means_or_by_permutation(subject_of: Callable[[str], Any]) -> None:
