@@ -43,7 +43,7 @@ def refusal(folder: Path, **texts: str) -> str:
 
 def test_the_toy_and_the_catalog_that_is_shipped_are_accepted(tmp_path: Path) -> None:
     assert [d.name for d in load(tmp_path).datasets] == ["rides"]
-    assert {d.name for d in load_catalog(Settings(catalog_dir=ROOT / "config")).datasets} >= {"flights", "traffic"}
+    assert {d.name for d in load_catalog(Settings(catalog_dir=ROOT / "config")).datasets} >= {"flights", "traffic", "engines", "batteries"}
 
 
 CHECK = {"rule": "between", "column": "distance_km", "min": 0}
@@ -219,3 +219,50 @@ def test_check_names_are_stable_and_readable() -> None:
     ]
     assert check_columns(Between(rule="between", column="a", min=1, when=when)) == ("a", "c")
     assert check_columns(RowCount(rule="row_count")) == ()
+
+
+# ---- features of many steps --------------------------------------------------------------------------------------
+
+STEPS = {"type": "float64", "steps": 3, "unit": "km", "description": "distance of a ride"}
+
+
+def test_steps_become_plain_columns_newest_first(tmp_path: Path) -> None:
+    catalog = load(tmp_path, dataset=changed(toy.DATASET_YAML, "features.vehicle_daily.columns.distance", STEPS))
+    columns = catalog.dataset("rides").features["vehicle_daily"].columns
+    assert list(columns) == ["distance_t0", "distance_t1", "distance_t2", "minutes_7d", "rides_7d"]
+    steps = [columns[f"distance_t{n}"] for n in range(3)]
+    assert {(step.type, step.unit, step.steps) for step in steps} == {("float64", "km", None)}
+    # Only the newest is watched for drift: the others show what it showed before.
+    assert [step.calendar for step in steps] == [False, True, True]
+    assert steps[0].description == "distance of a ride; the newest step"
+    assert steps[2].description == "distance of a ride; step 2 back"
+    assert "vehicle_daily__distance_t2" in catalog.feature_columns(catalog.model("ride_minutes"))
+
+
+def test_a_catalog_of_steps_equals_one_that_writes_them_out(tmp_path: Path) -> None:
+    short = load(tmp_path, dataset=changed(toy.DATASET_YAML, "features.vehicle_daily.columns.distance", STEPS))
+    text = toy.DATASET_YAML
+    for name, column in short.dataset("rides").features["vehicle_daily"].columns.items():
+        text = changed(text, f"features.vehicle_daily.columns.{name}", column.model_dump(mode="json"))
+    assert load(tmp_path, dataset=text).digest("rides") == short.digest("rides")
+
+
+@pytest.mark.parametrize(
+    ("steps", "other", "words"),
+    [
+        (1, "other", "features.vehicle_daily.columns.distance.steps = 1: Input should be greater than or equal to 2"),
+        (5000, "other", "features.vehicle_daily.columns.distance.steps = 5000: Input should be less than or equal to 1000"),
+        (3, "distance_t1", "the steps of 'distance' make a column 'distance_t1', which stands there already; rename one"),
+    ],
+)
+def test_wrong_steps_are_refused(tmp_path: Path, steps: int, other: str, words: str) -> None:
+    text = changed(toy.DATASET_YAML, "features.vehicle_daily.columns.distance", {**STEPS, "steps": steps})
+    text = changed(text, f"features.vehicle_daily.columns.{other}", {"type": "float64", "description": "x"})
+    assert words in refusal(tmp_path, dataset=text)
+
+
+def test_an_entity_may_not_hide_behind_steps(tmp_path: Path) -> None:
+    text = changed(toy.DATASET_YAML, "features.vehicle_daily.entities", ["vehicle_t0"])
+    assert "declares 'vehicle_t0', which is reserved or an entity" in refusal(
+        tmp_path, dataset=changed(text, "features.vehicle_daily.columns.vehicle", {**STEPS, "type": "string"})
+    )

@@ -3,15 +3,20 @@ from __future__ import annotations
 from datetime import date, timedelta
 from pathlib import Path
 
+import duckdb
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from config.calendar import ONE_DAY, Interval
 from features.labels import is_mature
-from features.training_set import NotEnoughHistory, build_training_set, split_windows
+from features.training_set import NotEnoughHistory, _split, build_training_set, split_windows
 from lake.artifact import file_digest
 from lake.lake import Lake
+from lake.tables import valid_table
 from tests import toy
 
 NIGHTS = Interval.closed(date(2024, 1, 1), date(2024, 2, 10))
@@ -120,3 +125,71 @@ def test_missing_nights_say_which_and_what_to_run(lake: Lake, tmp_path: Path) ->
     assert "Run `rides_history` for 2024-02-11 to 2024-02-12" in str(refused.value)
     with pytest.raises(NotEnoughHistory, match="rides/valid/outcomes lacks 2024-02-11"):  # features would suffice, labels do not
         build_training_set(lake, MODEL, AS_OF + ONE_DAY, tmp_path)
+
+
+# ---- groups held out whole ---------------------------------------------------------------------------------------
+
+GROUPED = toy.MODEL_YAML.replace("embargo: 1 day}", "embargo: 1 day, groups: vehicle}")
+# First rides of the second and the third fleet: their evenings before lie in the embargoes.
+SECOND, THIRD = date(2024, 1, 27), date(2024, 2, 2)
+
+
+def renewed_fleets(folder: Path, *, kept: tuple[str, ...]) -> Lake:
+    """A lake whose vehicles are all replaced between two splits, but for `kept`."""
+    found = toy.toy_lake(folder, model=GROUPED)
+    rides = toy.generate(Interval(NIGHTS.start, NIGHTS.end + ONE_DAY))
+    for name in ("bookings", "outcomes"):
+        rows = getattr(rides, name)
+        vehicles = [
+            vehicle if vehicle in kept else f"{vehicle}-{1 + (day >= SECOND) + (day >= THIRD)}"
+            for vehicle, day in zip(rows["vehicle"].to_pylist(), rows["event_date"].to_pylist(), strict=True)
+        ]
+        rows = rows.set_column(rows.column_names.index("vehicle"), "vehicle", pa.array(vehicles))
+        toy.publish_rows(found, valid_table(found.settings, found.dataset("rides"), name), toy.with_lake_columns(found, name, rows), NIGHTS)
+    toy.publish_features(found, NIGHTS)
+    return found
+
+
+def test_a_group_of_an_earlier_split_is_left_out_and_counted(tmp_path: Path) -> None:
+    built = build_training_set(renewed_fleets(tmp_path / "lake", kept=("v0",)), MODEL, AS_OF, tmp_path)
+    rows = pa.concat_tables([pq.read_table(built.training_path), pq.read_table(built.test_path)])
+    vehicles = {split: set(rows.filter(pc.equal(rows["split"], split))["vehicle"].to_pylist()) for split in built.rows}
+    renewed = {number: {f"v{n}-{number}" for n in range(1, 6)} for number in (1, 2, 3)}
+    assert vehicles == {"train": {"v0"} | renewed[1], "validation": renewed[2], "test": renewed[3]}
+    # What is left out is counted, what is counted is left out: 30 rides a day.
+    assert built.in_earlier_split["train"] == 0
+    assert built.in_earlier_split["validation"] > 5
+    assert built.in_earlier_split["test"] > 5
+    for name, window in built.windows.items():
+        assert built.rows[name] + built.unlabelled[name] + built.in_earlier_split[name] == 30 * len(window)
+    assert built.to_json()["in_earlier_split"] == built.in_earlier_split
+
+
+def test_groups_that_never_change_leave_nothing_to_judge_by(tmp_path: Path) -> None:
+    found = toy.toy_lake(tmp_path / "lake", model=GROUPED)
+    toy.publish_valid(found, NIGHTS)
+    toy.publish_features(found, NIGHTS)
+    with pytest.raises(NotEnoughHistory, match="split validation .* has no labelled row, of 0 in all; 150 more are of a vehicle that an earlier split has"):
+        build_training_set(found, MODEL, AS_OF, tmp_path)
+
+
+DAYS = [date(2024, 1, 1) + timedelta(days=n) for n in range(12)]
+WINDOWS = {"train": Interval(DAYS[0], DAYS[4]), "validation": Interval(DAYS[5], DAYS[7]), "test": Interval(DAYS[8], DAYS[12 - 1])}
+
+
+@given(rows=st.lists(st.tuples(st.sampled_from(DAYS), st.sampled_from(["a", "b", "c", None])), max_size=25))
+def test_no_group_is_in_two_splits_and_every_row_is_accounted_for(rows: list[tuple[date, str | None]]) -> None:
+    with duckdb.connect() as connection:
+        connection.execute("CREATE TABLE spine_rows (data_date DATE, unit VARCHAR)")
+        connection.executemany("INSERT INTO spine_rows VALUES (?, ?)", [*rows, (DAYS[0], "d")])
+        left_out = _split(connection, WINDOWS, "unit")
+        kept = connection.execute("SELECT split, unit, count(*) FROM split_rows GROUP BY ALL").fetchall()
+        _split(connection, WINDOWS, None)
+        dated = dict(connection.execute("SELECT split, count(*) FROM split_rows GROUP BY ALL").fetchall())
+    units = [unit for _, unit, _ in kept]
+    assert len(units) == len(set(units))
+    assert {name: sum(n for split, _, n in kept if split == name) + left_out[name] for name in dated} == dated
+    # It is the first split with the unit that has it.
+    for split, unit, _ in kept:
+        seen = {name for day, other in rows if other == unit for name, window in WINDOWS.items() if day in window}
+        assert unit == "d" or split == next(name for name in WINDOWS if name in seen)
