@@ -71,6 +71,14 @@ def gate(model_name: str, registered: Any, dag_run: Any = None) -> dict[str, Any
     return decision
 
 
+@task(doc_md="Explain the version on the judged nights: metrics, plots, Shapley values, segments, and the model card. Changes no decision.")
+def explain(model_name: str, registered: Any, decision: Any, dag_run: Any = None) -> dict[str, Any]:
+    from lake.lake import open_lake
+    from training.model_card import explain_registered
+
+    return explain_registered(open_lake(), model_name, registered["job_dir"], registered, decision, run_id=dag_run.run_id)
+
+
 @task(doc_md="Write the promotion to the ledger, then bring MLflow's alias in line. Skipped when the gate did not pass the challenger.")
 def promote(model_name: str, registered: Any, decision: Any, dag_run: Any = None, params: Any = None) -> dict[str, Any] | None:
     from lake.lake import open_lake
@@ -119,6 +127,7 @@ for model in catalog.models:
         ).expand(job_dir=prepare(model.name))
         version = register(model.name, train.output)
         decided = gate(model.name, version)
+        explained: Any = explain(model.name, version, decided)
         promoted = promote(model.name, version, decided)
         if model.approval == "required":
-            approve(model, decided) >> promoted
+            approve(model, decided, explained["link"]) >> promoted

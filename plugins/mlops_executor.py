@@ -42,6 +42,8 @@ _STAGES = (
     "training.register",
     "training.gate",
     "training.promote",
+    "training.rivals",
+    "training.model_card",
     "monitoring.drift",
     "monitoring.performance",
     "monitoring.reports",

@@ -18,6 +18,7 @@ from lake.lake import Lake
 from serving.predictors.contract import read_json, write_json
 from training.containers import check_size
 from training.job_file import JOB_FILE, job_identity
+from training.search import check_search
 from training.tracking import MlflowUnavailable, answered, experiment_id, tracking_client
 from training.trainers import validated_params
 
@@ -47,7 +48,8 @@ def prepare_jobs(lake: Lake, model: str, *, as_of: date, run_id: str, overrides:
     Returns:
         JOB_DIRs, `<jobs>/<model>/<as_of>-<12 digits>`, each with `job.json` and `training_set.parquet`.
     Raises:
-        BadParameter: an override is unknown or out of range.
+        BadParameter: an override, or a search space, is unknown or out of range.
+        NotEnoughMemory, GpuUnavailable: the job asks for more than trainings may take.
         NotEnoughHistory, PartitionNotReady: the training set cannot be built.
     """
     entry = lake.model(model)
@@ -56,6 +58,7 @@ def prepare_jobs(lake: Lake, model: str, *, as_of: date, run_id: str, overrides:
     wanted = []
     for trainer in trainers:
         params = validated_params(trainer.family, {**trainer.params, **(overrides or {})})
+        check_search(trainer, overrides or ())
         named = [model, as_of.isoformat(), run_id, trainer.model_dump(mode="json"), overrides or {}]
         digits = hashlib.sha256(json.dumps(named, sort_keys=True, default=str).encode()).hexdigest()[:12]
         wanted.append((trainer, params, lake.settings.jobs / model / f"{as_of.isoformat()}-{digits}"))
