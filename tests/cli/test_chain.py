@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import json
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cli.chain import NothingToReplay, make_plan, published_until, task_error
+from cli.chain import Chain, NoFirstChampion, NothingToReplay, Step, TaskFailed, make_plan, published_until, task_error
 from config.calendar import Interval
 from config.catalog import BadCatalog
 from lake.lake import Lake
+from lake.ledger import Promotion
 from tests import toy
 
 
@@ -60,3 +62,133 @@ def test_a_task_s_error_is_read_from_its_log(tmp_path: Path) -> None:
     log.write_text(json.dumps({"error_detail": [{"exc_type": "KeyError", "exc_value": "'x'"}]}))
     assert task_error(log) == "KeyError: 'x'"
     assert "left no log" in task_error(tmp_path / "none.log")
+
+
+# ---- approvals ---------------------------------------------------------------------------------------------------
+
+ASKING = toy.MODEL_YAML + "approval: required\n"
+AS_OF = toy.FIRST_NIGHT - timedelta(days=1)
+
+
+class Answers:
+    """Airflow's API, as far as the chain asks it: runs with the states of their tasks."""
+
+    def __init__(self, runs: dict[str, tuple[str, dict[str, str]]]) -> None:
+        self.runs = runs
+        self.released: list[str] = []
+
+    def trigger(self, dag_id: str, run_id: str, **_: Any) -> bool:
+        self.released.append(dag_id)
+        return True
+
+    def run(self, dag_id: str, run_id: str) -> dict[str, Any] | None:
+        return {"dag_id": dag_id, "dag_run_id": run_id, "partition_key": str(toy.FIRST_NIGHT), "state": self.runs[dag_id][0]} if dag_id in self.runs else None
+
+    def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
+        return [{"task_id": name, "dag_id": dag_id, "state": state, "duration": 1.0, "try_number": 1} for name, state in self.runs[dag_id][1].items()]
+
+    def result(self, dag_id: str, run_id: str, task_id: str) -> Any:
+        return None
+
+    def call(self, method: str, path: str, *, params: dict[str, Any]) -> Any:
+        class Answer:
+            @staticmethod
+            def json() -> dict[str, Any]:
+                if path.endswith("/taskInstances"):
+                    everything = [task for dag_id in self.runs for task in self.tasks(dag_id, "any")]
+                    return {"task_instances": [task for task in everything if task["state"] == params["state"]]}
+                return {"dag_runs": [self.run(dag_id, "night") for dag_id in self.runs]}
+
+        return Answer
+
+
+class Quiet:
+    """Nothing ever dies."""
+
+    def check(self) -> None:
+        return
+
+
+def chain_of(lake: Lake, folder: Path, runs: dict[str, tuple[str, dict[str, str]]]) -> tuple[Chain, list[str]]:
+    shown: list[str] = []
+
+    def redraw(step: Step) -> None:
+        shown.extend(f"{task.dag_id}.{task.task_id} {task.state}" for run in step.runs.values() for task in run.tasks.values())
+
+    return Chain(lake, Answers(runs), Quiet(), folder, redraw), shown  # type: ignore[arg-type]
+
+
+def test_a_first_training_that_waits_for_approval_is_reported_and_not_waited_for(tmp_path: Path) -> None:
+    lake = toy.toy_lake(tmp_path, model=ASKING)
+    chain, shown = chain_of(lake, tmp_path, {"ride_minutes_train": ("running", {"gate": "success", "approve": "awaiting_input", "promote": "none"})})
+    chain.train({"ride_minutes": AS_OF}, "first")
+    chain.require_champions({"ride_minutes": AS_OF})
+    assert "ride_minutes_train.approve awaiting_input" in shown
+
+
+def test_a_model_that_waits_for_its_first_approval_does_not_stop_the_night(tmp_path: Path) -> None:
+    lake = toy.toy_lake(tmp_path, model=ASKING)
+    runs = {"rides_ingest": ("success", {}), "ride_minutes_score": ("failed", {"score": "failed", "publish": "upstream_failed"})}
+    chain, shown = chain_of(lake, tmp_path, runs)
+    chain.night({"rides": toy.FIRST_NIGHT})
+    assert "ride_minutes_score.score failed" in shown
+    without = toy.toy_lake(tmp_path / "other")
+    chain, _ = chain_of(without, tmp_path, runs)
+    with pytest.raises(TaskFailed, match=r"ride_minutes_score.score"):
+        chain.night({"rides": toy.FIRST_NIGHT})
+
+
+def _crowned(lake: Lake) -> Lake:
+    ledger = lake.ledger("ride_minutes")
+    line = Promotion("ride_minutes", 1, AS_OF, toy.FIRST_NIGHT, datetime(2024, 3, 1, tzinfo=UTC), "ada", "d", "e")
+    ledger.append(line, seen=ledger.read())
+    return lake
+
+
+def test_once_there_is_a_champion_a_failed_scoring_stops_the_night(tmp_path: Path) -> None:
+    lake = _crowned(toy.toy_lake(tmp_path, model=ASKING))
+    chain, _ = chain_of(lake, tmp_path, {"rides_ingest": ("success", {}), "ride_minutes_score": ("failed", {"score": "failed"})})
+    with pytest.raises(TaskFailed, match=r"ride_minutes_score.score"):
+        chain.night({"rides": toy.FIRST_NIGHT})
+
+
+@pytest.mark.parametrize(
+    ("state", "tasks"),
+    [
+        ("running", {"gate": "success", "approve": "awaiting_input"}),
+        ("queued", {}),  # behind another training of the model, which waits
+        ("failed", {"gate": "success", "approve": "failed", "promote": "upstream_failed"}),
+    ],
+)
+def test_no_answer_and_no_no_stops_a_night(tmp_path: Path, state: str, tasks: dict[str, str]) -> None:
+    lake = _crowned(toy.toy_lake(tmp_path, model=ASKING))
+    runs: dict[str, tuple[str, dict[str, str]]] = {f"ride_minutes_{kind}": ("success", {}) for kind in ("score", "monitor")}
+    runs |= {"rides_ingest": ("success", {}), "ride_minutes_train": (state, tasks)}
+    chain, shown = chain_of(lake, tmp_path, runs)
+    api: Any = chain._api
+    real = api.tasks
+    if state == "queued":
+        api.tasks = lambda dag_id, run_id: [*real(dag_id, run_id), *([_awaiting(dag_id)] if run_id == "any" and dag_id.endswith("_train") else [])]
+    api.result = lambda dag_id, run_id, task_id: {"details": {"requested": True}}
+    runs["ride_minutes_monitor"] = ("success", {"decide": "success"})
+    chain.night({"rides": toy.FIRST_NIGHT})
+    assert f"ride_minutes_train.approve {'failed' if state == 'failed' else 'awaiting_input'}" in shown
+
+
+def _awaiting(dag_id: str) -> dict[str, Any]:
+    return {"task_id": "approve", "dag_id": dag_id, "state": "awaiting_input", "duration": None, "try_number": 1}
+
+
+def test_another_failure_of_the_training_still_stops_the_chain(tmp_path: Path) -> None:
+    lake = toy.toy_lake(tmp_path, model=ASKING)
+    chain, _ = chain_of(lake, tmp_path, {"ride_minutes_train": ("failed", {"gate": "failed", "approve": "upstream_failed"})})
+    with pytest.raises(TaskFailed, match=r"ride_minutes_train.gate"):
+        chain.train({"ride_minutes": AS_OF}, "first")
+
+
+def test_a_first_champion_that_was_rejected_is_no_champion(tmp_path: Path) -> None:
+    lake = toy.toy_lake(tmp_path, model=ASKING)
+    chain, _ = chain_of(lake, tmp_path, {"ride_minutes_train": ("failed", {"gate": "success", "approve": "failed", "promote": "upstream_failed"})})
+    chain.train({"ride_minutes": AS_OF}, "first")
+    with pytest.raises(NoFirstChampion, match="ride_minutes"):
+        chain.require_champions({"ride_minutes": AS_OF})
