@@ -366,9 +366,8 @@ def limits(v: Subject) -> list[str]:
     first, last = v.training_set["windows"]["train"]["start"], v.training_set["windows"]["test"]["end"]
     if entry.split.train < _YEAR:
         found.append(f"It learned from {format_duration(entry.split.train)} (from {first}): seasons outside them are unknown to it.")
-    found.append(
-        f"Nothing is known of how good it is from {last} on, where labels were not mature ({format_duration(entry.label.matures_after)} after the target)."
-    )
+    maturity = format_duration(entry.label.matures_after)
+    found.append(f"How good it is from {last} on is not known: labels count {maturity} after the target, and were not mature there.")
     found += _unlabelled(v)
     if entry.split.groups:
         found.append(f"Test rows are of each {entry.split.groups} that training has not seen; how it does on a known one is not measured.")
@@ -416,7 +415,9 @@ def _weak_segments(v: Subject) -> list[str]:
             found.append(f"{part.output}: its error is larger than on the whole, beyond chance, where {', '.join(worse[:5])}{more}.")
     small = {(s.column, s.value) for part in report.outputs for s in part.not_evaluated}
     if small:
-        found.append(f"{len(small)} segments have fewer than {report.min_rows} rows: how it does for them is not known.")
+        found.append(
+            f"{len(small)} {'segment has' if len(small) == 1 else 'segments have'} fewer than {report.min_rows} rows: how it does for them is not known."
+        )
     return found
 
 
