@@ -68,6 +68,7 @@ def read_rows(job: dict[str, Any], family: str, params: dict[str, Any], path: Pa
         for split, count in counts.items()
     }
     baseline = _second_reading(contract, splits, path, ["baseline"] if "baseline" in names else [])
+    pa.default_memory_pool().release_unused()  # a page a column, which Arrow would keep for the next reading
     return contract, splits, baseline
 
 

@@ -220,7 +220,7 @@ class AtOnce:
                 worker, number = busy[ready]
                 try:
                     kind, *content = ready.recv()
-                except EOFError:
+                except (EOFError, ConnectionError):
                     worker.process.join()
                     del busy[ready]
                     ended(number, Outcome("failed", reason=f"its process ended with exit code {worker.process.exitcode} (-9: most likely out of memory)"))
@@ -273,7 +273,7 @@ def _work(connection: Connection, task: Task, shared: Path, parent_pid: int) -> 
     while True:
         try:
             number, varied = connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             return
         try:
             connection.send(("end", run_trial(task, fit, validation, number, varied, watch)))
