@@ -370,7 +370,7 @@ def limits(v: Subject) -> list[str]:
     found.append(f"How good it is from {last} on is not known: labels count {maturity} after the target, and were not mature there.")
     found += _unlabelled(v)
     if entry.split.groups:
-        found.append(f"Test rows are of each {entry.split.groups} that training has not seen; how it does on a known one is not measured.")
+        found.append(f"No {entry.split.groups} of the test rows was seen in training: how it does on a known one is not measured.")
     decision = v.decision
     if decision is None:
         found.append("The gate has not judged it: do not score with it.")
@@ -415,9 +415,8 @@ def _weak_segments(v: Subject) -> list[str]:
             found.append(f"{part.output}: its error is larger than on the whole, beyond chance, where {', '.join(worse[:5])}{more}.")
     small = {(s.column, s.value) for part in report.outputs for s in part.not_evaluated}
     if small:
-        found.append(
-            f"{len(small)} {'segment has' if len(small) == 1 else 'segments have'} fewer than {report.min_rows} rows: how it does for them is not known."
-        )
+        count = "1 segment has" if len(small) == 1 else f"{len(small)} segments have"
+        found.append(f"{count} fewer than {report.min_rows} rows: how it does for them is not known.")
     return found
 
 

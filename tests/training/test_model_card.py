@@ -258,7 +258,7 @@ def small(v: Subject) -> Subject:
         (lambda v: v, "never got a label and were left out"),
         (lambda v: replace(v, decision=None), "The gate has not judged it: do not score with it."),
         (few_nights, "Only 3 nights lie after both models' training, 5 are needed"),
-        (grouped, "Test rows are of each vehicle that training has not seen"),
+        (grouped, "No vehicle of the test rows was seen in training"),
         (metrics(ride_minutes__lift=-0.1), "ride_minutes: no better than the baseline on these nights (mae 10.0% higher)"),
         (metrics(ride_minutes__coverage=0.6), "the interval should hold 80% of outcomes and held 60%: do not plan with its bounds."),
         (small, "1 segment has fewer than 20 rows"),
