@@ -149,6 +149,7 @@ class _Loop:
             self._network = build(keras)
             self._optimizer = keras.optimizers.Adam(chosen.learning_rate)
             self._optimizer.build(self._network.trainable_variables)
+        self._sum = tf.function(self._sum_of_workers)
         self._generators = [layer.seed_generator for layer in self._network.layers if hasattr(layer, "seed_generator")]
 
     def fit(self, fit: _Split, validation: _Split, chunk_rows: int) -> tuple[Course, Arrays]:
@@ -245,6 +246,9 @@ class _Loop:
         """The sum over all workers, equal to the last bit on each of them."""
         if self._workers == 1:
             return values
+        return np.asarray(self._strategy.experimental_local_results(self._sum(self._tf.constant(values)))[0])
+
+    def _sum_of_workers(self, value: Any) -> Any:
         tf = self._tf
 
         def reduced(value: Any) -> Any:
@@ -252,8 +256,7 @@ class _Loop:
             first = context.replica_id_in_sync_group == self._worker * self._local
             return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.where(first, value, tf.zeros_like(value)))
 
-        found = tf.function(lambda value: self._strategy.run(reduced, args=(value,)))(tf.constant(values))
-        return np.asarray(self._strategy.experimental_local_results(found)[0])
+        return self._strategy.run(reduced, args=(value,))
 
     def _resumed(self) -> tuple[Course, Arrays, bool]:
         """Course, best weights and whether the fit is complete, from the chief's checkpoint or from the beginning."""

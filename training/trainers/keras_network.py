@@ -163,7 +163,8 @@ def importances(
     """How much the predictions' error grows when a feature is shuffled among a sample of validation rows.
 
     Args:
-        together: features that are shuffled as one, since each follows from the others; they share the growth equally. Others alone.
+        together: features that are shuffled as one, since each follows from the others, and share the growth equally; what a row does not know
+            of them stays unknown, or the length of its history would be shuffled too. Others are shuffled alone.
     """
     generator = np.random.default_rng(seed)
     chosen = np.sort(generator.permutation(len(validation.label))[:_IMPORTANCE_ROWS])
@@ -185,7 +186,8 @@ def importances(
     for group in groups:
         shuffled = matrix.copy()
         positions = [names.index(name) for name in group]
-        shuffled[:, positions] = shuffled[generator.permutation(len(shuffled))][:, positions]
+        own, other = matrix[:, positions], matrix[generator.permutation(len(matrix))][:, positions]
+        shuffled[:, positions] = np.where(np.isnan(own) | np.isnan(other), own, other) if len(group) > 1 else other
         for name, error in errors(shuffled).items():
             growth[name] |= dict.fromkeys(group, (error - whole[name]) / len(group))
     return {name: normalised(values, contract) for name, values in growth.items()}

@@ -16,7 +16,7 @@ from training.trainers import Fitted, Rows, Run, TrainingImpossible
 from training.trainers.keras_fit import train_network
 from training.trainers.keras_network import NetworkParams, output_width, static_constants
 
-_STEP = re.compile(r"(?P<channel>.+)_t(?P<step>0|[1-9]\d*)")
+_STEP = re.compile(r"(?P<channel>.+__.+)_t(?P<step>0|[1-9]\d*)")
 
 
 class Params(NetworkParams):
