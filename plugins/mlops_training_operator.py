@@ -79,6 +79,7 @@ class TrainingOperator(DockerOperator):  # type: ignore[misc]  # airflow ships n
         from training.runner import LOG_FILE, checked_end, mlflow_run_of
 
         entry, limits = lake.model(self.model_name), chosen.limits
+        chosen.note(job_dir)
         self.image, self.command, self.user, self.labels = chosen.image, [JOB_MOUNT], hand_over(job_dir), labels
         self.network_mode = "none"
         self.environment = {}

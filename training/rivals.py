@@ -10,6 +10,7 @@ from lake.lake import Lake
 from serving.predictors import MANIFEST_FILE, read_manifest
 from training.job_file import read_job
 from training.register import register
+from training.runner import where_trained
 from training.tracking import answered, tracking_client
 
 
@@ -30,7 +31,10 @@ def register_best(lake: Lake, model: str, manifests: Sequence[str], *, run_id: s
     for index, job_dir in enumerate(job_dirs):
         if index != best:
             _retire(lake, job_dir, f"{families[best]} was better on validation: {errors[best]:.4f} against {errors[index]:.4f} of the baseline's error")
-    rivals = [{"family": family, "error_of_baseline": error, "job": d.name} for family, error, d in zip(families, errors, job_dirs, strict=True)]
+    rivals = [
+        {"family": family, "error_of_baseline": error, "job": d.name, "trained": where_trained(d)}
+        for family, error, d in zip(families, errors, job_dirs, strict=True)
+    ]
     return registered.to_json() | {"job_dir": str(job_dirs[best]), "rivals": rivals}
 
 

@@ -21,6 +21,7 @@ from config.settings import ROOT, process_environment
 from lake.artifact import ArtifactMismatch, verify_files
 from lake.lake import Lake
 from serving.predictors import MANIFEST_FILE, BadManifest, read_manifest
+from serving.predictors.contract import read_json, write_json
 from training.__main__ import DISK_FULL, REFUSED, TERMINATED
 from training.checkpoints import CHECKPOINTS_FOLDER
 from training.containers import EngineUnavailable, ImageMissing, Limits, engine, find_image, limits
@@ -28,6 +29,7 @@ from training.curves import CurveStream
 from training.job_file import JOB_FILE, BadJob, JobChanged, read_job
 
 LOG_FILE = "training.log"
+WHERE_FILE = "where.json"
 # As a process reports a signal, and as a container does.
 _KILLED = {sign * number + base for number in (signal.SIGKILL, signal.SIGTERM) for sign, base in ((-1, 0), (1, 128))}
 _LAST_LINES = 15
@@ -50,6 +52,18 @@ class Chosen:
 
     image: str | None = None
     limits: Limits | None = None
+
+    def note(self, job_dir: Path) -> None:
+        """Leave word of it beside the job."""
+        write_json(job_dir / WHERE_FILE, {"runner": "docker" if self.image else "process", "image": self.image})
+
+
+def where_trained(job_dir: Path) -> str:
+    """`in a container` or `as a process`, as the last one who trained the job noted; else `by an equal job`."""
+    path = job_dir / WHERE_FILE
+    if not path.is_file():
+        return "by an equal job"
+    return "in a container" if read_json(path)["runner"] == "docker" else "as a process"
 
 
 def choose_runner(lake: Lake, model: str, say: Callable[[str], None]) -> Chosen:
@@ -98,7 +112,7 @@ def ready_manifest(lake: Lake, model: str, job_dir: Path, *, force: bool, say: C
         shutil.copytree(manifest.parent / "model", taken)
         taken.rename(job_dir / "model")
         for path in sorted(manifest.parent.glob("*.json")):
-            if path.name not in {JOB_FILE, MANIFEST_FILE}:
+            if path.name not in {JOB_FILE, MANIFEST_FILE, WHERE_FILE}:
                 shutil.copyfile(path, job_dir / path.name)
         written = job_dir / f"{MANIFEST_FILE}.{os.getpid()}"
         shutil.copyfile(manifest, written)
@@ -127,6 +141,7 @@ def run_job(
     if ready is not None:
         return ready
     entry = lake.model(model)
+    Chosen().note(job_dir)
     with CurveStream(job_dir, lake.settings.tracking_uri, mlflow_run_of(job_dir), say):
         return _run_process(model, job_dir, say, timeout_seconds or entry.training.timeout_minutes * 60.0, entry.training.workers)
 
