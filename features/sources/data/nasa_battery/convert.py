@@ -1,6 +1,6 @@
 """Makes `curves/B00xx.csv.gz` from the packed discharge curves: `python features/sources/data/nasa_battery/convert.py FOLDER`.
 
-FOLDER holds `B0005.tar.gz` and the others (PROVENANCE.md says whence, with their digests). A packed file is one discharge,
+FOLDER holds `B0005.tar.gz` and the others (PROVENANCE.md says where from, with their digests). A packed file is one discharge,
 `dis_<cycle>_cap_<capacity>.csv`. Kept are time and the cell's own voltage, current and temperature, digit by digit; left
 out are the load's two columns, the column `ic` that a later author derived, and the capacity in the file's name, which is
 the label and comes from NASA's metadata alone. The same bytes come out each time.
