@@ -138,14 +138,18 @@ def test_neither_gpu_nor_workers(family: str, tmp_path: Path) -> None:
 @every_family
 @pytest.mark.parametrize("points", [0, 1, 3])
 def test_a_killed_training_goes_on_as_if_nothing_had_been(family: str, points: int, tmp_path: Path) -> None:
-    whole = trained_model(family, tmp_path / "whole", params=SLOW.get(family))
+    undisturbed = Progress(say_line=lambda _line: None)
+    whole = trained_model(family, tmp_path / "whole", params=SLOW.get(family), progress=undisturbed)
     checkpoints = Checkpoints(tmp_path / "checkpoints", "0", 0.0)
     with pytest.raises(TrialPruned):
         trained_model(family, tmp_path / "killed", params=SLOW.get(family), progress=Interrupted(points), checkpoints=checkpoints)
     lines: list[str] = []
-    resumed = trained_model(family, tmp_path / "resumed", params=SLOW.get(family), progress=Progress(say_line=lines.append), checkpoints=checkpoints)
+    progress = Progress(say_line=lines.append)
+    resumed = trained_model(family, tmp_path / "resumed", params=SLOW.get(family), progress=progress, checkpoints=checkpoints)
     assert any("goes on from" in line for line in lines) == (points > 0)
     assert folder_digests(resumed) == folder_digests(whole)
+    for metric, drawn in progress.curves.items():
+        assert undisturbed.curves[metric][-len(drawn) :] == drawn, "the curve does not go on where it was left"
 
 
 # More points of a curve than the test interrupts it after.
@@ -158,6 +162,13 @@ def test_threads_decide_nothing(family: str, tmp_path: Path) -> None:
     together = trained_model(family, tmp_path / "together", params={"threads": 3})
     exclude = frozenset({"contract.json"})  # which tells the parameters
     assert folder_digests(together, exclude=exclude) == folder_digests(alone, exclude=exclude)
+
+
+def test_threads_share_the_rows_of_a_prediction_and_change_no_bit(tmp_path: Path) -> None:
+    predictor = load_model_folder(trained_model("random_forest", tmp_path / "job", params={"threads": 3}))
+    rows = training_rows(30_001)
+    parts = [predictor.predict(rows.slice(start, 1000)) for start in range(0, 30_001, 1000)]
+    assert predictor.predict(rows).equals(pa.concat_tables(parts).combine_chunks())
 
 
 @settings(max_examples=30, deadline=None)
@@ -229,6 +240,7 @@ def test_reweighted_ridge_reaches_the_quantile_of_the_linear_programme(level: fl
     assert loss(columns @ weights[:-1] + weights[-1]) == pytest.approx(loss(exact.predict(columns)), rel=1e-3)
 
 
+@pytest.mark.filterwarnings("error")
 @every_family
 def test_columns_that_never_were_as_they_are_now(family: str, tmp_path: Path) -> None:
     """Trained without a place and without a null; asked about places, nulls and absurd values."""
