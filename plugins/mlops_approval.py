@@ -37,13 +37,17 @@ class PromotionApproval(HITLOperator):  # type: ignore[misc]  # airflow ships no
     def execute(self, context: Any) -> Any:
         """Ask, then wait."""
         from lake.lake import open_lake
-        from training.approval import approval_form
+        from training.approval import answered_before, approval_form
 
         if self.decision["verdict"] != "promote":
             raise AirflowSkipException(f"nothing to approve, verdict {self.decision['verdict']}: " + " ".join(self.decision["reasons"]))
         if context["params"]["dry_run"]:
             raise AirflowSkipException("nothing to approve: this is a dry run. The gate would have passed the challenger.")
-        form = approval_form(open_lake(), self.model_name, self.decision, model_card=_link(self.model_card))
+        lake, asking = open_lake(), {"run_id": context["dag_run"].run_id, "asking": _asking(context)}
+        before = answered_before(lake, self.model_name, self.decision, **asking)
+        if before is not None:
+            return before  # the task was killed after it had taken the answer: nobody is asked twice
+        form = approval_form(lake, self.model_name, self.decision, model_card=_link(self.model_card))
         self.subject, self.body = form.subject, form.body
         # Here and not in the DAG: a parameter of the task would take the run's own `reason`, why it was trained, for the answer's.
         self.params = ParamsDict({"reason": Param("", type="string", minLength=1, maxLength=1000, description="Why; kept with your name.")})
@@ -59,9 +63,9 @@ class PromotionApproval(HITLOperator):  # type: ignore[misc]  # airflow ships no
         from lake.lake import open_lake
         from training.approval import answered, lapsed
 
-        run_id = context["dag_run"].run_id
+        run_id, asking = context["dag_run"].run_id, _asking(context)
         if event.get("error_type") == "timeout":
-            return lapsed(open_lake(), self.model_name, self.decision, shown=shown, at=datetime.now(UTC), run_id=run_id)
+            return lapsed(open_lake(), self.model_name, self.decision, shown=shown, at=datetime.now(UTC), run_id=run_id, asking=asking)
         if "error" in event:
             self.process_trigger_event_error(dict(event))
         self.validate_chosen_options(event["chosen_options"])
@@ -77,7 +81,13 @@ class PromotionApproval(HITLOperator):  # type: ignore[misc]  # airflow ships no
             reason=str(given.get("reason") or ""),
             answered_at=event["responded_at"],
             run_id=run_id,
+            asking=asking,
         )
+
+
+def _asking(context: Any) -> int:
+    """The same number for every try of one asking: Airflow raises `max_tries` when a task is cleared, and only then."""
+    return int(context["ti"].max_tries)
 
 
 def _link(explained: Any) -> str | None:

@@ -63,6 +63,7 @@ class Approval:
         answered_at: when, UTC; of a lapsed request when it lapsed.
         evidence_digest: of the decision that was shown.
         run_id: the training run that asked.
+        asking: which asking of that run it answers; a task that is tried again asks the same, a cleared one anew.
     """
 
     model: str
@@ -74,6 +75,7 @@ class Approval:
     answered_at: datetime
     evidence_digest: str
     run_id: str
+    asking: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Its fields as JSON."""
@@ -91,6 +93,7 @@ def approvals_table(lake: Lake, model: str) -> LakeTable:
         "answered_at": "timestamp",
         "evidence_digest": "string",
         "run_id": "string",
+        "asking": "int64",
     }
     return named_table(lake.settings, f"{model}/approvals", columns, ("number",))
 
@@ -213,7 +216,7 @@ def _link(model_card: str | None) -> str:
 
 
 def answered(
-    lake: Lake, model: str, decision: Mapping[str, Any], *, shown: str, option: str, by: str, reason: str, answered_at: datetime, run_id: str
+    lake: Lake, model: str, decision: Mapping[str, Any], *, shown: str, option: str, by: str, reason: str, answered_at: datetime, run_id: str, asking: int = 0
 ) -> dict[str, Any]:
     """Record a person's answer; the same one again writes nothing.
 
@@ -238,27 +241,49 @@ def answered(
             "  Clear this task to be asked again, and say why."
         )
     answer: Answer = "approved" if option == APPROVE else "rejected"
-    given = Approval(model, decision["version"], date.fromisoformat(decision["as_of"]), answer, by, reason.strip(), answered_at.astimezone(UTC), shown, run_id)
+    as_of = date.fromisoformat(decision["as_of"])
+    given = Approval(model, decision["version"], as_of, answer, by, reason.strip(), answered_at.astimezone(UTC), shown, run_id, asking)
     _record(lake, given)
-    if answer == "rejected":
-        raise PromotionRejected(f"{model} version {given.version} was rejected by {by}: {given.reason}. The champion stays. Clear this task to ask again.")
+    return _concluded(lake, given, decision)
+
+
+def answered_before(lake: Lake, model: str, decision: Mapping[str, Any], *, run_id: str, asking: int) -> dict[str, Any] | None:
+    """What was answered to the same asking, for a task that ended before it could say so; None where nothing was.
+
+    Raises:
+        as `answered` and `lapsed` did.
+    """
+    words = read_approvals(lake, model, date.fromisoformat(decision["as_of"]))
+    same = [word for word in words if (word.version, word.run_id, word.asking) == (decision["version"], run_id, asking)]
+    return _concluded(lake, same[-1], decision) if same else None
+
+
+def _concluded(lake: Lake, given: Approval, decision: Mapping[str, Any]) -> dict[str, Any]:
+    """How the asking ends: with the approval, or with the error that says why there is none."""
+    if given.answer == "lapsed":
+        raise ApprovalLapsed(
+            f"the request to promote {given.model} version {given.version} lapsed: nobody answered within "
+            f"{format_duration(lake.model(given.model).approval_timeout)}. The champion stays. Clear this task to ask again."
+        )
+    if given.answer == "rejected":
+        raise PromotionRejected(
+            f"{given.model} version {given.version} was rejected by {given.by}: {given.reason}. The champion stays. Clear this task to ask again."
+        )
     _check_evidence(given, decision["evidence_digest"])
-    log.info("%s version %s was approved by %s: %s", model, given.version, by, given.reason)
+    log.info("%s version %s was approved by %s: %s", given.model, given.version, given.by, given.reason)
     return given.to_json()
 
 
-def lapsed(lake: Lake, model: str, decision: Mapping[str, Any], *, shown: str, at: datetime, run_id: str) -> None:
+def lapsed(lake: Lake, model: str, decision: Mapping[str, Any], *, shown: str, at: datetime, run_id: str, asking: int = 0) -> dict[str, Any]:
     """Record that nobody answered in time.
 
     Raises:
         ApprovalLapsed: always.
     """
-    entry, version, as_of = lake.model(model), decision["version"], date.fromisoformat(decision["as_of"])
-    _record(lake, Approval(model, version, as_of, "lapsed", NOBODY, "", at.astimezone(UTC), shown, run_id))
-    raise ApprovalLapsed(
-        f"the request to promote {model} version {version} lapsed: nobody answered within {format_duration(entry.approval_timeout)}. "
-        "The champion stays. Clear this task to ask again."
-    )
+    as_of = date.fromisoformat(decision["as_of"])
+    nothing = Approval(model, decision["version"], as_of, "lapsed", NOBODY, "", at.astimezone(UTC), shown, run_id, asking)
+    _record(lake, nothing)
+    return _concluded(lake, nothing, decision)
 
 
 def approval_of(lake: Lake, decision: Decision, *, run_id: str) -> Approval:

@@ -65,6 +65,11 @@ class Run:
     run_id = "manual__1"
 
 
+class Instance:
+    id = "1"
+    max_tries = 2
+
+
 @pytest.fixture
 def operator(monkeypatch: pytest.MonkeyPatch) -> Any:
     from mlops_approval import PromotionApproval
@@ -98,15 +103,13 @@ def test_it_waits_with_the_evidence_that_is_shown(operator: Any, monkeypatch: py
         return Form("the subject", "the body", "s" * 64)
 
     monkeypatch.setattr("training.approval.approval_form", form)
+    monkeypatch.setattr("training.approval.answered_before", lambda *_, **__: None)
     monkeypatch.setattr("airflow.providers.standard.operators.hitl.upsert_hitl_detail", lambda **detail: asked.append(detail))
     operator.model_card = {"path": "/reports/card.html"}
 
-    class Instance:
-        id = "1"
-
     with pytest.raises(TaskAwaitingInput) as parked:
         # The run was triggered with a reason of its own: why it was trained is not why it is promoted.
-        operator.execute({"params": {"dry_run": False, "reason": "drift"}, "task_instance": Instance})
+        operator.execute({"params": {"dry_run": False, "reason": "drift"}, "task_instance": Instance, "ti": Instance, "dag_run": Run})
     assert parked.value.kwargs == {"shown": "s" * 64}
     assert parked.value.timeout == timedelta(days=1)
     assert cards == ["/reports/card.html"]
@@ -116,26 +119,38 @@ def test_it_waits_with_the_evidence_that_is_shown(operator: Any, monkeypatch: py
     assert detail["params"]["reason"]["schema"]["minLength"] == 1
 
 
+def test_an_answer_that_was_taken_already_is_not_asked_for_again(operator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def before(*_: Any, **words: Any) -> dict[str, Any]:
+        asked.append(words)
+        return {"answer": "approved"}
+
+    monkeypatch.setattr("training.approval.answered_before", before)
+    assert operator.execute({"params": {"dry_run": False}, "ti": Instance, "dag_run": Run}) == {"answer": "approved"}
+    assert asked == [{"run_id": "manual__1", "asking": 2}]
+
+
 def test_an_answer_is_handed_on_with_who_and_when(operator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
     monkeypatch.setattr("training.approval.answered", lambda *_, **words: given.update(words) or {"answer": "approved"})
     at = datetime(2024, 3, 1, tzinfo=UTC)
     event = {"chosen_options": ["Approve"], "params_input": {"reason": "fine"}, "responded_at": at, "responded_by_user": {"id": "7", "name": "ada"}}
-    assert operator.execute_complete({"dag_run": Run}, event=event, shown="s" * 64) == {"answer": "approved"}
-    assert given == {"shown": "s" * 64, "option": "Approve", "by": "ada", "reason": "fine", "answered_at": at, "run_id": "manual__1"}
-    operator.execute_complete({"dag_run": Run}, event=event | {"params_input": None}, shown="s" * 64)
+    assert operator.execute_complete({"dag_run": Run, "ti": Instance}, event=event, shown="s" * 64) == {"answer": "approved"}
+    assert given == {"shown": "s" * 64, "option": "Approve", "by": "ada", "reason": "fine", "answered_at": at, "run_id": "manual__1", "asking": 2}
+    operator.execute_complete({"dag_run": Run, "ti": Instance}, event=event | {"params_input": None}, shown="s" * 64)
     assert given["reason"] == ""
     with pytest.raises(ValueError, match="Perhaps"):
-        operator.execute_complete({"dag_run": Run}, event=event | {"chosen_options": ["Perhaps"]}, shown="s" * 64)
+        operator.execute_complete({"dag_run": Run, "ti": Instance}, event=event | {"chosen_options": ["Perhaps"]}, shown="s" * 64)
 
 
 def test_no_answer_in_time_is_handed_on_as_such(operator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
     monkeypatch.setattr("training.approval.lapsed", lambda *_, **words: given.update(words))
-    operator.execute_complete({"dag_run": Run}, event={"error": "too late", "error_type": "timeout"}, shown="s" * 64)
+    operator.execute_complete({"dag_run": Run, "ti": Instance}, event={"error": "too late", "error_type": "timeout"}, shown="s" * 64)
     assert (given["shown"], given["run_id"]) == ("s" * 64, "manual__1")
     with pytest.raises(Exception, match="broken"):
-        operator.execute_complete({"dag_run": Run}, event={"error": "broken", "error_type": "unknown"}, shown="s" * 64)
+        operator.execute_complete({"dag_run": Run, "ti": Instance}, event={"error": "broken", "error_type": "unknown"}, shown="s" * 64)
 
 
 # ---- the rollback form -------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from training.approval import (
     ReasonMissing,
     _text,
     answered,
+    answered_before,
     approval_form,
     approval_of,
     approvals_table,
@@ -215,6 +216,24 @@ def test_asked_again_the_last_word_counts(lake: Lake) -> None:
         answer(lake, decision, option=REJECT, answered_at=ANSWERED + timedelta(hours=2))
     with pytest.raises(NotApproved):
         promote(lake, decision, registered, by=RUN)
+
+
+def test_a_task_that_is_tried_again_finds_the_answer_and_a_cleared_one_does_not(lake: Lake) -> None:
+    decision, _ = judged(lake)
+    document = decision.to_json()
+    assert answered_before(lake, MODEL, document, run_id=RUN, asking=2) is None
+    with pytest.raises(PromotionRejected):
+        answer(lake, decision, option=REJECT, asking=2)
+    with pytest.raises(PromotionRejected, match="rejected by ada: looks right"):
+        answered_before(lake, MODEL, document, run_id=RUN, asking=2)
+    assert answered_before(lake, MODEL, document, run_id=RUN, asking=5) is None
+    assert answered_before(lake, MODEL, document, run_id="another", asking=2) is None
+    given = answer(lake, decision, asking=5)
+    assert answered_before(lake, MODEL, document, run_id=RUN, asking=5) == given
+    with pytest.raises(ApprovalLapsed):
+        lapsed(lake, MODEL, document, shown=decision.evidence_digest, at=ANSWERED, run_id=RUN, asking=8)
+    with pytest.raises(ApprovalLapsed, match="within 3 days"):
+        answered_before(lake, MODEL, document, run_id=RUN, asking=8)
 
 
 def test_two_answers_at_once_are_both_kept(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
