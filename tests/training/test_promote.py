@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from config.calendar import ONE_DAY, Interval
 from lake.lake import Lake
@@ -306,6 +307,25 @@ def test_the_same_run_rolls_back_once(lake: Lake) -> None:
     assert (line.version, line.by) == (2, "ada (manual__1)")
     assert rollback(lake, MODEL, by="ada", reason="x", run_id="manual__1") == line
     assert rollback(lake, MODEL, by="ada", reason="x", run_id="manual__2").version == 1
+
+
+def test_the_command_rolls_back_in_the_name_of_its_user(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    import getpass
+
+    from cli import __main__ as commands
+
+    for version in (1, 2):
+        promoted(lake, version)
+    for name in ("home", "catalog_dir", "sql_dir"):
+        monkeypatch.setenv(f"NIGHTFLEET_{name.upper()}", str(getattr(lake.settings, name)))
+    refused = CliRunner().invoke(commands.app, ["rollback", MODEL, "--reason", " "])
+    assert "no reason was given" in str(refused.exception)
+    done = CliRunner().invoke(commands.app, ["rollback", MODEL, "--reason", "numbers look odd"])
+    assert done.exit_code == 0, done.output
+    assert f"{MODEL}: version 1 is champion again from data date {NEXT} on." in done.output
+    newest = lake.ledger(MODEL).read().newest
+    assert newest is not None
+    assert (newest.version, newest.kind, newest.by, newest.reason) == (1, "rollback", getpass.getuser(), "numbers look odd")
 
 
 def test_rollback_to_files_without_our_signature_writes_nothing(lake: Lake) -> None:
