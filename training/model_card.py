@@ -476,7 +476,7 @@ def _segments(v: Subject, part: OutputSegments) -> dict[str, Any]:
         "name": part.output,
         "heads": _heads(*heads),
         "rows": [_segment(segment) for segment in shown],
-        "caption": f"{whole}; {rest} better ones are in segments.json." if rest else f"{whole}.",
+        "caption": f"{whole}; {rest} more, with lower error, in segments.json." if rest else f"{whole}.",
         "small": f"{', '.join(small[:_SMALL_SEGMENTS_NAMED])}{more}." if small else "",
     }
 

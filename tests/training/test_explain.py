@@ -88,11 +88,13 @@ def logit(probability: np.ndarray) -> np.ndarray:
 def test_contributions_add_up_to_the_way_from_one_prediction_to_another(family: str, subject_of: Callable[[str], Any]) -> None:
     subject = subject_of(family)
     found = EXPLAINERS[family](subject)
+    again = EXPLAINERS[family](subject)
     scores = subject.predictor.scores(found.rows)
     features = list(subject.contract.features)
     for name, output in subject.entry.outputs.items():
         values, predicted = found.values[name], scores[:, subject.predictor.output_columns.index(name)]
         assert values.shape == (len(found.rows), len(features))
+        assert (again.values[name] == values).all(), "equal input gave another explanation"
         way = values.sum(axis=1)
         if output.kind == "binary" and family in {"random_forest", "isolation_forest"}:
             # In another unit, which calibration turns into probabilities in the same order.
