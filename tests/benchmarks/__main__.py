@@ -45,7 +45,13 @@ def _suites(full: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
 
         return bench_training.run_overhead() + bench_training.run_jobs()
 
-    return {"containers": containers, "airflow": airflow, "retrieval": retrieval, "validation": validation, "scoring": scoring, "backfill": backfill}
+    def published() -> list[dict[str, Any]]:
+        from tests.benchmarks import bench_published
+
+        return bench_published.run()
+
+    suites = {"published": published, "containers": containers, "airflow": airflow, "retrieval": retrieval, "validation": validation}
+    return {**suites, "scoring": scoring, "backfill": backfill}
 
 
 def main() -> None:
