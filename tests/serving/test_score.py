@@ -26,6 +26,7 @@ from lake.lake import Lake
 from lake.ledger import NoChampion
 from lake.lineage import Input, PartitionNotReady
 from lake.publish import StalePublish
+from lake.signature import UntrustedModel
 from lake.tables import feature_table, valid_table
 from serving.predictions import BadPredictions, FeatureMissing, predictions_table
 from serving.score import AlreadyScored, OtherChampion, rescore, score, stale_predictions
@@ -202,6 +203,15 @@ def test_a_model_whose_bytes_were_edited(lake: Lake) -> None:
     scoring._loaded.cache_clear()
     next(lake.settings.artifacts.rglob("slope.txt")).write_text("9.9")
     with pytest.raises(ArtifactMismatch, match="Nothing was loaded"):
+        score(lake, MODEL, scored_nights(), run_id="r1")
+    assert set(digests_of(lake).values()) == {None}
+
+
+def test_a_model_nobody_signed_scores_nothing(lake: Lake) -> None:
+    scoring._loaded.cache_clear()
+    for signature in lake.settings.artifacts.rglob("signature.json"):
+        signature.unlink()
+    with pytest.raises(UntrustedModel, match="nobody vouches for it. Nothing was loaded."):
         score(lake, MODEL, scored_nights(), run_id="r1")
     assert set(digests_of(lake).values()) == {None}
 

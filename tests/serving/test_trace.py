@@ -18,6 +18,7 @@ from features.transform import transform
 from lake.artifact import ArtifactMismatch
 from lake.lake import Lake
 from lake.publish import publish
+from lake.signature import UntrustedModel
 from lake.tables import feature_table, named_table, valid_table
 from serving.predictions import predictions_table
 from serving.publish import project_predictions, sql_name
@@ -279,6 +280,14 @@ def test_an_edited_model_is_refused(lake: Lake) -> None:
     for file in lake.settings.artifacts.rglob("slope.txt"):
         file.write_text("9.9")
     with pytest.raises(ArtifactMismatch):
+        reproduce(lake, one_id(lake))
+
+
+def test_a_model_nobody_signed_reproduces_nothing(lake: Lake) -> None:
+    scoring._loaded.cache_clear()
+    for signature in lake.settings.artifacts.rglob("signature.json"):
+        signature.unlink()
+    with pytest.raises(UntrustedModel, match="nobody vouches for it"):
         reproduce(lake, one_id(lake))
 
 

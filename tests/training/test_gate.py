@@ -21,6 +21,7 @@ from lake.artifact import ArtifactMismatch
 from lake.lake import Lake
 from lake.ledger import Promotion
 from lake.publish import publish
+from lake.signature import UntrustedModel
 from serving.predictors import BadManifest
 from tests import toy
 from tests.training.versions import AS_OF, FEATURES, MODEL, OUTPUT_COLUMNS, WINDOWS, load_oracle, make_version, write_set
@@ -326,6 +327,17 @@ def test_files_that_are_missing_or_changed_give_no_verdict(toy_lake: Lake, monke
     (registered.folder / "manifest.json").unlink()
     with pytest.raises(BadManifest, match="does not exist"):
         judge(toy_lake, MODEL, job, registered, run_id="run")
+
+
+@pytest.mark.parametrize("whose", ["challenger", "champion"])
+def test_a_version_nobody_signed_gives_no_verdict(toy_lake: Lake, whose: str) -> None:
+    job = write_set(toy_lake, "one")
+    champion, challenger = make_version(toy_lake, job, 1), make_version(toy_lake, job, 2)
+    crown(toy_lake, champion)
+    ((champion if whose == "champion" else challenger).folder / "signature.json").unlink()
+    with pytest.raises(UntrustedModel, match="nobody vouches for it"):
+        judge(toy_lake, MODEL, job, challenger, run_id="run")
+    assert read_decisions(toy_lake, MODEL) == []
 
 
 def test_an_empty_test_set_gives_no_verdict(toy_lake: Lake) -> None:
