@@ -52,7 +52,7 @@ _STAGES = (
 # skops imports all of scikit-learn, to know its types.
 _FAMILY_LIBRARIES = {
     "xgboost": "xgboost",
-    "keras": "keras",
+    **dict.fromkeys(("keras", "lstm"), "keras"),
     **dict.fromkeys(("random_forest", "linear", "logistic", "isolation_forest"), "skops.io"),
 }
 
