@@ -87,6 +87,12 @@ def test_equal_segments_are_found_alike_and_a_worse_one_is_not_overlooked(toy_la
     assert not any(s.worse for s in found.outputs[1].segments)
 
 
+def test_the_smallest_segment_that_is_evaluated_has_just_enough_rows(toy_lake: Lake) -> None:
+    depots: list[str | None] = [*["north"] * 20, *["south"] * 19]
+    found = report(entry_of(toy_lake), np.zeros(39), depots, np.ones(39), np.full(39, 0.5), np.arange(39) % 5).outputs[0]
+    assert ([s.value for s in found.segments], [s.value for s in found.not_evaluated]) == (["north"], ["south"])
+
+
 def test_one_day_gives_no_interval(toy_lake: Lake) -> None:
     found = report(entry_of(toy_lake), np.arange(30.0), ["north"] * 30, np.arange(30.0) + 1, np.full(30, 0.5), np.zeros(30, dtype=int))
     (segment,) = found.outputs[0].segments
