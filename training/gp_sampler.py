@@ -48,6 +48,8 @@ class GaussianProcessSampler(BaseSampler):
 
     def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
         """One value a parameter."""
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
         told = _told(study)
         if not search_space or len(told) < STARTUP_TRIALS:
             return {}
@@ -60,11 +62,11 @@ class GaussianProcessSampler(BaseSampler):
         cube = np.array([self._coordinates(params) for params in [*points, *running]])
         values = np.concatenate([values, np.zeros(len(running))])
         generator = np.random.default_rng(self._seed)
-        model = _fitted(cube, values, self._seed)
         best = points[int(np.argmin(values[: len(points)]))]
         candidates = self._candidates(generator, best)
         coordinates = np.array([self._coordinates(params) for params in candidates])
-        mean, deviation = model.predict(coordinates, return_std=True)
+        with threadpool_limits(1):  # matrices of a few rows: threads would do nothing but wait for each other
+            mean, deviation = _fitted(cube, values, self._seed).predict(coordinates, return_std=True)
         return candidates[int(np.argmax(expected_improvement(mean, deviation, float(values.min()))))]
 
     def sample_independent(self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
@@ -123,7 +125,7 @@ def _fitted(cube: Points, values: Points, seed: int) -> Any:
 
     lengths = Matern(np.full(cube.shape[1], 0.5), [(_SHORTEST_LENGTH, 10.0)] * cube.shape[1], nu=2.5)
     kernel = ConstantKernel(1.0, (1e-2, 1e2)) * lengths + WhiteKernel(1e-3, (1e-6, 1.0))
-    model = GaussianProcessRegressor(kernel, n_restarts_optimizer=2, random_state=seed)
+    model = GaussianProcessRegressor(kernel, n_restarts_optimizer=1, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a length at its bound: the parameter does not matter
         return model.fit(cube, values)

@@ -29,6 +29,7 @@ from training.job_file import JOB_FILE, read_job
 from training.plots import importance_plot
 from training.progress import CURVES_FILE
 from training.reference import build_reference, write_reference_sample
+from training.search_report import log_search
 from training.tracking import answered, experiment_id, tracking_client
 
 REFERENCE_FILE = "reference.json"
@@ -212,6 +213,7 @@ def _log_run(lake: Lake, client: Any, model: str, job: Mapping[str, Any], manife
         tags=[RunTag(name, value) for name, value in tags.items()],
     )
     _complete_curves(client, mlflow_run, read_json(folder / CURVES_FILE))
+    log_search(client, mlflow_run, manifest, job_dir)
     with TemporaryDirectory(prefix="register-") as scratch:
         plot = Path(scratch) / "importances.png"
         importance_plot(read_json(folder / IMPORTANCES_FILE), f"{model} as of {job['as_of']}: what it rests on", plot)

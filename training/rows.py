@@ -25,7 +25,8 @@ from training.trainers import Floats, Rows, TrainingImpossible
 # A fit needs the matrix once, its quantised copy, and room to work.
 MEMORY_SHARE = 0.25
 _SPLITS = ("train", "validation")
-_BATCH_BYTES = 16 * 2**20
+_BATCH_BYTES = 4 * 2**20
+_SLICE_BYTES = 16 * 2**20
 _READ_BYTES = 2**16
 
 
@@ -81,7 +82,7 @@ def batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
 
 def slices(count: int, width: int) -> Iterator[slice]:
     """Slices of a matrix of that shape, of bounded size."""
-    rows = max(1_024, _BATCH_BYTES // (4 * max(1, width)))
+    rows = max(1_024, _SLICE_BYTES // (4 * max(1, width)))
     for start in range(0, count, rows):
         yield slice(start, min(start + rows, count))
 
