@@ -495,7 +495,7 @@ def _features(v: Subject, strengths: Mapping[str, float]) -> list[list[Any]]:
     for name, strength in list(strengths.items())[:_SHOWN_FEATURES]:
         stem = name.split(" (")[0]
         column = columns.get(name) or columns.get(f"{stem}_t0")
-        described = "" if column is None else _sentence(column.description) + (f" ({column.unit})" if column.unit else "")
+        described = "" if column is None else _sentence(column.description.removesuffix("; the newest step")) + (f" ({column.unit})" if column.unit else "")
         rows.append([name, described, _shown(strength)])
     return rows
 
