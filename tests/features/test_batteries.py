@@ -131,11 +131,12 @@ def test_features_are_what_the_curve_shows_in_its_first_25_minutes(lake: Lake, d
     assert len(rows) == len(nights)
     for row in rows:
         seconds, voltage, _, temperature = discharges[row["cell"], row["data_date"]].T
-        for step in range(20):
-            assert row[f"voltage_t{step}"] == pytest.approx(np.interp(1500 - 75 * step, seconds, voltage), abs=1e-9)
-        assert row["rest_voltage"] == voltage[0]
-        assert row["first_drop"] == pytest.approx(voltage[0] - np.interp(75, seconds, voltage), abs=1e-9)
-        assert row["temperature_rise"] == pytest.approx(np.interp(1500, seconds, temperature) - temperature[0], abs=1e-9)
+        loaded = {name: np.interp(75, seconds, values) for name, values in (("voltage", voltage), ("temperature", temperature))}
+        assert row["first_fall"] == pytest.approx(voltage[0] - loaded["voltage"], abs=1e-9)
+        for step in range(19):
+            instant = 1500 - 75 * step
+            assert row[f"voltage_fall_t{step}"] == pytest.approx(loaded["voltage"] - np.interp(instant, seconds, voltage), abs=1e-9)
+            assert row[f"warming_t{step}"] == pytest.approx(np.interp(instant, seconds, temperature) - loaded["temperature"], abs=1e-9)
 
 
 def test_nothing_after_the_first_25_minutes_reaches_a_feature(lake: Lake, tmp_path: Path) -> None:
@@ -158,7 +159,7 @@ def test_nothing_after_the_first_25_minutes_reaches_a_feature(lake: Lake, tmp_pa
         stage(cut, "batteries", night, run_id="cut")
     whole = compute_view(lake, "batteries", "discharge_start", night)
     assert compute_view(cut, "batteries", "discharge_start", night).equals(whole)
-    assert pc.sum(whole["voltage_t0"]).as_py() > 0
+    assert pc.sum(whole["voltage_fall_t0"]).as_py() > 0
 
 
 def test_many_nights_give_what_each_gives_alone(lake: Lake) -> None:

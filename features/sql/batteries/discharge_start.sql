@@ -1,5 +1,6 @@
--- The first 25 minutes of each discharge of the night's own day: voltage at 20 instants, `_t0` the last of them (1,500 s), each
--- between the two readings around it; voltage at rest, its first drop under load, and how much warmer the cell became.
+-- The first 25 minutes of each discharge of the night's own day, relative to 75 s after the first reading, when the load is on: how far
+-- the voltage has fallen and how much warmer the cell is every 75 s until 1,500 s, `_t0` the last of them, each between the two
+-- readings around it. And the fall from rest until 75 s, which is the inner resistance's.
 --
 -- Nothing later is looked at. The current is constant, so the time until 2.7 V is the capacity but for a factor, and so is any sum
 -- of current over the whole discharge: a model that saw them would repeat the measurement it is to spare. The first 25 minutes
@@ -35,37 +36,60 @@ sampled AS (
 ),
 
 at_rest AS (
-    SELECT data_date, cell, voltage, temperature_celsius
+    SELECT data_date, cell, voltage
     FROM tonight
     WHERE reading = 1
+),
+
+loaded AS (
+    SELECT data_date, cell, voltage, temperature_celsius
+    FROM sampled
+    WHERE step = 19
 )
 
 SELECT
-    r.data_date,
-    r.cell,
-    r.voltage AS rest_voltage,
-    r.voltage - max(CASE WHEN s.step = 19 THEN s.voltage END) AS first_drop,
-    max(CASE WHEN s.step = 0 THEN s.temperature_celsius END) - r.temperature_celsius AS temperature_rise,
-    max(CASE WHEN s.step = 0 THEN s.voltage END) AS voltage_t0,
-    max(CASE WHEN s.step = 1 THEN s.voltage END) AS voltage_t1,
-    max(CASE WHEN s.step = 2 THEN s.voltage END) AS voltage_t2,
-    max(CASE WHEN s.step = 3 THEN s.voltage END) AS voltage_t3,
-    max(CASE WHEN s.step = 4 THEN s.voltage END) AS voltage_t4,
-    max(CASE WHEN s.step = 5 THEN s.voltage END) AS voltage_t5,
-    max(CASE WHEN s.step = 6 THEN s.voltage END) AS voltage_t6,
-    max(CASE WHEN s.step = 7 THEN s.voltage END) AS voltage_t7,
-    max(CASE WHEN s.step = 8 THEN s.voltage END) AS voltage_t8,
-    max(CASE WHEN s.step = 9 THEN s.voltage END) AS voltage_t9,
-    max(CASE WHEN s.step = 10 THEN s.voltage END) AS voltage_t10,
-    max(CASE WHEN s.step = 11 THEN s.voltage END) AS voltage_t11,
-    max(CASE WHEN s.step = 12 THEN s.voltage END) AS voltage_t12,
-    max(CASE WHEN s.step = 13 THEN s.voltage END) AS voltage_t13,
-    max(CASE WHEN s.step = 14 THEN s.voltage END) AS voltage_t14,
-    max(CASE WHEN s.step = 15 THEN s.voltage END) AS voltage_t15,
-    max(CASE WHEN s.step = 16 THEN s.voltage END) AS voltage_t16,
-    max(CASE WHEN s.step = 17 THEN s.voltage END) AS voltage_t17,
-    max(CASE WHEN s.step = 18 THEN s.voltage END) AS voltage_t18,
-    max(CASE WHEN s.step = 19 THEN s.voltage END) AS voltage_t19
-FROM at_rest AS r
-LEFT JOIN sampled AS s ON s.data_date = r.data_date AND s.cell = r.cell
-GROUP BY r.data_date, r.cell, r.voltage, r.temperature_celsius
+    l.data_date,
+    l.cell,
+    max(r.voltage) - l.voltage AS first_fall,
+    l.voltage - max(CASE WHEN s.step = 0 THEN s.voltage END) AS voltage_fall_t0,
+    l.voltage - max(CASE WHEN s.step = 1 THEN s.voltage END) AS voltage_fall_t1,
+    l.voltage - max(CASE WHEN s.step = 2 THEN s.voltage END) AS voltage_fall_t2,
+    l.voltage - max(CASE WHEN s.step = 3 THEN s.voltage END) AS voltage_fall_t3,
+    l.voltage - max(CASE WHEN s.step = 4 THEN s.voltage END) AS voltage_fall_t4,
+    l.voltage - max(CASE WHEN s.step = 5 THEN s.voltage END) AS voltage_fall_t5,
+    l.voltage - max(CASE WHEN s.step = 6 THEN s.voltage END) AS voltage_fall_t6,
+    l.voltage - max(CASE WHEN s.step = 7 THEN s.voltage END) AS voltage_fall_t7,
+    l.voltage - max(CASE WHEN s.step = 8 THEN s.voltage END) AS voltage_fall_t8,
+    l.voltage - max(CASE WHEN s.step = 9 THEN s.voltage END) AS voltage_fall_t9,
+    l.voltage - max(CASE WHEN s.step = 10 THEN s.voltage END) AS voltage_fall_t10,
+    l.voltage - max(CASE WHEN s.step = 11 THEN s.voltage END) AS voltage_fall_t11,
+    l.voltage - max(CASE WHEN s.step = 12 THEN s.voltage END) AS voltage_fall_t12,
+    l.voltage - max(CASE WHEN s.step = 13 THEN s.voltage END) AS voltage_fall_t13,
+    l.voltage - max(CASE WHEN s.step = 14 THEN s.voltage END) AS voltage_fall_t14,
+    l.voltage - max(CASE WHEN s.step = 15 THEN s.voltage END) AS voltage_fall_t15,
+    l.voltage - max(CASE WHEN s.step = 16 THEN s.voltage END) AS voltage_fall_t16,
+    l.voltage - max(CASE WHEN s.step = 17 THEN s.voltage END) AS voltage_fall_t17,
+    l.voltage - max(CASE WHEN s.step = 18 THEN s.voltage END) AS voltage_fall_t18,
+    max(CASE WHEN s.step = 0 THEN s.temperature_celsius END) - l.temperature_celsius AS warming_t0,
+    max(CASE WHEN s.step = 1 THEN s.temperature_celsius END) - l.temperature_celsius AS warming_t1,
+    max(CASE WHEN s.step = 2 THEN s.temperature_celsius END) - l.temperature_celsius AS warming_t2,
+    max(CASE WHEN s.step = 3 THEN s.temperature_celsius END) - l.temperature_celsius AS warming_t3,
+    max(CASE WHEN s.step = 4 THEN s.temperature_celsius END) - l.temperature_celsius AS warming_t4,
+    max(CASE WHEN s.step = 5 THEN s.temperature_celsius END) - l.temperature_celsius AS warming_t5,
+    max(CASE WHEN s.step = 6 THEN s.temperature_celsius END) - l.temperature_celsius AS warming_t6,
+    max(CASE WHEN s.step = 7 THEN s.temperature_celsius END) - l.temperature_celsius AS warming_t7,
+    max(CASE WHEN s.step = 8 THEN s.temperature_celsius END) - l.temperature_celsius AS warming_t8,
+    max(CASE WHEN s.step = 9 THEN s.temperature_celsius END) - l.temperature_celsius AS warming_t9,
+    max(CASE WHEN s.step = 10 THEN s.temperature_celsius END) - l.temperature_celsius AS warming_t10,
+    max(CASE WHEN s.step = 11 THEN s.temperature_celsius END) - l.temperature_celsius AS warming_t11,
+    max(CASE WHEN s.step = 12 THEN s.temperature_celsius END) - l.temperature_celsius AS warming_t12,
+    max(CASE WHEN s.step = 13 THEN s.temperature_celsius END) - l.temperature_celsius AS warming_t13,
+    max(CASE WHEN s.step = 14 THEN s.temperature_celsius END) - l.temperature_celsius AS warming_t14,
+    max(CASE WHEN s.step = 15 THEN s.temperature_celsius END) - l.temperature_celsius AS warming_t15,
+    max(CASE WHEN s.step = 16 THEN s.temperature_celsius END) - l.temperature_celsius AS warming_t16,
+    max(CASE WHEN s.step = 17 THEN s.temperature_celsius END) - l.temperature_celsius AS warming_t17,
+    max(CASE WHEN s.step = 18 THEN s.temperature_celsius END) - l.temperature_celsius AS warming_t18
+FROM loaded AS l
+LEFT JOIN at_rest AS r ON r.data_date = l.data_date AND r.cell = l.cell
+LEFT JOIN sampled AS s ON s.data_date = l.data_date AND s.cell = l.cell
+GROUP BY l.data_date, l.cell, l.voltage, l.temperature_celsius
