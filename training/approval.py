@@ -184,7 +184,12 @@ def _segments(decision: Decision) -> list[str]:
 
 
 def _other_checks(decision: Decision) -> list[str]:
-    return [f"- {check.name}: {_passed(check)}. {_text(check.note or '')}" for check in decision.checks if check.name not in {"improvement", "segment"}]
+    return [f"- {_text(check.name)}: {_passed(check)}{_measured(check)}" for check in decision.checks if check.name not in {"improvement", "segment"}]
+
+
+def _measured(check: Check) -> str:
+    met = "" if check.challenger is None else f" ({_number(check.challenger)}{'' if check.needed is None else f', the rule says {_number(check.needed)}'})"
+    return met + (f". {_text(check.note)}" if check.note else "")
 
 
 def _passed(check: Check) -> str:

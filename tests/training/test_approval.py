@@ -96,6 +96,7 @@ def test_the_form_shows_the_stored_evidence(lake: Lake) -> None:
     assert "7 nights, 2024-02-17 to 2024-02-23" in form.body
     assert "Champion now: none yet. Judged against: baseline median" in form.body
     assert "no answer within 3 days" in form.body
+    assert "- nights: yes (7, the rule says 5)" in form.body.splitlines()
     [check] = [check for check in decision.checks if check.name == "improvement" and check.output == "ride_minutes"]
     assert check.challenger is not None
     assert check.bound is not None
