@@ -1,4 +1,4 @@
-"""`python tests/training/killed.py EPOCH ARGUMENTS…`: the trainer as it is, killed from within at a known moment.
+"""`python tests/training/killed.py SIGNAL EPOCH ARGUMENTS…`: the trainer as it is, hit by a signal at a known moment.
 
 That moment lies after the points of the epoch were written and before its checkpoint.
 """
@@ -20,10 +20,10 @@ point = Progress.point
 
 def deadly(self: Progress, metric: str, step: int, value: float) -> None:
     point(self, metric, step, value)
-    if metric == "validation/network/loss" and step == int(sys.argv[1]):
-        os.kill(os.getpid(), signal.SIGKILL)
+    if metric == "validation/network/loss" and step == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.Signals[sys.argv[1]])
 
 
 if __name__ == "__main__":
     Progress.point = deadly  # type: ignore[method-assign]
-    sys.exit(main(sys.argv[2:]))
+    sys.exit(main(sys.argv[3:]))

@@ -16,7 +16,7 @@ from config.settings import ROOT
 from serving.predictors import load_predictor
 from tests.training.conftest import free_port
 from tests.training.jobs import QUICK, outputs_of, training_rows, write_job
-from training.__main__ import REFUSED, run
+from training.__main__ import REFUSED, TERMINATED, run
 
 # The last batch of an epoch is smaller than the others and odd, early stopping ends the fit.
 PARAMS: dict[str, dict[str, Any]] = {
@@ -42,12 +42,16 @@ def parallel_job(folder: Path, family: str = "keras", **params: Any) -> Path:
     return write_job(folder, family, params=PARAMS[family] | params, entry=entry)
 
 
-def trained_by_two(job_dir: Path, *, killed: int | None = None, at_epoch: int = 0) -> list[tuple[int, str]]:
-    """Exit code and output of both workers of a job; one may be killed at the end of an epoch."""
-    workers = ",".join(f"127.0.0.1:{free_port()}" for _ in range(2))
+def addresses() -> str:
+    return ",".join(f"127.0.0.1:{free_port()}" for _ in range(2))
+
+
+def trained_by_two(job_dir: Path, *, hit: int | None = None, by: str = "SIGKILL", at_epoch: int = 0) -> list[tuple[int, str]]:
+    """Exit code and output of both workers of a job; a signal may hit one at the end of an epoch."""
+    workers = addresses()
     processes = []
     for index in range(2):
-        program = [str(KILLED), str(at_epoch)] if index == killed else ["-m", "training"]
+        program = [str(KILLED), by, str(at_epoch)] if index == hit else ["-m", "training"]
         command = [sys.executable, *program, str(job_dir), "--workers", workers, "--worker-index", str(index)]
         processes.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
     try:
@@ -87,7 +91,7 @@ def test_two_workers_end_where_one_ends_and_resume_after_one_was_killed(tmp_path
     left = {path.name for path in both.iterdir()} - {path.name for path in single.iterdir()}
     assert not left, "the second worker left something in the job's folder"
 
-    (code, said), (worker_code, worker_said) = trained_by_two(killed, killed=1, at_epoch=5)
+    (code, said), (worker_code, worker_said) = trained_by_two(killed, hit=1, at_epoch=5)
     assert worker_code == -signal.SIGKILL, worker_said
     assert code == REFUSED, said
     assert "WorkerLost: worker 0 lost another one" in said
@@ -99,13 +103,23 @@ def test_two_workers_end_where_one_ends_and_resume_after_one_was_killed(tmp_path
     assert files_of(killed) == files_of(both)
 
 
-def test_a_worker_ends_when_the_chief_is_killed(tmp_path: Path) -> None:
+def test_a_worker_ends_when_the_chief_is_ended(tmp_path: Path) -> None:
     job_dir = parallel_job(tmp_path / "job", "lstm", dropout=0.3)
-    (code, _), (worker_code, worker_said) = trained_by_two(job_dir, killed=0, at_epoch=3)
-    assert code == -signal.SIGKILL
+    (code, _), (worker_code, worker_said) = trained_by_two(job_dir, hit=0, by="SIGTERM", at_epoch=3)
+    assert code == TERMINATED, "TensorFlow's own handler only takes note of SIGTERM; ours must be back in its place"
     assert worker_code == REFUSED, worker_said
     assert "WorkerLost: worker 1 lost another one" in worker_said
     assert not (job_dir / "manifest.json").exists()
+
+
+def test_a_chief_whose_worker_never_comes_gives_up(tmp_path: Path) -> None:
+    impatient = "import sys; from training.__main__ import main; from training.trainers import keras_fit; keras_fit._WAIT_FOR_WORKERS_SECONDS = 3; "
+    command = [sys.executable, "-c", f"{impatient} sys.exit(main(sys.argv[1:]))", str(parallel_job(tmp_path / "job")), "--workers", workers := addresses()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert f"worker 0 of 2, waits for {workers.replace(',', ', ')}, at most 3 s" in done.stdout
+    assert "Timeout (0:00:03)!" in done.stderr
+    assert not (tmp_path / "job" / "manifest.json").exists()
 
 
 @pytest.mark.parametrize("family", sorted(PARAMS))

@@ -45,7 +45,7 @@ def files_of(job_dir: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("family", sorted(PARAMS))
 def test_a_killed_fit_resumes_to_the_bytes_of_the_undisturbed(family: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     killed = resumable_job(tmp_path / "killed", family)
-    with subprocess.Popen([sys.executable, KILLED, "7", killed]) as trainer:
+    with subprocess.Popen([sys.executable, KILLED, "SIGKILL", "7", killed]) as trainer:
         undisturbed = resumable_job(tmp_path / "undisturbed", family)
         run(undisturbed)
     assert trainer.returncode == -signal.SIGKILL

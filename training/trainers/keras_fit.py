@@ -361,6 +361,11 @@ def _joined(tf: Any, cluster: Cluster, run: Run) -> Any:
     on_term = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         return tf.distribute.MultiWorkerMirroredStrategy()
+    except tf.errors.OpError as error:
+        raise WorkerLost(
+            f"worker {cluster.index} cannot join the others at {cluster.addresses[cluster.index]}: {error.message.strip()}. "
+            "Give it an address of this machine with a free port, then start all workers again."
+        ) from error
     finally:
         faulthandler.cancel_dump_traceback_later()
         signal.signal(signal.SIGTERM, on_term)  # TensorFlow had put its own there, which only takes note
