@@ -142,7 +142,7 @@ def code_version() -> str:
     digest = hashlib.sha256()
     for folder in CODE_FOLDERS:
         for path in sorted((ROOT / folder).rglob("*")):
-            if path.suffix in {".py", ".sql"} and "__pycache__" not in path.parts:
+            if path.suffix in {".py", ".sql", ".jinja"} and "__pycache__" not in path.parts:
                 digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
     try:
         command = ["git", "-C", str(ROOT), "rev-parse", "--short=8", "HEAD"]

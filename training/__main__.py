@@ -38,7 +38,7 @@ from serving.predictors import MANIFEST_FILE, check_family, load_model_folder
 from serving.predictors.contract import Contract, write_json
 from training.checkpoints import CHECKPOINTS_FOLDER, Checkpoints
 from training.cross_validation import cross_validate
-from training.evaluate import baseline_metrics, evaluate
+from training.evaluate import baseline_metrics, evaluate, lifts
 from training.job_file import read_job
 from training.progress import POINTS_FILE, Progress, say
 from training.rows import batches, read_rows
@@ -189,7 +189,8 @@ def _validate(folder: Path, training_set: Path, contract: Contract, fitted_on: F
     predictor = load_model_folder(folder)
     parts = (batch.filter(pc.equal(batch["split"], "validation")) for batch in batches(training_set, [*contract.features, "split"]))
     predictions = pa.concat_tables([predictor.predict(part) for part in parts if part.num_rows])
-    return evaluate(contract.outputs, label, predictions) | baseline_metrics(contract.outputs, fitted_on, label, baseline)
+    metrics = evaluate(contract.outputs, label, predictions) | baseline_metrics(contract.outputs, fitted_on, label, baseline)
+    return metrics | lifts(contract.outputs, metrics)
 
 
 def _end_with(parent_pid: int) -> None:

@@ -62,7 +62,7 @@ def _unavailable(uri: str, error: Exception) -> MlflowUnavailable:
     reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
     return MlflowUnavailable(
         f"MLflow at {uri} did not do what was asked: {reason}.\n"
-        "  Nothing was registered. Start it (`make up`), or set NIGHTFLEET_MLFLOW_TRACKING_URI; then clear this task."
+        "  What was asked was not done. Start it (`make up`), or set NIGHTFLEET_MLFLOW_TRACKING_URI; then clear this task."
     )
 
 
