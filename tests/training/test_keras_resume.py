@@ -20,7 +20,7 @@ from tests.training.jobs import OUTPUTS, QUICK, outputs_of, write_job
 from training.__main__ import run
 from training.checkpoints import Checkpoints
 from training.progress import Progress
-from training.trainers import Rows, Run, TrainingDiverged, keras_fit
+from training.trainers import Rows, Run, TrainingDiverged, TrialPruned, keras_fit
 from training.trainers.keras import train
 
 KILLED = Path(__file__).with_name("killed.py")
@@ -103,35 +103,40 @@ def test_a_checkpoint_of_another_job_is_not_continued(tmp_path: Path, capsys: py
     assert "resuming" not in capsys.readouterr().out
 
 
+def small_fit(folder: Path, matrix: Any, progress: Progress) -> dict[str, bytes]:
+    """The files of a network fitted to a matrix of three columns."""
+    nights, label = np.zeros(len(matrix), dtype=np.int32), matrix[:, 0].astype(np.float64) * 5.0 + 12.0
+    columns = ("minutes", "minutes_lower", "minutes_upper")
+    features = {f"v__{name}": FeatureSpec("float64") for name in "abc"}
+    contract = Contract("toy", "keras", features, {"minutes": OUTPUTS["minutes"]}, columns, "0", "2024-01-01", 7, {})
+    fit, validation = Rows(matrix[:300], label[:300], nights[:300]), Rows(matrix[300:], label[300:], nights[300:])
+    folder.mkdir()
+    how = Run(7, "cpu", progress, Checkpoints(folder / "checkpoints", "toy", 1e9), folder)
+    train(contract, fit, validation, folder, params={"hidden": [4], "epochs": 3, "batch_size": 64}, run=how)
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_a_trial_is_pruned_at_once(tmp_path: Path) -> None:
+    class Pruned(Progress):
+        def point(self, metric: str, step: int, value: float) -> None:
+            super().point(metric, step, value)
+            if metric == "validation/network/loss" and step == 2:
+                raise TrialPruned
+
+    progress = Pruned(lambda line: None)
+    with pytest.raises(TrialPruned):
+        small_fit(tmp_path / "trial", np.random.default_rng(1).normal(size=(400, 3)).astype(np.float32), progress)
+    assert [step for step, _ in progress.curves["validation/network/loss"]] == [1, 2]
+
+
 def test_a_matrix_on_disk_gives_the_model_of_the_matrix_in_memory(tmp_path: Path) -> None:
     random = np.random.default_rng(1)
     matrix = random.normal(size=(400, 3)).astype(np.float32)
     matrix[::7, 1] = np.nan
-    label = matrix[:, 0].astype(np.float64) * 5.0 + 12.0
     on_disk = np.memmap(tmp_path / "matrix", np.float32, "w+", shape=matrix.shape)
     on_disk[:] = matrix
-    outputs = {"minutes": OUTPUTS["minutes"]}
-    contract = Contract(
-        "toy",
-        "keras",
-        {f"v__{name}": FeatureSpec("float64") for name in "abc"},
-        outputs,
-        ("minutes", "minutes_lower", "minutes_upper"),
-        "0",
-        "2024-01-01",
-        7,
-        {},
-    )
-    written = []
-    for name, kept in (("memory", matrix), ("disk", on_disk)):
-        nights = np.zeros(len(matrix), dtype=np.int32)
-        fit, validation = Rows(kept[:300], label[:300], nights[:300]), Rows(kept[300:], label[300:], nights[300:])
-        folder = tmp_path / name
-        folder.mkdir()
-        how = Run(7, "cpu", Progress(lambda line: None), Checkpoints(tmp_path / f"{name}-checkpoints", "toy", 1e9), tmp_path)
-        train(contract, fit, validation, folder, params={"hidden": [4], "epochs": 3, "batch_size": 64}, run=how)
-        written.append({path.name: path.read_bytes() for path in folder.iterdir()})
-    assert written[0] == written[1]
+    quiet = Progress(lambda line: None)
+    assert small_fit(tmp_path / "memory", matrix, quiet) == small_fit(tmp_path / "disk", on_disk, quiet)
 
 
 @settings(max_examples=40)
