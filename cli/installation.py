@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 
-from cli.processes import Supervisor, free_port, python_tool
+from cli.processes import Supervisor, free_port, is_free, python_tool
 from config.catalog import Catalog
 from config.errors import NightfleetError
 from config.settings import ROOT, Settings
@@ -70,7 +70,17 @@ def prepare(settings: Settings) -> Installation:
     viewer = _secret_file(folder / "viewer_password", 12)
     _secret_file(folder / MODEL_SIGNING_KEY, 48)
     _write_private(folder / "airflow_logins.json", json.dumps({"admin": admin, "viewer": viewer}))
-    return Installation(settings, free_port(), free_port(), admin)
+    airflow_port, mlflow_port = _ports(settings.home / "ports.json")
+    return Installation(settings, airflow_port, mlflow_port, admin)
+
+
+def _ports(path: Path) -> tuple[int, int]:
+    """Ports of Airflow and MLflow: those of the last start where they are free, so that a link outlives a restart."""
+    ports: list[int] = json.loads(path.read_text()) if path.is_file() else []
+    if len(ports) != 2 or not all(is_free(port) for port in ports):
+        ports = [free_port(), free_port()]
+        path.write_text(json.dumps(ports))
+    return ports[0], ports[1]
 
 
 def airflow_environment(installation: Installation) -> dict[str, str]:

@@ -42,6 +42,7 @@ _STAGES = (
     "training.register",
     "training.gate",
     "training.promote",
+    "training.approval",
     "training.rivals",
     "training.model_card",
     "monitoring.drift",

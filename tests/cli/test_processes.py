@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ import pytest
 
 from cli.installation import airflow_environment, prepare
 from cli.processes import ComponentDied, Supervisor, free_port
-from config.settings import ROOT, Settings
+from config.settings import ROOT, Settings, load_settings
 
 
 def _wait_line(path: Path, supervisor: Supervisor) -> str:
@@ -105,3 +106,15 @@ def test_another_airflow_s_settings_do_not_leak_in(tmp_path: Path, monkeypatch: 
 
 def test_free_ports_differ() -> None:
     assert len({free_port() for _ in range(5)}) > 1
+
+
+def test_addresses_outlive_a_restart(tmp_path: Path) -> None:
+    settings = load_settings(home=tmp_path)
+    first, again = prepare(settings), prepare(settings)
+    assert (again.airflow_url, again.mlflow_url) == (first.airflow_url, first.mlflow_url)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", first.mlflow_port))
+        taken.listen()
+        other = prepare(settings)
+    assert other.mlflow_port != first.mlflow_port
+    assert prepare(settings).mlflow_url == other.mlflow_url

@@ -22,9 +22,9 @@ from training.register import Registered, store
 MODEL = "ride_minutes"
 AS_OF = date(2024, 3, 1)
 
-# The number that is asked for: what the vehicle's rides of tomorrow take.
+# What is asked for: the shortest and the longest of the vehicle's rides of tomorrow.
 ORACLE_SQL = """
-SELECT n.data_date, o.vehicle, count(*) AS rides_7d, CAST(max(o.minutes) AS DOUBLE) AS minutes_7d
+SELECT n.data_date, o.vehicle, CAST(min(o.minutes) AS BIGINT) AS rides_7d, CAST(max(o.minutes) AS DOUBLE) AS minutes_7d
 FROM nights AS n
 INNER JOIN outcomes AS o ON o.end_utc > n.cutoff_utc AND o.end_utc <= n.cutoff_utc + INTERVAL 24 HOUR
 GROUP BY n.data_date, o.vehicle
