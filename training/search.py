@@ -197,17 +197,13 @@ class _Log:
 
     def watch(self, trial: Trial) -> Watch:
         """Takes the trial's curve, and asks the pruner."""
-        reported = dict(self._study.get_trials(deepcopy=False)[trial.number].intermediate_values)  # before a kill
         curve = self._curves[trial.number] = []
 
         def watch(step: int, value: float) -> bool:
             curve.append((step, value))
             if self._asked.pruner == "none":
                 return False
-            if step not in reported:
-                trial.report(value, step)
-            elif step < max(reported):
-                return False
+            trial.report(value, step)
             return trial.should_prune()
 
         return watch
@@ -250,12 +246,25 @@ def _opened(folder: Path, identity: str, sampler: Any, pruner: Any) -> Study:
     """The job's study, found or made. Its name is fixed: Hyperband sorts trials by it."""
     import optuna
 
-    file = folder / "study.db"
+    file, again = folder / "study.db", folder / "study.again.db"
     if file.is_file() and identity not in optuna.get_all_study_names(f"sqlite:///{file}"):
         shutil.rmtree(folder)
     folder.mkdir(exist_ok=True)
     study = optuna.create_study(storage=f"sqlite:///{file}", study_name=identity, sampler=sampler, pruner=pruner, load_if_exists=True)
-    return study
+    if all(trial.state.is_finished() for trial in study.trials):
+        return study
+    # What ran at the kill keeps its number and parameters, and nothing else: pruners note in a trial what it has passed, also
+    # what it was just about to fail. A study forgets nothing, so it is copied.
+    again.unlink(missing_ok=True)
+    copy = optuna.create_study(storage=f"sqlite:///{again}", study_name=identity)
+    for name, value in study.user_attrs.items():
+        copy.set_user_attr(name, value)
+    running = optuna.trial.TrialState.RUNNING
+    for trial in study.trials:
+        kept = trial if trial.state.is_finished() else optuna.trial.create_trial(state=running, params=trial.params, distributions=trial.distributions)
+        copy.add_trial(kept)
+    again.replace(file)
+    return optuna.load_study(storage=f"sqlite:///{file}", study_name=identity, sampler=sampler, pruner=pruner)
 
 
 def _resumed(study: Study, number: int) -> Trial:

@@ -208,31 +208,39 @@ def test_a_pruner_gives_up_what_is_plainly_worse(pruner: str) -> None:
 
 # ---- a kill changes nothing --------------------------------------------------------------------------------------
 
+# At the end of the n-th fit, when its trial still runs; or when the n-th trial has ended, and the next has not been asked for.
 _KILLED = """
 import os, signal, sys
-import training.trials as trials
+import training.search as search, training.trials as trials
 from training.__main__ import main
-whole, ended = trials.fit_and_judge, []
+owner, name = (trials, "fit_and_judge") if sys.argv[2] == "running" else (search._Log, "_say")
+whole, begun = getattr(owner, name), []
 def killed(*given):
-    found = whole(*given)
-    ended.append(1)
-    if len(ended) == int(sys.argv[2]):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return found
-trials.fit_and_judge = killed
+    begun.append(1)
+    try:
+        return whole(*given)
+    finally:
+        if len(begun) == int(sys.argv[3]):
+            os.kill(os.getpid(), signal.SIGKILL)
+setattr(owner, name, killed)
 main([sys.argv[1]])
 """
 
 
-@pytest.mark.parametrize(("sampler", "pruner"), [("tpe", "none"), ("gp", "median"), ("tpe", "hyperband")])
-def test_a_study_that_goes_on_is_the_one_that_was_not_disturbed(sampler: str, pruner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    undisturbed, disturbed = (searched_job(tmp_path / name, sampler=sampler, pruner=pruner, trials=9) for name in ("undisturbed", "disturbed"))
+@pytest.mark.parametrize(
+    ("sampler", "pruner", "when", "number"),
+    [("tpe", "none", "running", 3), ("gp", "median", "running", 7), ("tpe", "hyperband", "between", 9), ("random", "asha", "running", 9)],
+)
+def test_a_study_that_goes_on_is_the_one_that_was_not_disturbed(
+    sampler: str, pruner: str, when: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed, disturbed = (searched_job(tmp_path / name, sampler=sampler, pruner=pruner, trials=12) for name in ("undisturbed", "disturbed"))
     searched(undisturbed)
-    process = subprocess.run([sys.executable, "-c", _KILLED, str(disturbed), "3"], cwd=ROOT, capture_output=True, text=True)
+    process = subprocess.run([sys.executable, "-c", _KILLED, str(disturbed), when, str(number)], cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == -signal.SIGKILL, process.stdout + process.stderr
     states = [trial.state.name for trial in optuna.load_study(study_name=None, storage=f"sqlite:///{disturbed}/study/study.db").trials]
-    assert states.count("RUNNING") == 1
-    assert "WAITING" not in states
+    ended = number - 1 if when == "running" else number
+    assert states[ended:] == (["RUNNING"] if when == "running" else [])
     ran: list[int] = []
     whole = trials.run_trial
 
@@ -243,10 +251,10 @@ def test_a_study_that_goes_on_is_the_one_that_was_not_disturbed(sampler: str, pr
     monkeypatch.setattr(trials, "run_trial", counted)
     lines: list[str] = []
     found = searched(disturbed, lines.append)
-    assert lines[0] == f"search: goes on, {len(states) - 1} of 9 trials had ended"
-    assert ran == list(range(len(states), 10)), "a trial was lost or repeated"
+    assert lines[0] == f"search: goes on, {ended} of 12 trials had ended"
+    assert ran == list(range(ended + 1, 13)), "a trial was lost or repeated"
     assert told(disturbed) == told(undisturbed)
-    assert sum(found.summary["trials"].values()) == 9
+    assert sum(found.summary["trials"].values()) == 12
     ran.clear()
     assert searched(disturbed) == found  # killed after the search: nothing runs again
     assert ran == []
