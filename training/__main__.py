@@ -3,7 +3,7 @@
 Reads    JOB_DIR/job.json and the training set it names. Has no credential, reads no lake, never sees the gate's test rows.
 Writes   JOB_DIR/model/, curves.json, importances.json, search.json and study/ where the catalog asks for a search, and last,
          atomically, manifest.json: without it nothing has finished.
-Exit     0 done; 2 wrong usage; 3 a refusal, whose text is the last line; 4 the disk is full; 143 ended by SIGTERM; anything else is a fault.
+Exit     0 done; 2 wrong usage; 3 a refusal, whose text is the last line; 4 the disk is full; 5 what may pass by itself; 143 ended by SIGTERM; anything else is a fault.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from config.catalog import Trainer
-from config.errors import NightfleetError
+from config.errors import NightfleetError, TransientError
 from lake.artifact import file_digest, folder_digests
 from serving.predictors import MANIFEST_FILE, check_family, load_model_folder
 from serving.predictors.contract import Contract, write_json
@@ -48,6 +48,7 @@ from training.trainers import Cluster, Fitted, Floats, Rows, Run, TrainingImposs
 IMPORTANCES_FILE = "importances.json"
 REFUSED = 3
 DISK_FULL = 4
+TRANSIENT = 5
 TERMINATED = 128 + signal.SIGTERM
 
 
@@ -61,12 +62,13 @@ def run(job_dir: Path, cluster: Cluster | None = None) -> Path:
     Args:
         cluster: the data-parallel workers this process is one of; all but the first write nothing but their log.
     Raises:
-        BadJob, JobChanged, TrainingSetMismatch, TrainingImpossible, TrainingDiverged, NoGpu, BadParameter: as their texts say;
+        BadJob, JobChanged, TrainingSetMismatch, TrainingImpossible, TrainingDiverged, NoGpu, BadParameter, WorkerLost: as their texts say;
             there is no manifest then.
     """
     started = time.monotonic()
     job = read_job(job_dir)
-    chief = cluster is None or cluster.index == 0
+    index = cluster.index if cluster else 0
+    chief = index == 0
     if chief:
         (job_dir / MANIFEST_FILE).unlink(missing_ok=True)
     training_set = _verified_training_set(job, job_dir)
@@ -74,15 +76,16 @@ def run(job_dir: Path, cluster: Cluster | None = None) -> Path:
     family = check_family(trainer["family"])
     params = validated_params(family, job["params"])
     # Two containers may have the same process id: the worker's number tells them apart.
-    own = f"{cluster.index if cluster else 0}-{os.getpid()}"
+    own = f"{index}-{os.getpid()}"
     partial = job_dir / f"model.partial-{own}"
     checkpoints_folder = job_dir / CHECKPOINTS_FOLDER
+    for stale in (*job_dir.glob(f"model.partial-{index}-*"), *job_dir.glob(f"scratch-{index}-*")):
+        shutil.rmtree(stale, ignore_errors=True)
     if chief:
-        for stale in (job_dir / "model", *job_dir.glob("model.partial-0-*"), *job_dir.glob("scratch-0-*")):
-            shutil.rmtree(stale, ignore_errors=True)
+        shutil.rmtree(job_dir / "model", ignore_errors=True)
         if not checkpoints_folder.is_dir():
             (job_dir / POINTS_FILE).unlink(missing_ok=True)
-    progress = Progress(folder=job_dir) if chief else Progress(say_line=lambda line: say(f"worker {cluster.index if cluster else 0}: {line}"))
+    progress = Progress(folder=job_dir) if chief else Progress(say_line=lambda line: say(f"worker {index}: {line}"))
     scratch = job_dir / f"scratch-{own}"
     scratch.mkdir()
     try:
@@ -221,6 +224,9 @@ def main(arguments: list[str] | None = None) -> int:
     addresses = tuple(given.workers.split(",")) if given.workers else ()
     try:
         run(given.job_dir.resolve(), Cluster(addresses, given.worker_index) if len(addresses) > 1 else None)
+    except TransientError as error:
+        print(error, flush=True)
+        return TRANSIENT
     except NightfleetError as error:
         print(error, flush=True)
         return REFUSED

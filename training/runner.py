@@ -22,7 +22,7 @@ from lake.artifact import ArtifactMismatch, verify_files
 from lake.lake import Lake
 from serving.predictors import MANIFEST_FILE, BadManifest, read_manifest
 from serving.predictors.contract import read_json, write_json
-from training.__main__ import DISK_FULL, REFUSED, TERMINATED
+from training.__main__ import DISK_FULL, REFUSED, TERMINATED, TRANSIENT
 from training.checkpoints import CHECKPOINTS_FOLDER
 from training.containers import EngineUnavailable, ImageMissing, Limits, engine, find_image, limits
 from training.curves import CurveStream
@@ -30,8 +30,8 @@ from training.job_file import JOB_FILE, BadJob, JobChanged, read_job
 
 LOG_FILE = "training.log"
 WHERE_FILE = "where.json"
-# As a process reports a signal, and as a container does.
-_KILLED = {sign * number + base for number in (signal.SIGKILL, signal.SIGTERM) for sign, base in ((-1, 0), (1, 128))}
+# Worth trying again: a signal, as a process and as a container reports it, and what the trainer says may pass.
+_PASSING = {sign * number + base for number in (signal.SIGKILL, signal.SIGTERM) for sign, base in ((-1, 0), (1, 128))} | {TRANSIENT}
 _LAST_LINES = 15
 _GRACE_SECONDS = 5.0
 # What a trainer needs of the outside: programs and libraries, where GPUs are, certificates; and no secret.
@@ -235,7 +235,7 @@ def checked_end(model: str, job_dir: Path, code: int, *, overdue_after: float | 
     elif out_of_memory:
         reason = "memory ran out (exit code 137); raise `training.memory_gb`, or train on fewer nights"
     text = "\n".join(f"    {line}" for line in last_lines[-_LAST_LINES:])
-    killed = overdue_after is None and not out_of_memory and code in _KILLED
+    killed = overdue_after is None and not out_of_memory and code in _PASSING
     raise (TrainingInterrupted if killed else TrainingFailed)(
         f"training {model} in {job_dir} did not finish: {reason}.\n  Its last lines ({job_dir / LOG_FILE}):\n{text}\n"
         "  Clear this task to try again; it resumes from its last checkpoint, if there is one."
@@ -260,6 +260,8 @@ def exit_sentence(code: int) -> str:
             return "it ended well but wrote no manifest"
         case _ if code == REFUSED:
             return "it refused; its last line says why"
+        case _ if code == TRANSIENT:
+            return "it met what may pass by itself; its last line says what"
         case _ if code == DISK_FULL:
             return "its disk is full; free space where the job folder lies"
         case _ if code == -signal.SIGKILL:

@@ -174,6 +174,7 @@ def test_without_an_engine_docker_refuses_and_auto_says_what_it_does(tmp_path: P
         (139, "SIGSEGV"),
         (1, "exit code 1"),
         (4, "disk is full"),
+        (5, "may pass by itself"),
     ],
 )
 def test_exit_codes_in_words(code: int, text: str) -> None:
