@@ -229,7 +229,13 @@ main([sys.argv[1]])
 
 @pytest.mark.parametrize(
     ("sampler", "pruner", "when", "number"),
-    [("tpe", "none", "running", 3), ("gp", "median", "running", 7), ("tpe", "hyperband", "between", 9), ("random", "asha", "running", 9)],
+    [
+        ("tpe", "none", "running", 3),
+        ("gp", "median", "running", 7),
+        ("gp", "hyperband", "between", 9),
+        ("tpe", "hyperband", "running", 9),
+        ("random", "asha", "running", 9),
+    ],
 )
 def test_a_study_that_goes_on_is_the_one_that_was_not_disturbed(
     sampler: str, pruner: str, when: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
