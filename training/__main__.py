@@ -3,7 +3,8 @@
 Reads    JOB_DIR/job.json and the training set it names. Has no credential, reads no lake, never sees the gate's test rows.
 Writes   JOB_DIR/model/, curves.json, importances.json, search.json and study/ where the catalog asks for a search, and last,
          atomically, manifest.json: without it nothing has finished.
-Exit     0 done; 2 wrong usage; 3 a refusal, whose text is the last line; 4 the disk is full; 5 what may pass by itself; 143 ended by SIGTERM; anything else is a fault.
+Exit     0 done; 2 wrong usage; 3 a refusal, whose text is the last line; 4 the disk is full; 5 what may pass by itself;
+         143 ended by SIGTERM; anything else is a fault.
 """
 
 from __future__ import annotations
