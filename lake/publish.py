@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from deltalake import CommitProperties, DeltaTable, write_deltalake
+from deltalake import ColumnProperties, CommitProperties, DeltaTable, WriterProperties, write_deltalake
 from deltalake.exceptions import CommitFailedError
 
 from config.calendar import Interval
@@ -131,7 +131,14 @@ def _commit(table: LakeTable, delta: DeltaTable, staged: Path, changed: list[dat
         mode="overwrite",
         predicate=f"data_date IN ({listed})",
         commit_properties=CommitProperties(custom_metadata=metadata, max_commit_retries=0),
+        writer_properties=_writer(table.schema),
     )
+
+
+def _writer(schema: pa.Schema) -> WriterProperties:
+    """No dictionaries for decimal fractions, which hardly repeat: in bulk each would cost memory for every column of every open partition."""
+    fractions = {field.name: ColumnProperties(dictionary_enabled=False) for field in schema if pa.types.is_floating(field.type)}
+    return WriterProperties(compression="SNAPPY", column_properties=fractions or None)
 
 
 def _stage(table: LakeTable, rows: pa.Table | pa.RecordBatchReader, interval: Interval, staged: Path) -> dict[date, tuple[str, int]]:

@@ -7,7 +7,7 @@ WITH tonight AS (
 ),
 
 asked AS (
-    SELECT t.data_date, t.unit, t.cycle AS cycles_flown, back.cycles // 8 AS step, greatest(t.cycle - back.cycles, 1) AS cycle
+    SELECT t.data_date, t.unit, t.cycle AS cycles_flown, CAST(floor(back.cycles / 8) AS INTEGER) AS step, greatest(t.cycle - back.cycles, 1) AS cycle
     FROM tonight AS t
     CROSS JOIN range(48) AS back (cycles)
 ),
