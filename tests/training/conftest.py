@@ -19,6 +19,14 @@ import pytest
 from tests.training.jobs import trained_job
 
 
+@pytest.fixture(autouse=True)
+def _own_import_path() -> Iterator[None]:
+    """MLflow puts a loaded model's own copy of our packages in front of ours, and leaves it there."""
+    before = list(sys.path)
+    yield
+    sys.path[:] = before
+
+
 @dataclass
 class MlflowServer:
     """A server on a free port of this machine."""

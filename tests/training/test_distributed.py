@@ -16,7 +16,7 @@ from config.settings import ROOT
 from serving.predictors import load_predictor
 from tests.training.conftest import free_port
 from tests.training.jobs import QUICK, outputs_of, training_rows, write_job
-from training.__main__ import REFUSED, TERMINATED, run
+from training.__main__ import TERMINATED, TRANSIENT, run
 
 # The last batch of an epoch is smaller than the others and odd, early stopping ends the fit.
 PARAMS: dict[str, dict[str, Any]] = {
@@ -93,7 +93,7 @@ def test_two_workers_end_where_one_ends_and_resume_after_one_was_killed(tmp_path
 
     (code, said), (worker_code, worker_said) = trained_by_two(killed, hit=1, at_epoch=5)
     assert worker_code == -signal.SIGKILL, worker_said
-    assert code == REFUSED, said
+    assert code == TRANSIENT, said
     assert "WorkerLost: worker 0 lost another one" in said
     (code, said), (worker_code, worker_said) = trained_by_two(killed)
     assert (code, worker_code) == (0, 0), said + worker_said
@@ -107,7 +107,7 @@ def test_a_worker_ends_when_the_chief_is_ended(tmp_path: Path) -> None:
     job_dir = parallel_job(tmp_path / "job", "lstm", dropout=0.3)
     (code, _), (worker_code, worker_said) = trained_by_two(job_dir, hit=0, by="SIGTERM", at_epoch=3)
     assert code == TERMINATED, "TensorFlow's own handler only takes note of SIGTERM; ours must be back in its place"
-    assert worker_code == REFUSED, worker_said
+    assert worker_code == TRANSIENT, worker_said
     assert "WorkerLost: worker 1 lost another one" in worker_said
     assert not (job_dir / "manifest.json").exists()
 
