@@ -3,12 +3,17 @@
 Reads    features, labels that had matured by the data date in the partition key (the "as of" night).
 Writes   a job folder, an MLflow run and version, a decision with its evidence, and, when promoted, a line of the ledger.
 Starts   by a retraining request: a drift or performance alarm, the calendar, or a person. The run's note says which.
-Rerun    safe: the same training set gives the same version and the same decision.
+Trains   one task a trainer, in a container where the profile or the catalog says so (`runner`). Killed from outside, it is tried again and
+         resumes from its checkpoint. Its container carries the task's labels; what an earlier try left is removed first.
+Explains `explain` writes the model card, which changes no decision. It is linked in the form of `approve`, and lies below `reports`.
+Rerun    safe: the same training set gives the same version and the same decision; an equal training is not done again unless `force` says so.
 Asks     where the catalog says `approval: required`, `approve` waits for a person (Browse, Required Actions) once the gate has passed the
          challenger. Approve promotes from the next night on, however late it comes. Reject, or no answer within `approval_timeout`, fails
          `approve` with who and why: the champion stays. Meanwhile the model's next training is queued: it is judged against whoever reigns then.
 Skipped  `promote` is skipped when the gate refused or could not judge: its log and the `gate` task say why. The champion stays.
-Fails    `NotEnoughHistory`: load more nights. `MlflowUnavailable`: start MLflow, clear the task; nothing is half-registered.
+Fails    `NotEnoughHistory`: load more nights. `EngineUnavailable`, `ImageMissing`, `GpuUnavailable`: each names the command that mends it.
+         `TrainingFailed`: out of memory, time or disk, or a refusal: the text says which limit to raise.
+         `MlflowUnavailable`: start MLflow, clear the task; nothing is half-registered.
          `PromotionRejected`, `ApprovalLapsed`, `ReasonMissing`: clear `approve` to ask again.
 """
 

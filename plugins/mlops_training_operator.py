@@ -59,7 +59,6 @@ class TrainingOperator(DockerOperator):  # type: ignore[misc]  # airflow ships n
             return str(self._train(lake, job_dir, chosen, labels, say))
         finally:
             remove_containers(client, own)
-            _remove_networks(client, own)
 
     def on_kill(self) -> None:
         """End and remove the container when the task is killed; should even this not run, the next try does it."""
@@ -173,8 +172,3 @@ def _labels(settings: Any, context: Any) -> dict[str, str]:
     ti = context["ti"]
     named = {"dag": ti.dag_id, "run": ti.run_id, "task": ti.task_id, "map_index": ti.map_index, "try": ti.try_number}
     return {INSTALLATION_LABEL: installation_id(settings)} | {f"{LABEL}{name}": str(value) for name, value in named.items()}
-
-
-def _remove_networks(client: Any, labels: dict[str, str]) -> None:
-    for network in client.networks(filters={"label": [f"{name}={value}" for name, value in labels.items()]}):
-        client.remove_network(network["Id"])

@@ -172,7 +172,7 @@ def installation_id(settings: Settings) -> str:
 
 
 def remove_containers(client: APIClient, labels: Mapping[str, str]) -> list[str]:
-    """Remove, running or not, every container with all these labels; returns their short ids."""
+    """Remove, running or not, every container with all these labels, and networks of theirs; returns the containers' short ids."""
     from docker.errors import APIError, NotFound
 
     filters = {"label": [f"{name}={value}" for name, value in labels.items()]}
@@ -186,6 +186,8 @@ def remove_containers(client: APIClient, labels: Mapping[str, str]) -> list[str]
             if error.status_code != 409:  # 409: its removal is under way
                 raise EngineBusy(f"the container {container['Id'][:12]} of an earlier try could not be removed: {error.explanation}. Try again.") from error
         removed.append(container["Id"][:12])
+    for network in client.networks(filters=filters):
+        client.remove_network(network["Id"])
     return removed
 
 
