@@ -134,7 +134,6 @@ def airflow_environment(installation: Installation) -> dict[str, str]:
         "FEAST_USAGE": "False",
         "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait starve each other where cores are few
         "TF_CPP_MIN_LOG_LEVEL": "2",
-        "TF_ENABLE_ONEDNN_OPTS": "0",
         "PYTHONUNBUFFERED": "1",
     }
 

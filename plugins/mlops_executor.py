@@ -67,7 +67,7 @@ def preload() -> float:
         return 0.0
     families = {model.trainer.family for model in load_catalog(settings).models}
     libraries = [*_LIBRARIES, *sorted(_FAMILY_LIBRARIES[f] for f in families if f in _FAMILY_LIBRARIES)]
-    for name in (*libraries, *_STAGES):
+    for name in ("serving.predictors", *libraries, *_STAGES):  # the first sets how TensorFlow computes
         try:
             importlib.import_module(name)
         except ImportError as error:  # a missing library is the task's error to show, not the scheduler's

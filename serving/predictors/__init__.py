@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ from typing import Any
 from config.errors import NightfleetError
 from lake.artifact import ArtifactMismatch, combined_digest, verify_files
 from serving.predictors.contract import Contract, Predictor
+
+# One way of computing everywhere: TensorFlow's other kernels, which it takes by itself on some machines, give other last bits.
+# It reads this once, when it is imported.
+os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
 
 # A file here that defines `load` is a family.
 FAMILIES = tuple(sorted(path.stem for path in Path(__file__).parent.glob("*.py") if "\ndef load(" in path.read_text(encoding="utf-8")))

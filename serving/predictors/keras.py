@@ -14,6 +14,7 @@ from serving.predictors.contract import Contract, Matrix, Predictor, Scores, rea
 
 DETAILS_FILE = "keras.json"
 NETWORK_FILE = "network.keras"
+_ROWS_TOGETHER = 16
 CHUNK_ROWS = 65_536
 
 Inputs = tuple[npt.NDArray[Any], ...]
@@ -117,16 +118,28 @@ def decode(raw: Scores, base: Scores, details: Mapping[str, Any]) -> Scores:
     return np.column_stack(columns)
 
 
-def compiled(network: Any) -> Callable[..., Any]:
-    """The network as one TensorFlow function of its inputs, any number of rows: traced once, whatever the chunk."""
+def compiled(network: Any) -> Callable[..., npt.NDArray[np.float32]]:
+    """The network as one function of its inputs, any number of rows: traced once, whatever the chunk.
+
+    A row's output has the same bits in any batch: a matrix product of a single row takes another way through the library than
+    one of many, so rows are always given by sixteens, the last repeated where they do not fill one.
+    """
     import tensorflow as tf
 
     signature = [tf.TensorSpec(part.shape, part.dtype) for part in network.inputs]
     function: Callable[..., Any] = tf.function(lambda *parts: network(list(parts) if len(parts) > 1 else parts[0], training=False), input_signature=signature)
-    return function
+
+    def forward(*parts: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        rows = len(parts[0])
+        missing = -rows % _ROWS_TOGETHER
+        if missing:
+            parts = tuple(np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) for part in parts)
+        return np.asarray(function(*parts))[:rows]
+
+    return forward
 
 
-def load_network(folder: Path) -> Callable[..., Any]:
+def load_network(folder: Path) -> Callable[..., npt.NDArray[np.float32]]:
     """The compiled network of a verified folder."""
     import keras
 
