@@ -10,7 +10,6 @@ import html
 import json
 import math
 import os
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ import pyarrow.parquet as pq
 from config.calendar import ONE_DAY, Interval
 from config.catalog import BinaryOutput, ModelEntry
 from features.retrieval import retrieve
+from lake.artifact import write_whole
 from lake.lake import Lake, StageResult
 from lake.lineage import Publication
 from lake.metrics import metrics_table
@@ -104,7 +104,7 @@ def report(lake: Lake, model: str, interval: Interval, *, run_id: str) -> StageR
             if _is_current(path, stamp):
                 continue
             rows = metrics_table(lake.settings, model, group).read([day]).to_pylist()
-            _write(path, write(lake, entry, day, rows, scored, stamp))
+            write_whole(path, write(lake, entry, day, rows, scored, stamp))
             written += 1
     return StageResult("report", model, str(interval), len(files), written, {"files": files[:60], "written": written})
 
@@ -443,14 +443,3 @@ def _is_current(path: Path, stamp: str) -> bool:
         return False
     with path.open(encoding="utf-8") as file:
         return stamp in file.read(4_096)
-
-
-def _write(path: Path, text: str) -> None:
-    """The page appears whole: written beside its place, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    attempt = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        attempt.write_text(text, encoding="utf-8")
-        attempt.replace(path)
-    finally:
-        attempt.unlink(missing_ok=True)

@@ -47,7 +47,7 @@ class PromotionApproval(HITLOperator):  # type: ignore[misc]  # airflow ships no
         before = answered_before(lake, self.model_name, self.decision, **asking)
         if before is not None:
             return before  # the task was killed after it had taken the answer: nobody is asked twice
-        form = approval_form(lake, self.model_name, self.decision, model_card=_link(self.model_card))
+        form = approval_form(lake, self.model_name, self.decision, model_card=self.model_card)
         self.subject, self.body = form.subject, form.body
         # Here and not in the DAG: a parameter of the task would take the run's own `reason`, why it was trained, for the answer's.
         self.params = ParamsDict({"reason": Param("", type="string", minLength=1, maxLength=1000, description="Why; kept with your name.")})
@@ -88,10 +88,3 @@ class PromotionApproval(HITLOperator):  # type: ignore[misc]  # airflow ships no
 def _asking(context: Any) -> int:
     """The same number for every try of one asking: Airflow raises `max_tries` when a task is cleared, and only then."""
     return int(context["ti"].max_tries)
-
-
-def _link(explained: Any) -> str | None:
-    """Where the model card lies, as the task `explain` returned it."""
-    if isinstance(explained, Mapping):
-        return next((str(explained[key]) for key in ("link", "url", "path", "model_card") if explained.get(key)), None)
-    return str(explained) if explained else None

@@ -41,7 +41,9 @@ class TrainingOperator(DockerOperator):  # type: ignore[misc]  # airflow ships n
         from training.containers import engine, remove_containers
         from training.runner import choose_runner, ready_manifest, run_job
 
-        lake, job_dir, force = open_lake(), Path(self.job_dir), str(self.force).lower() == "true"
+        lake, job_dir = open_lake(), Path(self.job_dir)
+        # Only a first try is forced: a retry resumes from the checkpoint that the forced one left.
+        force = str(self.force).lower() == "true" and context["ti"].try_number == 1
         say = functools.partial(self.log.info, "%s")
         chosen = choose_runner(lake, self.model_name, say)
         if chosen.image is None:
@@ -51,8 +53,7 @@ class TrainingOperator(DockerOperator):  # type: ignore[misc]  # airflow ships n
         client = engine()
         for container in remove_containers(client, own):
             say(f"removed the container {container}, which an earlier try of this task had left")
-        # Only a first try is forced: a retry resumes from the checkpoint that the forced one left.
-        ready = ready_manifest(lake, self.model_name, job_dir, force=force and context["ti"].try_number == 1, say=say)
+        ready = ready_manifest(lake, self.model_name, job_dir, force=force, say=say)
         if ready is not None:
             return str(ready)
         try:
@@ -148,7 +149,6 @@ class TrainingOperator(DockerOperator):  # type: ignore[misc]  # airflow ships n
         self.cli.create_network(name, driver="bridge", internal=True, labels=labels)
         self.network_mode = name
         hosts = [f"{name}-{index}" for index in range(count)]
-
         self.container_name = hosts[0]
         arguments = ["--workers", ",".join(f"{host}:{_WORKER_PORT}" for host in hosts)]
         for index in range(1, count):

@@ -517,7 +517,7 @@ def _origins(contract: Contract, encoder: Any) -> list[str]:
     """The feature behind each column of a scikit-learn encoder, whose column names hold positions."""
     names = list(contract.features)
     columns = encoder.get_feature_names_out([str(index) for index in range(len(names))])
-    return [names[int(re.match(r"\w+?__(?:missingindicator_)?(\d+)", column)[1])] for column in columns]  # type: ignore[index]
+    return [names[int(re.match(r"\w+?__(?:missingindicator_)?(\d+)", column)[1])] for column in columns]  # type: ignore[index]  # the encoder names them so
 
 
 def _owners(contract: Contract, names: Sequence[str]) -> Floats:

@@ -48,7 +48,7 @@ class GaussianProcessSampler(BaseSampler):
 
     def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
         """One value a parameter."""
-        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+        from threadpoolctl import threadpool_limits
 
         told = _told(study)
         if not search_space or len(told) < STARTUP_TRIALS:

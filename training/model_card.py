@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import logging
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -18,6 +17,7 @@ from typing import Any
 from config.catalog import BinaryOutput, ModelEntry, RegressionOutput, TableSpine
 from config.durations import format_duration
 from config.settings import Settings
+from lake.artifact import write_whole
 from lake.lake import Lake
 from serving.predictors import read_manifest
 from serving.predictors.contract import read_json
@@ -174,7 +174,7 @@ def write_model_card(
             rivals,
             link,
         )
-        _place(path, render(version, scratch))
+        write_whole(path, render(version, scratch))
         try:
             with answered(lake.settings):
                 _log(client, registered.mlflow_run_id, explanation, scratch, path)
@@ -204,17 +204,6 @@ def _log(client: Any, mlflow_run_id: str, explanation: Explanation, folder: Path
     client.log_batch(mlflow_run_id, metrics=[Metric(f"tested/{name}", value, 0, 0) for name, value in explanation.metrics.items()])
     client.log_artifacts(mlflow_run_id, str(folder), MLFLOW_EXPLANATION_FOLDER)
     client.log_artifact(mlflow_run_id, str(card), MLFLOW_CARD_FOLDER)
-
-
-def _place(path: Path, text: str) -> None:
-    """The page appears whole: written beside its place, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    attempt = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        attempt.write_text(text, encoding="utf-8")
-        attempt.replace(path)
-    finally:
-        attempt.unlink(missing_ok=True)
 
 
 # ---- the page ----------------------------------------------------------------------------------------------------

@@ -114,6 +114,9 @@ def register(lake: Lake, model: str, job_dir: Path, *, run_id: str) -> Registere
             mlflow_run = _log_run(lake, client, model, job, manifest, folder, job_dir)
             _create_version(client, model, mlflow_run, _tags(stored, manifest, folder, digest, run_id))
             found = registered_version(client, model, digest)
+        elif (spare := (job.get("mlflow") or {}).get("run_id")) not in {None, str(found.run_id)}:
+            client.set_tag(spare, "same_as", str(found.run_id))  # an equal training made this version: what was opened for this one is over
+            client.set_terminated(spare, "FINISHED")
     assert found is not None  # created just now, or MLflow said otherwise
     return Registered(model, int(found.version), digest, str(found.run_id), date.fromisoformat(stored["as_of"]), folder)
 

@@ -223,7 +223,7 @@ def _bounds(values: Floats, draws: Floats | None) -> list[Bounds]:
             found.append(Bounds(float(value), None, None))
             continue
         tail = (1.0 - CONFIDENCE) / 2.0
-        lower, upper = (float(np.quantile(told, q, method=m)) for q, m in ((tail, "lower"), (1.0 - tail, "higher")))  # type: ignore[call-overload]
+        lower, upper = (float(np.quantile(told, q, method=m)) for q, m in ((tail, "lower"), (1.0 - tail, "higher")))  # type: ignore[call-overload]  # a method by variable
         found.append(Bounds(float(value), lower, upper))
     return found
 

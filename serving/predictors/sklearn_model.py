@@ -30,7 +30,7 @@ def read_model(path: Path, kind: str, trusted: tuple[str, ...]) -> Any:
     Raises:
         BadModelFile: it holds another type, of which nothing was made, or another model.
     """
-    import skops.io  # type: ignore[import-untyped]  # ships no types
+    import skops.io
     from sklearn.pipeline import Pipeline
 
     try:

@@ -105,7 +105,7 @@ def test_it_waits_with_the_evidence_that_is_shown(operator: Any, monkeypatch: py
     monkeypatch.setattr("training.approval.approval_form", form)
     monkeypatch.setattr("training.approval.answered_before", lambda *_, **__: None)
     monkeypatch.setattr("airflow.providers.standard.operators.hitl.upsert_hitl_detail", lambda **detail: asked.append(detail))
-    operator.model_card = {"path": "/reports/card.html"}
+    operator.model_card = "/reports/card.html"
 
     with pytest.raises(TaskAwaitingInput) as parked:
         # The run was triggered with a reason of its own: why it was trained is not why it is promoted.

@@ -60,3 +60,14 @@ def test_the_best_on_validation_is_registered(rivals: tuple[Lake, list[Path]]) -
     assert loser.info.status == "FINISHED"
     assert "was better on validation" in loser.data.tags["not_chosen"]
     assert loser.data.metrics["validated/ride_minutes/mae"] > 0
+
+
+def test_the_run_opened_for_an_equal_training_is_closed_and_names_the_version_s(rivals: tuple[Lake, list[Path]]) -> None:
+    lake, job_dirs = rivals
+    first = register_best(lake, "ride_minutes", [str(job_dirs[0] / "manifest.json")], run_id="run-1")
+    again = prepare_jobs(lake, "ride_minutes", as_of=AS_OF, run_id="run-again")[0]
+    run_job(lake, "ride_minutes", again, say=lambda line: None)
+    equal = register_best(lake, "ride_minutes", [str(again / "manifest.json")], run_id="run-again")
+    assert equal["version"] == first["version"]
+    spare = mlflow.MlflowClient(tracking_uri=lake.settings.tracking_uri).get_run(read_job(again)["mlflow"]["run_id"])
+    assert (spare.info.status, spare.data.tags["same_as"]) == ("FINISHED", first["mlflow_run_id"])

@@ -50,7 +50,7 @@ def train(contract: Contract, fit: Rows, validation: Rows, folder: Path, *, para
     """
     from sklearn.linear_model import Ridge
     from sklearn.pipeline import Pipeline
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no types
+    from threadpoolctl import threadpool_limits
 
     chosen = Params(**params)
     used = cpu_alone("linear", contract, run)

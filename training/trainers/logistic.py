@@ -55,7 +55,7 @@ def train(contract: Contract, fit: Rows, validation: Rows, folder: Path, *, para
         NoGpu, TrainingImpossible, TrainingDiverged: as their texts say; nothing usable is written.
     """
     from sklearn.pipeline import Pipeline
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no types
+    from threadpoolctl import threadpool_limits
 
     chosen = Params(**params)
     binary_alone("logistic", contract)

@@ -152,7 +152,7 @@ def write_model(model: Any, path: Path) -> None:
 
     skops names its parts by memory addresses and stamps them with the time; padding between a tree's fields is whatever lay there before.
     """
-    import skops.io  # type: ignore[import-untyped]  # ships no types
+    import skops.io
 
     addresses: dict[Any, int] = {}
     files: dict[str, str] = {}

@@ -243,7 +243,7 @@ def _quantised(contract: Contract, rows: Rows, chosen: Params, cache: Path, refe
     if not isinstance(rows.matrix, np.memmap):
         return xgb.QuantileDMatrix(rows.matrix, label=rows.label, **named, **shared)
 
-    class Slices(xgb.DataIter):  # type: ignore[misc]
+    class Slices(xgb.DataIter):  # type: ignore[misc]  # a class of a library without types
         """Copies of the map's slices, one at a time."""
 
         def __init__(self) -> None:
