@@ -39,6 +39,7 @@ class Settings(BaseModel):
     sql_dir: Path = Field(ROOT / "features" / "sql", description="folder with one folder of SQL files per data set")
     sql_url: str = Field("", description="SQLAlchemy URL of predictions, metrics, publications; SQLite below home by default")
     mlflow_tracking_uri: str = Field("", description="MLflow tracking server; written below home by `run` and `up` by default")
+    mlflow_public_url: str = Field("", description="MLflow's address for a person's browser, where it differs from the tracking URI")
     feast_registry_url: str = Field("", description="SQLAlchemy URL of Feast's registry; SQLite below home by default")
     runner: Literal["auto", "docker", "process"] = Field(
         "auto", description="how training jobs are run: in containers, as processes, or in containers where a Docker engine and the image are there"
@@ -108,6 +109,11 @@ class Settings(BaseModel):
             return self.mlflow_tracking_uri
         written = self.home / "mlflow.uri"
         return written.read_text().strip() if written.exists() else "http://127.0.0.1:9"
+
+    @property
+    def mlflow_browser_url(self) -> str:
+        """MLflow's address for links, without a slash at the end."""
+        return (self.mlflow_public_url or self.tracking_uri).rstrip("/")
 
 
 def load_settings(**overrides: Any) -> Settings:

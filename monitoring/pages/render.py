@@ -1,0 +1,111 @@
+"""Pages to HTML: Jinja with escaping always on, and one way to show each kind of value."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from monitoring.pages.page import Column, Context, Page
+
+FOLDER = Path(__file__).parent
+STATIC = {
+    "style.css": "text/css; charset=utf-8",
+    "page.js": "text/javascript; charset=utf-8",
+    "echarts.min.js": "text/javascript; charset=utf-8",
+    "icon.svg": "image/svg+xml",
+}
+_NOTHING = "–"
+
+
+@functools.cache
+def static_digest(name: str) -> str:
+    """First digits of a static file's SHA-256: stands in its address, so that it may be cached for good."""
+    return hashlib.sha256((FOLDER / "static" / name).read_bytes()).hexdigest()[:12]
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"shown": shown, "cell": shown_cell, "embedded_json": embedded_json, "instant": shown_instant}
+    environment.globals["static_digest"] = static_digest
+    return environment
+
+
+def render(page: Page, context: Context, *, path: str = "", query: str = "") -> str:
+    """The page as one HTML document.
+
+    Args:
+        path, query: of the address it was asked by; the CSV links keep them.
+    """
+    template = _environment().get_template(page.template)
+    return template.render({**page.values, "page": page, "context": context, "viewer": context.viewer, "path": path, "query": query})
+
+
+def login_page(login_url: str) -> str:
+    """What somebody sees who is not logged in."""
+    return _environment().get_template("login.html.jinja").render({"login_url": login_url})
+
+
+def embedded_json(document: Any) -> Markup:
+    """JSON that may stand inside a `<script type="application/json">`: nothing in it can end the element."""
+    text = json.dumps(_finite(document), separators=(",", ":"), allow_nan=False, default=str)
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026").replace("\u2028", "\\u2028"))  # noqa: S704 (made safe here)
+
+
+def _finite(value: Any) -> Any:
+    """Without NaN and infinities, which JSON does not have: a chart shows a gap."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def shown(value: Any, kind: str = "number") -> str:
+    """A value as a person reads it: four digits that count, thousands apart, percent, dates as they are, a dash for nothing."""
+    if value is None or value == "" or (isinstance(value, float) and not math.isfinite(value)):
+        return _NOTHING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (int, float)):
+        if kind == "percent":
+            return f"{100 * value:.1f} %" if abs(value) < 0.1 and value else f"{100 * value:.0f} %"
+        return f"{value:,}" if isinstance(value, int) else _four_digits(value)
+    if isinstance(value, datetime):
+        return shown_instant(value)
+    return value.isoformat() if isinstance(value, date) else str(value)
+
+
+def _four_digits(value: float) -> str:
+    if value == 0 or not 1e-4 <= abs(value) < 1e9:
+        return f"{value:.4g}"
+    decimals = max(0, 3 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{min(decimals, 6)}f}".rstrip("0").rstrip(".") if decimals else f"{value:,.0f}"
+
+
+def shown_cell(row: Mapping[str, Any], column: Column) -> str:
+    """One cell of a table as text."""
+    value = row.get(column.key)
+    if isinstance(value, (list, tuple)):
+        return ", ".join(shown(item) for item in value) or _NOTHING
+    return str(value).replace("_", " ") if column.kind == "status" and value else shown(value, column.kind)
+
+
+def shown_instant(value: datetime | None) -> str:
+    """An instant in UTC, to the minute."""
+    return _NOTHING if value is None else value.strftime("%Y-%m-%d %H:%M UTC")

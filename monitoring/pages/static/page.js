@@ -1,0 +1,127 @@
+"use strict";
+// Theme before the first paint, charts, and links that lead out of Airflow's frame. Pages work without it, charts excepted.
+(() => {
+  const base = document.documentElement.dataset.base;
+  let host = null; // Airflow's own document, when this page is shown inside it
+  try {
+    host = window.parent !== window ? window.parent.document : null;
+  } catch {
+    host = null;
+  }
+
+  const isDark = () => {
+    if (host && host.documentElement.matches(".dark, .light")) return host.documentElement.classList.contains("dark");
+    let kept = null;
+    try {
+      kept = localStorage.getItem("theme");
+    } catch {
+      kept = null; // a browser without storage: the system decides
+    }
+    return kept === "dark" || kept === "light" ? kept === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  };
+  const paint = () => document.documentElement.classList.toggle("dark", isDark());
+  paint();
+
+  const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  // "var:--bad" anywhere in an option is the theme's colour of that name.
+  const coloured = (value) => {
+    if (typeof value === "string" && value.startsWith("var:")) return style(value.slice(4));
+    if (Array.isArray(value)) return value.map(coloured);
+    if (value && typeof value === "object") return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, coloured(item)]));
+    return value;
+  };
+  const number = (value) => (typeof value === "number" ? value.toLocaleString("en", { maximumSignificantDigits: 4 }) : value ?? "–");
+  const percent = (value) => (typeof value === "number" ? `${(100 * value).toLocaleString("en", { maximumSignificantDigits: 3 })} %` : value ?? "–");
+
+  const themed = () => {
+    const axis = {
+      axisLine: { lineStyle: { color: style("--line") } },
+      axisTick: { lineStyle: { color: style("--line") } },
+      axisLabel: { color: style("--soft") },
+      nameTextStyle: { color: style("--soft") },
+      splitLine: { lineStyle: { color: style("--line") } },
+    };
+    return {
+      color: [1, 2, 3, 4, 5, 6].map((index) => style(`--series-${index}`)),
+      backgroundColor: "transparent",
+      textStyle: { color: style("--ink"), fontFamily: "system-ui, sans-serif" },
+      legend: { textStyle: { color: style("--ink") }, pageTextStyle: { color: style("--ink") }, pageIconColor: style("--link") },
+      tooltip: { backgroundColor: style("--sheet"), borderColor: style("--line"), textStyle: { color: style("--ink") } },
+      visualMap: { textStyle: { color: style("--soft") } },
+      calendar: {
+        itemStyle: { color: style("--sheet"), borderColor: style("--line") },
+        splitLine: { lineStyle: { color: style("--soft") } },
+        dayLabel: { color: style("--soft") },
+        monthLabel: { color: style("--soft") },
+        yearLabel: { color: style("--soft") },
+      },
+      categoryAxis: axis, valueAxis: axis, timeAxis: axis, logAxis: axis,
+    };
+  };
+
+  const draw = (place) => {
+    const { option, links } = JSON.parse(document.getElementById(`${place.id}-data`).textContent);
+    place.style.height = `${place.dataset.height}px`;
+    const known = echarts.getInstanceByDom(place);
+    if (known) known.dispose();
+    const chart = echarts.init(place, themed(), { renderer: "canvas" });
+    const { format, ...tooltip } = option.tooltip ?? {};
+    chart.setOption({
+      animation: false,
+      ...coloured(option),
+      // Text, never HTML: what comes from data stays data.
+      tooltip: { confine: true, valueFormatter: format === "percent" ? percent : number, ...coloured(tooltip), renderMode: "richText" },
+      aria: { enabled: false }, // the element has its own label, in words
+    });
+    chart.on("click", (event) => {
+      const key = String(Array.isArray(event.value) ? event.value[0] : event.name);
+      const address = links[event.name] ?? links[key];
+      if (address) window.location.assign(address);
+    });
+    place.dataset.drawn = "yes";
+  };
+  const places = () => [...document.querySelectorAll("[data-chart]")];
+  const drawAll = () => typeof echarts !== "undefined" && places().forEach(draw);
+
+  // Airflow's frame may neither open windows nor move the page around it: the click is made in Airflow's own document.
+  const leave = (event) => {
+    const link = event.target.closest("a[href]");
+    if (!link || event.defaultPrevented || event.button !== 0 || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    const target = new URL(link.href, window.location.href);
+    const elsewhere = target.origin !== window.location.origin;
+    if (!elsewhere && (target.pathname === base || target.pathname.startsWith(`${base}/`))) return;
+    if (!["http:", "https:", "mailto:"].includes(target.protocol)) return;
+    event.preventDefault();
+    const outer = host.createElement("a");
+    outer.href = target.href;
+    outer.rel = "noopener";
+    if (elsewhere) outer.target = "_blank";
+    host.body.append(outer);
+    outer.click();
+    outer.remove();
+  };
+
+  document.addEventListener("DOMContentLoaded", () => {
+    drawAll();
+    let waiting = 0;
+    window.addEventListener("resize", () => {
+      cancelAnimationFrame(waiting);
+      waiting = requestAnimationFrame(() => places().forEach((place) => echarts?.getInstanceByDom(place)?.resize()));
+    });
+    if (host) document.addEventListener("click", leave);
+    // Folded parts with charts have no width until they are opened.
+    document.addEventListener("toggle", (event) => event.target.querySelectorAll?.("[data-chart]").forEach((place) => echarts.getInstanceByDom(place)?.resize()), true);
+    const repaint = () => {
+      const before = document.documentElement.classList.contains("dark");
+      paint();
+      if (before !== isDark()) drawAll();
+    };
+    if (host) new MutationObserver(repaint).observe(host.documentElement, { attributes: true, attributeFilter: ["class"] });
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
+    window.addEventListener("storage", repaint);
+    // A reason has to be given before the button does anything; the browser says so by itself.
+    document.querySelectorAll("form[data-once]").forEach((form) => form.addEventListener("submit", () => form.querySelectorAll("button").forEach((button) => { button.disabled = true; })));
+    // A select that is the whole question needs no button.
+    document.querySelectorAll("select[data-go]").forEach((select) => select.addEventListener("change", () => window.location.assign(select.value)));
+  });
+})();

@@ -1,0 +1,230 @@
+"""The pages as a FastAPI app: addresses to page modules, logins, forms, headers. What a page says is made in `monitoring.pages`.
+
+Every route needs a login: a router has no route outside `_ROUTES` and the catch-all at its end, and both carry the same
+dependency. A test walks them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Awaitable, Callable, MutableMapping
+from datetime import UTC, datetime
+from types import ModuleType
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import structlog
+from airflow.api_fastapi.core_api.security import GetUserDep
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
+from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
+from mlops_ui_access import form_token, is_own_form, may_read, notice_of, signed_notice, viewer_of
+
+from config.catalog import load_catalog
+from config.errors import NightfleetError
+from config.settings import load_settings
+from lake.lake import Lake
+from monitoring.pages.page import BadAddress, Context, NotAllowed, NotFound, Page, to_csv
+from monitoring.pages.render import FOLDER, STATIC, render
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; frame-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'self'"
+)
+HEADERS = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "same-origin",
+    "cache-control": "no-store",
+    "cross-origin-opener-policy": "same-origin",
+    "permissions-policy": "camera=(), geolocation=(), microphone=()",
+}
+NOTICE_COOKIE = "nightfleet_notice"
+_STATUS: dict[type[NightfleetError], tuple[int, str]] = {
+    NotFound: (404, "Not found"),
+    BadAddress: (400, "This address cannot be read"),
+    NotAllowed: (403, "Not allowed"),
+}
+
+# Address below the prefix: the page module, by name. Parts in braces and the query go to its function `page` as text.
+PAGES = {
+    "/": "tonight",
+    "/models/{model}": "model",
+    "/models/{model}/nights/{night}": "drift_report",
+    "/retraining": "retraining",
+    "/data/{dataset}": "data",
+    "/trace": "trace",
+}
+_log = structlog.get_logger("nightfleet.pages")
+
+
+class _Headers:
+    """Sets the security headers on every answer that does not set its own."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]) -> None:
+        async def with_headers(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                there = {name.lower() for name, _ in message["headers"]}
+                message["headers"] = [*message["headers"], *((n.encode(), v.encode()) for n, v in HEADERS.items() if n.encode() not in there)]
+            await send(message)
+
+        await self._app(scope, receive, with_headers)
+
+
+_lakes: dict[tuple[str, int], Lake] = {}
+
+
+def _lake() -> Lake:
+    """One lake as long as settings and catalog stay the same: its engine keeps connections."""
+    settings = load_settings()
+    catalog = load_catalog(settings)
+    key = (settings.model_dump_json(), id(catalog))
+    if key not in _lakes:
+        for old in list(_lakes.values()):
+            old.engine.dispose()
+        _lakes.clear()
+        _lakes[key] = Lake(settings, catalog)
+    return _lakes[key]
+
+
+def context_of(request: Request, user: GetUserDep) -> Context:
+    """The context of a request, for a person who may read DAGs."""
+    viewer = viewer_of(user)
+    if viewer is None:
+        raise HTTPException(403, "You may not read the DAGs of this Airflow. Ask its admin for the role Viewer.")
+    lake, allowed = _lake(), may_read(user)
+    mounted = request.scope["root_path"]
+    return Context(
+        lake=lake,
+        viewer=viewer,
+        now=datetime.now(UTC),
+        models=tuple(m.name for m in lake.catalog.models if allowed(f"{m.name}_monitor")),
+        datasets=tuple(d.name for d in lake.catalog.datasets if allowed(f"{d.name}_ingest")),
+        base=mounted,
+        airflow_url=mounted.removesuffix("/nightfleet"),
+        mlflow_url=lake.settings.mlflow_browser_url,
+        csrf_token=form_token(user),
+        notice=notice_of(request.cookies.get(NOTICE_COOKIE)),
+    )
+
+
+ContextDep = Annotated[Context, Depends(context_of)]
+
+
+def answer(request: Request, context: Context, page: Page, *, status: int = 200) -> Response:
+    """The page as HTML, or one of its tables as CSV where the address says `format=csv`."""
+    query = dict(request.query_params)
+    if query.get("format") == "csv" and status == 200:
+        table = page.table(query.get("table"))
+        name = f"{table.name}.csv"
+        return Response(to_csv(table), media_type="text/csv; charset=utf-8", headers={"content-disposition": f'attachment; filename="{name}"'})
+    kept = "&".join(f"{quote(k)}={quote(v)}" for k, v in query.items() if k not in {"format", "table"})
+    response = HTMLResponse(render(page, context, path=request.url.path, query=kept), status_code=status)
+    if context.notice:
+        response.delete_cookie(NOTICE_COOKIE, path=context.base)
+    return response
+
+
+def _message(request: Request, context: Context, title: str, message: str, status: int) -> Response:
+    return answer(request, context, Page(title, "message.html.jinja", {"message": message}), status=status)
+
+
+def _page_route(module: ModuleType) -> Callable[..., Response]:
+    def show(request: Request, context: ContextDep) -> Response:
+        try:
+            return answer(request, context, module.page(context, query=dict(request.query_params), **request.path_params))
+        except NightfleetError as error:
+            status, title = _STATUS.get(type(error), (500, "This page cannot be shown"))
+            return _message(request, context, title, str(error), status)
+
+    return show
+
+
+def _first_of(kind: str) -> Callable[..., Response]:
+    def lead_on(request: Request, context: ContextDep) -> Response:
+        names: tuple[str, ...] = getattr(context, kind)
+        if not names:
+            return _message(request, context, "Not found", f"There are no {kind} that you may see.", 404)
+        return RedirectResponse(context.url("models" if kind == "models" else "data", names[0]), status_code=307)
+
+    return lead_on
+
+
+def _static(name: str, context: ContextDep) -> Response:
+    if name not in STATIC:
+        raise HTTPException(404, "no such file")
+    # The address holds the file's digest, so it may be kept for good; a login is needed all the same.
+    return FileResponse(FOLDER / "static" / name, media_type=STATIC[name], headers={"cache-control": "private, max-age=31536000, immutable"})
+
+
+def _embedded(request: Request, path: str, context: ContextDep) -> Response:
+    from monitoring.pages.embedded import document
+
+    try:
+        found = document(context, path)
+    except NightfleetError as error:
+        status, title = _STATUS.get(type(error), (500, "This page cannot be shown"))
+        return _message(request, context, title, str(error), status)
+    return Response(found.content, media_type=found.media_type, headers={"content-security-policy": found.policy})
+
+
+async def _act(request: Request, action: str, user: GetUserDep, context: ContextDep) -> Response:
+    """Do what a form asks, then lead back to the page it stood on, which says what was done."""
+    from mlops_ui_actions import perform
+
+    form = {name: str(value) for name, value in (await request.form()).items()}
+    back = form.get("back", "")
+    if not back.startswith(f"{context.base}/"):
+        back = context.url()
+    try:
+        said = await perform(request, context, action, form, own_form=is_own_form(user, form.get("csrf_token", "")))
+    except NightfleetError as error:
+        status, title = _STATUS.get(type(error), (409, "This was not done"))
+        return _message(request, context, title, str(error), status)
+    if isinstance(said, Page):
+        return answer(request, context, said)
+    response = RedirectResponse(back, status_code=303)
+    response.set_cookie(
+        NOTICE_COOKIE, signed_notice(said), max_age=60, path=context.base, httponly=True, samesite="strict", secure=request.url.scheme == "https"
+    )
+    return response
+
+
+def _nothing_here(request: Request, path: str, context: ContextDep) -> Response:
+    return _message(request, context, "Not found", f"There is no page at {request.url.path}.", 404)
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    """A refusal as a page where a person asked, as JSON where a program did."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 401 and "text/html" in request.headers.get("accept", ""):
+        from monitoring.pages.render import login_page
+
+        airflow = request.scope["root_path"].removesuffix("/nightfleet")
+        login = f"{airflow}/api/v2/auth/login?next={quote(str(request.url), safe='')}"
+        return HTMLResponse(login_page(login), status_code=401, headers=error.headers)
+    return Response(f'{{"detail":"{error.detail}"}}', error.status_code, media_type="application/json", headers=error.headers)
+
+
+def make_app() -> FastAPI:
+    """The app, with every library its pages need imported."""
+    app = FastAPI(title="Nightfleet", docs_url=None, redoc_url=None, openapi_url=None)
+    router = APIRouter(dependencies=[Depends(context_of)])
+    for path, name in PAGES.items():
+        module = importlib.import_module(f"monitoring.pages.{name}")
+        router.add_api_route(path, _page_route(module), methods=["GET"], response_class=HTMLResponse, name=name)
+    router.add_api_route("/models", _first_of("models"), methods=["GET"], name="models")
+    router.add_api_route("/data", _first_of("datasets"), methods=["GET"], name="datasets")
+    router.add_api_route("/static/{name}", _static, methods=["GET"], name="static")
+    router.add_api_route("/embedded/{path:path}", _embedded, methods=["GET"], name="embedded")
+    router.add_api_route("/actions/{action}", _act, methods=["POST"], name="action")
+    router.add_api_route("/{path:path}", _nothing_here, methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"], name="nothing")
+    app.include_router(router)
+    app.add_exception_handler(HTTPException, _refused)
+    app.add_middleware(_Headers)
+    return app
+
+
+__all__ = ["HEADERS", "PAGES", "answer", "context_of", "make_app"]
