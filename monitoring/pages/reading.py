@@ -109,9 +109,9 @@ def newest_nights(lake: Lake, tables: Iterable[str]) -> dict[str, date]:
     if not has_table(lake, publications_table.name):
         return {}
     c = publications_table.c
-    query = sa.select(c.table_name, sa.func.max(c.data_date)).where(c.table_name.in_(list(tables))).group_by(c.table_name)
+    query = sa.select(c.table_name, sa.func.max(c.data_date).label("newest")).where(c.table_name.in_(list(tables))).group_by(c.table_name)
     with lake.engine.connect() as connection:
-        return {name: newest for name, newest in connection.execute(query)}
+        return {row.table_name: row.newest for row in connection.execute(query)}
 
 
 def as_utc(instant: datetime) -> datetime:
