@@ -40,6 +40,11 @@ class Installation:
         return f"http://127.0.0.1:{self.airflow_port}"
 
     @property
+    def pages_url(self) -> str:
+        """Address of the landing page of analyst and operator, inside the UI."""
+        return f"{self.airflow_url}/plugin/models"
+
+    @property
     def mlflow_url(self) -> str:
         """Address of the tracking server."""
         return f"http://127.0.0.1:{self.mlflow_port}"

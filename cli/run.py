@@ -116,8 +116,10 @@ def keep_up(settings: Settings, console: Console, *, replay_seconds: float | Non
     """The whole of `up`: until Ctrl-C, or until a component dies."""
     lake = open_lake(settings)
     with running(settings, lake.catalog, console) as (installation, supervisor, api):
-        password_file = settings.home / "secrets" / "admin_password"
-        console.print(f"Airflow  {installation.airflow_url}  user admin, password {installation.admin_password} (also in {password_file})")
+        folder = settings.home / "secrets"
+        console.print(f"open     {installation.pages_url}  user admin, password {installation.admin_password} (also in {folder / 'admin_password'})", soft_wrap=True)
+        console.print(f"         users operator and viewer see the same with fewer buttons; their passwords lie in {folder}", soft_wrap=True)
+        console.print(f"Airflow  {installation.airflow_url}")
         console.print(f"MLflow   {installation.mlflow_url}")
         console.print(f"reports  {settings.reports}")
         console.print("Ctrl-C ends everything.")

@@ -120,8 +120,10 @@ def print_summary(console: Console, lake: Lake, installation: Installation, chai
     if docs:
         console.print(f"data docs  {docs[0]}", soft_wrap=True)
     console.print("trace      .venv/bin/python -m cli trace " + (_some_prediction(lake) or "PREDICTION_ID"), soft_wrap=True)
-    console.print("UI         `make up` keeps Airflow and MLflow running and prints their addresses and the login")
-    if problem is not None:
+    console.print("keep it    `make up` keeps Airflow and MLflow running and prints the logins")
+    if problem is None:
+        console.print(f"\nOpen {installation.pages_url} beside a running `make up`: how every model did tonight", style="bold", soft_wrap=True)
+    else:
         console.print(f"\n{problem}", style="red", markup=False, soft_wrap=True)
 
 
