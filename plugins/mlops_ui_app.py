@@ -16,7 +16,7 @@ from urllib.parse import quote
 import structlog
 from airflow.api_fastapi.core_api.security import GetUserDep
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
-from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse
 from mlops_ui_access import form_token, is_own_form, may_read, notice_of, signed_notice, viewer_of
 
 from config.catalog import load_catalog
@@ -38,6 +38,7 @@ HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
 }
+READ = ["GET", "HEAD"]
 NOTICE_COOKIE = "nightfleet_notice"
 _STATUS: dict[type[NightfleetError], tuple[int, str]] = {
     NotFound: (404, "Not found"),
@@ -203,9 +204,10 @@ async def _refused(request: Request, error: Exception) -> Response:
         from monitoring.pages.render import login_page
 
         airflow = request.scope["root_path"].removesuffix("/nightfleet")
-        login = f"{airflow}/api/v2/auth/login?next={quote(str(request.url), safe='')}"
+        asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        login = f"{airflow}/api/v2/auth/login?next={quote(asked, safe='')}"
         return HTMLResponse(login_page(login), status_code=401, headers=error.headers)
-    return Response(f'{{"detail":"{error.detail}"}}', error.status_code, media_type="application/json", headers=error.headers)
+    return JSONResponse({"detail": error.detail}, error.status_code, headers=error.headers)
 
 
 def make_app() -> FastAPI:
@@ -214,11 +216,11 @@ def make_app() -> FastAPI:
     router = APIRouter(dependencies=[Depends(context_of)])
     for path, name in PAGES.items():
         module = importlib.import_module(f"monitoring.pages.{name}")
-        router.add_api_route(path, _page_route(module), methods=["GET"], response_class=HTMLResponse, name=name)
-    router.add_api_route("/models", _first_of("models"), methods=["GET"], name="models")
-    router.add_api_route("/data", _first_of("datasets"), methods=["GET"], name="datasets")
-    router.add_api_route("/static/{name}", _static, methods=["GET"], name="static")
-    router.add_api_route("/embedded/{path:path}", _embedded, methods=["GET"], name="embedded")
+        router.add_api_route(path, _page_route(module), methods=READ, response_class=HTMLResponse, name=name)
+    router.add_api_route("/models", _first_of("models"), methods=READ, name="models")
+    router.add_api_route("/data", _first_of("datasets"), methods=READ, name="datasets")
+    router.add_api_route("/static/{name}", _static, methods=READ, name="static")
+    router.add_api_route("/embedded/{path:path}", _embedded, methods=READ, name="embedded")
     router.add_api_route("/actions/{action}", _act, methods=["POST"], name="action")
     router.add_api_route("/{path:path}", _nothing_here, methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"], name="nothing")
     app.include_router(router)
