@@ -24,9 +24,11 @@ from lake.metrics import Metric, metrics_table, publish_metrics
 from lake.tables import LakeTable, feature_table, valid_table
 from serving.predictions import CHAMPION, predictions_table
 from serving.score import recorded_champion
-from training.reference import FORMAT, Counts, count_bins, window_values
+from training.reference import READABLE_FORMATS, Counts, ExactSum, as_numbers, count_bins, exact_sum, is_averaged, window_values
 
 GROUP = "drift"
+MEAN = "mean"
+REFERENCE_MEAN = "reference_mean"
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,10 @@ def load_reference(settings: Settings, model: str, version: int, artifact_digest
         profile = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         return VersionReference(version, artifact_digest, {}, f"reference.json of version {version} is no JSON; register it again")
-    if profile.get("format") != FORMAT:
-        found = profile.get("format")
-        return VersionReference(version, artifact_digest, {}, f"reference.json of version {version} has format {found}, needs {FORMAT}; train it again")
+    if profile.get("format") not in READABLE_FORMATS:
+        needed = " or ".join(map(str, READABLE_FORMATS))
+        why = f"reference.json of version {version} has format {profile.get('format')}, needs {needed}; train it again"
+        return VersionReference(version, artifact_digest, {}, why)
     return VersionReference(version, artifact_digest, profile)
 
 
@@ -85,9 +88,10 @@ def scored_versions(lake: Lake, model: str, scored: Mapping[date, Publication]) 
 
 @dataclass
 class _Night:
-    """Rows of one night, and per (artifact digest, column) its rows per bin and its nulls."""
+    """Rows of one night, per (artifact digest, column) its rows per bin and its nulls, and the sum of each column of numbers."""
 
     rows: int = 0
+    sums: dict[str, ExactSum] = field(default_factory=dict)
     counts: dict[tuple[str, str], Counts] = field(default_factory=dict)
     nulls: dict[tuple[str, str], int] = field(default_factory=dict)
 
@@ -101,6 +105,16 @@ class _Night:
             key = (reference.artifact_digest, name)
             self.counts[key] = self.counts[key] + counts[0] if key in self.counts else counts[0]
             self.nulls[key] = self.nulls.get(key, 0) + int(nulls[0])
+
+    def add_sums(self, names: Iterable[str], rows: pa.RecordBatch | pa.Table) -> None:
+        """Add up those columns of this night that are numbers; once a batch, whatever versions it is counted for."""
+        for name in names:
+            if name in rows.schema.names and _is_number(rows.schema.field(name).type):
+                self.sums[name] = self.sums.get(name, ExactSum()) + exact_sum(as_numbers(rows.column(name)))
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
 def _comparable(schema: pa.Schema, name: str, profile: Mapping[str, Any]) -> bool:
@@ -117,6 +131,10 @@ def drift(lake: Lake, model: str, interval: Interval, *, run_id: str) -> StageRe
     Checks: `drift_psi` (or `drift_ks`), `null_rate` per feature; `prediction_drift` per output column; `volume` and
     `drift_share` of the night. A column beyond its own limit is a warning; a share of such columns at or above the
     catalog's is failing. What cannot be judged is `not_evaluated` with its reason.
+
+    Two checks say by how much a column of numbers moved, in its own unit, and never alarm: `mean` over the rows of the
+    window that have a finite value (`n` of them), and `reference_mean`, the same of the rows the version is compared
+    with. Neither has a threshold.
 
     Raises:
         PartitionNotReady: a night is not scored yet.
@@ -249,6 +267,7 @@ def _count(lake: Lake, entry: ModelEntry, found: Retrieval, wanted: Mapping[date
                 if digest not in profiles:
                     profiles[digest] = feature_profiles(lake, entry, reference)
                 counted[day].add(reference, profiles[digest], rows)
+            counted[day].add_sums(dict.fromkeys(name for digest in wanted.get(day, {}) for name in profiles[digest]), rows)
     return counted
 
 
@@ -275,6 +294,7 @@ def _count_predictions(
                 nights[day].rows += rows.num_rows
                 for reference in wanted[day].values():
                     nights[day].add(reference, reference.profile.get("predictions", {}), rows)
+                nights[day].add_sums(outputs, rows)
     return nights
 
 
@@ -308,13 +328,15 @@ class _Judge:
         profiles = feature_profiles(self.lake, self.entry, self.reference)
         drifts = [self._column(f"drift_{method}", name, profile, self.features, problem) for name, profile in profiles.items()]
         nulls = [self._null_rate(name, profile, problem) for name, profile in profiles.items()]
+        means = [m for name, profile in profiles.items() for m in self._means(name, profile, self.features, problem)]
         problem = self._predictions_problem()
         outputs: Mapping[str, Mapping[str, Any]] = self.reference.profile.get("predictions", {})
         predicted = [self._column("prediction_drift", name, profile, self.predictions, problem) for name, profile in outputs.items()]
+        means += [m for name, profile in outputs.items() for m in self._means(name, profile, self.predictions, problem)]
         if not outputs:
             why = self.reference.missing or f"version {self.reference.version} was stored without a profile of its predictions"
             predicted = [self._metric("prediction_drift", status="not_evaluated", reason=why)]
-        return [self._volume(), self._share(drifts), *drifts, *nulls, *predicted]
+        return [self._volume(), self._share(drifts), *drifts, *nulls, *predicted, *means]
 
     def _metric(self, check: str, **values: Any) -> Metric:
         return Metric(subject=self.entry.name, about_date=self.day, data_date=self.day, check=check, reference=self.reference.described(), **values)
@@ -358,6 +380,37 @@ class _Judge:
             return self._metric(check, column=name, value=value, n=present, status="not_evaluated", reason=why)
         status = "warning" if value > profile["limit"] else "ok"
         return self._metric(check, column=name, value=value, threshold=profile["limit"], n=present, status=status)
+
+    def _means(self, name: str, profile: Mapping[str, Any], nights: Mapping[date, _Night], problem: str | None) -> list[Metric]:
+        """Mean of a column over the window, and of the rows it is compared with; nothing for a column that is no number."""
+        if profile["kind"] != "numeric" or not self._is_number(name, nights):
+            return []
+        summed = sum((nights[day].sums.get(name, ExactSum()) for day in self.window if day in nights), ExactSum())
+        if problem is not None:
+            return [self._metric(check, column=name, status="not_evaluated", reason=problem) for check in (MEAN, REFERENCE_MEAN)]
+        return [self._mean(name, summed), self._reference_mean(name, profile)]
+
+    def _is_number(self, name: str, nights: Mapping[date, _Night]) -> bool:
+        """As the catalog says; of a column that it no longer has, as what was read says."""
+        declared = self.lake.catalog.feature_columns(self.entry)
+        if name in declared:
+            return is_averaged(declared[name].type)
+        return name in self.entry.output_columns or any(name in nights[day].sums for day in self.window if day in nights)
+
+    def _mean(self, name: str, summed: ExactSum) -> Metric:
+        value = summed.mean()
+        left_out = f"{summed.infinite:,} infinite values are left out" if summed.infinite else None
+        if value is None:
+            return self._metric(MEAN, column=name, n=0, status="not_evaluated", reason=left_out or "every value is null")
+        return self._metric(MEAN, column=name, value=value, n=summed.count, status="ok", reason=left_out)
+
+    def _reference_mean(self, name: str, profile: Mapping[str, Any]) -> Metric:
+        value, rows = profile.get("mean"), profile.get("mean_rows")
+        if value is None:
+            stored = "mean" in profile
+            why = "the column has no finite value in the training window" if stored else f"version {self.reference.version} was stored without means"
+            return self._metric(REFERENCE_MEAN, column=name, n=rows, status="not_evaluated", reason=why)
+        return self._metric(REFERENCE_MEAN, column=name, value=value, n=rows, status="ok")
 
     def _null_rate(self, name: str, profile: Mapping[str, Any], problem: str | None) -> Metric:
         key = (self.reference.artifact_digest, name)

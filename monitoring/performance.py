@@ -3,7 +3,9 @@
 # ruff: noqa: S608 (names come from the typed catalog, quoted)
 from __future__ import annotations
 
+import hashlib
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -11,26 +13,34 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from config.calendar import ONE_DAY, Interval
 from config.catalog import BinaryOutput, Dataset, ModelEntry, Output, RegressionOutput
-from features.labels import baseline_query, is_mature, label_query
+from features.labels import baseline_query, is_mature, label_query, register_rows
+from features.retrieval import retrieve, spine, write_parquet
 from lake.lake import Lake, StageResult
 from lake.lineage import Input, Publication
 from lake.metrics import Metric, metrics_table, publish_metrics
 from lake.tables import valid_table
-from monitoring.drift import VersionReference, scored_versions
+from monitoring.drift import VersionReference, pinned_versions, scored_versions
 from serving.predictions import CHAMPION, predictions_table
 from training.decision import read_decisions
+from training.evaluate import THRESHOLD
 from training.gate import row_losses
+from training.segments import NULL
 
 GROUP = "performance"
 ERROR_RATIO = "error_ratio"
 LABEL_SHARE = "label_share"
+ACCURACY = "accuracy"
 LEAST_LABEL_SHARE = 0.5
+LARGEST_SEGMENTS = 50  # of a column; the rest are one segment, so that sums over segments are sums over all rows
+OTHER = "(other)"
 COVERAGE_TOLERANCE = 0.1
 _CONFIDENT = 1.959963984540054  # two-sided 95 % of a normal distribution
 _DECIMALS = 6
+_LONGEST_SEGMENT = 120  # characters of a value: an index entry of Postgres holds some 2,700 bytes
 
 Floats = npt.NDArray[np.float64]
 
@@ -62,10 +72,15 @@ def performance(lake: Lake, model: str, interval: Interval, *, run_id: str) -> S
     """Publish `<model>/metrics/performance`: night T judges the data dates whose labels became mature in T, as they were scored.
 
     A row's `about_date` is the night judged, its `data_date` is T. Checks, per output: `mae`, `rmse`, `bias`,
-    `interval_coverage`; `brier`, `log_loss`, `auc`, `bias`; the gate's metric of the baseline (`<metric>_baseline`) and
-    `error_ratio`, the former over the latter, against the same ratio at the gate. `label_share` is the share of scored
-    rows whose label came. `lower` and `upper` are a 95 % interval that takes rows as independent: nights differ by more.
-    What cannot be judged is `not_evaluated` with its reason.
+    `interval_coverage`; `brier`, `log_loss`, `auc`, `bias`, `accuracy` (a probability of at least 0.5 says yes); the gate's
+    metric of the baseline (`<metric>_baseline`) and `error_ratio`, the former over the latter, against the same ratio at
+    the gate. `label_share` is the share of scored rows whose label came. `lower` and `upper` are a 95 % interval that takes
+    rows as independent: nights differ by more. What cannot be judged is `not_evaluated` with its reason.
+
+    The gate's metric and that of the baseline are measured per segment, too, of each of the gate's segment columns:
+    `segment` is `<column>=<value>` (see `segment_names`), `n` its rows with a label. The 50 with the most of them stand for
+    themselves, the others are `<column>=(other)`. Their sums are those of the night: `value * n` (squared for a rooted
+    metric) over that of the night is a segment's share of the loss. A segment never alarms by itself.
 
     Raises:
         PartitionNotReady: the label's table is not published up to a night of the interval.
@@ -118,7 +133,8 @@ def _night(
     if not publication.rows:
         return judge.unjudged("nothing was scored in this night: it had no row"), [publication.as_input()]
     label, baseline, predicted, inputs = outcomes(lake, entry, dataset, about, night)
-    return judge.metrics(label, baseline, predicted), [publication.as_input(), *inputs]
+    segments, read = segment_values(lake, entry, dataset, publication)
+    return judge.metrics(label, baseline, predicted, segments), list(dict.fromkeys([publication.as_input(), *inputs, *read]))
 
 
 def outcomes(lake: Lake, entry: ModelEntry, dataset: Dataset, about: date, night: date) -> tuple[Floats, Floats, dict[str, Floats], list[Input]]:
@@ -138,6 +154,54 @@ def outcomes(lake: Lake, entry: ModelEntry, dataset: Dataset, about: date, night
     return numbers.pop("label"), numbers.pop("baseline"), numbers, [*labels.inputs, *base.inputs]
 
 
+def segment_values(lake: Lake, entry: ModelEntry, dataset: Dataset, publication: Publication) -> tuple[dict[str, pa.ChunkedArray], list[Input]]:
+    """The gate's segment columns of one scored night's rows, as text, by key as `outcomes` has them; and what was read for it.
+
+    A column that the predictions do not hold is read as it was when the night was scored.
+    """
+    columns = entry.gate.segments.columns if entry.gate.segments else ()
+    if not columns:
+        return {}, []
+    about, elsewhere = publication.data_date, [name for name in columns if name not in entry.entity]
+    keys = ", ".join(f'"{name}"' for name in entry.entity)
+    listed = ", ".join(f'CAST("{name}" AS VARCHAR) AS s{number}' for number, name in enumerate(columns))
+    inputs: list[Input] = []
+    with lake.duckdb() as connection, lake.scratch("segments") as folder:
+        predictions_table(lake.settings, entry, dataset).register(connection, "published", [about])
+        connection.execute(f"CREATE TEMP VIEW predicted AS SELECT {keys} FROM published WHERE role = '{CHAMPION}'")
+        if elsewhere:
+            pins, version = pinned_versions(entry, publication.inputs)
+            path = folder / "rows.parquet"
+            if any(name in lake.catalog.feature_columns(entry) for name in elsewhere):
+                found = retrieve(lake, entry.name, Interval.of(about), pins=pins, spine_version=version, folder=folder)
+                write_parquet(path, found.schema, found.reader())
+                inputs = found.inputs[about]
+            else:
+                rows = spine(lake, entry.name, Interval.of(about), folder=folder, version=version)
+                path, inputs = rows.path, rows.inputs[about]
+            register_rows(connection, "scored_rows", path)
+            connection.execute(f"CREATE TEMP VIEW segmented AS SELECT * FROM predicted LEFT JOIN scored_rows USING ({keys})")
+        query = f"SELECT {listed} FROM {'segmented' if elsewhere else 'predicted'} ORDER BY {keys}"
+        rows_by_key = connection.sql(query).to_arrow_table()
+    return {name: rows_by_key[f"s{number}"] for number, name in enumerate(columns)}, inputs
+
+
+def segment_names(column: str, values: Sequence[str | None]) -> list[str]:
+    """`<column>=<value>` of each distinct value; a null is `(null)`.
+
+    A value that is longer than 120 characters, holds control characters (a null byte is no text to Postgres) or reads like
+    `(null)` or `(other)` is cut and cleaned, and carries a digest of the whole, so that no two values share a name.
+    """
+    return [f"{column}={NULL if value is None else _shown_value(value)}" for value in values]
+
+
+def _shown_value(value: str) -> str:
+    cleaned = "".join("\ufffd" if unicodedata.category(letter) in {"Cc", "Cs"} else letter for letter in value[:_LONGEST_SEGMENT])
+    if cleaned == value and value not in {NULL, OTHER}:
+        return value
+    return f"{cleaned} #{hashlib.sha256(value.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+
+
 def _rounded(value: float) -> float:
     return round(float(value), _DECIMALS)
 
@@ -149,6 +213,14 @@ def _mean_with_interval(values: Floats) -> tuple[float, float, float]:
     return _rounded(mean), _rounded(mean - half), _rounded(mean + half)
 
 
+def share_with_interval(hits: int, rows: int) -> tuple[float, float, float]:
+    """A share and its 95 % interval by Wilson (1927), which does not claim to be certain where all rows came out alike."""
+    share, square = hits / rows, _CONFIDENT**2
+    middle = (share + square / (2 * rows)) / (1 + square / rows)
+    half = _CONFIDENT * math.sqrt(share * (1 - share) / rows + square / (4 * rows**2)) / (1 + square / rows)
+    return _rounded(share), _rounded(max(middle - half, 0.0)), _rounded(min(middle + half, 1.0))
+
+
 def area_under_curve(event: npt.NDArray[np.bool_], score: Floats) -> float | None:
     """Probability that an event scores above a non-event, ties counted half; None where one kind is missing."""
     positives = int(event.sum())
@@ -158,6 +230,37 @@ def area_under_curve(event: npt.NDArray[np.bool_], score: Floats) -> float | Non
     _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
     return float((ranks[event].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def _largest_segments(column: str, values: pa.ChunkedArray, came: npt.NDArray[np.bool_]) -> tuple[list[str], npt.NDArray[np.int64]]:
+    """Names of the segments, and each row's position in them: most rows with a label first, ties by name, `(other)` last."""
+    encoded = values.combine_chunks().dictionary_encode(null_encoding="encode")
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.unify_dictionaries().combine_chunks()
+    codes = np.asarray(encoded.indices, dtype=np.int64)
+    found = segment_names(column, encoded.dictionary.to_pylist())
+    labelled = np.bincount(codes[came], minlength=len(found))
+    ranked = sorted(range(len(found)), key=lambda code: (-int(labelled[code]), found[code]))
+    position = np.full(len(found), LARGEST_SEGMENTS, dtype=np.int64)
+    position[ranked[:LARGEST_SEGMENTS]] = np.arange(min(len(ranked), LARGEST_SEGMENTS))
+    names = [found[code] for code in ranked[:LARGEST_SEGMENTS]]
+    return [*names, *([f"{column}={OTHER}"] if len(ranked) > LARGEST_SEGMENTS else [])], position[codes]
+
+
+def _means_with_intervals(values: Floats, codes: npt.NDArray[np.int64], counts: npt.NDArray[np.int64], *, rooted: bool) -> list[tuple[float, float, float]]:
+    """Mean of each segment's values with its 95 % interval (NaN for a single row), rows taken as independent; the root of them for a rooted metric.
+
+    `bincount` adds in the order of the rows, which is that of their keys.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        means = np.bincount(codes, weights=values, minlength=len(counts)) / counts
+        squares = np.bincount(codes, weights=np.square(values - means[codes]), minlength=len(counts))
+        half = _CONFIDENT * np.sqrt(squares / (counts - 1)) / np.sqrt(counts)
+        half[counts < 2] = np.nan  # one row has no spread
+        bounds = [means, means - half, means + half]
+        if rooted:
+            bounds = [np.sqrt(np.maximum(bound, 0.0)) for bound in bounds]
+    return [(_rounded(mean), _rounded(lower), _rounded(upper)) for mean, lower, upper in zip(*bounds, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -178,10 +281,11 @@ class _Judge:
         """One row an output, so that the night is visible."""
         rows = [self._metric(LABEL_SHARE, status="not_evaluated", reason=why)]
         for name, output in self.entry.outputs.items():
-            rows += [self._metric(check, column=name, status="not_evaluated", reason=why) for check in (output.gate, ERROR_RATIO)]
+            checks = (output.gate, ERROR_RATIO, *((ACCURACY,) if isinstance(output, BinaryOutput) else ()))
+            rows += [self._metric(check, column=name, status="not_evaluated", reason=why) for check in checks]
         return rows
 
-    def metrics(self, label: Floats, baseline: Floats, predicted: Mapping[str, Floats]) -> list[Metric]:
+    def metrics(self, label: Floats, baseline: Floats, predicted: Mapping[str, Floats], segments: Mapping[str, pa.ChunkedArray]) -> list[Metric]:
         """All rows about the night; arrays have one element a scored row."""
         came = ~np.isnan(label)
         total, count = len(label), int(came.sum())
@@ -197,6 +301,8 @@ class _Judge:
             found = {column: values[came] for column, values in predicted.items()}
             rows += self._errors(name, output, actual, found)
             rows += self._beside_baseline(name, output, actual, found[name], trivial)
+        for column, values in segments.items():
+            rows += self._by_segment(column, values, came, actual, {name: values[came] for name, values in predicted.items()}, trivial)
         return rows
 
     def _errors(self, name: str, output: Output, actual: Floats, found: Mapping[str, Floats]) -> list[Metric]:
@@ -204,10 +310,12 @@ class _Judge:
         if isinstance(output, BinaryOutput):
             event = actual > output.above
             likelihood = np.clip(np.where(event, predicted, 1.0 - predicted), 1e-15, 1.0)
+            share, lower, upper = share_with_interval(int(((predicted >= THRESHOLD) == event).sum()), len(event))
             rows = [
                 self._mean("brier", name, np.square(predicted - event)),
                 self._mean("log_loss", name, -np.log(likelihood)),
                 self._mean("bias", name, predicted - event),
+                self._metric(ACCURACY, column=name, value=share, lower=lower, upper=upper, n=len(event), status="ok"),
             ]
             area = area_under_curve(event, predicted)
             if area is None:
@@ -259,6 +367,28 @@ class _Judge:
         worse = ratio > bound
         reason = f"{output.gate} over the baseline's is {ratio:.3f} in this night, it was {at_gate:.3f} at the gate" if worse else None
         return [*rows, self._metric(ERROR_RATIO, column=name, value=ratio, threshold=bound, n=len(actual), status="warning" if worse else "ok", reason=reason)]
+
+    def _by_segment(
+        self, column: str, values: pa.ChunkedArray, came: npt.NDArray[np.bool_], actual: Floats, predicted: Mapping[str, Floats], trivial: Floats
+    ) -> list[Metric]:
+        """The gate's metric of every output, and the baseline's, in each segment of a column; `actual` and what follows: rows with a label."""
+        names, codes = _largest_segments(column, values, came)
+        labelled = codes[came]
+        counts, scored = np.bincount(labelled, minlength=len(names)), np.bincount(codes, minlength=len(names))
+        rows = []
+        for output_name, output in self.entry.outputs.items():
+            said, _ = self._baseline(output_name, output, trivial)
+            sides = [(output.gate, predicted[output_name])] + ([(f"{output.gate}_baseline", said)] if said is not None else [])
+            for check, numbers in sides:
+                means = _means_with_intervals(row_losses(output, actual, numbers), labelled, counts, rooted=output.gate == "rmse")
+                for segment, count, all_rows, (value, lower, upper) in zip(names, counts, scored, means, strict=True):
+                    told = {"column": output_name, "segment": segment, "n": int(count)}
+                    if not count:
+                        why = f"no label came for any of its {int(all_rows):,} rows"
+                        rows.append(self._metric(check, status="not_evaluated", reason=why, **told))
+                        continue
+                    rows.append(self._metric(check, value=value, lower=lower, upper=upper, status="ok", **told))
+        return rows
 
     def _baseline(self, name: str, output: Output, trivial: Floats) -> tuple[Floats | None, str | None]:
         """What the baseline said of each row: as at the gate, row by row where it is one, else a number of the training window."""

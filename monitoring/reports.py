@@ -137,7 +137,7 @@ def _drift_page(lake: Lake, entry: ModelEntry, day: date, rows: Sequence[Row], s
             page.notes.append(f"{name} is measured, but not drawn: one side of the sample has no value")
         else:
             drawn[name] = pair
-    unjudged = [row for row in rows if row["status"] == "not_evaluated" and row["check"] != "null_rate" and row["column"]]
+    unjudged = [row for row in rows if row["status"] == "not_evaluated" and row["column"] and _is_drift(row)]
     page.notes += [f"{row['column']} is not evaluated: {row['reason']}" for row in unjudged]
     if not drawn:
         return _whole(page, "not drawn: no column has values on both sides", stamp)
@@ -147,7 +147,11 @@ def _drift_page(lake: Lake, entry: ModelEntry, day: date, rows: Sequence[Row], s
 
 def _is_drawn(row: Row) -> bool:
     measured = row["value"] is not None and row["threshold"] is not None and row["status"] != "not_evaluated"
-    return bool(row["column"]) and measured and (row["check"].startswith("drift_") or row["check"] == "prediction_drift")
+    return bool(row["column"]) and measured and _is_drift(row)
+
+
+def _is_drift(row: Row) -> bool:
+    return bool(row["check"].startswith("drift_") or row["check"] == "prediction_drift")
 
 
 def _performance_page(lake: Lake, entry: ModelEntry, day: date, rows: Sequence[Row], scored: Mapping[date, Publication], stamp: str) -> str:
@@ -396,7 +400,7 @@ def _ours(page: _Page, message: str | None) -> str:
     said = f"<p><strong>{html.escape(message)}</strong></p>" if message else ""
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in page.notes)
     noted = f"<h2>Left out, and other notes</h2><ul>{notes}</ul>" if notes else ""
-    rows = sorted(page.rows, key=lambda row: (_ORDER[row["status"]], row["check"], row["column"], row["about_date"]))
+    rows = sorted(page.rows, key=lambda row: (_ORDER[row["status"]], row["check"], row["column"], row["segment"], row["about_date"]))
     alarming = [row for row in rows if row["status"] in {"failing", "warning"}]
     shown = f"<h2>Beyond a limit</h2>{_table(alarming)}" if alarming else ""
     every = f"<details><summary>All {len(rows)} numbers of this night</summary>{_table(rows)}</details>" if rows else ""
@@ -404,7 +408,7 @@ def _ours(page: _Page, message: str | None) -> str:
 
 
 def _table(rows: Sequence[Row]) -> str:
-    heads = ("check", "column", "about", "value", "limit", "rows", "status", "reason")
+    heads = ("check", "column", "segment", "about", "value", "limit", "rows", "status", "reason")
     head = "".join(f"<th{_number_class(name)}>{name}</th>" for name in heads)
     lines = []
     for row in rows:
@@ -413,6 +417,7 @@ def _table(rows: Sequence[Row]) -> str:
         cells = (
             html.escape(row["check"]),
             html.escape(row["column"]),
+            html.escape(row["segment"]),
             str(row["about_date"]),
             _shown(row["value"]),
             bounds,

@@ -159,7 +159,8 @@ def read_history(lake: Lake, entry: ModelEntry, as_of: date, versions: Mapping[d
     window = Interval(as_of - timedelta(days=nights), as_of + ONE_DAY)
     checks = sorted({check for output in entry.outputs.values() for check in (output.gate, f"{output.gate}_baseline")})
     rows = metrics_table(lake.settings, entry.name, performance.GROUP).read(window)
-    rows = rows.filter(pc.is_in(rows["check"], value_set=pa.array(checks, pa.string())))
+    # Of all rows of a night: a part of them has numbers of its own.
+    rows = rows.filter(pc.and_(pc.is_in(rows["check"], value_set=pa.array(checks, pa.string())), pc.equal(rows["segment"], "")))
     found = {(row["about_date"], row["column"], row["check"]): row for row in rows.to_pylist()}
     outputs = []
     for (night, name, check), row in sorted(found.items()):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ import pyarrow.parquet as pq
 from config.catalog import BinaryOutput, ModelEntry
 from config.errors import NightfleetError
 
-FORMAT = 1
+FORMAT = 2  # since 2 a numeric column has its mean; profiles of 1 are read, without it
+READABLE_FORMATS = (1, 2)
 MAX_BINS = 20
 MIN_BINS = 5
 ROWS_PER_BIN = 5  # a night of 24 rows in 20 bins would be noise: fewer bins where a window has few rows
@@ -31,6 +33,11 @@ PSEUDO_COUNT = 0.5
 VOLUME_TOLERANCE = 0.25
 SAMPLE_ROWS = 20_000
 SAMPLE_FILE = "reference_sample.parquet"
+_AVERAGED = frozenset({"int32", "int64", "float64"})  # the mean of dates or instants would tell nobody anything
+_UNIT_BITS = 1126  # exact sums count in 2**-1126, which the last bit of the smallest double is a multiple of
+_MANTISSA_BITS = 53
+_HALF_BITS = 27
+_ROWS_AT_ONCE = 1 << 20
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -124,6 +131,54 @@ def window_sums(counts: Counts, nights: int) -> Counts:
     return sums
 
 
+# ---- means -----------------------------------------------------------------------------------------------------
+
+
+def is_averaged(kind: str) -> bool:
+    """Whether a column of that catalog type has a mean."""
+    return kind in _AVERAGED
+
+
+@dataclass(frozen=True)
+class ExactSum:
+    """A sum without rounding, so that it is the same in whatever order and batches its numbers come.
+
+    Attributes:
+        total: in units of 2**-1126.
+        count: numbers in it.
+        infinite: numbers left out, since they are infinite.
+    """
+
+    total: int = 0
+    count: int = 0
+    infinite: int = 0
+
+    def __add__(self, other: ExactSum) -> ExactSum:
+        """Both together."""
+        return ExactSum(self.total + other.total, self.count + other.count, self.infinite + other.infinite)
+
+    def mean(self) -> float | None:
+        """The double nearest to the mean; None without a number."""
+        return self.total / (self.count << _UNIT_BITS) if self.count else None
+
+
+def exact_sum(values: Floats) -> ExactSum:
+    """The sum of float64 values; NaN is no value."""
+    present = values[~np.isnan(values)]
+    finite = present[np.isfinite(present)]
+    total = 0
+    for start in range(0, len(finite), _ROWS_AT_ONCE):
+        mantissas, exponents = np.frexp(finite[start : start + _ROWS_AT_ONCE])
+        whole = np.ldexp(mantissas, _MANTISSA_BITS).astype(np.int64)
+        lowest = int(exponents.min())
+        # Halves of a mantissa, so that sums of a million of them are whole numbers that a double holds.
+        high = np.bincount(exponents - lowest, weights=whole >> _HALF_BITS)
+        low = np.bincount(exponents - lowest, weights=whole & ((1 << _HALF_BITS) - 1))
+        for place in np.flatnonzero((high != 0) | (low != 0)):
+            total += ((int(high[place]) << _HALF_BITS) + int(low[place])) << (lowest + int(place) - _MANTISSA_BITS + _UNIT_BITS)
+    return ExactSum(total, len(finite), len(present) - len(finite))
+
+
 # ---- bins ------------------------------------------------------------------------------------------------------
 
 
@@ -215,8 +270,12 @@ def _profile(
         ranked = sorted((-int(pair["counts"].as_py()), str(pair["values"].as_py())) for pair in counted)[: MAX_BINS - 1]
         profile = {"kind": "categorical", "categories": [name for _, name in ranked], "counts": [0] * (len(ranked) + 1)}
     else:
-        edges = numeric_edges(as_numbers(column), bins)
+        numbers = as_numbers(column)
+        edges = numeric_edges(numbers, bins)
         profile = {"kind": "numeric", "edges": [_pack(edge) for edge in edges], "counts": [0] * (len(edges) + 1)}
+        if is_averaged(kind):
+            summed = exact_sum(numbers)
+            profile |= {"mean": summed.mean(), "mean_rows": summed.count}
     per_night, nulls_per_night = count_bins(column, profile, nights, night_count)
     total, null_total = per_night.sum(axis=0), int(nulls_per_night.sum())
     profile["counts"] = [int(n) for n in total]
@@ -267,7 +326,7 @@ def build_reference(
         `{"format", "method", "limit_quantile", "window_nights", "nights", "rows", "first", "last", "volume", "label",
         "columns", "predictions"}`. A column has its bins (`edges` or `categories` and `other`), their `counts` and `shares`,
         `null_share`, `limit` (of the statistic) and `null_limit`; a limit is None where fewer than MIN_WINDOWS windows
-        had values.
+        had values. A column of numbers also has its `mean` (None: no finite value) over `mean_rows` finite values.
     Raises:
         BadReference: the file has no row of the train split, a column is missing, or predictions have another length.
     """

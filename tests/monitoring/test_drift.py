@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from datetime import timedelta
+from fractions import Fraction
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from config.calendar import Interval
+from features.retrieval import retrieve
 from lake.lake import Lake
 from lake.lineage import PartitionNotReady
 from lake.metrics import metrics_table, read_metrics
 from monitoring.drift import VersionReference, drift, feature_profiles, load_reference, pinned_versions
+from serving.predictions import predictions_table
 from tests import toy
 from tests.monitoring import scenario
 from tests.monitoring.scenario import KINDS, NIGHT, SCORED
@@ -41,7 +44,7 @@ def test_bulk_equals_nightly_and_a_rerun_commits_nothing(night: Lake, scored: La
         drift(scored, MODEL, Interval.of(day), run_id="nightly")
         assert scored.publications.digests(metrics_table(scored.settings, MODEL, "drift"), Interval.of(day))[day] == bulk[day]
     rows = rows_of(night)
-    assert {check for check, _ in rows} == {"drift_psi", "null_rate", "prediction_drift", "volume", "drift_share"}
+    assert {check for check, _ in rows} == {"drift_psi", "null_rate", "prediction_drift", "volume", "drift_share", "mean", "reference_mean"}
     assert {column for check, column in rows if check == "drift_psi"} == set(KINDS)
     assert {column for check, column in rows if check == "prediction_drift"} == set(night.model(MODEL).output_columns)
     assert rows["drift_psi", MINUTES]["reference"].startswith("version 1, trained on 2024-01-")
@@ -58,6 +61,8 @@ def test_planted_drift_is_found_and_named(fresh: Lake):
     assert found["status"] == "warning"
     assert found["value"] > found["threshold"]
     assert rows["drift_psi", "vehicle_daily__rides_7d"]["status"] == "ok"
+    assert rows["mean", MINUTES]["value"] == pytest.approx(rows["reference_mean", MINUTES]["value"] + 400, abs=5)
+    assert {rows[check, MINUTES]["threshold"] for check in ("mean", "reference_mean")} == {None}
     share = rows["drift_share", ""]
     assert (share["value"], share["status"], share["n"]) == (0.5, "failing", 2)
     assert share["reason"] == f"1 of 2 columns lie beyond their limit: {MINUTES}"
@@ -73,6 +78,8 @@ def test_an_all_null_column_is_not_evaluated_but_its_null_rate_alarms(fresh: Lak
     assert (rows["null_rate", MINUTES]["status"], rows["null_rate", MINUTES]["value"]) == ("warning", 1.0)
     assert rows["drift_share", ""]["n"] == 1
     assert "1 not evaluated" in rows["drift_share", ""]["reason"]
+    assert (rows["mean", MINUTES]["reason"], rows["mean", MINUTES]["n"]) == ("every value is null", 0)
+    assert rows["reference_mean", MINUTES]["status"] == "ok"
 
 
 def test_constant_and_infinite_columns_are_measured(fresh: Lake):
@@ -82,6 +89,8 @@ def test_constant_and_infinite_columns_are_measured(fresh: Lake):
         rows = measure(fresh)
     for column in KINDS:
         assert rows["drift_psi", column]["status"] == "warning", column
+    assert (rows["mean", MINUTES]["reason"], rows["mean", MINUTES]["value"]) == ("40 infinite values are left out", None)
+    assert rows["mean", "vehicle_daily__rides_7d"]["value"] == 30.0
 
 
 def test_an_empty_night_is_visible_as_not_evaluated(tmp_path, promoted: Lake):
@@ -103,7 +112,7 @@ def test_an_empty_night_is_visible_as_not_evaluated(tmp_path, promoted: Lake):
     [
         (None, "version 1 has no reference.json beside its files; register it again"),
         ("{", "reference.json of version 1 is no JSON; register it again"),
-        ('{"format": 0}', "reference.json of version 1 has format 0, needs 1; train it again"),
+        ('{"format": 0}', "reference.json of version 1 has format 0, needs 1 or 2; train it again"),
     ],
 )
 def test_a_version_without_reference_is_not_evaluated(fresh: Lake, text, reason):
@@ -162,12 +171,40 @@ def test_calendar_columns_are_left_out(tmp_path):
 
 
 def test_pins_are_the_highest_versions_of_a_tables_partitions(night: Lake):
-    from serving.predictions import predictions_table
-
     publication = night.publications.current(predictions_table(night.settings, night.model(MODEL)))[NIGHT]
     pins, spine = pinned_versions(night.model(MODEL), publication.inputs)
     assert set(pins) == {"vehicle_daily"}
     assert spine is not None
+
+
+def test_means_equal_a_plain_computation(night: Lake):
+    drift(night, MODEL, Interval.of(NIGHT), run_id="t")
+    rows = rows_of(night)
+    with night.scratch("test") as folder:
+        features = retrieve(night, MODEL, Interval.of(NIGHT), folder=folder).reader().read_all().to_pandas()
+    predicted = predictions_table(night.settings, night.model(MODEL)).read([NIGHT]).to_pandas()
+    for name in (*KINDS, *night.model(MODEL).output_columns):
+        values = (features if name in KINDS else predicted)[name].dropna()
+        assert rows["mean", name]["value"] == float(sum(map(Fraction, values)) / len(values)), name
+        assert rows["mean", name]["n"] == len(values)
+    profile = load_reference(night.settings, MODEL, 1, night.ledger(MODEL).read().newest.artifact_digest).profile
+    for name, stored in {**profile["columns"], **profile["predictions"]}.items():
+        row = rows["reference_mean", name]
+        assert (row["value"], row["n"]) == (stored["mean"], sum(stored["counts"])), name
+
+
+def test_a_profile_that_was_stored_before_means_is_read_and_says_so(night: Lake):
+    champion = night.ledger(MODEL).read().newest
+    path = night.settings.artifacts / MODEL / champion.artifact_digest / "reference.json"
+    profile = json.loads(path.read_text())
+    for part in ("columns", "predictions"):
+        profile[part] = {name: {k: v for k, v in column.items() if not k.startswith("mean")} for name, column in profile[part].items()}
+    path.write_text(json.dumps(profile | {"format": 1}))
+    drift(night, MODEL, Interval.of(NIGHT), run_id="t")
+    rows = rows_of(night)
+    assert rows["drift_psi", MINUTES]["value"] is not None
+    assert rows["mean", MINUTES]["status"] == "ok"
+    assert (rows["reference_mean", MINUTES]["status"], rows["reference_mean", MINUTES]["reason"]) == ("not_evaluated", "version 1 was stored without means")
 
 
 def test_a_night_that_is_not_scored_cannot_be_measured(promoted: Lake):

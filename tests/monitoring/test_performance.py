@@ -11,12 +11,24 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from config.calendar import ONE_DAY, Interval
+from config.catalog import load_catalog
 from features.labels import is_mature, labels
 from lake.lake import Lake
 from lake.lineage import PartitionNotReady
 from lake.metrics import metrics_table, read_metrics
 from lake.tables import valid_table
-from monitoring.performance import area_under_curve, gate_ratios, maturing, performance, pooled_ratio
+from monitoring.drift import drift
+from monitoring.performance import (
+    area_under_curve,
+    gate_ratios,
+    maturing,
+    performance,
+    pooled_ratio,
+    segment_names,
+    segment_values,
+    share_with_interval,
+)
+from monitoring.requests import read_history
 from serving.predictions import predictions_table
 from tests import toy
 from tests.monitoring import scenario
@@ -27,7 +39,12 @@ ABOUT = NIGHT - 2 * ONE_DAY
 
 
 def rows_of(lake: Lake, night: date = NIGHT) -> dict[tuple[str, str], dict]:
-    return {(row["check"], row["column"]): row for row in read_metrics(lake, MODEL, "performance", Interval.of(night)).to_pylist()}
+    return {(row["check"], row["column"]): row for row in read_metrics(lake, MODEL, "performance", Interval.of(night)).to_pylist() if not row["segment"]}
+
+
+def segments_of(lake: Lake, night: date = NIGHT) -> dict[tuple[str, str, str], dict]:
+    rows = read_metrics(lake, MODEL, "performance", Interval.of(night)).to_pylist()
+    return {(row["check"], row["column"], row["segment"]): row for row in rows if row["segment"]}
 
 
 def republish_outcomes(lake: Lake, interval: Interval, change) -> None:
@@ -69,12 +86,122 @@ def test_numbers_equal_a_plain_computation(night: Lake):
         ("brier", "long_probability"): ((chance - event) ** 2).mean(),
         ("log_loss", "long_probability"): -np.log(np.where(event, chance, 1 - chance)).mean(),
         ("auc", "long_probability"): roc_auc_score(event, chance),
+        ("accuracy", "long_probability"): ((chance >= 0.5) == event).mean(),
     }
     for key, value in expected.items():
         assert rows[key]["value"] == pytest.approx(value, abs=1e-5), key
         assert rows[key]["n"] == len(known)
     mae = rows["mae", "ride_minutes"]
     assert mae["lower"] < mae["value"] < mae["upper"]
+
+
+def test_segments_equal_a_plain_computation_and_add_up_to_the_night(night: Lake):
+    performance(night, MODEL, Interval.of(NIGHT), run_id="t")
+    whole, rows = rows_of(night), segments_of(night)
+    predicted = predictions_table(night.settings, night.model(MODEL)).read([ABOUT]).to_pandas()
+    truth = labels(night, MODEL, Interval.of(ABOUT), as_of=NIGHT).to_pandas()
+    booked = valid_table(night.settings, night.dataset("rides"), "bookings").read([ABOUT]).to_pandas()
+    joined = predicted.merge(truth, on=["event_date", "ride"]).merge(booked, on=["event_date", "ride"])
+    joined = joined[joined["label"].notna()]
+    joined["mae"] = (joined["ride_minutes"] - joined["label"]).abs()
+    joined["brier"] = (joined["long_probability"] - (joined["label"] > 30)) ** 2
+    assert {segment for _, _, segment in rows} == {f"depot={name}" for name in toy.DEPOTS}
+    for check, column in (("mae", "ride_minutes"), ("brier", "long_probability")):
+        for depot, part in joined.groupby("depot"):
+            row = rows[check, column, f"depot={depot}"]
+            half = 1.959964 * part[check].std(ddof=1) / np.sqrt(len(part))
+            assert (row["value"], row["n"]) == (pytest.approx(part[check].mean(), abs=1e-5), len(part))
+            assert (row["lower"], row["upper"]) == (pytest.approx(part[check].mean() - half, abs=1e-4), pytest.approx(part[check].mean() + half, abs=1e-4))
+            assert (row["status"], row["threshold"]) == ("ok", None)
+        for found in (check, f"{check}_baseline"):
+            parts = [row for (name, _, _), row in rows.items() if name == found]
+            assert sum(row["value"] * row["n"] for row in parts) == pytest.approx(whole[found, column]["value"] * len(joined), rel=1e-4)
+    inputs = night.publications.current(metrics_table(night.settings, MODEL, "performance"))[NIGHT].inputs
+    assert (f"{MODEL}/predictions", ABOUT) in {(item.table, item.data_date) for item in inputs}
+    assert ("rides/valid/bookings", ABOUT) in {(item.table, item.data_date) for item in inputs}
+
+
+def test_segments_are_those_of_the_night_that_was_scored(night: Lake):
+    """The booking says another depot after the night was scored: what is judged is what was scored."""
+    performance(night, MODEL, Interval.of(NIGHT), run_id="t")
+    before = segments_of(night)
+    table = valid_table(night.settings, night.dataset("rides"), "bookings")
+    rows = table.read([ABOUT])
+    toy.publish_rows(night, table, rows.set_column(rows.column_names.index("depot"), "depot", pa.array(["west"] * rows.num_rows)), Interval.of(ABOUT))
+    assert performance(night, MODEL, Interval.of(NIGHT), run_id="again").committed == 0
+    assert segments_of(night) == before
+
+
+def with_segments(lake: Lake, columns: str) -> Lake:
+    path = lake.settings.catalog_dir / "models" / f"{MODEL}.yaml"
+    path.write_text(path.read_text().replace("segments: {columns: [depot]", f"segments: {{columns: [{columns}]"))
+    return Lake(lake.settings, load_catalog(lake.settings))
+
+
+def test_entity_and_feature_columns_make_segments_and_the_small_ones_are_counted_together(night: Lake):
+    lake = with_segments(night, "ride, depot, vehicle_daily__rides_7d")
+    published = lake.publications.current(predictions_table(lake.settings, lake.model(MODEL)))[ABOUT]
+    values, inputs = segment_values(lake, lake.model(MODEL), lake.dataset("rides"), published)
+    assert values["ride"].to_pylist() == [str(number) for number in range(1, scenario.PER_DAY + 1)], "by key, as the outcomes are"
+    assert {item.table for item in inputs} == {"rides/valid/bookings", "rides/features/vehicle_daily"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("monitoring.performance.LARGEST_SEGMENTS", 5)
+        performance(lake, MODEL, Interval.of(NIGHT), run_id="t")
+    rows = segments_of(lake)
+    named = [row for (check, _, segment), row in rows.items() if check == "mae" and segment.startswith("ride=")]
+    assert len(named) == 6
+    other = rows["mae", "ride_minutes", "ride=(other)"]
+    assert other["n"] == rows_of(lake)["mae", "ride_minutes"]["n"] - 5
+    assert all(row["lower"] is None and row["n"] == 1 for row in named if row["segment"] != "ride=(other)"), "one row has no interval"
+    assert any(segment.startswith("vehicle_daily__rides_7d=") for _, _, segment in rows)
+    assert performance(lake, MODEL, SCORED, run_id="bulk").committed == len(SCORED)
+    assert performance(lake, MODEL, Interval.of(NIGHT), run_id="nightly").committed == 0
+
+
+def test_a_segment_without_a_label_says_so_and_a_model_without_segments_has_none(night: Lake):
+    def unlabelled(rows: pa.Table) -> pa.Table:
+        first = pc.equal(rows["ride"], 1)
+        return rows.set_column(rows.column_names.index("minutes"), "minutes", pc.if_else(first, None, rows["minutes"])).cast(rows.schema)
+
+    republish_outcomes(night, Interval.closed(ABOUT, NIGHT), unlabelled)
+    lake = with_segments(night, "ride")
+    performance(lake, MODEL, Interval.of(NIGHT), run_id="t")
+    row = segments_of(lake)["mae", "ride_minutes", "ride=1"]
+    assert (row["status"], row["value"], row["n"], row["reason"]) == ("not_evaluated", None, 0, "no label came for any of its 1 rows")
+    path = lake.settings.catalog_dir / "models" / f"{MODEL}.yaml"
+    path.write_text(path.read_text().replace("segments: {columns: [ride], min_rows: 20, worst: 1.5}, ", ""))
+    bare = Lake(lake.settings, load_catalog(lake.settings))
+    performance(bare, MODEL, Interval.of(NIGHT), run_id="t")
+    assert not segments_of(bare)
+
+
+def test_hostile_values_have_short_names_that_differ():
+    hostile = ["<script>alert(1)</script>", 'a"b', "", None, "(null)", "(other)", "x" * 10_000, "x" * 10_001, "a\x00b", "a\x01b", "a\nb", "\ud800"]
+    names = segment_names("carrier", hostile)
+    assert len(set(names)) == len(hostile)
+    assert max(map(len, names)) < 150
+    assert not any("\x00" in name or "\n" in name for name in names)
+    assert names[:5] == ["carrier=<script>alert(1)</script>", 'carrier=a"b', "carrier=", "carrier=(null)", names[4]]
+    assert names[4].startswith("carrier=(null) #")
+    for name in names:
+        name.encode()
+
+
+def test_shares_never_claim_to_be_certain():
+    assert share_with_interval(3, 3) == (1.0, pytest.approx(0.438503), 1.0)
+    assert share_with_interval(0, 3) == (0.0, 0.0, pytest.approx(0.561497))
+    share, lower, upper = share_with_interval(60, 100)
+    assert (share, round(lower, 4), round(upper, 4)) == (0.6, 0.5020, 0.6906)
+
+
+def test_the_policy_looks_at_whole_nights_not_at_their_segments(night: Lake):
+    performance(night, MODEL, SCORED, run_id="t")
+    drift(night, MODEL, Interval.of(NIGHT), run_id="t")
+    history = read_history(night, night.model(MODEL), NIGHT, dict.fromkeys(SCORED, 1))
+    rows = rows_of(night)
+    judged = next(n for n in history.performance if n.night == ABOUT and n.output == "ride_minutes")
+    assert (judged.error, judged.rows) == (rows["mae", "ride_minutes"]["value"], rows["mae", "ride_minutes"]["n"])
+    assert judged.baseline == rows["mae_baseline", "ride_minutes"]["value"]
 
 
 def test_the_ratio_stands_beside_the_one_at_the_gate(night: Lake):
@@ -145,7 +272,9 @@ def test_labels_that_never_come_are_said_to(night: Lake):
     assert (share["value"], share["status"]) == (0.0, "warning")
     why = f"no label came for any of the {scenario.PER_DAY} rows"
     assert {(row["status"], row["reason"], row["value"]) for row in rows.values()} == {("not_evaluated", why, None)}
-    assert set(rows) == {(check, column) for column, gate in (("ride_minutes", "mae"), ("long_probability", "brier")) for check in (gate, "error_ratio")}
+    judged = {(check, column) for column, gate in (("ride_minutes", "mae"), ("long_probability", "brier")) for check in (gate, "error_ratio")}
+    assert set(rows) == judged | {("accuracy", "long_probability")}
+    assert not segments_of(night)
 
 
 def test_a_night_before_the_first_champion_is_not_evaluated(night: Lake):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from datetime import date, timedelta
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from training.reference import (
     MIN_WINDOWS,
     SAMPLE_ROWS,
     BadReference,
+    ExactSum,
     build_reference,
     count_bins,
+    exact_sum,
     ks,
     numeric_edges,
     psi,
@@ -257,3 +260,44 @@ def test_the_sample_is_bounded_and_the_same_for_a_seed(tmp_path):
     assert frame.loc[frame["split"] == "train", "minutes"].isna().all()
     validation = frame[frame["split"] == "validation"]
     assert (validation["minutes"] == validation["x"]).all()
+
+
+@given(st.lists(st.floats(allow_nan=True, allow_infinity=True), max_size=60), st.integers(1, 59), st.randoms())
+@settings(max_examples=200, deadline=None)
+def test_a_sum_is_exact_in_whatever_order_and_batches(values, cut, random):
+    shuffled = list(values)
+    random.shuffle(shuffled)
+    whole = exact_sum(np.array(values, dtype=np.float64))
+    assert exact_sum(np.array(shuffled[:cut], dtype=np.float64)) + exact_sum(np.array(shuffled[cut:], dtype=np.float64)) == whole
+    finite = [Fraction(value) for value in values if math.isfinite(value)]
+    assert whole.count == len(finite)
+    assert whole.infinite == sum(map(math.isinf, values))
+    assert whole.mean() == (float(sum(finite) / len(finite)) if finite else None)
+
+
+def test_a_mean_is_where_plain_summation_loses_it():
+    values = np.array([1e16, 1.0, -1e16, 1.0])
+    assert exact_sum(values).mean() == 0.5
+    assert exact_sum(np.array([5e-324, 5e-324])).mean() == 5e-324
+    assert exact_sum(np.full(3, 1.7e308)).mean() == 1.7e308
+    assert ExactSum().mean() is None
+
+
+def test_numbers_have_means_and_dates_and_categories_have_none(tmp_path: Path):
+    nights, rows = 10, 4
+    columns = {
+        "x": [float(i) if i % 5 else None for i in range(nights * rows)],
+        "hopeless": pa.nulls(nights * rows, pa.float64()),
+        "day": pa.array([FIRST] * nights * rows, pa.date32()),
+        "carrier": ["UA"] * nights * rows,
+    }
+    path = training_file(tmp_path / "t.parquet", columns, nights, rows)
+    kinds = {"x": "float64", "hopeless": "float64", "day": "date", "carrier": "string"}
+    profile = build_reference(path, kinds, make_entry())
+    assert profile["format"] == 2
+    found = profile["columns"]
+    assert (found["x"]["mean"], found["x"]["mean_rows"]) == (20.0, 32)
+    assert (found["hopeless"]["mean"], found["hopeless"]["mean_rows"]) == (None, 0)
+    assert "mean" not in found["day"]
+    assert "mean" not in found["carrier"]
+    json.dumps(profile, allow_nan=False)
