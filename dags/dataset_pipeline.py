@@ -11,13 +11,17 @@ Fails    `DataRejected`: too many bad rows; look at the quarantine and the data 
 from typing import Any
 
 from airflow.sdk import DAG, Asset, task
+from mlops_links import add_links
 from mlops_ready import WaitUntilReady
 from mlops_wiring import INTERVAL_FORM, features_asset, first_midnight, last_midnight, nightly, task_defaults
 
 from config.catalog import load_catalog
 
 
-@task(doc_md="Land the rows that became knowable in the night, as they are; late and corrected rows become revisions.")
+@task(
+    doc_md="Land the rows that became knowable in the night, as they are; late and corrected rows become revisions. "
+    "Failed with `SourceSchemaMismatch` or `SourceMissing`: nothing was written; the source's owner must act, then clear this task."
+)
 def ingest(dataset_name: str, dag_run: Any = None, params: Any = None) -> dict[str, Any]:
     from config.calendar import requested_interval
     from features.ingest import ingest
@@ -27,7 +31,10 @@ def ingest(dataset_name: str, dag_run: Any = None, params: Any = None) -> dict[s
     return ingest(open_lake(), dataset_name, days, run_id=dag_run.run_id).to_json()
 
 
-@task(doc_md="Set bad rows aside with every rule they broke; stop the night when too many are bad.")
+@task(
+    doc_md="Set bad rows aside with every rule they broke; stop the night when too many are bad. "
+    "Failed with `DataRejected`: the link *Data of the night* shows rows and rules; mend the source, restate the night, clear this task."
+)
 def validate(dataset_name: str, dag_run: Any = None, params: Any = None) -> dict[str, Any]:
     from config.calendar import requested_interval
     from features.validate import validate
@@ -37,7 +44,10 @@ def validate(dataset_name: str, dag_run: Any = None, params: Any = None) -> dict
     return validate(open_lake(), dataset_name, days, run_id=dag_run.run_id).to_json()
 
 
-@task(doc_md="Run the SQL of every feature view over what the night may know.")
+@task(
+    doc_md="Run the SQL of every feature view over what the night may know, and publish one partition a view. "
+    "Failed with `PartitionNotReady`: run the nights it names, oldest first, then clear this task."
+)
 def transform(dataset_name: str, dag_run: Any = None, params: Any = None) -> dict[str, Any]:
     from config.calendar import requested_interval
     from features.transform import transform
@@ -56,7 +66,14 @@ def materialize(dataset_name: str, dag_run: Any = None, params: Any = None) -> d
     return materialize(open_lake(), dataset_name, days, run_id=dag_run.run_id).to_json()
 
 
-MATERIALIZE_DOC = "Write the night's features to Feast's online store; an older value never replaces a newer one."
+MATERIALIZE_DOC = (
+    "Write the night's features to Feast's online store; an older value never replaces a newer one. "
+    "Its success starts the scoring of every model of this data set (not in `_history`). Failed: clear it, nothing is lost."
+)
+WAIT_DOC = (
+    "Wait for the hour from which the source is expected to be complete (`ready_after` in the catalog). "
+    "It holds no worker; marking it a success goes on at once."
+)
 
 for dataset in load_catalog().datasets:
     with DAG(
@@ -72,12 +89,13 @@ for dataset in load_catalog().datasets:
         default_args=task_defaults(dataset),
         start_date=first_midnight(dataset),
         end_date=last_midnight(dataset),
-    ):
+    ) as nightly_dag:
         features: list[Asset] = [features_asset(dataset.name)]
         landed = ingest(dataset.name)
         if dataset.ready_after and not dataset.replay:
-            WaitUntilReady(task_id="wait_until_ready", time_zone=dataset.time_zone, ready_after=dataset.ready_after) >> landed
+            WaitUntilReady(task_id="wait_until_ready", doc_md=WAIT_DOC, time_zone=dataset.time_zone, ready_after=dataset.ready_after) >> landed
         landed >> validate(dataset.name) >> transform(dataset.name) >> task(doc_md=MATERIALIZE_DOC, outlets=features)(materialize)(dataset.name)
+        add_links(nightly_dag)
 
     with DAG(
         dag_id=f"{dataset.name}_history",
@@ -91,5 +109,6 @@ for dataset in load_catalog().datasets:
         tags=["history", dataset.name, *dataset.airflow.tags],
         owner_links={dataset.owner: dataset.owner_url},
         default_args=task_defaults(dataset),
-    ):
+    ) as history_dag:
         ingest(dataset.name) >> validate(dataset.name) >> transform(dataset.name) >> task(doc_md=MATERIALIZE_DOC)(materialize)(dataset.name)
+        add_links(history_dag)

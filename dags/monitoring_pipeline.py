@@ -12,12 +12,16 @@ from typing import Any
 
 from airflow.sdk import DAG, Asset, Metadata, task
 from airflow.sdk.exceptions import AirflowSkipException
+from mlops_links import add_links
 from mlops_wiring import on_asset, predictions_asset, retraining_asset, task_defaults
 
 from config.catalog import load_catalog
 
 
-@task(doc_md="Compare the night's features and predictions with the champion's training window, column by column.")
+@task(
+    doc_md="Compare the night's features and predictions with the champion's training window, column by column. "
+    "An alarm does not fail this task: the link *Drift report* says what moved, by how much, and whether it matters."
+)
 def drift(model_name: str, dag_run: Any = None) -> dict[str, Any]:
     from config.calendar import requested_interval
     from lake.lake import open_lake
@@ -26,7 +30,10 @@ def drift(model_name: str, dag_run: Any = None) -> dict[str, Any]:
     return drift(open_lake(), model_name, requested_interval(dag_run.partition_key), run_id=dag_run.run_id).to_json()
 
 
-@task(doc_md="Judge the predictions whose labels matured by this night, beside the trivial baseline.")
+@task(
+    doc_md="Judge the predictions whose labels matured by this night, beside the trivial baseline. "
+    "Too few labels is *not evaluated* with its reason, not a failure: the night is judged again when more have come."
+)
 def performance(model_name: str, dag_run: Any = None) -> dict[str, Any]:
     from config.calendar import requested_interval
     from lake.lake import open_lake
@@ -35,7 +42,10 @@ def performance(model_name: str, dag_run: Any = None) -> dict[str, Any]:
     return performance(open_lake(), model_name, requested_interval(dag_run.partition_key), run_id=dag_run.run_id).to_json()
 
 
-@task(doc_md="Write the night's Evidently reports, self-contained HTML with the same numbers as the metrics table.")
+@task(
+    doc_md="Write the night's Evidently reports, self-contained HTML with the same numbers as the metrics table. "
+    "Failed: no number is lost, clear it; the pages are drawn again."
+)
 def report(model_name: str, dag_run: Any = None) -> dict[str, Any]:
     from config.calendar import requested_interval
     from lake.lake import open_lake
@@ -44,7 +54,10 @@ def report(model_name: str, dag_run: Any = None) -> dict[str, Any]:
     return report(open_lake(), model_name, requested_interval(dag_run.partition_key), run_id=dag_run.run_id).to_json()
 
 
-@task(doc_md="Decide on retraining from the history of metrics: calendar, drift, performance, cooldown.")
+@task(
+    doc_md="Decide on retraining from the history of metrics: calendar, drift, performance, cooldown. "
+    "Its log gives the reason with its numbers, also on a night on which nothing is asked for."
+)
 def decide(model_name: str, dag_run: Any = None) -> dict[str, Any]:
     from config.calendar import requested_interval
     from lake.lake import open_lake
@@ -70,6 +83,8 @@ def request(decision: Any, asset: Asset) -> Iterator[Metadata]:
     yield Metadata(asset, extra={"reason": details["reason"], "trigger": details["trigger"], "evidence": details["evidence"]})
 
 
+REQUEST_DOC = "Ask for the retraining, with the evidence; starts the training DAG, whose run's note says why. Skipped on a night that asks for none."
+
 catalog = load_catalog()
 for model in catalog.models:
     with DAG(
@@ -83,11 +98,12 @@ for model in catalog.models:
         tags=["monitor", model.dataset, *model.airflow.tags],
         owner_links={model.owner: model.owner_url},
         default_args=task_defaults(model),
-    ):
+    ) as dag:
         retraining = retraining_asset(model.name)
         measured = [drift(model.name), performance(model.name)]
         decided = decide(model.name)
         measured >> decided
         measured >> report(model.name)
         align(model.name)
-        task(doc_md="Ask for the retraining, with the evidence; starts the training DAG.", outlets=[retraining])(request)(decided, retraining)
+        task(doc_md=REQUEST_DOC, outlets=[retraining])(request)(decided, retraining)
+        add_links(dag)

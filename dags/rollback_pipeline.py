@@ -16,9 +16,13 @@ from mlops_wiring import RETRY_POLICY
 from config.catalog import load_catalog
 
 catalog = load_catalog()
+OWNERS = {model.owner: model.owner_url for model in catalog.models}
 
 
-@task(doc_md="Write the rollback to the ledger, then bring MLflow's alias in line.")
+@task(
+    doc_md="Write the rollback to the ledger, then bring MLflow's alias in line. Failed with `NothingToRollBackTo`: nothing was written; "
+    "the ledger names the versions that have been champion."
+)
 def rollback(dag_run: Any = None, params: Any = None) -> dict[str, Any]:
     from lake.lake import open_lake
     from training.promote import promotion_json
@@ -44,8 +48,9 @@ with DAG(
     },
     doc_md=__doc__,
     tags=["rollback"],
+    owner_links=OWNERS,
     default_args={
-        "owner": "operations",
+        "owner": ", ".join(OWNERS),
         "retries": 2,
         "retry_delay": timedelta(seconds=5),
         "retry_policy": RETRY_POLICY,

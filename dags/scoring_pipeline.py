@@ -10,12 +10,16 @@ Fails    `NoChampion`: train and promote one for that date. `PartitionNotReady`:
 from typing import Any
 
 from airflow.sdk import DAG, Asset, task
+from mlops_links import add_links
 from mlops_wiring import INTERVAL_FORM, features_asset, on_asset, predictions_asset, task_defaults
 
 from config.catalog import load_catalog
 
 
-@task(doc_md="Predict every entity of the night with that night's champion; memory does not grow with the rows.")
+@task(
+    doc_md="Predict every entity of the night with that night's champion; memory does not grow with the rows. "
+    "Failed with `NoChampion`: no version had been promoted by that night; train one. The link *Predictions* leads to what was written."
+)
 def score(model_name: str, dag_run: Any = None, params: Any = None) -> dict[str, Any]:
     from config.calendar import requested_interval
     from lake.lake import open_lake
@@ -38,6 +42,11 @@ def publish(model_name: str, asset: Asset, dag_run: Any = None, params: Any = No
     return projected.to_json()
 
 
+PUBLISH_DOC = (
+    "Bring the predictions into the SQL table, in one transaction with their digest. "
+    "Its success starts the night's monitoring. Failed: clear it, nothing is lost."
+)
+
 catalog = load_catalog()
 for model in catalog.models:
     with DAG(
@@ -52,7 +61,8 @@ for model in catalog.models:
         tags=["score", model.dataset, *model.airflow.tags],
         owner_links={model.owner: model.owner_url},
         default_args=task_defaults(model),
-    ):
+    ) as dag:
         predictions = predictions_asset(model.name)
-        project = task(doc_md="Bring the predictions into the SQL table, in one transaction with their digest.", outlets=[predictions])(publish)
+        project = task(doc_md=PUBLISH_DOC, outlets=[predictions])(publish)
         score(model.name) >> project(model.name, predictions)
+        add_links(dag)

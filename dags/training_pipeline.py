@@ -23,6 +23,7 @@ from typing import Any
 from airflow.sdk import DAG, Param, task
 from airflow.sdk.exceptions import AirflowSkipException
 from mlops_approval import PromotionApproval
+from mlops_links import add_links
 from mlops_training_operator import TrainingOperator
 from mlops_wiring import on_asset, retraining_asset, task_defaults, training_pool
 
@@ -121,13 +122,13 @@ for model in catalog.models:
         tags=["train", model.dataset, *model.airflow.tags],
         owner_links={model.owner: model.owner_url},
         default_args=task_defaults(model),
-    ):
+    ) as dag:
         train = TrainingOperator.partial(
             task_id="train",
             model_name=model.name,
             force="{{ params.force }}",
             execution_timeout=timedelta(minutes=model.training.timeout_minutes + 5),  # the trainer's own limit comes first, with its sentence
-            doc_md="Run the training, in a container or as a process; the log shows its progress, MLflow its curves. One task a trainer.",
+            doc_md="Run the training, in a container or as a process; the log shows its progress, MLflow its curves (link *MLflow run*). One task a trainer.",
             **training_pool(model),
         ).expand(job_dir=prepare(model.name))
         version = register(model.name, train.output)
@@ -136,3 +137,4 @@ for model in catalog.models:
         promoted = promote(model.name, version, decided)
         if model.approval == "required":
             approve(model, decided, explained["link"]) >> promoted
+        add_links(dag)

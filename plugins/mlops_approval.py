@@ -13,6 +13,7 @@ from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import Param
 from airflow.sdk.definitions.param import ParamsDict
 from airflow.sdk.exceptions import AirflowSkipException, TaskAwaitingInput
+from mlops_links import ModelCardLink, RetrainingLink
 
 # As `training.approval` knows them, which is too heavy to import where a DAG is parsed.
 OPTIONS = ["Approve", "Reject"]
@@ -26,6 +27,7 @@ class PromotionApproval(HITLOperator):  # type: ignore[misc]  # airflow ships no
     """
 
     template_fields: Sequence[str] = ("subject", "body", "decision", "model_card")
+    operator_extra_links = (ModelCardLink(), RetrainingLink())
 
     def __init__(self, *, model_name: str, decision: Any, model_card: Any = None, response_timeout: timedelta, **kwargs: Any) -> None:
         # What is asked is known when the task runs; until then the form is empty.
@@ -51,6 +53,9 @@ class PromotionApproval(HITLOperator):  # type: ignore[misc]  # airflow ships no
         self.subject, self.body = form.subject, form.body
         # Here and not in the DAG: a parameter of the task would take the run's own `reason`, why it was trained, for the answer's.
         self.params = ParamsDict({"reason": Param("", type="string", minLength=1, maxLength=1000, description="Why; kept with your name.")})
+        for link in self.operator_extra_links:
+            # Airflow keeps links when a task ends; who is asked needs them while it waits.
+            context["ti"].xcom_push(key=link.xcom_key, value=link.get_link(self, ti_key=context["ti"]))
         try:
             return super().execute(context)
         except TaskAwaitingInput as parked:

@@ -12,6 +12,7 @@ from typing import Any
 
 from airflow.providers.docker.exceptions import DockerContainerFailedException
 from airflow.providers.docker.operators.docker import DockerOperator
+from mlops_links import MlflowRunLink
 
 _STOP_SECONDS = 10
 _WORKER_PORT = 2222
@@ -27,6 +28,7 @@ class TrainingOperator(DockerOperator):  # type: ignore[misc]  # airflow ships n
     """
 
     template_fields: Sequence[str] = ("model_name", "job_dir", "force")
+    operator_extra_links = (MlflowRunLink(),)
 
     def __init__(self, *, model_name: str, job_dir: Any, force: Any = False, **kwargs: Any) -> None:
         # `retrieve_output` would unpickle what a container wrote, `mount_tmp_dir` would mount a second folder: neither is used.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -67,7 +67,13 @@ class Run:
 
 class Instance:
     id = "1"
+    dag_id = "ride_minutes_train"
     max_tries = 2
+    pushed: ClassVar[dict[str, str]] = {}
+
+    @classmethod
+    def xcom_push(cls, key: str, value: str) -> None:
+        cls.pushed[key] = value
 
 
 @pytest.fixture
@@ -113,6 +119,7 @@ def test_it_waits_with_the_evidence_that_is_shown(operator: Any, monkeypatch: py
     assert parked.value.kwargs == {"shown": "s" * 64}
     assert parked.value.timeout == timedelta(days=1)
     assert cards == ["/reports/card.html"]
+    assert Instance.pushed["_link_ModelCardLink"].endswith("/ride_minutes/model_cards/3.html"), "who is asked needs the card while the task waits"
     [detail] = asked
     assert (detail["subject"], detail["body"], detail["options"], detail["defaults"]) == ("the subject", "the body", ["Approve", "Reject"], None)
     assert detail["params"]["reason"]["value"] == ""
