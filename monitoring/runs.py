@@ -1,0 +1,187 @@
+"""What ran when, and how it ended: one row a DAG run in the SQL table `runs`, which outlives Airflow's own database being cleaned.
+
+A listener in the scheduler writes a run's states, one in the task's process the error's text. Events may come late or twice: an
+event older than what is known changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Literal, get_args
+
+import sqlalchemy as sa
+
+from config.calendar import Interval
+from lake.lake import Lake
+from lake.lineage import lock
+
+Kind = Literal["ingest", "history", "score", "monitor", "train", "rollback", "watch"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+RUNNING, SUCCESS, FAILED = "running", "success", "failed"
+ENDED = (SUCCESS, FAILED)
+LONGEST_TEXT = 4_000
+
+_metadata = sa.MetaData()
+runs_table = sa.Table(
+    "runs",
+    _metadata,
+    sa.Column("dag_id", sa.String, primary_key=True),
+    sa.Column("run_id", sa.String, primary_key=True),
+    sa.Column("subject", sa.String, nullable=False),
+    sa.Column("kind", sa.String, nullable=False),
+    sa.Column("partition_key", sa.String),
+    sa.Column("state", sa.String, nullable=False),
+    sa.Column("started_at", sa.DateTime(timezone=True)),
+    sa.Column("ended_at", sa.DateTime(timezone=True)),
+    sa.Column("note", sa.Text),
+    sa.Column("failed_task", sa.String),
+    sa.Column("error", sa.Text),
+    sa.Column("state_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("error_at", sa.DateTime(timezone=True)),
+    sa.Index("ix_runs_subject", "subject", "kind", "partition_key"),
+    sa.Index("ix_runs_started", "started_at"),
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a DAG of the catalog.
+
+    Attributes:
+        subject: the data set or model it is about, empty for `watch`.
+        partition_key: its data date, `YYYY-MM-DD`; None where it has none, or an interval.
+        state: Airflow's word: running, success, failed.
+        started_at, ended_at: aware, UTC.
+        note: what Airflow shows on the run.
+        failed_task, error: the first task that failed and what it said, None where nothing did.
+    """
+
+    dag_id: str
+    run_id: str
+    subject: str
+    kind: Kind
+    partition_key: str | None
+    state: str
+    started_at: datetime | None
+    ended_at: datetime | None = None
+    note: str | None = None
+    failed_task: str | None = None
+    error: str | None = None
+
+
+def described(dag_id: str, conf: Mapping[str, Any] | None = None) -> tuple[str, Kind] | None:
+    """Subject and kind of a DAG's runs by its name, None for a DAG that is not one of ours. A rollback's subject stands in its form."""
+    if dag_id == "rollback":
+        return str((conf or {}).get("model") or ""), "rollback"
+    if dag_id == "watch":
+        return "", "watch"
+    subject, _, kind = dag_id.rpartition("_")
+    for known in KINDS[:5]:
+        if kind == known and subject:
+            return subject, known
+    return None
+
+
+def record_run(target: Lake | sa.Engine, run: Run, *, at: datetime | None = None) -> None:
+    """Store a run's state; an error that its task left stays with it until the run starts anew or succeeds.
+
+    Args:
+        at: when that state was reached, aware; None: now. A state older than the one that is stored is left out.
+    """
+    at = at or datetime.now(UTC)
+    c = runs_table.c
+    with _writing(target) as connection:
+        stored = connection.execute(sa.select(runs_table).where(c.dag_id == run.dag_id, c.run_id == run.run_id)).first()
+        if stored is not None and _utc(stored.state_at) > at:
+            return
+        values: dict[str, Any] = {name: _text(value) if isinstance(value, str) else value for name, value in run.__dict__.items()}
+        values |= {"state_at": at, "error_at": None}
+        if stored is not None:
+            values["note"] = run.note if run.note is not None else stored.note
+            if stored.error_at is not None and (run.state == FAILED or (run.state == RUNNING and _utc(stored.error_at) > at)):
+                kept = {"failed_task": stored.failed_task, "error": stored.error, "error_at": stored.error_at}
+                values |= {name: value for name, value in kept.items() if value is not None}
+        _put(connection, stored is not None, run.dag_id, run.run_id, values)
+
+
+def record_failure(target: Lake | sa.Engine, run: Run, *, task: str, error: str, at: datetime | None = None) -> None:
+    """Store what a failed task said, with its run; of several tasks that fail in one run the first is kept.
+
+    Args:
+        run: as far as the task knows it; used where the run is not on record yet.
+    """
+    at = at or datetime.now(UTC)
+    c = runs_table.c
+    with _writing(target) as connection:
+        stored = connection.execute(sa.select(runs_table).where(c.dag_id == run.dag_id, c.run_id == run.run_id)).first()
+        if stored is None:
+            values = {name: _text(value) if isinstance(value, str) else value for name, value in run.__dict__.items()}
+            # Older than any event of the scheduler's, which knows the run's state.
+            values |= {"failed_task": _text(task), "error": _text(error), "state_at": datetime(1970, 1, 1, tzinfo=UTC), "error_at": at}
+            _put(connection, False, run.dag_id, run.run_id, values)
+        elif stored.error_at is None or stored.failed_task == task:
+            _put(connection, True, run.dag_id, run.run_id, {"failed_task": _text(task), "error": _text(error), "error_at": at})
+
+
+def read_runs(
+    lake: Lake,
+    *,
+    subjects: Collection[str] | None = None,
+    kinds: Collection[Kind] | None = None,
+    keys: Interval | None = None,
+    newest_first_limit: int | None = None,
+) -> list[Run]:
+    """Runs on record, the earliest start first; with `newest_first_limit` so many of the latest, the latest first.
+
+    Args:
+        keys: only runs with a partition key in that interval.
+    """
+    c = runs_table.c
+    query = sa.select(runs_table)
+    if subjects is not None:
+        query = query.where(c.subject.in_(list(subjects)))
+    if kinds is not None:
+        query = query.where(c.kind.in_(list(kinds)))
+    if keys is not None:
+        query = query.where(c.partition_key >= keys.start.isoformat(), c.partition_key < keys.end.isoformat())
+    order = (sa.func.coalesce(c.started_at, c.state_at), c.dag_id, c.run_id)
+    query = query.order_by(*(column.desc() for column in order)).limit(newest_first_limit) if newest_first_limit is not None else query.order_by(*order)
+    with lake.engine.connect() as connection:
+        if not sa.inspect(connection).has_table(runs_table.name):
+            return []
+        return [_run(row) for row in connection.execute(query)]
+
+
+def _run(row: Any) -> Run:
+    found = Run(row.dag_id, row.run_id, row.subject, row.kind, row.partition_key, row.state, row.started_at, row.ended_at, row.note, row.failed_task, row.error)
+    return replace(found, started_at=row.started_at and _utc(row.started_at), ended_at=row.ended_at and _utc(row.ended_at))
+
+
+def _utc(instant: datetime) -> datetime:
+    """SQLite gives times back without a zone."""
+    return instant.astimezone(UTC) if instant.tzinfo else instant.replace(tzinfo=UTC)
+
+
+def _text(value: str) -> str:
+    """What both databases take: no NUL, no half character, of bounded length."""
+    clean = value.encode("utf-8", "replace").decode("utf-8").replace("\0", "\ufffd")
+    return clean if len(clean) <= LONGEST_TEXT else clean[: LONGEST_TEXT - 1] + "…"
+
+
+def _put(connection: sa.Connection, there: bool, dag_id: str, run_id: str, values: Mapping[str, Any]) -> None:
+    c = runs_table.c
+    statement: Any = runs_table.update().where(c.dag_id == dag_id, c.run_id == run_id) if there else runs_table.insert()
+    connection.execute(statement.values(**values))
+
+
+@contextmanager
+def _writing(target: Lake | sa.Engine) -> Iterator[sa.Connection]:
+    """A transaction that alone writes runs, on a database that has the table."""
+    engine = target.engine if isinstance(target, Lake) else target
+    with engine.connect() as connection, connection.begin():
+        lock(connection, "runs")
+        _metadata.create_all(connection, checkfirst=True)
+        yield connection
