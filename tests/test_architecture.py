@@ -120,6 +120,7 @@ def test_dag_files_import_nothing_heavy_at_the_top() -> None:
         "mlops_ready",
         "mlops_training_operator",
         "mlops_approval",
+        "mlops_links",
     }
     for found in _imports("dags"):
         assert not found.top_level or found.module.split(".")[0] in light, (
