@@ -6,9 +6,10 @@ event older than what is known changes nothing.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
@@ -23,6 +24,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 RUNNING, SUCCESS, FAILED = "running", "success", "failed"
 ENDED = (SUCCESS, FAILED)
 LONGEST_TEXT = 4_000
+_TASKS_KEPT = 20
 
 _metadata = sa.MetaData()
 runs_table = sa.Table(
@@ -38,7 +40,7 @@ runs_table = sa.Table(
     sa.Column("ended_at", sa.DateTime(timezone=True)),
     sa.Column("note", sa.Text),
     sa.Column("failed_task", sa.String),
-    sa.Column("error", sa.Text),
+    sa.Column("errors", sa.Text),
     sa.Column("state_at", sa.DateTime(timezone=True), nullable=False),
     sa.Column("error_at", sa.DateTime(timezone=True)),
     sa.Index("ix_runs_subject", "subject", "kind", "partition_key"),
@@ -56,7 +58,7 @@ class Run:
         state: Airflow's word: running, success, failed.
         started_at, ended_at: aware, UTC.
         note: what Airflow shows on the run.
-        failed_task, error: the first task that failed and what it said, None where nothing did.
+        failed_task, error: the first task that failed for good and what it said, None where nothing did.
     """
 
     dag_id: str
@@ -86,44 +88,44 @@ def described(dag_id: str, conf: Mapping[str, Any] | None = None) -> tuple[str, 
 
 
 def record_run(target: Lake | sa.Engine, run: Run, *, at: datetime | None = None) -> None:
-    """Store a run's state; an error that its task left stays with it until the run starts anew or succeeds.
+    """Store a run's state; what its failed tasks said stays with it until the run starts anew or succeeds.
 
     Args:
         at: when that state was reached, aware; None: now. A state older than the one that is stored is left out.
     """
     at = at or datetime.now(UTC)
-    c = runs_table.c
     with _writing(target) as connection:
-        stored = connection.execute(sa.select(runs_table).where(c.dag_id == run.dag_id, c.run_id == run.run_id)).first()
+        stored = _stored(connection, run)
         if stored is not None and _utc(stored.state_at) > at:
             return
-        values: dict[str, Any] = {name: _text(value) if isinstance(value, str) else value for name, value in run.__dict__.items()}
-        values |= {"state_at": at, "error_at": None}
+        values = _values(run) | {
+            "state_at": at,
+            "error_at": None,
+            "errors": json.dumps([[run.failed_task, run.error]]) if run.failed_task and run.error else None,
+        }
         if stored is not None:
-            values["note"] = run.note if run.note is not None else stored.note
+            values["note"] = values["note"] if run.note is not None else stored.note
             if stored.error_at is not None and (run.state == FAILED or (run.state == RUNNING and _utc(stored.error_at) > at)):
-                kept = {"failed_task": stored.failed_task, "error": stored.error, "error_at": stored.error_at}
-                values |= {name: value for name, value in kept.items() if value is not None}
-        _put(connection, stored is not None, run.dag_id, run.run_id, values)
+                values |= {"errors": stored.errors, "error_at": stored.error_at}
+        _put(connection, stored is not None, run, values)
 
 
 def record_failure(target: Lake | sa.Engine, run: Run, *, task: str, error: str, at: datetime | None = None) -> None:
-    """Store what a failed task said, with its run; of several tasks that fail in one run the first is kept.
+    """Store what a failed task said, with its run; of each task its last words are kept.
 
     Args:
         run: as far as the task knows it; used where the run is not on record yet.
     """
     at = at or datetime.now(UTC)
-    c = runs_table.c
     with _writing(target) as connection:
-        stored = connection.execute(sa.select(runs_table).where(c.dag_id == run.dag_id, c.run_id == run.run_id)).first()
+        stored = _stored(connection, run)
+        said = dict(json.loads(stored.errors)) if stored is not None and stored.errors else {}
+        said = {name: text for name, text in said.items() if name != task} | {_text(task): _text(error)}
+        values = {"errors": json.dumps(list(said.items())[-_TASKS_KEPT:]), "error_at": at}
         if stored is None:
-            values = {name: _text(value) if isinstance(value, str) else value for name, value in run.__dict__.items()}
             # Older than any event of the scheduler's, which knows the run's state.
-            values |= {"failed_task": _text(task), "error": _text(error), "state_at": datetime(1970, 1, 1, tzinfo=UTC), "error_at": at}
-            _put(connection, False, run.dag_id, run.run_id, values)
-        elif stored.error_at is None or stored.failed_task == task:
-            _put(connection, True, run.dag_id, run.run_id, {"failed_task": _text(task), "error": _text(error), "error_at": at})
+            values = _values(run) | {"state_at": datetime(1970, 1, 1, tzinfo=UTC)} | values
+        _put(connection, stored is not None, run, values)
 
 
 def read_runs(
@@ -156,8 +158,11 @@ def read_runs(
 
 
 def _run(row: Any) -> Run:
-    found = Run(row.dag_id, row.run_id, row.subject, row.kind, row.partition_key, row.state, row.started_at, row.ended_at, row.note, row.failed_task, row.error)
-    return replace(found, started_at=row.started_at and _utc(row.started_at), ended_at=row.ended_at and _utc(row.ended_at))
+    said = dict(json.loads(row.errors)) if row.errors else {}
+    # The scheduler knows which task failed for good; until it says so, the first that said something.
+    task = row.failed_task or next(iter(said), None)
+    started, ended = (instant and _utc(instant) for instant in (row.started_at, row.ended_at))
+    return Run(row.dag_id, row.run_id, row.subject, row.kind, row.partition_key, row.state, started, ended, row.note, task, said.get(task))
 
 
 def _utc(instant: datetime) -> datetime:
@@ -171,10 +176,30 @@ def _text(value: str) -> str:
     return clean if len(clean) <= LONGEST_TEXT else clean[: LONGEST_TEXT - 1] + "…"
 
 
-def _put(connection: sa.Connection, there: bool, dag_id: str, run_id: str, values: Mapping[str, Any]) -> None:
-    c = runs_table.c
-    statement: Any = runs_table.update().where(c.dag_id == dag_id, c.run_id == run_id) if there else runs_table.insert()
+def _values(run: Run) -> dict[str, Any]:
+    return {name: _text(value) if isinstance(value, str) else value for name, value in run.__dict__.items() if name != "error"}
+
+
+def _same_run(run: Run) -> sa.ColumnElement[bool]:
+    return sa.and_(runs_table.c.dag_id == run.dag_id, runs_table.c.run_id == run.run_id)
+
+
+def _stored(connection: sa.Connection, run: Run) -> Any:
+    return connection.execute(sa.select(runs_table).where(_same_run(run))).first()
+
+
+def _put(connection: sa.Connection, there: bool, run: Run, values: Mapping[str, Any]) -> None:
+    statement: Any = runs_table.update().where(_same_run(run)) if there else runs_table.insert()
     connection.execute(statement.values(**values))
+
+
+def impatient_engine(url: str, seconds: float) -> sa.Engine:
+    """An engine for who may not be kept waiting: it gives up after about so many seconds, and holds no connection between uses."""
+    if url.startswith("sqlite"):
+        return sa.create_engine(url, poolclass=sa.NullPool, connect_args={"timeout": seconds})
+    milliseconds = max(1, int(seconds * 1000))
+    options = f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds}"
+    return sa.create_engine(url, poolclass=sa.NullPool, connect_args={"connect_timeout": max(1, round(seconds)), "options": options})
 
 
 @contextmanager

@@ -79,6 +79,14 @@ def test_the_failed_task_and_its_words_are_kept_whichever_comes_first(lake: Lake
     assert read_runs(lake) == [ended("failed", failed_task="score", error="NoChampion: none")]
 
 
+def test_the_task_that_failed_for_good_is_named_not_one_that_was_tried_again(lake: Lake) -> None:
+    record_failure(lake, RUN, task="shaky", error="passed at the second try", at=START)
+    record_failure(lake, RUN, task="score", error="first", at=START)
+    record_failure(lake, RUN, task="score", error="for good", at=START)
+    record_run(lake, ended("failed", failed_task="score"), at=START + timedelta(minutes=1))
+    assert read_runs(lake) == [ended("failed", failed_task="score", error="for good")]
+
+
 def test_a_failure_of_a_run_nobody_recorded_is_kept_until_the_scheduler_says_more(lake: Lake) -> None:
     record_failure(lake, RUN, task="score", error="boom", at=START)
     assert read_runs(lake)[0].error == "boom"
