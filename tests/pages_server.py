@@ -1,0 +1,64 @@
+"""The pages' app without Airflow around it: one fixed person, for looking at pages and for timing them."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from config.settings import ROOT
+
+
+@dataclass(frozen=True)
+class Person:
+    """Whom the app believes to see."""
+
+    name: str
+    role: str
+
+    def get_id(self) -> str:
+        return self.name
+
+    def get_name(self) -> str:
+        return self.name
+
+
+def make_app(home: Path, role: str) -> Any:
+    """The plugin's app below `/nightfleet`; settings come from the environment, as in Airflow."""
+    airflow_home = home / "airflow"
+    airflow_home.mkdir(parents=True, exist_ok=True)
+    os.environ |= {
+        "AIRFLOW_HOME": str(airflow_home),
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{airflow_home}/airflow.db",
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__API__SECRET_KEY": secrets.token_urlsafe(64),
+    }
+    if str(ROOT / "plugins") not in sys.path:
+        sys.path.insert(0, str(ROOT / "plugins"))
+    import mlops_ui_app
+    from airflow.api_fastapi.core_api.security import get_user
+    from fastapi import FastAPI
+    from fastapi.responses import RedirectResponse
+
+    from monitoring.pages.page import Viewer
+
+    person = Person(role, role)
+    # Who one is and what one may see is Airflow's to say; there is none here.
+    mlops_ui_app.viewer_of = lambda user: Viewer(user.name, user.role)  # type: ignore[attr-defined]
+    mlops_ui_app.may_read = lambda user: lambda dag_id: True  # type: ignore[attr-defined]
+    pages = mlops_ui_app.make_app()
+    pages.dependency_overrides[get_user] = lambda: person
+    app = FastAPI(docs_url=None, openapi_url=None)
+    app.mount("/nightfleet", pages)
+    app.add_api_route("/", lambda: RedirectResponse("/nightfleet/"), methods=["GET"])
+    return app
+
+
+def serve(home: Path, port: int, role: str) -> None:
+    """Until interrupted."""
+    import uvicorn
+
+    uvicorn.run(make_app(home, role), host="127.0.0.1", port=port, log_level="warning", access_log=False)
