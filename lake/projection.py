@@ -145,6 +145,19 @@ def project(
     return sum(published[day].rows for day in kept)
 
 
+def project_whole(lake: Lake, table: LakeTable, sql_table: str, *, indexes: Sequence[tuple[str, ...]] = ()) -> int:
+    """`project` for every data date of a small table, those that SQL alone still has included: what an earlier run left undone is done, too."""
+    delta = table.load()
+    if delta is None:
+        return 0
+    days = set(lake.publications.current(table, loaded=delta))
+    with lake.engine.connect() as connection:
+        if sa.inspect(connection).has_table(projections_table.name):
+            p = projections_table.c
+            days |= set(connection.execute(sa.select(p.data_date).where(p.sql_table == sql_table, p.table_name == table.name)).scalars())
+    return project(lake, table, sql_table, Interval.closed(min(days), max(days)), indexes=indexes) if days else 0
+
+
 def _sql_type(kind: pa.DataType) -> sa.types.TypeEngine[Any]:
     if pa.types.is_string(kind):
         return sa.Text()

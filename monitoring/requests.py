@@ -17,6 +17,7 @@ from config.errors import NightfleetError, TransientError
 from lake.lake import Lake, StageResult
 from lake.lineage import Input
 from lake.metrics import metrics_table
+from lake.projection import project_whole
 from lake.publish import StalePublish, publish
 from lake.tables import LakeTable, named_table
 from monitoring import drift, performance
@@ -26,6 +27,7 @@ from serving.score import recorded_champion
 from training.decision import read_decisions
 
 POLICY, PERSON = "policy", "person"
+SQL_TABLE = "requests"
 _ATTEMPTS = 5
 _MAX_REASON = 400
 
@@ -42,6 +44,11 @@ def requests_table(lake: Lake, model: str) -> LakeTable:
     """`<model>/requests`: partition T holds the policy's decision of night T (actor policy) and what persons asked for as of T (actor person)."""
     columns = {"actor": "string", "by": "string", "requested": "boolean", "trigger": "string", "reason": "string", "evidence": "string"}
     return named_table(lake.settings, f"{model}/requests", columns, ("actor", "by", "reason"))
+
+
+def project_requests(lake: Lake, model: str) -> int:
+    """Bring the SQL table `requests` up to date with the model's; rows written."""
+    return project_whole(lake, requests_table(lake, model), SQL_TABLE)
 
 
 def read_requests(lake: Lake, model: str) -> pa.Table:
@@ -82,6 +89,7 @@ def decide_retraining(lake: Lake, model: str, data_date: date, *, run_id: str) -
     newest = max(scored)
     stored = [row for row in requests_table(lake, model).read([data_date]).to_pylist() if row["actor"] == POLICY]
     if stored and (stored[0]["requested"] or data_date != newest):
+        project_requests(lake, model)
         return _result(model, data_date, stored[0], committed=0)
     version = int(recorded_champion(scored[data_date])["version"])
     versions = {day: int(recorded_champion(publication)["version"]) for day, publication in scored.items()}
@@ -116,7 +124,7 @@ def request_retraining(lake: Lake, model: str, data_date: date, *, by: str, reas
         ReasonMissing: `reason` says nothing, or is longer than 400 characters.
     """
     lake.model(model)
-    reason = reason.strip()
+    reason = reason.replace("\0", "\ufffd").strip()  # SQL takes no NUL
     if not reason or len(reason) > _MAX_REASON:
         problem = "no reason" if not reason else f"a reason of {len(reason)} characters"
         raise ReasonMissing(f"the retraining of {model} as of {data_date} was asked for by {by} with {problem}. Say why in 1 to {_MAX_REASON} characters.")
@@ -181,6 +189,7 @@ def _store(lake: Lake, model: str, row: Mapping[str, Any], *, run_id: str, input
         others = table.read([day]).to_pylist()
         same = [other for other in others if _stands_for(other, row)]
         if same and (row["actor"] == PERSON or same[0]["requested"]):
+            project_requests(lake, model)
             return same[0], 0
         rows = pa.Table.from_pylist([*(other for other in others if other not in same), dict(row)], schema=table.schema)
         earlier = lake.publications.current(table, interval)
@@ -192,6 +201,7 @@ def _store(lake: Lake, model: str, row: Mapping[str, Any], *, run_id: str, input
                 published = publish(lake.publications, table, rows, interval, replaces=replaces, lineage=lineage, scratch=scratch)
         except StalePublish:
             continue  # another request of the night was stored in between: look again at what is there
+        project_requests(lake, model)
         return dict(row), len(published.committed)
     raise RequestContested(f"the request on {model} as of {day} was not stored: {_ATTEMPTS} times another came first. Nothing is lost; clear the task.")
 

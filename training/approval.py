@@ -18,11 +18,13 @@ from config.calendar import Interval
 from config.durations import format_duration
 from config.errors import NightfleetError, TransientError
 from lake.lake import Lake
+from lake.projection import project_whole
 from lake.publish import StalePublish, publish
 from lake.tables import LakeTable, named_table
 from training.decision import Check, Decision, decisions_table, read_decisions
 
 APPROVE, REJECT = "Approve", "Reject"
+SQL_TABLE = "approvals"
 Answer = Literal["approved", "rejected", "lapsed"]
 NOBODY = "nobody"
 _ATTEMPTS = 5
@@ -96,6 +98,11 @@ def approvals_table(lake: Lake, model: str) -> LakeTable:
         "asking": "int64",
     }
     return named_table(lake.settings, f"{model}/approvals", columns, ("number",))
+
+
+def project_approvals(lake: Lake, model: str) -> int:
+    """Bring the SQL table `approvals` up to date with the model's; rows written."""
+    return project_whole(lake, approvals_table(lake, model), SQL_TABLE, indexes=(("evidence_digest",),))
 
 
 def read_approvals(lake: Lake, model: str, as_of: date | None = None) -> list[Approval]:
@@ -247,7 +254,8 @@ def answered(
         )
     answer: Answer = "approved" if option == APPROVE else "rejected"
     as_of = date.fromisoformat(decision["as_of"])
-    given = Approval(model, decision["version"], as_of, answer, by, reason.strip(), answered_at.astimezone(UTC), shown, run_id, asking)
+    reason = reason.replace("\0", "\ufffd").strip()  # SQL takes no NUL
+    given = Approval(model, decision["version"], as_of, answer, by, reason, answered_at.astimezone(UTC), shown, run_id, asking)
     _record(lake, given)
     return _concluded(lake, given, decision)
 
@@ -328,6 +336,7 @@ def _record(lake: Lake, approval: Approval) -> None:
         replaces = lake.publications.digests(table, interval)
         there = table.read([approval.as_of])
         if approval in read_approvals(lake, approval.model, approval.as_of):
+            project_approvals(lake, approval.model)
             return
         row = {name: value for name, value in approval.__dict__.items() if name not in {"model", "as_of"}}
         row |= {"number": there.num_rows + 1, "data_date": approval.as_of}
@@ -340,6 +349,7 @@ def _record(lake: Lake, approval: Approval) -> None:
                 publish(lake.publications, table, rows, interval, replaces=replaces, lineage=lineage, scratch=scratch)
         except StalePublish:
             continue  # another answer was stored in between: look again at what is there
+        project_approvals(lake, approval.model)
         return
     raise ApprovalContested(
         f"the answer of {approval.by} on {approval.model} version {approval.version} was not stored: {_ATTEMPTS} times another came first. Clear the task."

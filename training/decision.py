@@ -15,11 +15,13 @@ from config.calendar import Interval
 from config.errors import NightfleetError, TransientError
 from lake.lake import Lake
 from lake.lineage import Input
+from lake.projection import project_whole
 from lake.publish import StalePublish, publish
 from lake.tables import LakeTable, named_table
 
 Verdict = Literal["promote", "refuse", "not_evaluated"]
 ReasonCode = Literal["better", "not_better", "segment_worse", "leakage", "schema", "not_finite", "latency", "too_few_nights"]
+SQL_TABLE = "decisions"
 _ATTEMPTS = 5
 
 
@@ -145,6 +147,11 @@ def decisions_table(lake: Lake, model: str) -> LakeTable:
     return named_table(lake.settings, f"{model}/decisions", columns, ("version", "judgement"))
 
 
+def project_decisions(lake: Lake, model: str) -> int:
+    """Bring the SQL table `decisions` up to date with the model's; rows written."""
+    return project_whole(lake, decisions_table(lake, model), SQL_TABLE, indexes=(("evidence_digest",),))
+
+
 def read_decisions(lake: Lake, model: str) -> list[Decision]:
     """Every decision on the model, by as-of date, version and order of judgement.
 
@@ -189,6 +196,7 @@ def store_decision(lake: Lake, evidence: Mapping[str, Any], *, run_id: str, inpu
         others = stored_decisions(lake, model, as_of)
         for _, _, other in others:
             if other.version == decision.version and other.evidence["subject"] == evidence["subject"] and other.evidence["rival"] == evidence["rival"]:
+                project_decisions(lake, model)
                 return other
         number = max((n for _, n, other in others if other.version == decision.version), default=0) + 1
         row = {
@@ -211,6 +219,7 @@ def store_decision(lake: Lake, evidence: Mapping[str, Any], *, run_id: str, inpu
                 publish(lake.publications, table, rows, interval, replaces=replaces, lineage=lineage, scratch=scratch)
         except StalePublish:
             continue  # another judgement was stored in between: look again at what is there
+        project_decisions(lake, model)
         return decision
     raise JudgementContested(
         f"the decision on {model} version {decision.version} was not stored: {_ATTEMPTS} times another judgement came first. Nothing is lost; clear the task."

@@ -19,6 +19,7 @@ from lake.artifact import verify_files
 from lake.lake import Lake
 from lake.ledger import LedgerConflict, LedgerSnapshot, Promotion
 from lake.lineage import PartitionNotReady
+from lake.promotions import project_promotions
 from lake.tables import feature_table, named_table
 from serving.predictors import read_manifest
 from training.approval import ReasonMissing, approval_of
@@ -216,12 +217,13 @@ def effective_from(lake: Lake, model: str, *, decided_at: datetime | None = None
 
 
 def repair_alias(lake: Lake, model: str) -> AliasState:
-    """Bring MLflow's `champion` alias and stage tags in line with the ledger; sets only what differs.
+    """Bring SQL's `promotions`, then MLflow's `champion` alias and stage tags in line with the ledger; sets only what differs.
 
     Tags of a version: `stage` (champion, former champion), `gate` (its newest verdict). Never raises for MLflow's sake: the
     warning is logged and returned, and the next run repairs.
     """
     snapshot = lake.ledger(model).read()
+    project_promotions(lake, model, seen=snapshot)
     newest = snapshot.newest
     wanted = _wanted_tags(snapshot, read_decisions(lake, model))
     version = newest.version if newest else None
