@@ -74,6 +74,7 @@ def prepare(settings: Settings) -> Installation:
     admin = _secret_file(folder / "admin_password", 12)
     viewer = _secret_file(folder / "viewer_password", 12)
     _secret_file(folder / MODEL_SIGNING_KEY, 48)
+    _secret_file(folder / "metrics_token", 48)  # what Prometheus shows at /nightfleet/metrics
     _write_private(folder / "airflow_logins.json", json.dumps({"admin": admin, "viewer": viewer}))
     airflow_port, mlflow_port = _ports(settings.home / "ports.json")
     return Installation(settings, airflow_port, mlflow_port, admin)

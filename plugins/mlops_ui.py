@@ -44,6 +44,7 @@ class NightfleetPages(AirflowPlugin):  # type: ignore[misc]  # airflow ships no 
     name = "nightfleet_pages"
     external_views = [  # noqa: RUF012 (Airflow wants a list)
         {"name": "Models", "href": f"{PREFIX}/", "destination": "nav", "url_route": "models", "icon": f"{PREFIX}/static/icon.svg"},
+        {"name": "Nightfleet", "href": f"{PREFIX}/dags/{{DAG_ID}}", "destination": "dag", "url_route": "nightfleet"},
     ]
 
     @functools.cached_property

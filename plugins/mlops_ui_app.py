@@ -18,12 +18,13 @@ from airflow.api_fastapi.core_api.security import GetUserDep
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse
 from mlops_ui_access import form_token, is_own_form, may_read, notice_of, signed_notice, viewer_of
+from mlops_ui_metrics import may_scrape, metrics_route
 
 from config.catalog import load_catalog
 from config.errors import NightfleetError
 from config.settings import load_settings
 from lake.lake import Lake
-from monitoring.pages.page import BadAddress, Context, NotAllowed, NotFound, Page, to_csv
+from monitoring.pages.page import BadAddress, Context, NotAllowed, NotFound, Page, shortened, to_csv
 from monitoring.pages.render import FOLDER, STATIC, render
 
 POLICY = (
@@ -153,6 +154,20 @@ def _first_of(kind: str) -> Callable[..., Response]:
     return lead_on
 
 
+def _of_dag(request: Request, dag_id: str, context: ContextDep) -> Response:
+    """Where the tab on a DAG's page leads: to the model or data set that the DAG is about."""
+    subject, _, kind = dag_id.rpartition("_")
+    if dag_id in {"rollback", "watch"}:
+        return RedirectResponse(context.url(), status_code=307)
+    if kind in {"ingest", "history"} and subject in context.datasets:
+        return RedirectResponse(context.url("data", subject), status_code=307)
+    if kind in {"score", "monitor"} and subject in context.models:
+        return RedirectResponse(context.url("models", subject), status_code=307)
+    if kind == "train" and subject in context.models:
+        return RedirectResponse(context.url("retraining", model=subject), status_code=307)
+    return _message(request, context, "Not found", f"The DAG {shortened(dag_id)} is about no model or data set of the catalog that you may see.", 404)
+
+
 def _static(name: str, context: ContextDep) -> Response:
     if name not in STATIC:
         raise HTTPException(404, "no such file")
@@ -219,10 +234,13 @@ def make_app() -> FastAPI:
         router.add_api_route(path, _page_route(module), methods=READ, response_class=HTMLResponse, name=name)
     router.add_api_route("/models", _first_of("models"), methods=READ, name="models")
     router.add_api_route("/data", _first_of("datasets"), methods=READ, name="datasets")
+    router.add_api_route("/dags/{dag_id}", _of_dag, methods=READ, name="dag")
     router.add_api_route("/static/{name}", _static, methods=READ, name="static")
     router.add_api_route("/embedded/{path:path}", _embedded, methods=READ, name="embedded")
     router.add_api_route("/actions/{action}", _act, methods=["POST"], name="action")
     router.add_api_route("/{path:path}", _nothing_here, methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"], name="nothing")
+    # Prometheus has no login: a dependency of its own, which lets in its token or a login.
+    app.add_api_route("/metrics", metrics_route(_lake), methods=READ, name="metrics", dependencies=[Depends(may_scrape)])
     app.include_router(router)
     app.add_exception_handler(HTTPException, _refused)
     app.add_middleware(_Headers)
