@@ -494,6 +494,41 @@ class Training(Model):
     workers: int = Field(1, ge=1, description="data-parallel workers, each a container of its own with these resources")
 
 
+AlertSeverity = Literal["warning", "critical"]
+
+
+class AccuracyDrop(Model):
+    """Alarm when a check of an output gets worse by `by` from one judged night to the next."""
+
+    rule: Literal["accuracy_drop"]
+    name: Name = "accuracy_drop"
+    check: str = Field("accuracy", description="a check of the group `performance` that outputs have")
+    outputs: tuple[Name, ...] | None = Field(None, description="None: every output that has the check; accuracy is a binary output's")
+    by: float = Field(0.05, gt=0, description="in the check's own unit")
+    worse: Literal["lower", "higher"] = Field("lower", description="which way is worse: an accuracy lower, an error higher")
+    severity: AlertSeverity = "critical"
+
+
+class ConsecutiveFailures(Model):
+    """Alarm when so many runs of one kind (ingest, score, monitor, train) failed one after the other, up to the newest."""
+
+    rule: Literal["consecutive_failures"]
+    name: Name = "consecutive_failures"
+    count: int = Field(2, ge=1)
+    severity: AlertSeverity = "critical"
+
+
+class LateNight(Model):
+    """Alarm when a night is not scored at the model's deadline."""
+
+    rule: Literal["late"]
+    name: Name = "late"
+    severity: AlertSeverity = "warning"
+
+
+AlertRule = Annotated[AccuracyDrop | ConsecutiveFailures | LateNight, Field(discriminator="rule")]
+
+
 class ModelEntry(Model):
     """One model."""
 
@@ -516,6 +551,22 @@ class ModelEntry(Model):
     retrain: Retrain = Retrain()
     training: Training = Training()
     airflow: AirflowKnobs = AirflowKnobs()
+    alerts: tuple[AlertRule, ...] = Field(
+        (AccuracyDrop(rule="accuracy_drop"), ConsecutiveFailures(rule="consecutive_failures"), LateNight(rule="late")),
+        description="the whole list; left out, each rule at its defaults",
+    )
+
+    @model_validator(mode="after")
+    def _alerts(self) -> Self:
+        names = [alert.name for alert in self.alerts]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"alerts: the name {name!r} stands twice; give one of them another `name`")
+        for alert in self.alerts:
+            for output in (alert.outputs or ()) if isinstance(alert, AccuracyDrop) else ():
+                if output not in self.outputs:
+                    raise ValueError(f"alerts: {alert.name} names {output!r}, which is no output ({', '.join(self.outputs)})")
+        return self
 
     @property
     def entity(self) -> tuple[str, ...]:

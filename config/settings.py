@@ -8,10 +8,10 @@ import os
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from config.errors import NightfleetError
 
@@ -22,6 +22,24 @@ CODE_FOLDERS = ("config", "lake", "features", "serving", "training", "monitoring
 
 class BadSettings(NightfleetError):
     """A setting is unknown, missing or of the wrong type."""
+
+
+Level = Literal["critical", "warning", "request"]
+
+
+class Channel(BaseModel):
+    """Where notifications go: a chat, a mailbox, another system."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=60)]
+    kind: Literal["slack", "email", "webhook"]
+    url_secret: str = Field(description="name of the secret that holds the Apprise URL, for example slack://..., mailtos://..., jsons://...")
+    at_once: tuple[Level, ...] = Field(
+        ("critical", "request"),
+        description="told when they happen: critical alarms, warnings (a failed run, a late night, any other alarm), requests that wait for an approval",
+    )
+    digest: bool = Field(True, description="whether it takes the digest of each night")
 
 
 class Settings(BaseModel):
@@ -50,6 +68,45 @@ class Settings(BaseModel):
     duckdb_memory_gb: float = Field(4.0, gt=0, description="DuckDB's memory limit of one task; more spills to disk")
     duckdb_threads: int = Field(2, ge=1, description="DuckDB's threads of one task")
     preload: Literal["all", "none"] = Field("all", description="whether the embedded executor imports the stages' libraries before it forks its workers")
+    notifications: tuple[Channel, ...] = Field((), description="channels that are told of failures, late nights, alarms and requests; none: nobody is told")
+    public_url: str = Field("", description="address of Airflow's UI as people reach it, for links in notifications; empty: Airflow's own `api.base_url`")
+    approvers: tuple[str, ...] = Field(
+        (),
+        description="who may approve promotions and roll back in Airflow's own forms: Airflow's user ids, comma separated in the environment, as `id:name` "
+        "where the name that Airflow records differs from the id (FAB's ids are numbers); empty: whoever Airflow lets",
+    )
+
+    @field_validator("notifications", mode="before")
+    @classmethod
+    def _channels(cls, value: Any) -> Any:
+        """The environment holds them as YAML, of which JSON is a part."""
+        return yaml.safe_load(value) or () if isinstance(value, str) else value
+
+    @field_validator("notifications")
+    @classmethod
+    def _one_name_each(cls, value: tuple[Channel, ...]) -> tuple[Channel, ...]:
+        names = [channel.name for channel in value]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two channels share a name: {', '.join(names)}")
+        return value
+
+    @field_validator("public_url")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        if value and not value.startswith(("http://", "https://")):
+            raise ValueError("needs an address that begins with http:// or https://")
+        return value.rstrip("/")
+
+    @field_validator("approvers", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @property
+    def approver_names(self) -> dict[str, str]:
+        """By Airflow's user id: the name that Airflow records for that person."""
+        parts = (entry.partition(":") for entry in self.approvers)
+        return {identity: name or identity for identity, _, name in parts}
 
     @property
     def training_pool_gb(self) -> int:

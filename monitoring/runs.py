@@ -45,6 +45,7 @@ runs_table = sa.Table(
     sa.Column("error_at", sa.DateTime(timezone=True)),
     sa.Index("ix_runs_subject", "subject", "kind", "partition_key"),
     sa.Index("ix_runs_started", "started_at"),
+    sa.Index("ix_runs_state", "state", "started_at"),
 )
 
 
@@ -134,6 +135,7 @@ def read_runs(
     subjects: Collection[str] | None = None,
     kinds: Collection[Kind] | None = None,
     keys: Interval | None = None,
+    states: Collection[str] | None = None,
     newest_first_limit: int | None = None,
 ) -> list[Run]:
     """Runs on record, the earliest start first; with `newest_first_limit` so many of the latest, the latest first.
@@ -147,6 +149,8 @@ def read_runs(
         query = query.where(c.subject.in_(list(subjects)))
     if kinds is not None:
         query = query.where(c.kind.in_(list(kinds)))
+    if states is not None:
+        query = query.where(c.state.in_(list(states)))
     if keys is not None:
         query = query.where(c.partition_key >= keys.start.isoformat(), c.partition_key < keys.end.isoformat())
     order = (sa.func.coalesce(c.started_at, c.state_at), c.dag_id, c.run_id)

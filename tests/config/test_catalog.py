@@ -266,3 +266,24 @@ def test_an_entity_may_not_hide_behind_steps(tmp_path: Path) -> None:
     assert "declares 'vehicle_t0', which is reserved or an entity" in refusal(
         tmp_path, dataset=changed(text, "features.vehicle_daily.columns.vehicle", {**STEPS, "type": "string"})
     )
+
+
+def test_every_model_has_the_alert_rules_of_the_specification(tmp_path: Path) -> None:
+    drop, failures, late = load(tmp_path).model("ride_minutes").alerts
+    assert (drop.name, drop.check, drop.by, drop.severity) == ("accuracy_drop", "accuracy", 0.05, "critical")  # type: ignore[union-attr]  # the first of them
+    assert (failures.name, failures.count, failures.severity) == ("consecutive_failures", 2, "critical")  # type: ignore[union-attr]  # the second
+    assert (late.name, late.severity) == ("late", "warning")
+
+
+@pytest.mark.parametrize(
+    ("alerts", "words"),
+    [
+        ([{"rule": "slow"}], "alerts.0 = {rule}"),
+        ([{"rule": "late", "severity": "deadly"}], "alerts.0.late.severity = 'deadly'"),
+        ([{"rule": "late"}, {"rule": "late"}], "the name 'late' stands twice; give one of them another `name`"),
+        ([{"rule": "accuracy_drop", "outputs": ["speed"]}], "accuracy_drop names 'speed', which is no output"),
+        ([{"rule": "accuracy_drop", "by": 0}], "alerts.0.accuracy_drop.by = 0: Input should be greater than 0"),
+    ],
+)
+def test_a_wrong_alert_rule_is_refused(tmp_path: Path, alerts: Any, words: str) -> None:
+    assert words in refusal(tmp_path, model=changed(toy.MODEL_YAML, "alerts", alerts))

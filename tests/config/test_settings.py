@@ -87,3 +87,36 @@ def test_code_version_names_commit_and_code() -> None:
     commit, digest = code_version().split("+")
     assert len(digest) == 12
     assert commit == "nogit" or len(commit) == 8
+
+
+def test_approvers_and_channels_stand_in_the_environment_or_a_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings().approvers == ()
+    assert load_settings().notifications == ()
+    monkeypatch.setenv("NIGHTFLEET_APPROVERS", " admin, 7:ada ,")
+    monkeypatch.setenv(
+        "NIGHTFLEET_NOTIFICATIONS", "[{name: chat, kind: slack, url_secret: chat_url, at_once: [critical, warning]}, {name: log, kind: webhook, url_secret: l}]"
+    )
+    monkeypatch.setenv("NIGHTFLEET_PUBLIC_URL", "https://airflow.example.com/x/")
+    settings = load_settings()
+    assert settings.approver_names == {"admin": "admin", "7": "ada"}
+    assert [(channel.name, channel.at_once, channel.digest) for channel in settings.notifications] == [
+        ("chat", ("critical", "warning"), True),
+        ("log", ("critical", "request"), True),
+    ]
+    assert settings.public_url == "https://airflow.example.com/x"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("NIGHTFLEET_NOTIFICATIONS", "[{name: chat, kind: pigeon, url_secret: x}]", "setting 'notifications.0.kind' is 'pigeon'"),
+        ("NIGHTFLEET_NOTIFICATIONS", "[{name: c, kind: slack, url: slack://token}]", "setting 'notifications.0.url_secret'"),
+        ("NIGHTFLEET_NOTIFICATIONS", "[{name: c, kind: slack, url_secret: x}, {name: c, kind: email, url_secret: y}]", "two channels share a name: c, c"),
+        ("NIGHTFLEET_PUBLIC_URL", "javascript:alert(1)", "needs an address that begins with http"),
+    ],
+)
+def test_a_channel_that_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(BadSettings) as caught:
+        load_settings()
+    assert words in str(caught.value)
