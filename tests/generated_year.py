@@ -742,6 +742,11 @@ def _reports(lake: Lake, story: Story) -> None:
 # ---- rows of predictions ---------------------------------------------------------------------------------------
 
 
+def prediction_id(model: str, night: date, number: int) -> str:
+    """Id of one of the 25 rows that each of the last 30 nights has in SQL."""
+    return _digest(model, night, number)[:32]
+
+
 def _predictions(lake: Lake, story: Story, connection: sa.Connection, *, nights: int = 30, rows: int = 25) -> None:
     """Some rows of the last nights, for looking one up; they cannot be reproduced."""
     entry, dataset = story.entry, story.dataset
@@ -755,7 +760,7 @@ def _predictions(lake: Lake, story: Story, connection: sa.Connection, *, nights:
         day, version = story.nights[i], story.versions[int(story.reigns[i])]
         due = (cutoff(day, dataset.time_zone) + timedelta(hours=9)).strftime("%Y-%m-%d %H:%M:%S.%f")
         for k in range(rows):
-            row: dict[str, Any] = {"source_table": table.name, "delta_version": i + 1, "prediction_id": _digest(entry.name, day, k)[:32], "role": "champion"}
+            row: dict[str, Any] = {"source_table": table.name, "delta_version": i + 1, "prediction_id": prediction_id(entry.name, day, k), "role": "champion"}
             row |= {"model": entry.name, "version": version.number, "artifact_digest": version.digest, "event_date": (day + ONE_DAY).isoformat()}
             row |= {thing: f"{thing}-{k}", "target_time_utc": due, "input_digest": _digest(day, k)[:32], "data_date": day.isoformat(), "superseded_at": None}
             value = float(random.normal(20, 6))
