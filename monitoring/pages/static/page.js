@@ -59,8 +59,42 @@
     };
   };
 
+  const formats = { percent, number };
+  const listed = (value) => (Array.isArray(value) ? value : value ? [value] : []);
+  // What JSON cannot say: `axisLabel.format` and a series' `tooltip.format` are percent or number (`name`: the point's name alone), and
+  // `matrix`, rows of a heat map from below, stands for its points.
+  const spelledOut = (option) => {
+    const axes = [...listed(option.xAxis), ...listed(option.yAxis)];
+    axes.forEach((axis) => { if (formats[axis.axisLabel?.format]) axis.axisLabel.formatter = formats[axis.axisLabel.format]; });
+    const category = (all, index, place) => listed(all)[index ?? 0]?.data?.[place] ?? place;
+    listed(option.series).forEach((series) => {
+      if (formats[series.tooltip?.format]) series.tooltip.valueFormatter = formats[series.tooltip.format];
+      if (series.tooltip?.format === "name") series.tooltip.formatter = (point) => point.name;
+      if (!series.matrix) return;
+      series.data = series.matrix.flatMap((row, y) => row.map((value, x) => [x, y, value ?? "-"]));
+      delete series.matrix;
+      const words = ({ value: [x, y, value] }) => `${category(option.yAxis, series.yAxisIndex, y)}\n${category(option.xAxis, series.xAxisIndex, x)}: ${number(value)} ${series.name}`;
+      series.tooltip = { ...series.tooltip, formatter: words };
+    });
+    return option;
+  };
+  // A click anywhere above or below a night leads to it, whatever is drawn there.
+  const followColumns = (chart, option, links) => {
+    const axes = listed(option.xAxis);
+    const at = (point) => {
+      const grid = axes.findIndex((axis) => chart.containPixel({ gridIndex: axis.gridIndex ?? 0 }, point));
+      if (grid < 0) return undefined;
+      const [column] = chart.convertFromPixel({ xAxisIndex: grid, yAxisIndex: grid }, point);
+      return links[axes[grid].data[Math.round(column)]];
+    };
+    const surface = chart.getZr();
+    surface.on("click", (event) => { const address = at([event.offsetX, event.offsetY]); if (address) window.location.assign(address); });
+    surface.on("mousemove", (event) => { if (at([event.offsetX, event.offsetY])) surface.setCursorStyle("pointer"); });
+  };
+
   const draw = (place) => {
-    const { option, links } = JSON.parse(document.getElementById(`${place.id}-data`).textContent);
+    const { option: given, links } = JSON.parse(document.getElementById(`${place.id}-data`).textContent);
+    const { columnLinks, ...option } = spelledOut(given);
     place.style.height = `${place.dataset.height}px`;
     const known = echarts.getInstanceByDom(place);
     if (known) known.dispose();
@@ -73,7 +107,8 @@
       tooltip: { confine: true, valueFormatter: format === "percent" ? percent : number, ...coloured(tooltip), renderMode: "richText" },
       aria: { enabled: false }, // the element has its own label, in words
     });
-    chart.on("click", (event) => {
+    if (columnLinks) followColumns(chart, option, links);
+    else chart.on("click", (event) => {
       const key = String(Array.isArray(event.value) ? event.value[0] : event.name);
       const address = links[event.name] ?? links[key];
       if (address) window.location.assign(address);
