@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date, timedelta
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from config.calendar import ONE_DAY, Interval
-from config.catalog import Dataset, ModelEntry, TableSpine
+from config.catalog import Dataset, FeatureColumn, ModelEntry, TableSpine
 from config.settings import Settings
 from features.retrieval import Retrieval, retrieve
+from lake.events import logged
 from lake.lake import Lake, StageResult
 from lake.lineage import Input, Publication
 from lake.metrics import Metric, metrics_table, publish_metrics
@@ -125,6 +127,7 @@ def _comparable(schema: pa.Schema, name: str, profile: Mapping[str, Any]) -> boo
     return bool(text == (profile["kind"] == "categorical"))
 
 
+@logged("drift")
 def drift(lake: Lake, model: str, interval: Interval, *, run_id: str) -> StageResult:
     """Publish `<model>/metrics/drift`: every column of every scored night against its champion's reference.
 
@@ -317,6 +320,10 @@ class _Judge:
     def reference(self) -> VersionReference:
         return self.references[self.day]
 
+    @cached_property
+    def declared(self) -> Mapping[str, FeatureColumn]:
+        return self.lake.catalog.feature_columns(self.entry)
+
     @property
     def window(self) -> list[date]:
         return [self.day - back * ONE_DAY for back in reversed(range(self.reference.window))]
@@ -392,9 +399,8 @@ class _Judge:
 
     def _is_number(self, name: str, nights: Mapping[date, _Night]) -> bool:
         """As the catalog says; of a column that it no longer has, as what was read says."""
-        declared = self.lake.catalog.feature_columns(self.entry)
-        if name in declared:
-            return is_averaged(declared[name].type)
+        if name in self.declared:
+            return is_averaged(self.declared[name].type)
         return name in self.entry.output_columns or any(name in nights[day].sums for day in self.window if day in nights)
 
     def _mean(self, name: str, summed: ExactSum) -> Metric:
