@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -17,13 +18,32 @@ LEAST_JUDGED = 0.5
 
 
 @dataclass(frozen=True)
+class DriftedColumn:
+    """A column beyond its limit.
+
+    Attributes:
+        statistic: as people write it: PSI, KS.
+    """
+
+    column: str
+    statistic: str
+    value: float
+    limit: float
+
+
+@dataclass(frozen=True)
 class DriftNight:
-    """Share of a night's columns beyond their limit, in [0, 1]; None: not evaluated, and `reason` says why."""
+    """Share of a night's columns beyond their limit, in [0, 1]; None: not evaluated, and `reason` says why.
+
+    Attributes:
+        worst: the column that exceeds its limit most; None where none does.
+    """
 
     night: date
     share: float | None
     columns: int = 0
     reason: str | None = None
+    worst: DriftedColumn | None = None
 
 
 @dataclass(frozen=True)
@@ -139,8 +159,12 @@ def _drift(history: History, retrain: Retrain, as_of: date) -> _Finding:
     assert share is not None
     due = share >= allowed
     verb = "reaches" if due else "lies below"
-    text = f"drift: {share:.0%} of {night.columns} columns beyond their limit {verb} {allowed:.0%}"
-    return _Finding(due, text, {"share": share, "threshold": allowed, "columns": night.columns, "reason": night.reason})
+    worst = night.worst
+    # The run that a request starts is noted "requested by " and this.
+    named = f"drift of {worst.column} ({worst.statistic} {worst.value:.2f})" if due and worst else "drift"
+    text = f"{named}: {share:.0%} of {night.columns} columns beyond their limit {verb} {allowed:.0%}"
+    numbers = {"share": share, "threshold": allowed, "columns": night.columns, "reason": night.reason, "worst": worst and dataclasses.asdict(worst)}
+    return _Finding(due, text, numbers)
 
 
 def _performance(history: History, retrain: Retrain, as_of: date, gate_ratios: Mapping[str, float], version: int | None) -> _Finding:

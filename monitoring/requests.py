@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
 from typing import Any
 
@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from config.calendar import ONE_DAY, Interval
 from config.catalog import ModelEntry
 from config.errors import NightfleetError, TransientError
+from lake.events import logged
 from lake.lake import Lake, StageResult
 from lake.lineage import Input
 from lake.metrics import metrics_table
@@ -21,7 +22,7 @@ from lake.projection import project_whole
 from lake.publish import StalePublish, publish
 from lake.tables import LakeTable, named_table
 from monitoring import drift, performance
-from monitoring.policy import DriftNight, History, OutputNight, decide
+from monitoring.policy import DriftedColumn, DriftNight, History, OutputNight, decide
 from serving.predictions import predictions_table
 from serving.score import recorded_champion
 from training.decision import read_decisions
@@ -63,6 +64,7 @@ def newest_decided(lake: Lake, model: str) -> date | None:
     return newest
 
 
+@logged("decide")
 def decide_retraining(lake: Lake, model: str, data_date: date, *, run_id: str) -> StageResult:
     """Decide on a retraining after night `data_date`, and store the decision with its evidence.
 
@@ -161,7 +163,11 @@ def last_training(lake: Lake, model: str, *, before: date) -> date | None:
 def read_history(lake: Lake, entry: ModelEntry, as_of: date, versions: Mapping[date, int]) -> History:
     """What the policy looks at, from the metrics tables; `versions` says which version scored each night."""
     shares = metrics_table(lake.settings, entry.name, drift.GROUP).read([as_of]).to_pylist()
-    drifts = [DriftNight(row["about_date"], row["value"], row["n"] or 0, row["reason"]) for row in shares if row["check"] == "drift_share"]
+    drifts = [
+        DriftNight(row["about_date"], row["value"], row["n"] or 0, row["reason"], _worst_column(entry, shares, row["about_date"]))
+        for row in shares
+        if row["check"] == "drift_share"
+    ]
     # A night becomes mature a few nights after it was scored; twice the nights asked for holds them all.
     nights = 2 * entry.retrain.performance.nights + 14
     window = Interval(as_of - timedelta(days=nights), as_of + ONE_DAY)
@@ -177,6 +183,17 @@ def read_history(lake: Lake, entry: ModelEntry, as_of: date, versions: Mapping[d
         baseline = found.get((night, name, f"{check}_baseline"), {}).get("value")
         outputs.append(OutputNight(night, name, check, versions[night], row["value"], baseline, row["n"] or 0))
     return History(drifts, outputs)
+
+
+def _worst_column(entry: ModelEntry, rows: Sequence[Mapping[str, Any]], night: date) -> DriftedColumn | None:
+    """The column that exceeds its limit most in that night."""
+    method = entry.retrain.drift.method
+    checks = (f"drift_{method}", "prediction_drift")
+    beyond = [r for r in rows if r["about_date"] == night and r["check"] in checks and r["status"] == "warning" and not r["segment"]]
+    if not beyond:
+        return None
+    worst = min(beyond, key=lambda r: (-r["value"] / max(r["threshold"] or 0.0, 1e-9), r["column"]))
+    return DriftedColumn(worst["column"], method.upper(), worst["value"], worst["threshold"] or 0.0)
 
 
 def _store(lake: Lake, model: str, row: Mapping[str, Any], *, run_id: str, inputs: list[Input]) -> tuple[dict[str, Any], int]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from config.catalog import DriftPolicy, PerformancePolicy, Retrain
-from monitoring.policy import DriftNight, History, OutputNight, RetrainDecision, decide
+from monitoring.policy import DriftedColumn, DriftNight, History, OutputNight, RetrainDecision, decide
 
 START = date(2024, 1, 1)
 AS_OF = date(2024, 3, 1)
@@ -50,6 +50,16 @@ def test_drift_asks_at_its_share():
     found = ask(History([DriftNight(AS_OF, 0.3, 50, "15 of 50 columns …")]))
     assert (found.requested, found.trigger) == (True, "drift")
     assert found.reason == "drift: 30% of 50 columns beyond their limit reaches 30%"
+    assert found.evidence["drift"]["worst"] is None
+
+
+def test_the_reason_names_the_worst_column_as_the_note_of_the_run_will():
+    worst = DriftedColumn("carrier_daily__dep_delay_7d", "PSI", 0.4123, 0.2)
+    found = ask(History([DriftNight(AS_OF, 0.3, 50, "15 of 50 columns …", worst)]))
+    assert found.reason.startswith("drift of carrier_daily__dep_delay_7d (PSI 0.41): 30% of 50 columns")
+    assert found.evidence["drift"]["worst"] == {"column": "carrier_daily__dep_delay_7d", "statistic": "PSI", "value": 0.4123, "limit": 0.2}
+    quiet = ask(History([DriftNight(AS_OF, 0.1, 50, "5 of 50 columns …", worst)]))
+    assert "drift: 10% of 50 columns beyond their limit lies below 30%" in quiet.reason
     assert found.evidence["drift"]["share"] == 0.3
     assert found.evidence["performance"]["due"] is None
 

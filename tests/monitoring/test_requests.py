@@ -52,7 +52,11 @@ def test_the_newest_night_asks_with_its_evidence(fresh: Lake, monkeypatch):
     assert result.committed == 1
     assert result.details["requested"] is True
     assert result.details["trigger"] == "drift"
-    assert result.details["reason"].startswith("drift: 100% of 2 columns beyond their limit reaches 30%")
+    worst = result.details["evidence"]["drift"]["worst"]
+    assert worst["statistic"] == "PSI"
+    assert worst["value"] > worst["limit"] > 0
+    text = f"drift of {worst['column']} (PSI {worst['value']:.2f}): 100% of 2 columns beyond their limit reaches 30%"
+    assert result.details["reason"].startswith(text)
     assert result.details["evidence"]["drift"]["share"] == 1.0
     again = decide_retraining(fresh, MODEL, LAST, run_id="again")
     assert (again.committed, again.details) == (0, result.details)
