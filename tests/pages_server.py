@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
+import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
 
+from cli.processes import free_port
 from config.settings import ROOT
+
+_START_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -62,3 +72,28 @@ def serve(home: Path, port: int, role: str) -> None:
     import uvicorn
 
     uvicorn.run(make_app(home, role), host="127.0.0.1", port=port, log_level="warning", access_log=False)
+
+
+@contextmanager
+def serving(home: Path, role: str = "operator") -> Iterator[str]:
+    """The address of the app in a process of its own."""
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    log = home.parent / f"pages-{port}.log"
+    command = [sys.executable, "-m", "tests.generated_year", str(home), "--serve", str(port), "--role", role]
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + _START_SECONDS
+    try:
+        while True:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            try:
+                urlopen(f"{address}/nightfleet/static/icon.svg", timeout=5).close()
+                break
+            except (URLError, OSError):
+                time.sleep(0.1)  # between two questions
+        yield address
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=30)

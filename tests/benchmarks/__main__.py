@@ -50,8 +50,13 @@ def _suites(full: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
 
         return bench_published.run()
 
+    def pages() -> list[dict[str, Any]]:
+        from tests.benchmarks import bench_pages
+
+        return bench_pages.run()
+
     suites = {"published": published, "containers": containers, "airflow": airflow, "retrieval": retrieval, "validation": validation}
-    return {**suites, "scoring": scoring, "backfill": backfill}
+    return {**suites, "scoring": scoring, "backfill": backfill, "pages": pages}
 
 
 def main() -> None:

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import pytest
 from playwright.sync_api import Browser, Dialog
 
-from cli.processes import free_port
-from config.settings import ROOT
 from tests import generated_year
 from tests.browser import THEMES, WIDTHS, Theme, chromium, controls, drawn, same_cell, shown_table, sideways, tabbed_through, table_names, violations, visit
+from tests.pages_server import serving
 
 NIGHTS = 70
 NEWEST = generated_year.LAST
@@ -40,7 +32,6 @@ PAGES = {
     "no such period": "/nightfleet/models/parcel_demand?from=yesterday",
 }
 _REFUSED = {"no such model": 404, "no such period": 400}
-_START_SECONDS = 120.0
 
 
 @pytest.fixture(scope="module")
@@ -52,27 +43,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def origin(home: Path) -> Iterator[str]:
-    """Address of the pages' app, as an operator sees them, in a process of its own."""
-    port = free_port()
-    log = (home / "pages.log").open("wb")
-    command = [sys.executable, "-m", "tests.generated_year", str(home), "--serve", str(port), "--role", "admin"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=dict(os.environ))
-    address = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + _START_SECONDS
-    try:
-        while True:
-            assert process.poll() is None, (home / "pages.log").read_text()
-            assert time.monotonic() < deadline, (home / "pages.log").read_text()
-            try:
-                urlopen(f"{address}/nightfleet/static/icon.svg", timeout=5).close()
-                break
-            except (URLError, OSError):
-                time.sleep(0.1)  # between two questions
+    """Address of the pages as an admin sees them: every form is there."""
+    with serving(home, "admin") as address:
         yield address
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=30)
-        log.close()
 
 
 @pytest.fixture(scope="module")
