@@ -1,12 +1,309 @@
-"""Model."""
+"""Model: what changed over a period, and does it matter. One chart on one axis, then what to look at first."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import date, timedelta
+from typing import Any
 
-from monitoring.pages.page import Context, Page
+import numpy as np
+
+from config.calendar import ONE_DAY, Interval
+from config.catalog import ModelEntry
+from lake.ledger import Promotion
+from monitoring.alarms import Alarm, open_alarms
+from monitoring.pages.model_chart import MOST_FEATURES, Mark, Reign, short_name, time_lines
+from monitoring.pages.model_history import History, ScoredNight, inputs_of, known_nights, read_averages, read_history, read_importances, read_scored, read_segments
+from monitoring.pages.model_tables import (
+    SORTS,
+    compared,
+    comparison_presets,
+    comparison_table,
+    drift_table,
+    features_table,
+    nights_table,
+    ranked_features,
+    rest_table,
+    segment_tables,
+    versions_table,
+)
+from monitoring.pages.page import Column, Context, NotFound, Page, Table, read_period
+from monitoring.pages.run_links import run_url, runs_on_record
+from monitoring.performance import LABEL_SHARE
+from monitoring.records import DecisionRecord, RequestRecord, read_decisions_of, read_promotions, read_requests_of
+
+TEMPLATE = "model.html.jinja"
+_NIGHTS = 90
+_CONTEXT_NIGHTS = 60  # that the chart shows at least while two periods are compared
+_LONGEST_GAP = 730  # nights from the one period to the other that are still drawn on one axis
+_LENGTHS = (30, 90, 365)
 
 
-def page(context: Context, *, query: Mapping[str, str], **parts: str) -> Page:
-    """The page."""
-    return Page("Model", "message.html.jinja", {"message": str(parts)})
+def page(context: Context, *, query: Mapping[str, str], model: str) -> Page:
+    """A model over the period `from` to `to`, compared with `compare_from` to `compare_to`; `sort` orders the comparison.
+
+    Raises:
+        NotFound: there is no such model, or it has not scored a night.
+        BadAddress: a date or the order cannot be read.
+    """
+    entry = context.model(model)
+    lake = context.lake
+    known = known_nights(lake, entry.name)
+    if known is None:
+        raise NotFound(f"{entry.name} has not scored a night yet. Run the first one: `make run`, or trigger the ingest DAG of {entry.dataset}.")
+    first_night, newest = known
+    period = read_period(query.get("from"), query.get("to"), newest=newest, nights=_NIGHTS)
+    asked = query.get("compare_from") or query.get("compare_to")
+    presets = comparison_presets(newest, promotions := read_promotions(lake, [entry.name]))
+    if asked:
+        earlier = read_period(query.get("compare_from"), query.get("compare_to"), newest=period.start - ONE_DAY, nights=len(period), names=("compare_from", "compare_to"))
+        later = period
+    else:
+        _, later, earlier = comparison_presets(period.last, ())[0]
+    drawn = _drawn(period, earlier, first_night) if asked else period
+    history = read_history(lake, entry, drawn)
+    decisions = read_decisions_of(lake, [entry.name])
+    nights_there = [night for night in history.nights if night in history.scored]
+    values: dict[str, Any] = {
+        "entry": entry,
+        "first_night": first_night,
+        "newest": newest,
+        "period": period,
+        "drawn": drawn,
+        "earlier": earlier,
+        "later": later,
+        "asked": bool(asked),
+        "sort": query.get("sort") or "effect",
+        "sorts": SORTS,
+        "owner_url": entry.owner_url if entry.owner_url.startswith(("http://", "https://", "mailto:")) else "",
+        "other_models": [(name, context.url("models", name, **_kept(query))) for name in context.models],
+        "lengths": [(nights, context.url("models", entry.name, from_=newest - timedelta(days=nights - 1), to=newest)) for nights in _LENGTHS],
+        "presets": [(name, _compare_url(context, entry, a, b, query)) for name, a, b in presets],
+        "sort_urls": [(name, said, context.url("models", entry.name, **{**_kept(query), "sort": name})) for name, said in SORTS.items()],
+        "alarms": _said_of(open_alarms(lake, [entry.name])),
+        "newest_facts": _newest_facts(context, entry, newest),
+        "nights_there": len(nights_there),
+    }
+    if not nights_there and not history.lines:
+        values |= {"nothing": f"No night from {drawn.start} to {drawn.last} was scored. There are nights from {first_night} to {newest}."}
+        values["there_url"] = context.url("models", entry.name, from_=max(first_night, newest - timedelta(days=_NIGHTS - 1)), to=newest)
+        tables = (versions_table(context, entry, promotions, decisions, newest),)
+        return Page(entry.title, TEMPLATE, values | {"tables": {t.name: t for t in tables}, "segments": [], "chart": None}, tables)
+    return _filled(context, history, period, earlier, later, promotions, decisions, values, query, newest)
+
+
+def _filled(
+    context: Context,
+    history: History,
+    period: Interval,
+    earlier: Interval,
+    later: Interval,
+    promotions: Sequence[Promotion],
+    decisions: Sequence[DecisionRecord],
+    values: dict[str, Any],
+    query: Mapping[str, str],
+    newest: date,
+) -> Page:
+    """The page of a period with nights."""
+    lake, entry = context.lake, history.entry
+    mature_until = _mature_until(history)
+    in_force = _version_of(history, period)
+    importances = read_importances(lake.settings, entry, in_force.version if in_force else None, in_force.artifact_digest if in_force else None)
+    ranked = ranked_features(lake, history, period, importances)
+    by_drift = _worst_first(history)
+    requests = read_requests_of(lake, [entry.name], history.interval, requested_only=True)
+    chart = time_lines(
+        history,
+        _marks(history, promotions, requests),
+        _reigns(history),
+        _promises(decisions),
+        by_drift[:MOST_FEATURES],
+        periods=[("B", later), ("A", earlier)] if values["asked"] else [],
+        mature_until=mature_until,
+        links={night.isoformat(): context.url("models", entry.name, "nights", night) for night in history.nights if night in history.scored},
+    )
+    differences = compared(read_averages(lake, entry.name, earlier), read_averages(lake, entry.name, later))
+    segments = segment_tables(entry, read_segments(lake, entry, period))
+    rest = rest_table(history, by_drift[MOST_FEATURES:])
+    tables = [
+        features_table(ranked, importances),
+        *segments,
+        comparison_table(lake, entry, differences, earlier, later, values["sort"]),
+        versions_table(context, entry, promotions, decisions, newest),
+        nights_table(context, history, mature_until),
+        _happened(context, entry, history, promotions, requests),
+        *([rest] if rest else []),
+    ]
+    if query.get("table") == "drift":  # one row a feature and night: made only for who downloads it
+        tables.append(drift_table(history))
+    values |= {
+        "tables": {table.name: table for table in tables},
+        "segments": segments,
+        "chart": chart,
+        "nothing": "",
+        "mature_until": mature_until,
+        "summary": _summary(history, by_drift),
+        "why_no_segments": "" if segments else _why_no_segments(entry, mature_until),
+        "drift_csv": context.url("models", entry.name, **{**_kept(query), "format": "csv", "table": "drift"}),
+    }
+    return Page(entry.title, TEMPLATE, values, tuple(tables), (chart,))
+
+
+def _kept(query: Mapping[str, str]) -> dict[str, str]:
+    """The period of an address, to be kept in another's."""
+    return {name: query[name] for name in ("from", "to", "compare_from", "compare_to", "sort") if query.get(name)}
+
+
+def _compare_url(context: Context, entry: ModelEntry, later: Interval, earlier: Interval, query: Mapping[str, str]) -> str:
+    return context.url(
+        "models", entry.name, from_=later.start, to=later.last, compare_from=earlier.start, compare_to=earlier.last, sort=query.get("sort") or None
+    )
+
+
+def _drawn(period: Interval, earlier: Interval, first_night: date) -> Interval:
+    """Both periods and some nights before them, where they lie near enough to each other."""
+    start, end = min(period.start, earlier.start), max(period.end, earlier.end)
+    if (end - start).days > max(_LONGEST_GAP, len(period)):
+        return period
+    return Interval(max(min(start, end - timedelta(days=_CONTEXT_NIGHTS)), min(first_night, start)), end)
+
+
+def _mature_until(history: History) -> date | None:
+    """The newest night whose labels were judged."""
+    judged = np.flatnonzero(history.line(LABEL_SHARE).known)
+    return history.nights[int(judged[-1])] if len(judged) else None
+
+
+def _version_of(history: History, period: Interval) -> ScoredNight | None:
+    """What scored the newest night of a period."""
+    return next((history.scored[night] for night in reversed(history.nights) if night in history.scored and night in period), None)
+
+
+def _worst_first(history: History) -> list[str]:
+    """Features by the mean of their drift over its limit, largest first; those never judged last."""
+    means = {}
+    for name, line in history.drift.items():
+        there = line.ratio[np.isfinite(line.ratio)]
+        means[name] = float(there.mean()) if len(there) else -1.0
+    return sorted(means, key=lambda name: (-means[name], name))
+
+
+def _promises(decisions: Sequence[DecisionRecord]) -> dict[str, dict[int, float]]:
+    """By output and version: the error on the gate's test nights, of the newest judgement."""
+    found: dict[str, dict[int, float]] = {}
+    for decision in decisions:
+        for check in decision.checks:
+            if check.name == "improvement" and check.output and check.challenger is not None:
+                found.setdefault(check.output, {})[decision.version] = check.challenger
+    return found
+
+
+def _marks(history: History, promotions: Sequence[Promotion], requests: Sequence[RequestRecord]) -> list[Mark]:
+    found = []
+    for line in promotions:
+        if line.effective_from in history.interval:
+            word, short = ("rollback to", "↩ v") if line.kind == "rollback" else ("promoted:", "v")
+            found.append(Mark(line.effective_from, line.kind, f"{short}{line.version}", f"{word} version {line.version}, by {line.by}"))
+    for request in requests:
+        found.append(Mark(request.as_of, "request", "", f"retraining requested by {request.by} ({request.trigger})"))
+    return sorted(found, key=lambda mark: (mark.night, mark.kind))
+
+
+def _reigns(history: History) -> list[Reign]:
+    """Runs of nights that one version scored."""
+    found: list[Reign] = []
+    for night in history.nights:
+        scored = history.scored.get(night)
+        if scored is None:
+            continue
+        if found and found[-1].version == scored.version:
+            found[-1] = Reign(scored.version, found[-1].first, night)
+        else:
+            found.append(Reign(scored.version, night, night))
+    return found
+
+
+def _happened(context: Context, entry: ModelEntry, history: History, promotions: Sequence[Promotion], requests: Sequence[RequestRecord]) -> Table:
+    """The chart's marks as a table."""
+    rows = [
+        {"night": line.effective_from, "what": line.kind, "version": line.version, "by": line.by, "reason": line.reason, "url": None}
+        for line in promotions
+        if line.effective_from in history.interval
+    ]
+    address = context.url("retraining", model=entry.name)
+    rows += [{"night": r.as_of, "what": "request", "version": None, "by": r.by, "reason": r.reason, "url": address} for r in requests]
+    rows.sort(key=lambda row: (row["night"], row["what"]), reverse=True)
+    columns = (
+        Column("night", "night", "date"),
+        Column("what", "what", link="url"),
+        Column("version", "version", "number"),
+        Column("by", "by"),
+        Column("reason", "reason"),
+    )
+    caption = f"Promotions, rollbacks and retraining requests, {history.interval.start} to {history.interval.last}"
+    return Table("events", caption, columns, rows, folded=True, empty="Nothing was promoted, rolled back or requested.")
+
+
+def _summary(history: History, by_drift: Sequence[str]) -> str:
+    """The chart's facts in a sentence or two."""
+    said = []
+    if by_drift:
+        beyond = [name for name in by_drift if (history.drift[name].ratio > 1).any()]
+        worst = history.drift[by_drift[0]].ratio
+        there = worst[np.isfinite(worst)]
+        if len(there):
+            night = history.nights[int(np.nanargmax(worst))]
+            said.append(
+                f"{len(beyond)} of {len(by_drift)} features lay beyond their drift limit in some night; most of all "
+                f"{short_name(by_drift[0])}, {there.mean():.2g} times its limit on average, {there.max():.2g} times on {night}."
+            )
+    for name, output in history.entry.outputs.items():
+        line, base = history.line(output.gate, name), history.line(f"{output.gate}_baseline", name)
+        both = np.isfinite(line.value) & np.isfinite(base.value)
+        if both.any():
+            lost = int((line.value[both] >= base.value[both]).sum())
+            said.append(f"{name} was no better than its baseline in {lost} of {int(both.sum())} judged nights.")
+    return " ".join(said)
+
+
+def _why_no_segments(entry: ModelEntry, mature_until: date | None) -> str:
+    if entry.gate.segments is None:
+        return "Not evaluated: the catalog names no segment columns for this model (gate.segments)."
+    if mature_until is None:
+        return "Not evaluated: no labels of the period are mature yet."
+    return "Not evaluated: the period's performance was measured before segments were, or has no labels. Run the monitor for it again."
+
+
+def _said_of(alarms: Sequence[Alarm]) -> dict[str, Any]:
+    """Open alarms in a line: the worst, and how many there are."""
+    if not alarms:
+        return {"count": 0}
+    ordered = sorted(alarms, key=lambda a: (a.severity != "critical", a.silenced_until is not None, -a.nights, a.check, a.column))
+    worst = ordered[0]
+    return {
+        "count": len(alarms),
+        "critical": sum(a.severity == "critical" for a in alarms),
+        "silenced": sum(a.silenced_until is not None for a in alarms),
+        "acknowledged": sum(a.acknowledged is not None for a in alarms),
+        "status": "failing" if worst.severity == "critical" else "degraded",
+        "reason": worst.reason or f"{worst.check} {worst.column}".strip(),
+        "since": worst.since,
+    }
+
+
+def _newest_facts(context: Context, entry: ModelEntry, newest: date) -> dict[str, Any]:
+    """What scored the newest night, from what: for links to run and data version."""
+    night = read_scored(context.lake, entry.name, Interval.of(newest))[newest]
+    inputs = inputs_of(context.lake, entry.name, newest)
+    on_record = runs_on_record(context.lake, [entry.name], [night.run_id])
+    shown = [
+        {"table": str(i["table"]), "night": str(i["data_date"]), "version": int(i["version"]), "url": _input_url(context, str(i["table"]), str(i["data_date"]))}
+        for i in inputs[:12]
+    ]
+    return {"night": night, "run_url": run_url(context, on_record, night.run_id, f"{entry.name}_score"), "inputs": shown, "more_inputs": max(len(inputs) - 12, 0)}
+
+
+def _input_url(context: Context, table: str, night: str) -> str:
+    """The Data page of an input's partition, empty where it is not of a data set this person may see."""
+    dataset = table.partition("/")[0]
+    return context.url("data", dataset, night=night) if dataset in context.datasets else ""

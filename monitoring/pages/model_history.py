@@ -1,0 +1,408 @@
+"""What the Model page reads: a model's metrics by check, column and night as arrays, averages of periods, and the nights that were scored."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import math
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import sqlalchemy as sa
+
+from config.calendar import Interval
+from config.catalog import ModelEntry
+from config.settings import Settings
+from lake.lake import Lake
+from lake.lineage import publications_table
+from lake.metrics import METRIC_SCHEMA, SQL_TABLE
+from lake.projection import sql_columns
+from monitoring.pages.reading import as_utc, has_table
+from monitoring.performance import ERROR_RATIO, LABEL_SHARE
+
+Floats = npt.NDArray[np.float64]
+DRIFT_CHECKS = "drift_psi", "drift_ks"
+NULL_RATE, VOLUME, DRIFT_SHARE, PREDICTION_DRIFT = "null_rate", "volume", "drift_share", "prediction_drift"
+LEAST_NIGHTS = 3  # of each period: fewer say nothing about what nights differ by
+_WORST_RATIO = 99.0
+_metrics = sql_columns(SQL_TABLE, METRIC_SCHEMA)
+_ROOTED = ("rmse", "rmse_baseline")  # a mean of several nights is the root of the mean of squares
+
+
+@dataclass(frozen=True)
+class Line:
+    """One check of one column over the nights of a period; NaN where there is no number.
+
+    Attributes:
+        known: whether the night has a row, be it `not_evaluated`.
+        status: the metric's, "" without a row.
+    """
+
+    value: Floats
+    lower: Floats
+    upper: Floats
+    threshold: Floats
+    n: Floats
+    known: npt.NDArray[np.bool_]
+    status: npt.NDArray[np.object_]
+
+    @property
+    def ratio(self) -> Floats:
+        """Value over its limit, at most 99; NaN where one of them is missing."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = self.value / self.threshold
+        found[(self.threshold <= 0) & (self.value > 0)] = _WORST_RATIO
+        return np.minimum(found, _WORST_RATIO)
+
+
+@dataclass(frozen=True)
+class ScoredNight:
+    """One published night of predictions, as its newest commit left it.
+
+    Attributes:
+        version: the model's, that scored it.
+        table_version: Delta's, of the predictions table.
+        committed_at: aware, UTC.
+    """
+
+    version: int
+    artifact_digest: str
+    rows: int
+    table_version: int
+    digest: str
+    run_id: str
+    committed_at: datetime
+
+
+@dataclass(frozen=True)
+class History:
+    """A model over the nights of a period."""
+
+    entry: ModelEntry
+    interval: Interval
+    nights: tuple[date, ...]
+    lines: Mapping[tuple[str, str], Line]
+    scored: Mapping[date, ScoredNight]
+
+    def line(self, check: str, column: str = "") -> Line:
+        """Of one check and column; all NaN where there is none."""
+        return self.lines.get((check, column)) or _empty_line(len(self.nights))
+
+    @functools.cached_property
+    def drift(self) -> dict[str, Line]:
+        """By feature."""
+        return {column: line for (check, column), line in self.lines.items() if check in DRIFT_CHECKS}
+
+    @functools.cached_property
+    def nulls(self) -> dict[str, Line]:
+        """Null rates by feature."""
+        return {column: line for (check, column), line in self.lines.items() if check == NULL_RATE}
+
+    def within(self, interval: Interval) -> npt.NDArray[np.bool_]:
+        """Mask of the nights that lie in another interval."""
+        return np.array([night in interval for night in self.nights], dtype=bool)
+
+
+@dataclass(frozen=True)
+class Average:
+    """A metric over the nights of a period.
+
+    Attributes:
+        mean: weighted by rows; of a rooted metric the root of the mean of squares.
+        nights: with a value; rows: together.
+        spread: standard deviation between nights, NaN below two.
+    """
+
+    mean: float
+    nights: int
+    rows: int
+    spread: float
+
+
+@dataclass(frozen=True)
+class SegmentLoss:
+    """One segment of one output over a period; `error` as in the gate's metric, `loss` summed over its rows."""
+
+    output: str
+    column: str
+    value: str
+    rows: int
+    error: float
+    loss: float
+    baseline: float | None
+
+
+@dataclass(frozen=True)
+class Importances:
+    """What a version rests on, as its trainer measured it; `shares` is empty and `missing` says why where that is not known.
+
+    Attributes:
+        shares: by feature, mean over the outputs of its share of the whole, in [0, 1].
+    """
+
+    version: int | None
+    family: str = ""
+    shares: Mapping[str, float] = field(default_factory=dict)
+    missing: str | None = None
+
+
+# ---- nights ------------------------------------------------------------------------------------------------------
+
+
+def known_nights(lake: Lake, model: str) -> tuple[date, date] | None:
+    """First and newest night that was scored, None before the first."""
+    if not has_table(lake, publications_table.name):
+        return None
+    c = publications_table.c
+    query = sa.select(sa.func.min(c.data_date).label("first"), sa.func.max(c.data_date).label("newest")).where(c.table_name == f"{model}/predictions")
+    with lake.engine.connect() as connection:
+        row = connection.execute(query).one()
+    return None if row.first is None else (row.first, row.newest)
+
+
+def read_history(lake: Lake, entry: ModelEntry, interval: Interval) -> History:
+    """What is drawn over time, of all rows (not of segments), about the nights of a period."""
+    nights = tuple(interval)
+    return History(entry, interval, nights, _read_lines(lake, entry, nights, interval), read_scored(lake, entry.name, interval))
+
+
+def _read_lines(lake: Lake, entry: ModelEntry, nights: tuple[date, ...], interval: Interval) -> dict[tuple[str, str], Line]:
+    if not has_table(lake, SQL_TABLE):
+        return {}
+    lines: dict[tuple[str, str], Line] = {}
+    # Nine of ten rows are about features, of which a value and its limit are all that is shown.
+    _gather(lake, entry.name, nights, interval, lines, (*DRIFT_CHECKS, NULL_RATE), ("value", "threshold"))
+    checks = {VOLUME, DRIFT_SHARE, PREDICTION_DRIFT, LABEL_SHARE, ERROR_RATIO}
+    checks |= {name for output in entry.outputs.values() for name in (output.gate, f"{output.gate}_baseline")}
+    _gather(lake, entry.name, nights, interval, lines, sorted(checks), ("value", "lower", "upper", "threshold", "n"))
+    return lines
+
+
+def _gather(
+    lake: Lake,
+    model: str,
+    nights: tuple[date, ...],
+    interval: Interval,
+    lines: dict[tuple[str, str], Line],
+    checks: Collection[str],
+    wanted: tuple[str, ...],
+) -> None:
+    c = _metrics.c
+    query = (
+        # Nights as text: both databases write them alike, and parsing tens of thousands of dates takes longer than reading them.
+        sa.select(c.check, c.column, sa.cast(c.about_date, sa.String), c.status, *(c[name] for name in wanted))
+        .where(c.subject == model, c.check.in_(checks), c.about_date >= interval.start, c.about_date < interval.end, c.segment == "")
+        # A night that was judged twice counts as judged last: later rows overwrite.
+        .order_by(c.check, c.column, c.about_date, c.data_date)
+    )
+    with lake.engine.connect() as connection:
+        rows = connection.execute(query).cursor.fetchall()  # type: ignore[union-attr]  # plain tuples: a third of the time of SQLAlchemy's rows
+    if not rows:
+        return
+    found, columns, days, statuses, *numbers = zip(*rows, strict=True)
+    place = {day.isoformat(): position for position, day in enumerate(nights)}
+    position = np.fromiter((place[day] for day in days), dtype=np.int64, count=len(rows))
+    values = [np.array(column, dtype=np.float64) for column in numbers]
+    state = np.array(statuses, dtype=object)
+    names = list(zip(found, columns, strict=True))
+    starts = [0, *(i for i in range(1, len(names)) if names[i] != names[i - 1]), len(names)]
+    for begin, end in itertools.pairwise(starts):
+        line = _empty_line(len(nights))
+        at = position[begin:end]
+        for name, column in zip(wanted, values, strict=True):
+            getattr(line, name)[at] = column[begin:end]
+        line.known[at] = True
+        line.status[at] = state[begin:end]
+        lines[names[begin]] = line
+
+
+def _empty_line(count: int) -> Line:
+    value, lower, upper, threshold, n = np.full((5, count), np.nan)
+    return Line(value, lower, upper, threshold, n, np.zeros(count, dtype=bool), np.full(count, "", dtype=object))
+
+
+def read_scored(lake: Lake, model: str, interval: Interval) -> dict[date, ScoredNight]:
+    """The published nights of a period, each with the version that scored it."""
+    if not has_table(lake, publications_table.name):
+        return {}
+    c = publications_table.c
+    query = (
+        sa.select(c.data_date, c.version, c.digest, c.row_count, c.run_id, c.committed_at, c.details)
+        .where(c.table_name == f"{model}/predictions", c.data_date >= interval.start, c.data_date < interval.end)
+        .order_by(c.data_date, c.version)
+    )
+    found = {}
+    with lake.engine.connect() as connection:
+        for row in connection.execute(query):
+            day = row.data_date.isoformat()
+            champion = next(c for c in json.loads(row.details)["champions"] if c["first"] <= day <= c["last"])
+            found[row.data_date] = ScoredNight(
+                int(champion["version"]), champion["artifact_digest"], row.row_count, row.version, row.digest, row.run_id, as_utc(row.committed_at)
+            )
+    return found
+
+
+def inputs_of(lake: Lake, model: str, night: date) -> list[Mapping[str, Any]]:
+    """Table, data date, digest and version of each partition that the newest scoring of a night read."""
+    c = publications_table.c
+    query = sa.select(c.inputs).where(c.table_name == f"{model}/predictions", c.data_date == night).order_by(c.version.desc()).limit(1)
+    with lake.engine.connect() as connection:
+        text = connection.execute(query).scalar()
+    found: list[Mapping[str, Any]] = json.loads(text) if text else []
+    return found
+
+
+# ---- averages ----------------------------------------------------------------------------------------------------
+
+
+def replaced_judgements(lake: Lake, model: str, interval: Interval) -> list[tuple[date, date]]:
+    """Pairs of about and data date of the judgements of a night that a later one replaced; nearly always none."""
+    if not has_table(lake, SQL_TABLE):
+        return []
+    c = _metrics.c
+    query = sa.select(c.about_date, c.data_date).where(
+        c.subject == model, c.check == LABEL_SHARE, c.column == "", c.segment == "", c.about_date >= interval.start, c.about_date < interval.end
+    )
+    newest: dict[date, date] = {}
+    replaced = []
+    with lake.engine.connect() as connection:
+        for about, judged in connection.execute(query.order_by(c.about_date, c.data_date)):
+            if about in newest:
+                replaced.append((about, newest[about]))
+            newest[about] = judged
+    return replaced
+
+
+def _not_replaced(pairs: Collection[tuple[date, date]]) -> Iterator[sa.ColumnElement[bool]]:
+    for about, judged in pairs:
+        yield sa.not_(sa.and_(_metrics.c.about_date == about, _metrics.c.data_date == judged))
+
+
+def read_averages(lake: Lake, model: str, interval: Interval) -> dict[tuple[str, str], Average]:
+    """Mean and spread between nights of each check and column over a period; nights without a value do not count."""
+    if not has_table(lake, SQL_TABLE):
+        return {}
+    c = _metrics.c
+    # Rows are what volume counts: weighted by itself it would be no mean.
+    weight = sa.case((c.check == VOLUME, 1.0), else_=sa.cast(sa.func.coalesce(c.n, 1), sa.Double))
+    power = sa.case((c.check.in_(_ROOTED), c.value * c.value), else_=c.value)
+    query = (
+        sa.select(
+            c.check,
+            c.column,
+            sa.func.sum(power * weight).label("weighted"),
+            sa.func.sum(weight).label("weights"),
+            sa.func.count(c.value).label("nights"),
+            sa.func.sum(sa.cast(c.n, sa.Double)).label("rows"),
+            sa.func.sum(c.value).label("total"),
+            sa.func.sum(c.value * c.value).label("squares"),
+        )
+        .where(c.subject == model, c.about_date >= interval.start, c.about_date < interval.end, c.segment == "", c.value.is_not(None))
+        .where(*_not_replaced(replaced_judgements(lake, model, interval)))
+        .group_by(c.check, c.column)
+    )
+    found = {}
+    with lake.engine.connect() as connection:
+        for row in connection.execute(query):
+            if not row.weights:
+                continue
+            mean = row.weighted / row.weights
+            variance = (row.squares - row.total**2 / row.nights) / (row.nights - 1) if row.nights > 1 else math.nan
+            found[row.check, row.column] = Average(
+                math.sqrt(max(mean, 0.0)) if row.check in _ROOTED else mean, row.nights, int(row.rows or 0), math.sqrt(max(variance, 0.0)) if row.nights > 1 else math.nan
+            )
+    return found
+
+
+def read_segments(lake: Lake, entry: ModelEntry, interval: Interval) -> list[SegmentLoss]:
+    """Loss of every segment of the gate's columns over a period, by output, column, and falling loss."""
+    if not has_table(lake, SQL_TABLE) or entry.gate.segments is None:
+        return []
+    c = _metrics.c
+    checks = sorted({name for output in entry.outputs.values() for name in (output.gate, f"{output.gate}_baseline")})
+    loss = sa.case((c.check.in_(_ROOTED), c.value * c.value), else_=c.value) * c.n
+    query = (
+        sa.select(c.check, c.column, c.segment, sa.func.sum(c.n).label("rows"), sa.func.sum(loss).label("loss"))
+        .where(c.subject == entry.name, c.check.in_(checks), c.segment != "", c.about_date >= interval.start, c.about_date < interval.end, c.n > 0)
+        .where(c.value.is_not(None), *_not_replaced(replaced_judgements(lake, entry.name, interval)))
+        .group_by(c.check, c.column, c.segment)
+    )
+    with lake.engine.connect() as connection:
+        rows = {(row.check, row.column, row.segment): (int(row.rows), float(row.loss)) for row in connection.execute(query)}
+    found = []
+    for (check, output, segment), (count, total) in rows.items():
+        declared = entry.outputs.get(output)
+        if declared is None or check != declared.gate:
+            continue
+        rooted = check in _ROOTED
+        name = next((column for column in entry.gate.segments.columns if segment.startswith(f"{column}=")), segment.partition("=")[0])
+        beside = rows.get((f"{check}_baseline", output, segment))
+        baseline = None if beside is None else _error(beside[1], beside[0], rooted=rooted)
+        found.append(SegmentLoss(output, name, segment.removeprefix(f"{name}="), count, _error(total, count, rooted=rooted), total, baseline))
+    return sorted(found, key=lambda s: (list(entry.outputs).index(s.output), s.column, -s.loss, s.value))
+
+
+def _error(loss: float, rows: int, *, rooted: bool) -> float:
+    mean = loss / rows
+    return math.sqrt(max(mean, 0.0)) if rooted else mean
+
+
+# ---- importance --------------------------------------------------------------------------------------------------
+
+IMPORTANCES_FILE = "importances.json"
+_LARGEST_FILE = 4_000_000
+
+
+def read_importances(settings: Settings, entry: ModelEntry, version: int | None, artifact_digest: str | None) -> Importances:
+    """What the trainer stored beside a version's files; checked to be shares of this model's outputs, else `missing` says what is wrong."""
+    if version is None or artifact_digest is None:
+        return Importances(None, missing="no version had scored a night by the end of the period")
+    folder = settings.artifacts / entry.name / artifact_digest
+    path = folder / IMPORTANCES_FILE
+    if not path.is_file():
+        return Importances(version, missing=f"version {version} has no {IMPORTANCES_FILE} beside its files")
+    problem = None
+    try:
+        if path.stat().st_size > _LARGEST_FILE:
+            problem = f"has {path.stat().st_size:,} bytes, more than the {_LARGEST_FILE:,} that are read"
+        else:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            problem = _problem(document, entry)
+    except (OSError, ValueError, RecursionError) as error:
+        problem = f"cannot be read ({type(error).__name__})"
+    if problem:
+        return Importances(version, missing=f"{IMPORTANCES_FILE} of version {version} {problem}")
+    shares: dict[str, float] = {}
+    for by_feature in document.values():
+        for name, share in by_feature.items():
+            shares[name] = shares.get(name, 0.0) + float(share) / len(document)
+    if not shares:
+        return Importances(version, missing=f"the trainer of version {version} measured no importances")
+    return Importances(version, str(read_document(folder / "manifest.json").get("family", "")), shares)
+
+
+def _problem(document: Any, entry: ModelEntry) -> str | None:
+    if not isinstance(document, dict) or not document or not all(isinstance(part, dict) for part in document.values()):
+        return "does not hold shares by output and feature"
+    strange = sorted(set(document) - set(entry.outputs))
+    if strange:
+        return f"names an output that the model does not have: {strange[0][:60]!r}"
+    shares = [share for part in document.values() for share in part.values()]
+    if not all(isinstance(share, (int, float)) and not isinstance(share, bool) and 0 <= share <= 1 for share in shares):
+        return "holds a share that lies outside 0 to 1"
+    return None
+
+
+def read_document(path: Path) -> Mapping[str, Any]:
+    """A JSON object beside a version's files, for links and names; empty where it is not there or is none."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}

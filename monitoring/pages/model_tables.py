@@ -1,0 +1,459 @@
+"""The Model page's tables: features by drift and importance, segments by their share of the loss, two periods compared, versions, nights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from config.calendar import ONE_DAY, Interval
+from config.catalog import ModelEntry, RegressionOutput
+from lake.lake import Lake
+from lake.ledger import Promotion
+from monitoring.pages.model_history import (
+    DRIFT_SHARE,
+    LEAST_NIGHTS,
+    NULL_RATE,
+    PREDICTION_DRIFT,
+    VOLUME,
+    Average,
+    History,
+    Importances,
+    SegmentLoss,
+    read_document,
+)
+from monitoring.pages.page import BadAddress, Column, Context, Table, shortened
+from monitoring.pages.run_links import run_url, runs_on_record
+from monitoring.performance import ERROR_RATIO, LABEL_SHARE
+from monitoring.records import DecisionRecord
+
+SORTS = {"effect": "difference in units of chance", "change": "relative change", "name": "name"}
+_CONFIDENCE = 0.95
+VERDICTS = {"promote": "passed the gate", "refuse": "refused by the gate", "not_evaluated": "the gate could not judge it"}
+
+
+# ---- features ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RankedFeature:
+    """One feature over a period; None where a number is not known."""
+
+    name: str
+    unit: str
+    drift: float | None
+    worst: float | None
+    beyond: int
+    judged: int
+    importance: float | None
+    null_rate: float | None
+    worst_null_rate: float | None
+
+    @property
+    def product(self) -> float | None:
+        return None if self.drift is None or self.importance is None else self.drift * self.importance
+
+
+def ranked_features(lake: Lake, history: History, interval: Interval, importances: Importances) -> list[RankedFeature]:
+    """Drift times importance, largest first; where a factor is missing, by drift behind them."""
+    inside = history.within(interval)
+    declared = lake.catalog.feature_columns(history.entry)
+    found = []
+    for name in sorted({*history.drift, *history.nulls}):
+        drift, nulls = history.drift.get(name), history.nulls.get(name)
+        ratios = drift.ratio[inside] if drift else np.empty(0)
+        ratios, rates = ratios[np.isfinite(ratios)], nulls.value[inside] if nulls else np.empty(0)
+        rates = rates[np.isfinite(rates)]
+        unit = (declared[name].unit or "") if name in declared else ""
+        found.append(
+            RankedFeature(
+                name,
+                unit,
+                float(ratios.mean()) if len(ratios) else None,
+                float(ratios.max()) if len(ratios) else None,
+                int((ratios > 1).sum()),
+                len(ratios),
+                None if importances.missing else importances.shares.get(name),
+                float(rates.mean()) if len(rates) else None,
+                float(rates.max()) if len(rates) else None,
+            )
+        )
+    return sorted(found, key=lambda f: (-(f.product if f.product is not None else -1.0), -(f.drift if f.drift is not None else -1.0), f.name))
+
+
+def features_table(ranked: Sequence[RankedFeature], importances: Importances) -> Table:
+    """What to look at first: what moved and matters."""
+    if importances.missing:
+        caption = f"Features by drift. Importance is not evaluated: {importances.missing}."
+    else:
+        family = f" ({importances.family.replace('_', ' ')})" if importances.family else ""
+        caption = (
+            "Features by drift × importance. Drift is the mean over the period's nights of the value over its limit: above 1 it lies beyond. "
+            f"Importance is the share of what version {importances.version} rests on, as its trainer{family} measured it, mean over the outputs."
+        )
+    columns = (
+        Column("rank", "#", "number"),
+        Column("feature", "feature"),
+        Column("product", "drift × importance", "number"),
+        Column("drift", "drift / limit", "number"),
+        Column("importance", "importance", "percent"),
+        Column("worst", "worst night / limit", "number"),
+        Column("beyond", "nights beyond", "text"),
+        Column("null_rate", "null rate", "percent"),
+        Column("worst_null_rate", "highest null rate", "percent"),
+        Column("unit", "unit"),
+    )
+    rows = [
+        {
+            "rank": place,
+            "feature": f.name,
+            "product": _rounded(f.product),
+            "drift": _rounded(f.drift),
+            "importance": _rounded(f.importance),
+            "worst": _rounded(f.worst),
+            "beyond": f"{f.beyond} of {f.judged}" if f.judged else None,
+            "null_rate": _rounded(f.null_rate),
+            "worst_null_rate": _rounded(f.worst_null_rate),
+            "unit": f.unit,
+        }
+        for place, f in enumerate(ranked, 1)
+    ]
+    return Table("features", caption, columns, rows, empty="No drift was measured in this period.")
+
+
+def rest_table(history: History, not_drawn: Sequence[str]) -> Table | None:
+    """The features that the heat map leaves out, None where it has them all."""
+    if not not_drawn:
+        return None
+    columns = (Column("feature", "feature"), Column("drift", "mean / limit", "number"), Column("worst", "worst night / limit", "number"))
+    rows = []
+    for name in not_drawn:
+        ratio = history.drift[name].ratio
+        there = ratio[np.isfinite(ratio)]
+        rows.append({"feature": name, "drift": _rounded(float(there.mean())) if len(there) else None, "worst": _rounded(float(there.max())) if len(there) else None})
+    return Table("rest", f"{len(rows)} features that drifted less, not drawn above", columns, rows, folded=True)
+
+
+def drift_table(history: History) -> Table:
+    """Every value behind the heat map, for a spreadsheet."""
+    columns = (Column("night", "night", "date"), Column("feature", "feature"), Column("value", "drift", "number"), Column("limit", "limit", "number"))
+    columns = (*columns, Column("null_rate", "null rate", "percent"))
+    rows = []
+    for name, line in history.drift.items():
+        nulls = history.nulls.get(name)
+        for position in np.flatnonzero(line.known):
+            value, limit = line.value[position], line.threshold[position]
+            share = nulls.value[position] if nulls else math.nan
+            rows.append({"night": history.nights[position], "feature": name, "value": _number(value), "limit": _number(limit), "null_rate": _number(share)})
+    return Table("drift", "Drift and null rate of every feature and night.", columns, rows)
+
+
+# ---- segments ----------------------------------------------------------------------------------------------------
+
+
+def segment_tables(entry: ModelEntry, losses: Sequence[SegmentLoss]) -> list[Table]:
+    """One table for each output and segment column, the largest share of the loss first."""
+    grouped: dict[tuple[str, str], list[SegmentLoss]] = {}
+    for loss in losses:
+        grouped.setdefault((loss.output, loss.column), []).append(loss)
+    tables = []
+    for (output, column), parts in grouped.items():
+        gate = entry.outputs[output].gate
+        total, rows = sum(p.loss for p in parts), sum(p.rows for p in parts)
+        columns = (
+            Column("segment", column),
+            Column("loss_share", "share of loss", "percent"),
+            Column("row_share", "share of rows", "percent"),
+            Column("ratio", "loss / rows", "number"),
+            Column("error", gate, "number"),
+            Column("baseline", "baseline's", "number"),
+            Column("rows", "rows", "number"),
+        )
+        found = [
+            {
+                "segment": part.value,
+                "loss_share": _rounded(part.loss / total) if total > 0 else None,
+                "row_share": _rounded(part.rows / rows),
+                "ratio": _rounded((part.loss / total) / (part.rows / rows)) if total > 0 else None,
+                "error": _rounded(part.error),
+                "baseline": _rounded(part.baseline),
+                "rows": part.rows,
+            }
+            for part in parts
+        ]
+        caption = f"{output} by {column}: where the loss ({gate}) comes from. A ratio above 1 is more loss than rows."
+        tables.append(Table(f"segments_{len(tables) + 1}", caption, columns, found))
+    return tables
+
+
+# ---- two periods -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One metric in two periods.
+
+    Attributes:
+        chance: by how much two such means differ in 95 of 100 cases where nothing changed; None where too few nights say.
+        verdict: exceeds, within, or not evaluated.
+    """
+
+    check: str
+    column: str
+    first: Average
+    second: Average
+    chance: float | None
+    verdict: str
+
+    @property
+    def value(self) -> float:
+        return self.second.mean - self.first.mean
+
+    @property
+    def effect(self) -> float:
+        """In units of chance, for sorting."""
+        if self.chance is None:
+            return -1.0
+        return abs(self.value) / self.chance if self.chance > 0 else math.inf if self.value else 0.0
+
+    @property
+    def change(self) -> float | None:
+        """Relative to the first period."""
+        return self.value / abs(self.first.mean) if self.first.mean else None
+
+
+def compared(first: Mapping[tuple[str, str], Average], second: Mapping[tuple[str, str], Average]) -> list[Difference]:
+    """Every metric that both periods have, held against what nights differ by (Welch's t interval, nights as independent)."""
+    found = []
+    for key in first.keys() & second.keys():
+        a, b = first[key], second[key]
+        chance = _chance(a, b)
+        change = abs(b.mean - a.mean)
+        verdict = "not_evaluated" if chance is None else "exceeds" if change > chance and change > 1e-9 * abs(a.mean) else "within"
+        found.append(Difference(*key, a, b, chance, verdict))
+    return found
+
+
+def _chance(a: Average, b: Average) -> float | None:
+    if min(a.nights, b.nights) < LEAST_NIGHTS:
+        return None
+    from scipy.special import stdtrit
+
+    first, second = a.spread**2 / a.nights, b.spread**2 / b.nights
+    if first + second <= 0:
+        return 0.0
+    freedom = (first + second) ** 2 / (first**2 / (a.nights - 1) + second**2 / (b.nights - 1))
+    return float(stdtrit(freedom, 0.5 + _CONFIDENCE / 2)) * math.sqrt(first + second)
+
+
+def comparison_table(lake: Lake, entry: ModelEntry, differences: Iterable[Difference], earlier: Interval, later: Interval, sort: str) -> Table:
+    """Both means, the difference, and whether it is more than chance.
+
+    Raises:
+        BadAddress: there is no such order.
+    """
+    if sort not in SORTS:
+        raise BadAddress(f"sort is {shortened(sort)}, needs one of {', '.join(SORTS)}.")
+    listed = sorted(differences, key=lambda d: (_said(d.check), d.column))
+    if sort == "effect":
+        listed.sort(key=lambda d: -d.effect)
+    elif sort == "change":
+        listed.sort(key=lambda d: -abs(d.change or 0.0))
+    units = _units(lake, entry)
+    columns = (
+        Column("metric", "metric"),
+        Column("column", "column"),
+        Column("first", f"{earlier}", "number"),
+        Column("second", f"{later}", "number"),
+        Column("difference", "difference", "number"),
+        Column("change", "change", "percent"),
+        Column("chance", "chance alone", "number"),
+        Column("verdict", "verdict", "status"),
+        Column("unit", "unit"),
+        Column("nights", "nights"),
+    )
+    rows = [
+        {
+            "metric": _said(d.check),
+            "column": d.column,
+            "first": _rounded(d.first.mean),
+            "second": _rounded(d.second.mean),
+            "difference": _rounded(d.value),
+            "change": _rounded(d.change),
+            "chance": _rounded(d.chance),
+            "verdict": d.verdict,
+            "unit": units.get(d.column, "") if d.check in _IN_UNIT else "",
+            "nights": f"{d.first.nights} and {d.second.nights}",
+        }
+        for d in listed
+    ]
+    exceeding = sum(d.verdict == "exceeds" for d in listed)
+    caption = f"{earlier} against {later}: {exceeding} of {len(rows)} metrics differ by more than chance. Means over nights with a value, weighted by rows."
+    empty = "No metric has a value in both periods: labels may not be mature yet, or the nights were not scored."
+    return Table("comparison", caption, columns, rows, empty=empty)
+
+
+_IN_UNIT = {"mean", "reference_mean", "mae", "rmse", "bias", "mae_baseline", "rmse_baseline"}
+_WORDS = {
+    NULL_RATE: "null rate",
+    VOLUME: "rows scored",
+    DRIFT_SHARE: "share of features beyond their limit",
+    PREDICTION_DRIFT: "drift of predictions",
+    LABEL_SHARE: "share of labels that came",
+    ERROR_RATIO: "error over the baseline's",
+    "mean": "mean",
+    "reference_mean": "mean in training",
+    "drift_psi": "drift (PSI)",
+    "drift_ks": "drift (KS)",
+    "interval_coverage": "outcomes inside the interval",
+}
+
+
+def _said(check: str) -> str:
+    return _WORDS.get(check) or check.replace("_", " ")
+
+
+def _units(lake: Lake, entry: ModelEntry) -> dict[str, str]:
+    units = {name: column.unit or "" for name, column in lake.catalog.feature_columns(entry).items()}
+    label = lake.dataset(entry.dataset).tables[entry.label.table].columns[entry.label.column].unit or ""
+    for name, output in entry.outputs.items():
+        if isinstance(output, RegressionOutput):
+            units |= dict.fromkeys((name, f"{name}_lower", f"{name}_upper"), label)
+    return units
+
+
+# ---- versions and nights -----------------------------------------------------------------------------------------
+
+
+def versions_table(context: Context, entry: ModelEntry, promotions: Sequence[Promotion], decisions: Sequence[DecisionRecord], newest: date | None) -> Table:
+    """Every line of the ledger, the newest first, with what it was judged by and where it was trained."""
+    judged = {decision.evidence_digest: decision for decision in decisions}
+    ordered = sorted(promotions, key=lambda p: (p.effective_from, p.sequence))
+    columns = (
+        Column("version", "version", "number"),
+        Column("effective_from", "from", "date"),
+        Column("until", "to"),
+        Column("kind", "kind"),
+        Column("by", "by"),
+        Column("verdict", "gate"),
+        Column("trained_until", "trained as of", "date"),
+        Column("card", "model card", link="card_url"),
+        Column("run", "training run", link="run_url"),
+        Column("mlflow", "MLflow", link="mlflow_url"),
+        Column("reason", "reason"),
+    )
+    folder = context.lake.settings.artifacts / entry.name
+    jobs = {digest: read_document(folder / digest / "job.json") for digest in {line.artifact_digest for line in ordered}}
+    on_record = runs_on_record(context.lake, [entry.name], [str(job["run_id"]) for job in jobs.values() if job.get("run_id")])
+    rows = []
+    for position, line in enumerate(ordered):
+        following = ordered[position + 1].effective_from if position + 1 < len(ordered) else None
+        if following is not None and following <= line.effective_from:
+            until = "never scored"
+        else:
+            until = str(following - ONE_DAY) if following else "in force" if newest is None or line.effective_from <= newest + ONE_DAY else "to come"
+        decision = judged.get(line.evidence_digest)
+        said = "; ".join(reason.text for reason in decision.reasons) if decision else ""
+        job = jobs[line.artifact_digest]
+        streamed = job.get("mlflow")
+        trained_by, mlflow = job.get("run_id"), streamed.get("run_id") if isinstance(streamed, Mapping) else None
+        card = context.lake.settings.reports / entry.name / "model_cards" / f"{line.version}.html"
+        rows.append(
+            {
+                "version": line.version,
+                "effective_from": line.effective_from,
+                "until": until,
+                "kind": line.kind,
+                "by": line.by,
+                "verdict": (VERDICTS[decision.verdict] + (f": {said}" if said else "")) if decision else "no decision is stored",
+                "trained_until": line.trained_until,
+                "card": "card" if card.is_file() else None,
+                "card_url": context.url("embedded", entry.name, "model_cards", f"{line.version}.html"),
+                "run": str(trained_by) if trained_by else None,
+                "run_url": run_url(context, on_record, str(trained_by), f"{entry.name}_train") if trained_by else None,
+                "mlflow": "run" if mlflow and context.mlflow_url else None,
+                "mlflow_url": f"{context.mlflow_url}/#/runs/{quote(str(mlflow), safe='')}" if mlflow and context.mlflow_url else None,
+                "reason": line.reason,
+            }
+        )
+    return Table("versions", "Versions, the newest first.", columns, rows[::-1], empty="No version was promoted yet.")
+
+
+def nights_table(context: Context, history: History, mature_until: date | None) -> Table:
+    """Every scored or judged night of the period, the newest first."""
+    entry = history.entry
+    share, labels = history.line(DRIFT_SHARE), history.line(LABEL_SHARE)
+    outputs = [(name, history.line(o.gate, name), history.line(f"{o.gate}_baseline", name)) for name, o in entry.outputs.items()]
+    names = list(history.drift)
+    ratios = np.array([history.drift[name].ratio for name in names]) if names else np.full((1, len(history.nights)), np.nan)
+    with np.errstate(invalid="ignore"):
+        filled = np.where(np.isfinite(ratios), ratios, -1.0)
+    worst = filled.argmax(axis=0)
+    columns = [
+        Column("night", "night", "date", link="night_url"),
+        Column("version", "version", "number"),
+        Column("rows", "rows", "number"),
+        Column("drift_share", "features beyond", "percent"),
+        Column("worst", "worst feature"),
+        Column("worst_ratio", "/ limit", "number"),
+        Column("label_share", "labels", "percent"),
+    ]
+    for number, (name, output) in enumerate(entry.outputs.items()):
+        columns += [Column(f"error_{number}", f"{name}: {output.gate}", "number"), Column(f"baseline_{number}", "baseline", "number")]
+    columns.append(Column("state", "performance", "status"))
+    rows = []
+    for position in range(len(history.nights) - 1, -1, -1):
+        night = history.nights[position]
+        scored = history.scored.get(night)
+        if scored is None and not labels.known[position]:
+            continue
+        waiting = scored is not None and not labels.known[position] and (mature_until is None or night > mature_until)
+        known = any(np.isfinite(line.value[position]) for _, line, _ in outputs)
+        top = filled[worst[position], position]
+        row: dict[str, Any] = {
+            "night": night,
+            "night_url": context.url("models", entry.name, "nights", night),
+            "version": scored.version if scored else None,
+            "rows": scored.rows if scored else None,
+            "drift_share": _number(share.value[position]),
+            "worst": names[worst[position]] if top >= 0 and names else None,
+            "worst_ratio": _number(top) if top >= 0 else None,
+            "label_share": _number(labels.value[position]),
+            "state": "judged" if known else "not mature yet" if waiting else "not evaluated",
+        }
+        for number, (_, line, baseline) in enumerate(outputs):
+            row |= {f"error_{number}": _number(line.value[position]), f"baseline_{number}": _number(baseline.value[position])}
+        rows.append(row)
+    first, last = history.nights[0], history.nights[-1]
+    return Table("nights", f"Night by night, {first} to {last}", tuple(columns), rows, folded=True)
+
+
+# ---- presets -----------------------------------------------------------------------------------------------------
+
+
+def comparison_presets(newest: date, promotions: Sequence[Promotion]) -> list[tuple[str, Interval, Interval]]:
+    """Name, the later and the earlier period."""
+    week = Interval.closed(newest - timedelta(days=6), newest)
+    found = [("last 7 nights against the 7 before", week, Interval(week.start - timedelta(days=7), week.start))]
+    begun = [p for p in promotions if p.effective_from <= newest]
+    if begun:
+        since = max(p.effective_from for p in begun)
+        length = newest - since + ONE_DAY
+        found.append((f"since the last promotion ({since}) against before", Interval(since, newest + ONE_DAY), Interval(since - length, since)))
+    month = newest.replace(day=1)
+    found.append(("this month against the last", Interval(month, newest + ONE_DAY), Interval((month - ONE_DAY).replace(day=1), month)))
+    return found
+
+
+def _number(value: float) -> float | None:
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else _number(value)
+
