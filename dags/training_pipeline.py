@@ -45,6 +45,7 @@ FORM = {
 @task(doc_md="Record who or what asked, then write the training set and a job for the model's trainer and each rival.")
 def prepare(model_name: str, dag_run: Any = None, params: Any = None, triggering_asset_events: Any = None) -> list[str]:
     from config.calendar import requested_interval
+    from lake.events import logged
     from lake.lake import open_lake
     from monitoring.requests import record_manual_request
     from training.job import prepare_jobs
@@ -53,15 +54,17 @@ def prepare(model_name: str, dag_run: Any = None, params: Any = None, triggering
     if not triggering_asset_events:
         by = getattr(dag_run, "triggering_user_name", None) or "unknown"
         record_manual_request(lake, model_name, as_of, by=by, reason=params["reason"] or "", run_id=dag_run.run_id)
-    return [str(job_dir) for job_dir in prepare_jobs(lake, model_name, as_of=as_of, run_id=dag_run.run_id, overrides=params["overrides"])]
+    jobs = logged("prepare")(prepare_jobs)(lake, model_name, as_of=as_of, run_id=dag_run.run_id, overrides=params["overrides"])
+    return [str(job_dir) for job_dir in jobs]
 
 
 @task(doc_md="Of several trainers take the best on validation; store its bytes, signed, under their digest, and register a version in MLflow.")
 def register(model_name: str, manifests: Any, dag_run: Any = None) -> dict[str, Any]:
+    from lake.events import logged
     from lake.lake import open_lake
     from training.rivals import register_best
 
-    registered = register_best(open_lake(), model_name, list(manifests), run_id=dag_run.run_id)
+    registered = logged("register")(register_best)(open_lake(), model_name, list(manifests), run_id=dag_run.run_id)
     for rival in registered["rivals"]:
         print(f"{rival['family']}: {rival['error_of_baseline']:.4f} of the baseline's error on validation ({rival['job']})")
     return registered
@@ -69,24 +72,27 @@ def register(model_name: str, manifests: Any, dag_run: Any = None) -> dict[str, 
 
 @task(doc_md="Judge the challenger on nights neither model has seen, and audit the features for leaks. Decides, never promotes.")
 def gate(model_name: str, registered: Any, dag_run: Any = None) -> dict[str, Any]:
+    from lake.events import logged
     from lake.lake import open_lake
     from training.gate import judge_registered
 
-    decision = judge_registered(open_lake(), model_name, registered["job_dir"], registered, run_id=dag_run.run_id)
+    decision = logged("gate")(judge_registered)(open_lake(), model_name, registered["job_dir"], registered, run_id=dag_run.run_id)
     print(f"{model_name} version {decision['version']}: {decision['verdict']}", *decision["reasons"], sep="\n")
     return decision
 
 
 @task(doc_md="Explain the version on the judged nights: metrics, plots, Shapley values, segments, and the model card. Changes no decision.")
 def explain(model_name: str, registered: Any, decision: Any, dag_run: Any = None) -> dict[str, Any]:
+    from lake.events import logged
     from lake.lake import open_lake
     from training.model_card import explain_registered
 
-    return explain_registered(open_lake(), model_name, registered["job_dir"], registered, decision, run_id=dag_run.run_id)
+    return logged("explain")(explain_registered)(open_lake(), model_name, registered["job_dir"], registered, decision, run_id=dag_run.run_id)
 
 
 @task(doc_md="Write the promotion to the ledger, then bring MLflow's alias in line. Skipped when the gate did not pass the challenger.")
 def promote(model_name: str, registered: Any, decision: Any, dag_run: Any = None, params: Any = None) -> dict[str, Any] | None:
+    from lake.events import logged
     from lake.lake import open_lake
     from training.promote import promote_decided
 
@@ -94,7 +100,7 @@ def promote(model_name: str, registered: Any, decision: Any, dag_run: Any = None
         raise AirflowSkipException(f"not promoted, verdict {decision['verdict']}: " + " ".join(decision["reasons"]))
     if params["dry_run"]:
         raise AirflowSkipException("not promoted: this is a dry run. The gate would have passed the challenger.")
-    return promote_decided(open_lake(), model_name, registered, decision, by=dag_run.run_id)
+    return logged("promote")(promote_decided)(open_lake(), model_name, registered, decision, by=dag_run.run_id)
 
 
 def approve(model: ModelEntry, decision: Any, model_card: Any = None) -> PromotionApproval:

@@ -26,6 +26,7 @@ from config.catalog import Dataset
 from config.errors import NightfleetError
 from features.sources import SourceMissing, SourceRead, SourceSchemaMismatch, SourceUnavailable, SourceUnreadable, is_dated, read_source
 from features.sources.columns import quoted
+from lake.events import logged
 from lake.lake import Lake, StageResult, register_nights
 from lake.lineage import PartitionNotReady, Publication
 from lake.publish import Published, publish
@@ -67,6 +68,7 @@ class _Computed:
     waiting: dict[str, str]
 
 
+@logged("ingest")
 def ingest(lake: Lake, dataset: str, interval: Interval, *, run_id: str) -> StageResult:
     """Publish every table's raw partitions of the interval; nights that are published already stay as they are.
 
@@ -106,6 +108,7 @@ def ingest(lake: Lake, dataset: str, interval: Interval, *, run_id: str) -> Stag
     return StageResult("ingest", dataset, str(interval), sum(table["rows"] for table in details.values()), committed, details)
 
 
+@logged("restate")
 def restate(lake: Lake, dataset: str, interval: Interval, *, run_id: str) -> StageResult:
     """Rewrite published raw partitions from the sources as they are now: a deliberate act, after a bug in a source.
 

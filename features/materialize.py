@@ -22,6 +22,7 @@ from config.catalog import Dataset
 from features.definitions import ensure_applied, feast_lock, feature_store, view_name
 from features.online_store import NewestWinsSqliteOnlineStore, online_table, stored_time
 from features.retrieval import require_partitions
+from lake.events import logged
 from lake.lake import Lake, StageResult
 from lake.lineage import Publication
 from lake.tables import feature_table
@@ -34,6 +35,7 @@ _log = logging.getLogger(__name__)
 _PROJECTED = "CREATE TABLE IF NOT EXISTS projected_partitions (view TEXT, data_date TEXT, digest TEXT, PRIMARY KEY (view, data_date))"
 
 
+@logged("materialize")
 def materialize(lake: Lake, dataset: str, interval: Interval, *, run_id: str) -> StageResult:
     """Project the nights of the interval of every feature view of a data set into the online store.
 

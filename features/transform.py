@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 from config.calendar import ONE_DAY, Interval
 from config.catalog import Dataset, FeatureView
 from config.errors import NightfleetError
+from lake.events import logged
 from lake.lake import Lake, StageResult, register_nights
 from lake.lineage import Input, PartitionNotReady, Publication
 from lake.publish import DuplicateKey, Published, publish
@@ -69,6 +70,7 @@ class _Pin:
     publications: Mapping[date, Publication]
 
 
+@logged("transform")
 def transform(lake: Lake, dataset: str, interval: Interval, *, run_id: str) -> StageResult:
     """Compute every feature view of the data set for each night of the interval, and publish it.
 

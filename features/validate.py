@@ -20,6 +20,7 @@ from config.catalog import Dataset, Table
 from config.checks import Freshness, RowCount, TableRule, check_name
 from config.errors import NightfleetError
 from features.expectations import BAD_SHARE, CompiledRule, compile_suite, marking_sql, night_suite, row_suite, table_bounds, table_measure
+from lake.events import logged
 from lake.lake import Lake, StageResult
 from lake.lineage import Input, Publication
 from lake.metrics import Metric, Status, metrics_table, publish_metrics
@@ -109,6 +110,7 @@ class _Marked:
     nights: Mapping[date, TableNight]
 
 
+@logged("validate")
 def validate(lake: Lake, dataset: str, interval: Interval, *, run_id: str) -> StageResult:
     """Judge the raw partitions of every table of a data set, and publish valid, quarantine and quality metrics of each night.
 

@@ -19,6 +19,7 @@ from config.calendar import ONE_DAY, Interval
 from config.catalog import BinaryOutput, Dataset, ModelEntry, Output, RegressionOutput
 from features.labels import baseline_query, is_mature, label_query, register_rows
 from features.retrieval import retrieve, spine, write_parquet
+from lake.events import logged
 from lake.lake import Lake, StageResult
 from lake.lineage import Input, Publication
 from lake.metrics import Metric, metrics_table, publish_metrics
@@ -68,6 +69,7 @@ def gate_ratios(lake: Lake, model: str) -> dict[int, dict[str, float]]:
     return ratios
 
 
+@logged("performance")
 def performance(lake: Lake, model: str, interval: Interval, *, run_id: str) -> StageResult:
     """Publish `<model>/metrics/performance`: night T judges the data dates whose labels became mature in T, as they were scored.
 

@@ -28,6 +28,7 @@ from config.calendar import ONE_DAY, Interval
 from config.catalog import BinaryOutput, ModelEntry
 from features.retrieval import retrieve
 from lake.artifact import write_whole
+from lake.events import logged
 from lake.lake import Lake, StageResult
 from lake.lineage import Publication
 from lake.metrics import metrics_table
@@ -72,6 +73,7 @@ class _Page:
     notes: list[str] = field(default_factory=list)
 
 
+@logged("report")
 def report(lake: Lake, model: str, interval: Interval, *, run_id: str) -> StageResult:
     """Write `drift.html` and `performance.html` of each night below `<reports>/<model>/<data_date>/`; nothing where they are up to date.
 

@@ -39,11 +39,19 @@ class TrainingOperator(DockerOperator):  # type: ignore[misc]  # airflow ships n
 
     def execute(self, context: Any) -> str:
         """Train where catalog and profile say; see `training.runner` for what may be raised."""
+        from lake.events import stage_events
         from lake.lake import open_lake
+
+        lake = open_lake()
+        with stage_events(lake, "train", self.model_name) as told:
+            told["job"] = Path(self.job_dir).name
+            return self._trained(lake, context)
+
+    def _trained(self, lake: Any, context: Any) -> str:
         from training.containers import engine, remove_containers
         from training.runner import choose_runner, ready_manifest, run_job
 
-        lake, job_dir = open_lake(), Path(self.job_dir)
+        job_dir = Path(self.job_dir)
         # Only a first try is forced: a retry resumes from the checkpoint that the forced one left.
         force = str(self.force).lower() == "true" and context["ti"].try_number == 1
         say = functools.partial(self.log.info, "%s")

@@ -7,6 +7,7 @@ from datetime import date, datetime
 import sqlalchemy as sa
 
 from config.calendar import Interval
+from lake.events import logged
 from lake.lake import Lake, StageResult
 from lake.projection import project, projections_table, sql_columns
 from serving.predictions import predictions_table
@@ -20,6 +21,7 @@ def sql_name(model: str) -> str:
     return f"{SQL_PREFIX}{model}"
 
 
+@logged("publish")
 def project_predictions(lake: Lake, model: str, interval: Interval, *, run_id: str) -> StageResult:
     """Make SQL table `predictions_<model>` hold what the lake has published for the interval, in one transaction.
 

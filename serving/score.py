@@ -17,6 +17,7 @@ from config.catalog import ModelEntry
 from config.errors import NightfleetError
 from config.settings import Settings
 from features.retrieval import retrieve
+from lake.events import logged
 from lake.lake import Lake, StageResult
 from lake.ledger import LedgerSnapshot, Promotion
 from lake.lineage import Input, Publication
@@ -63,6 +64,7 @@ class StaleNight:
     changed: tuple[ChangedInput, ...]
 
 
+@logged("score")
 def score(lake: Lake, model: str, interval: Interval, *, run_id: str) -> StageResult:
     """Publish `<model>/predictions` of the interval: one row per entity of the spine, scored by the champion of its night.
 
@@ -81,6 +83,7 @@ def score(lake: Lake, model: str, interval: Interval, *, run_id: str) -> StageRe
     return _score(lake, model, interval, run_id=run_id, rewrite=False)
 
 
+@logged("rescore")
 def rescore(lake: Lake, model: str, interval: Interval, *, run_id: str) -> StageResult:
     """As `score`, but rows of scored nights may change, for example after a `restate`: still by the champion each night had.
 
