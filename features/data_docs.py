@@ -22,7 +22,7 @@ from config.calendar import Interval
 from config.settings import Settings
 from features.expectations import Suite
 
-_STATIC = Path(__file__).with_name("data_docs_static")
+STATIC = Path(__file__).with_name("data_docs_static")
 _EXTERNAL = re.compile(r'<link\b[^>]*href="https?://[^>]*>|<script\b[^>]*src="https?://[^>]*>\s*</script>')
 _FOOTER = re.compile(r"<footer>.*?</footer>", re.DOTALL)
 _LOGO = re.compile(r'<img\s+class="NO-CACHE"[^>]*/>')
@@ -91,11 +91,11 @@ def _file(suite: str) -> str:
 def _install(site: Path) -> None:
     """Copy the static files once; a folder of another content is replaced."""
     target = site / "static"
-    mark = "\n".join(f"{p.relative_to(_STATIC).as_posix()} {p.stat().st_size}" for p in sorted(_STATIC.rglob("*")) if p.is_file())
+    mark = "\n".join(f"{p.relative_to(STATIC).as_posix()} {p.stat().st_size}" for p in sorted(STATIC.rglob("*")) if p.is_file())
     if (target / "files.txt").is_file() and (target / "files.txt").read_text(encoding="utf-8") == mark:
         return
     site.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(_STATIC, target, dirs_exist_ok=True)
+    shutil.copytree(STATIC, target, dirs_exist_ok=True)
     _write(target / "files.txt", mark)
 
 
