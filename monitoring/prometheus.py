@@ -14,7 +14,6 @@ from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 from prometheus_client import CollectorRegistry
@@ -22,8 +21,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from config.calendar import ONE_DAY, cutoff, data_date_of
-from config.catalog import Dataset, ModelEntry
+from config.calendar import cutoff
 from features.validate import SCORE
 from lake.lake import Lake
 from lake.lineage import publications_table
@@ -31,6 +29,7 @@ from lake.metrics import METRIC_SCHEMA, SQL_TABLE
 from lake.projection import projections_table, sql_columns
 from lake.tables import quarantine_table, valid_table
 from monitoring.alarms import Alarm, open_alarms
+from monitoring.alert_rules import ModelNight, model_nights
 from monitoring.performance import ERROR_RATIO
 from monitoring.runs import KINDS, runs_table
 
@@ -71,9 +70,10 @@ class ChainCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """The metrics, as of now."""
         lake, now = self._lake, self._now or datetime.now(UTC)
+        nights = model_nights(lake, [model.name for model in lake.catalog.models], now=now)
         with lake.engine.connect() as connection:
             there = set(sa.inspect(connection).get_table_names())
-            yield from _scored(lake, _newest_publications(connection, there, [f"{m.name}/predictions" for m in lake.catalog.models]), now)
+            yield from _scored(lake, _newest_publications(connection, there, [f"{m.name}/predictions" for m in lake.catalog.models]), nights)
             yield from _data(lake, connection, there)
             yield from _judged(lake, connection, there)
             yield from _runs(lake, connection, there, now)
@@ -84,7 +84,7 @@ class ChainCollector(Collector):
 # ---- models ----------------------------------------------------------------------------------------------------
 
 
-def _scored(lake: Lake, newest: Mapping[str, Row], now: datetime) -> Iterator[Metric]:
+def _scored(lake: Lake, newest: Mapping[str, Row], nights: Mapping[str, ModelNight]) -> Iterator[Metric]:
     night = GaugeMetricFamily(
         "nightfleet_model_scored_data_date_timestamp_seconds",
         "Cutoff of the newest data date that the model has scored: the end of that day in the data set's time zone.",
@@ -94,7 +94,7 @@ def _scored(lake: Lake, newest: Mapping[str, Row], now: datetime) -> Iterator[Me
     rows = GaugeMetricFamily("nightfleet_model_scored_rows", "Predictions of the newest scored data date.", labels=["model"])
     late = GaugeMetricFamily(
         "nightfleet_model_lateness_seconds",
-        "How long after the model's deadline the newest data date was scored, or, where it is overdue, how long it has been. Live data sets only: "
+        "How long after the model's deadline its newest night was scored, or, where it is not, how long it is overdue. Live data sets only: "
         "a replay has no deadline.",
         labels=["model"],
     )
@@ -103,9 +103,9 @@ def _scored(lake: Lake, newest: Mapping[str, Row], now: datetime) -> Iterator[Me
     for model in lake.catalog.models:
         dataset = lake.dataset(model.dataset)
         found = newest.get(f"{model.name}/predictions")
-        seconds = None if dataset.replay else lateness_seconds(model, dataset, found.data_date if found else None, found and _utc(found.committed_at), now)
-        if seconds is not None:
-            late.add_metric([model.name], seconds)
+        judged = nights[model.name].lateness
+        if judged is not None and judged.due_at is not None:
+            late.add_metric([model.name], judged.late_by.total_seconds() if judged.late_by else 0.0)
         if found is None:
             continue
         night.add_metric([model.name], cutoff(found.data_date, dataset.time_zone).timestamp())
@@ -118,25 +118,6 @@ def _scored(lake: Lake, newest: Mapping[str, Row], now: datetime) -> Iterator[Me
             if took is not None:
                 training.add_metric([model.name], took)
     yield from (night, at, rows, late, version, training)
-
-
-def lateness_seconds(model: ModelEntry, dataset: Dataset, newest: date | None, scored_at: datetime | None, now: datetime) -> float | None:
-    """Seconds past the deadline of the night that counts, 0 when in time; None before the first night's deadline.
-
-    The night that counts is the oldest one that is not scored though its deadline has passed, else the newest scored one.
-    """
-    overdue = dataset.first_data_date if newest is None else newest + ONE_DAY
-    deadline = _deadline(model, dataset, overdue)
-    if deadline < now and overdue < data_date_of(now, dataset.time_zone):
-        return (now - deadline).total_seconds()
-    if newest is None or scored_at is None:
-        return None
-    return max(0.0, (scored_at - _deadline(model, dataset, newest)).total_seconds())
-
-
-def _deadline(model: ModelEntry, dataset: Dataset, night: date) -> datetime:
-    """The model's hour on the morning after the night."""
-    return datetime.combine(night + ONE_DAY, model.deadline, tzinfo=ZoneInfo(dataset.time_zone)).astimezone(UTC)
 
 
 def _champion(publication: Row) -> Mapping[str, Any] | None:

@@ -23,8 +23,9 @@ from config.calendar import Interval, cutoff
 from config.catalog import load_catalog
 from features.validate import SCORE
 from lake.lake import Lake
+from lake.lineage import publications_table
 from lake.metrics import Metric, publish_metrics
-from monitoring.prometheus import ChainCollector, lateness_seconds, scrape
+from monitoring.prometheus import ChainCollector, scrape
 from monitoring.runs import Run, record_run
 from tests import toy
 from tests.conftest import missing_service
@@ -110,21 +111,21 @@ def test_an_empty_installation_says_nothing_and_fails_nothing(toy_lake: Lake) ->
 
 
 @pytest.mark.parametrize(
-    ("newest", "scored_at", "now", "seconds"),
+    ("now", "seconds"),
     [
-        # The deadline of a night is 06:00 of the next morning, Berlin: 05:00 UTC in winter.
-        (date(2026, 3, 3), datetime(2026, 3, 4, 4, tzinfo=UTC), NOW, 0.0),
-        (date(2026, 3, 3), datetime(2026, 3, 4, 5, 30, tzinfo=UTC), NOW, 1800.0),
-        (date(2026, 3, 2), datetime(2026, 3, 3, 4, tzinfo=UTC), NOW, 7 * 3600.0),
-        (date(2026, 3, 2), datetime(2026, 3, 3, 4, tzinfo=UTC), datetime(2026, 3, 4, 4, tzinfo=UTC), 0.0),
-        (None, None, datetime(2026, 3, 2, 4, tzinfo=UTC), None),
-        (None, None, datetime(2026, 3, 2, 6, tzinfo=UTC), 3600.0),
+        # 06:00 of the next morning in Berlin is 05:00 UTC in winter.
+        (datetime(2024, 2, 20, 4, tzinfo=UTC), 0.0),
+        (datetime(2024, 2, 22, 6, 30, tzinfo=UTC), 5400.0),
     ],
 )
-def test_lateness_is_told_of_the_night_that_counts(tmp_path: Path, newest: date | None, scored_at: datetime | None, now: datetime, seconds: float) -> None:
-    live = toy.DATASET_YAML.replace("replay: {from: 2024-01-01, to: 2024-12-31, first_night: 2024-03-01}", "start: 2026-03-01")
-    lake = toy.toy_lake(tmp_path, dataset=live)
-    assert lateness_seconds(lake.model(MODEL), lake.dataset("rides"), newest, scored_at, now) == seconds
+def test_a_live_model_is_late_by_what_its_deadline_is_ago(judged: Lake, now: datetime, seconds: float) -> None:
+    assert date(2024, 2, 21) > LAST
+    live = judged.dataset("rides").model_copy(update={"replay": None, "start": toy.FIRST})
+    lake = Lake(judged.settings, judged.catalog.model_copy(update={"datasets": (live,)}))
+    at = datetime(2024, 2, 18, tzinfo=UTC)
+    with lake.engine.begin() as connection:
+        connection.execute(publications_table.update().values(committed_at=at))
+    assert values(lake, now)[f"nightfleet_model_lateness_seconds/{MODEL}"] == seconds
 
 
 def test_a_scrape_reads_no_table_whole(judged: Lake) -> None:
