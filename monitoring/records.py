@@ -7,7 +7,7 @@ run that ended between the two writes), and projects them; where there are none 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
@@ -119,6 +119,17 @@ def read_evidence(lake: Lake, evidence_digest: str) -> Mapping[str, Any] | None:
         found = connection.execute(sa.select(table.c.evidence).where(table.c.evidence_digest == evidence_digest)).scalar()
     document: Mapping[str, Any] | None = None if found is None else json.loads(found)
     return document
+
+
+def read_gate_outputs(lake: Lake, evidence_digests: Iterable[str]) -> dict[str, Mapping[str, Any]]:
+    """By evidence digest: what the gate measured of each output: `metric`, `challenger`, `rival`, `baseline`."""
+    digests = sorted(set(evidence_digests))
+    table = _table(lake, decision.SQL_TABLE, decision.decisions_table(lake, ""))
+    if not digests or not has_table(lake, table.name):
+        return {}
+    with lake.engine.connect() as connection:
+        found = connection.execute(sa.select(table.c.evidence_digest, table.c.evidence).where(table.c.evidence_digest.in_(digests))).all()
+    return {row.evidence_digest: json.loads(row.evidence).get("outputs", {}) for row in found}
 
 
 def read_approvals_of(lake: Lake, models: Collection[str], interval: Interval | None = None) -> list[Approval]:
