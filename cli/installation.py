@@ -72,10 +72,11 @@ def prepare(settings: Settings) -> Installation:
     settings.home.mkdir(parents=True, exist_ok=True)
     folder = settings.home / "secrets"
     admin = _secret_file(folder / "admin_password", 12)
+    operator = _secret_file(folder / "operator_password", 12)
     viewer = _secret_file(folder / "viewer_password", 12)
     _secret_file(folder / MODEL_SIGNING_KEY, 48)
     _secret_file(folder / "metrics_token", 48)  # what Prometheus shows at /nightfleet/metrics
-    _write_private(folder / "airflow_logins.json", json.dumps({"admin": admin, "viewer": viewer}))
+    _write_private(folder / "airflow_logins.json", json.dumps({"admin": admin, "operator": operator, "viewer": viewer}))
     airflow_port, mlflow_port = _ports(settings.home / "ports.json")
     return Installation(settings, airflow_port, mlflow_port, admin)
 
@@ -107,6 +108,7 @@ def airflow_environment(installation: Installation) -> dict[str, str]:
         "PYTHONPATH": str(ROOT),
         "NIGHTFLEET_HOME": str(settings.home),
         "NIGHTFLEET_MLFLOW_TRACKING_URI": installation.mlflow_url,
+        "NIGHTFLEET_APPROVERS": inherited.get("NIGHTFLEET_APPROVERS", "admin"),
         "AIRFLOW_HOME": str(home),
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database,
         "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"),
@@ -118,7 +120,7 @@ def airflow_environment(installation: Installation) -> dict[str, str]:
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
         "AIRFLOW__CORE__FERNET_KEY": fernet,
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{installation.airflow_url}/execution/",
-        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:ADMIN,viewer:VIEWER",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:ADMIN,operator:OP,viewer:VIEWER",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(folder / "airflow_logins.json"),
         "AIRFLOW__API_AUTH__JWT_SECRET": _secret_file(folder / "jwt_secret", 64),
         "AIRFLOW__API__SECRET_KEY": _secret_file(folder / "api_secret_key", 64),

@@ -4,6 +4,7 @@ Reads    the night's features and predictions, the champion's reference, labels 
 Writes   metrics (lake and SQL), HTML reports, one decision per night, and perhaps a retraining request.
 Rerun    safe: nothing is committed while the numbers are equal. Only the newest published night may request.
 Skipped  `request` is skipped on a quiet night; the log of `decide` gives the reason with its numbers.
+Tells    `alarms` judges the alert rules, tells what goes at once, and sends the night's digest when this was its last model.
 Fails    `PartitionNotReady`: score the night first. A check that cannot be computed does not fail: it says *not evaluated* and why.
 """
 
@@ -76,6 +77,24 @@ def align(model_name: str) -> dict[str, Any]:
     return asdict(repair_alias(open_lake(), model_name))
 
 
+@task(
+    doc_md="Judge the model's alert rules, tell the profile's channels what goes at once, and send the digest of the night once its last model is done. "
+    "It runs whatever became of the tasks before it, and leaves the run as they left it. Failed: no message is lost, the DAG `watch` sends it in 10 minutes."
+)
+def alarms(model_name: str, dag_run: Any = None, ti: Any = None) -> dict[str, Any]:
+    from airflow.sdk.configuration import conf
+
+    from config.calendar import requested_interval
+    from lake.lake import open_lake
+    from monitoring.digest import conclude_night
+
+    states = ti.get_task_states(dag_id=dag_run.dag_id, run_ids=[dag_run.run_id]).get(dag_run.run_id, {})
+    failed = [task_id for task_id, state in states.items() if state == "failed"]
+    night = requested_interval(dag_run.partition_key).start
+    base_url = conf.get("api", "base_url", fallback="")
+    return conclude_night(open_lake(), model_name, night, base_url=base_url, run_id=dag_run.run_id, failed_task=failed[0] if failed else None)
+
+
 def request(decision: Any, asset: Asset) -> Iterator[Metadata]:
     details = decision["details"]
     if not details["requested"]:
@@ -103,7 +122,9 @@ for model in catalog.models:
         measured = [drift(model.name), performance(model.name)]
         decided = decide(model.name)
         measured >> decided
-        measured >> report(model.name)
-        align(model.name)
-        task(doc_md=REQUEST_DOC, outlets=[retraining])(request)(decided, retraining)
+        reported = report(model.name)
+        measured >> reported
+        requested = task(doc_md=REQUEST_DOC, outlets=[retraining])(request)(decided, retraining)
+        # A teardown runs though what is before it failed, and does not make the run green for that.
+        [reported, align(model.name), requested] >> alarms(model.name).as_teardown()
         add_links(dag)

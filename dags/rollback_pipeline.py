@@ -4,7 +4,8 @@ Reads    the model's ledger; the signature and every byte of the former champion
 Writes   a line of the ledger with your name and reason, then MLflow's alias. Nights that are scored keep their champion.
 Starts   by hand alone: *Trigger*, choose the model, say why. Leave the version empty for the champion before the present one.
 Rerun    safe: the same run writes its line once. Another run goes back one more.
-Fails    `NothingToRollBackTo`: there is no such former champion. `ModelFilesDamaged`: its files are gone or are not those that were judged.
+Fails    `NotAnApprover`: the setting `approvers` does not name you. `NothingToRollBackTo`: there is no such former champion.
+         `ModelFilesDamaged`: its files are gone or are not those that were judged.
 """
 
 from datetime import timedelta
@@ -14,9 +15,14 @@ from airflow.sdk import DAG, Param, task
 from mlops_wiring import RETRY_POLICY
 
 from config.catalog import load_catalog
+from config.errors import NightfleetError
 
 catalog = load_catalog()
 OWNERS = {model.owner: model.owner_url for model in catalog.models}
+
+
+class NotAnApprover(NightfleetError):
+    """Somebody who may not decide which version is champion tried to."""
 
 
 @task(
@@ -24,11 +30,18 @@ OWNERS = {model.owner: model.owner_url for model in catalog.models}
     "the ledger names the versions that have been champion."
 )
 def rollback(dag_run: Any = None, params: Any = None) -> dict[str, Any]:
+    from config.settings import load_settings
     from lake.lake import open_lake
     from training.promote import promotion_json
     from training.promote import rollback as roll_back
 
     by = getattr(dag_run, "triggering_user_name", None) or "unknown"
+    approvers = load_settings().approver_names
+    if approvers and by not in approvers.values():
+        raise NotAnApprover(
+            f"{by} may not roll {params['model']} back: the setting `approvers` names {', '.join(sorted(approvers.values()))}. "
+            "Nothing was written. Ask one of them to trigger this."
+        )
     line = roll_back(open_lake(), params["model"], by=by, reason=params["reason"], version=params["version"], run_id=dag_run.run_id)
     print(f"{line.model}: version {line.version} is champion again from data date {line.effective_from} on, by {line.by}: {line.reason}")
     return promotion_json(line)

@@ -45,12 +45,14 @@ class Lateness:
         due_at: the deadline as an instant, UTC; None in a replay, where no clock runs.
         late_by: how long after it the night was scored, or has not been scored until now; None where it is not late, or in a replay.
         reason: one sentence.
+        expected: whether the night is expected of the model at all.
     """
 
     late: bool
     due_at: datetime | None
     late_by: timedelta | None
     reason: str
+    expected: bool = True
 
 
 def due_at(data_date: date, deadline: time, time_zone: str) -> datetime:
@@ -85,7 +87,7 @@ def lateness(
         has_champion: whether the model has a champion for that night; without one nothing can be late.
     """
     if not has_champion:
-        return Lateness(False, None, None, f"{data_date} is not expected: the model has no champion for it")
+        return Lateness(False, None, None, f"{data_date} is not expected: the model has no champion for it", expected=False)
     if replay:
         if scored_at is not None:
             return Lateness(False, None, None, f"{data_date} is scored")

@@ -47,6 +47,17 @@ runs_table = sa.Table(
     sa.Index("ix_runs_started", "started_at"),
     sa.Index("ix_runs_state", "state", "started_at"),
 )
+waiting_table = sa.Table(
+    "waiting",
+    _metadata,
+    sa.Column("model", sa.String, primary_key=True),
+    sa.Column("run_id", sa.String, primary_key=True),
+    sa.Column("asking", sa.Integer, primary_key=True),
+    sa.Column("dag_id", sa.String, nullable=False),
+    sa.Column("title", sa.Text, nullable=False),
+    sa.Column("asked_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("until", sa.DateTime(timezone=True), nullable=False),
+)
 
 
 @dataclass(frozen=True)
@@ -159,6 +170,49 @@ def read_runs(
         if not sa.inspect(connection).has_table(runs_table.name):
             return []
         return [_run(row) for row in connection.execute(query)]
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A run that waits for a person's word on a promotion.
+
+    Attributes:
+        asking: which asking of that run it is; a cleared task asks anew.
+        asked_at, until: aware, UTC; without an answer by then the promotion is off.
+    """
+
+    model: str
+    run_id: str
+    asking: int
+    dag_id: str
+    title: str
+    asked_at: datetime
+    until: datetime
+
+
+def record_waiting(lake: Lake, waiting: Waiting) -> None:
+    """Store that a person is asked; the same asking again changes nothing but its time."""
+    end_waiting(lake, waiting.model, waiting.run_id, waiting.asking)
+    with _writing(lake) as connection:
+        connection.execute(waiting_table.insert().values(**waiting.__dict__ | {"title": _text(waiting.title)}))
+
+
+def end_waiting(lake: Lake, model: str, run_id: str, asking: int) -> None:
+    """Store that nobody is asked any more: there is an answer, or none came in time."""
+    c = waiting_table.c
+    with _writing(lake) as connection:
+        connection.execute(waiting_table.delete().where(c.model == model, c.run_id == run_id, c.asking == asking))
+
+
+def read_waiting(lake: Lake, *, now: datetime | None = None) -> list[Waiting]:
+    """Who waits for a person's word, the longest first; a run that has ended, or whose time is over, does not."""
+    c, r = waiting_table.c, runs_table.c
+    ended = sa.exists(sa.select(sa.literal(1)).where(r.dag_id == c.dag_id, r.run_id == c.run_id, r.state.in_(ENDED)))
+    with lake.engine.connect() as connection:
+        if not sa.inspect(connection).has_table(waiting_table.name):
+            return []
+        rows = connection.execute(sa.select(waiting_table).where(sa.not_(ended), c.until > (now or datetime.now(UTC))).order_by(c.asked_at)).all()
+    return [Waiting(x.model, x.run_id, x.asking, x.dag_id, x.title, _utc(x.asked_at), _utc(x.until)) for x in rows]
 
 
 def _run(row: Any) -> Run:

@@ -39,6 +39,7 @@ class PromotionApproval(HITLOperator):  # type: ignore[misc]  # airflow ships no
     def execute(self, context: Any) -> Any:
         """Ask, then wait."""
         from lake.lake import open_lake
+        from monitoring.runs import Waiting, record_waiting
         from training.approval import answered_before, approval_form
 
         if self.decision["verdict"] != "promote":
@@ -49,6 +50,8 @@ class PromotionApproval(HITLOperator):  # type: ignore[misc]  # airflow ships no
         before = answered_before(lake, self.model_name, self.decision, **asking)
         if before is not None:
             return before  # the task was killed after it had taken the answer: nobody is asked twice
+        # Nobody else's answer is taken, whatever Airflow's roles let them do; empty: whoever Airflow lets.
+        self.assigned_users = [{"id": user, "name": name} for user, name in lake.settings.approver_names.items()] or None
         form = approval_form(lake, self.model_name, self.decision, model_card=self.model_card)
         self.subject, self.body = form.subject, form.body
         # Here and not in the DAG: a parameter of the task would take the run's own `reason`, why it was trained, for the answer's.
@@ -56,6 +59,9 @@ class PromotionApproval(HITLOperator):  # type: ignore[misc]  # airflow ships no
         for link in self.operator_extra_links:
             # Airflow keeps links when a task ends; who is asked needs them while it waits.
             context["ti"].xcom_push(key=link.xcom_key, value=link.get_link(self, ti_key=context["ti"]))
+        now = datetime.now(UTC)
+        until = now + lake.model(self.model_name).approval_timeout
+        record_waiting(lake, Waiting(self.model_name, dag_id=context["dag_run"].dag_id, title=form.subject, asked_at=now, until=until, **asking))
         try:
             return super().execute(context)
         except TaskAwaitingInput as parked:
@@ -66,9 +72,11 @@ class PromotionApproval(HITLOperator):  # type: ignore[misc]  # airflow ships no
     def execute_complete(self, context: Any, event: Mapping[str, Any], shown: str = "") -> Any:
         """Record the answer, and end as it says."""
         from lake.lake import open_lake
+        from monitoring.runs import end_waiting
         from training.approval import answered, lapsed
 
         run_id, asking = context["dag_run"].run_id, _asking(context)
+        end_waiting(open_lake(), self.model_name, run_id, asking)
         if event.get("error_type") == "timeout":
             return lapsed(open_lake(), self.model_name, self.decision, shown=shown, at=datetime.now(UTC), run_id=run_id, asking=asking)
         if "error" in event:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 
 from config.catalog import load_catalog
-from config.settings import ROOT
+from config.settings import ROOT, Settings
 from tests import toy
 
 ASKING = toy.MODEL_YAML + "approval: required\napproval_timeout: 3 days\n"
@@ -62,6 +63,7 @@ PASSED = {"verdict": "promote", "version": 3, "as_of": "2024-02-26", "reasons": 
 
 
 class Run:
+    dag_id = "ride_minutes_train"
     run_id = "manual__1"
 
 
@@ -76,11 +78,28 @@ class Instance:
         cls.pushed[key] = value
 
 
+class FoundLake:
+    settings = Settings(approvers=("admin", "7:ada"))
+
+    def model(self, name: str) -> Any:
+        assert name == "ride_minutes"
+        return SimpleNamespace(approval_timeout=timedelta(days=1))
+
+
 @pytest.fixture
-def operator(monkeypatch: pytest.MonkeyPatch) -> Any:
+def waiting(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What is on record as waiting."""
+    found: list[Any] = []
+    monkeypatch.setattr("monitoring.runs.record_waiting", lambda _lake, waiting: found.append(waiting))
+    monkeypatch.setattr("monitoring.runs.end_waiting", lambda _lake, *asking: found.append(asking))
+    return found
+
+
+@pytest.fixture
+def operator(monkeypatch: pytest.MonkeyPatch, waiting: list[Any]) -> Any:
     from mlops_approval import PromotionApproval
 
-    monkeypatch.setattr("lake.lake.open_lake", lambda: "the lake")
+    monkeypatch.setattr("lake.lake.open_lake", FoundLake)
     return PromotionApproval(task_id="approve", model_name="ride_minutes", decision=PASSED, model_card=None, response_timeout=timedelta(days=1))
 
 
@@ -96,7 +115,7 @@ def test_where_there_is_nothing_to_ask_the_task_is_skipped(operator: Any, change
         operator.execute({"params": {"dry_run": dry_run}})
 
 
-def test_it_waits_with_the_evidence_that_is_shown(operator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_waits_with_the_evidence_that_is_shown(operator: Any, waiting: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     from airflow.sdk.exceptions import TaskAwaitingInput
 
     from training.approval import Form
@@ -122,6 +141,10 @@ def test_it_waits_with_the_evidence_that_is_shown(operator: Any, monkeypatch: py
     assert Instance.pushed["_link_ModelCardLink"].endswith("/ride_minutes/model_cards/3.html"), "who is asked needs the card while the task waits"
     [detail] = asked
     assert (detail["subject"], detail["body"], detail["options"], detail["defaults"]) == ("the subject", "the body", ["Approve", "Reject"], None)
+    assert detail["assigned_users"] == [{"id": "admin", "name": "admin"}, {"id": "7", "name": "ada"}]
+    [found] = waiting
+    assert (found.model, found.run_id, found.asking, found.title) == ("ride_minutes", "manual__1", 2, "the subject")
+    assert found.until - found.asked_at == timedelta(days=1)
     assert detail["params"]["reason"]["value"] == ""
     assert detail["params"]["reason"]["schema"]["minLength"] == 1
 
@@ -138,12 +161,13 @@ def test_an_answer_that_was_taken_already_is_not_asked_for_again(operator: Any, 
     assert asked == [{"run_id": "manual__1", "asking": 2}]
 
 
-def test_an_answer_is_handed_on_with_who_and_when(operator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_is_handed_on_with_who_and_when(operator: Any, waiting: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
     monkeypatch.setattr("training.approval.answered", lambda *_, **words: given.update(words) or {"answer": "approved"})
     at = datetime(2024, 3, 1, tzinfo=UTC)
     event = {"chosen_options": ["Approve"], "params_input": {"reason": "fine"}, "responded_at": at, "responded_by_user": {"id": "7", "name": "ada"}}
     assert operator.execute_complete({"dag_run": Run, "ti": Instance}, event=event, shown="s" * 64) == {"answer": "approved"}
+    assert waiting == [("ride_minutes", "manual__1", 2)]
     assert given == {"shown": "s" * 64, "option": "Approve", "by": "ada", "reason": "fine", "answered_at": at, "run_id": "manual__1", "asking": 2}
     operator.execute_complete({"dag_run": Run, "ti": Instance}, event=event | {"params_input": None}, shown="s" * 64)
     assert given["reason"] == ""
@@ -199,6 +223,20 @@ def test_a_rollback_names_the_person_and_the_run(dag_bag: Any, monkeypatch: pyte
     class Triggered(Run):
         triggering_user_name = "ada"
 
+    monkeypatch.setenv("NIGHTFLEET_APPROVERS", "admin,7:ada")
     done = dag_bag.dags["rollback"].get_task("rollback").python_callable(dag_run=Triggered, params={"model": "arrival_delay", "reason": "odd", "version": None})
     assert done["version"] == 1
     assert asked == [(("the lake", "arrival_delay"), {"by": "ada", "reason": "odd", "version": None, "run_id": "manual__1"})]
+
+
+@pytest.mark.parametrize("who", ["7", "eve", None])
+def test_who_is_no_approver_rolls_nothing_back(dag_bag: Any, monkeypatch: pytest.MonkeyPatch, who: str | None) -> None:
+    from config.errors import NightfleetError
+
+    class Triggered(Run):
+        triggering_user_name = who
+
+    monkeypatch.setattr("lake.lake.open_lake", lambda: pytest.fail("the lake was opened"))
+    monkeypatch.setenv("NIGHTFLEET_APPROVERS", "admin,7:ada")
+    with pytest.raises(NightfleetError, match=f"NotAnApprover: {who or 'unknown'} may not roll arrival_delay back: the setting `approvers` names ada, admin"):
+        dag_bag.dags["rollback"].get_task("rollback").python_callable(dag_run=Triggered, params={"model": "arrival_delay", "reason": "odd", "version": None})

@@ -17,7 +17,7 @@ MODEL_DAGS = [f"{m.name}_{kind}" for m in CATALOG.models for kind in ("train", "
 
 def test_every_file_parses_and_the_catalog_decides_what_there_is(dag_bag) -> None:
     assert not dag_bag.import_errors, f"{next(iter(dag_bag.import_errors.items()))}"
-    assert sorted(dag_bag.dag_ids) == sorted([*DATASET_DAGS, *MODEL_DAGS, "rollback"])
+    assert sorted(dag_bag.dag_ids) == sorted([*DATASET_DAGS, *MODEL_DAGS, "rollback", "watch"])
 
 
 @pytest.mark.parametrize("dag_id", DATASET_DAGS + MODEL_DAGS)
@@ -96,3 +96,20 @@ def test_a_live_night_waits_for_its_hour() -> None:
 
     assert ready_at("2013-07-01", "America/New_York", time(2)) == datetime(2013, 7, 2, 6, tzinfo=UTC)
     assert ready_at("2013-03-09", "America/New_York", time(4)) == datetime(2013, 3, 10, 8, tzinfo=UTC)  # the clocks went forward at 2
+
+
+def test_alarms_run_whatever_failed_and_do_not_make_the_run_green(dag_bag) -> None:
+    for model in CATALOG.models:
+        dag = dag_bag.dags[f"{model.name}_monitor"]
+        alarms = dag.get_task("alarms")
+        assert alarms.is_teardown, "a last task that is no teardown decides the run's state alone: a failed night would be green."
+        assert not alarms.on_failure_fail_dagrun
+        assert alarms.upstream_task_ids == {"report", "align", "request"}
+
+
+def test_the_watch_looks_every_ten_minutes_and_never_at_what_it_missed(dag_bag) -> None:
+    dag = dag_bag.dags["watch"]
+    assert dag.timetable.expression == "*/10 * * * *"
+    assert (dag.catchup, dag.max_active_runs) == (False, 1)
+    [task] = dag.tasks
+    assert task.retries == 0
