@@ -12,13 +12,21 @@ from config.calendar import ONE_DAY, Interval
 from config.catalog import ModelEntry
 from lake.ledger import Promotion
 from monitoring.alarms import Alarm, open_alarms
-from monitoring.pages.model_chart import MOST_FEATURES, Mark, Reign, short_name, time_lines
-from monitoring.pages.model_history import History, ScoredNight, inputs_of, known_nights, read_averages, read_history, read_importances, read_scored, read_segments
+from monitoring.pages.model_axis import Mark, Reign
+from monitoring.pages.model_chart import MOST_FEATURES, short_name, time_lines
+from monitoring.pages.model_compare import SORTS, compared, comparison_presets, comparison_table
+from monitoring.pages.model_history import (
+    History,
+    ScoredNight,
+    inputs_of,
+    known_nights,
+    read_averages,
+    read_history,
+    read_scored,
+    read_segments,
+)
+from monitoring.pages.model_importance import read_importances
 from monitoring.pages.model_tables import (
-    SORTS,
-    compared,
-    comparison_presets,
-    comparison_table,
     drift_table,
     features_table,
     nights_table,
@@ -56,7 +64,9 @@ def page(context: Context, *, query: Mapping[str, str], model: str) -> Page:
     asked = query.get("compare_from") or query.get("compare_to")
     presets = comparison_presets(newest, promotions := read_promotions(lake, [entry.name]))
     if asked:
-        earlier = read_period(query.get("compare_from"), query.get("compare_to"), newest=period.start - ONE_DAY, nights=len(period), names=("compare_from", "compare_to"))
+        earlier = read_period(
+            query.get("compare_from"), query.get("compare_to"), newest=period.start - ONE_DAY, nights=len(period), names=("compare_from", "compare_to")
+        )
         later = period
     else:
         _, later, earlier = comparison_presets(period.last, ())[0]
@@ -120,6 +130,7 @@ def _filled(
         by_drift[:MOST_FEATURES],
         periods=[("B", later), ("A", earlier)] if values["asked"] else [],
         mature_until=mature_until,
+        unit=lake.dataset(entry.dataset).tables[entry.label.table].columns[entry.label.column].unit or "",
         links={night.isoformat(): context.url("models", entry.name, "nights", night) for night in history.nights if night in history.scored},
     )
     differences = compared(read_averages(lake, entry.name, earlier), read_averages(lake, entry.name, later))
@@ -262,7 +273,12 @@ def _summary(history: History, by_drift: Sequence[str]) -> str:
         both = np.isfinite(line.value) & np.isfinite(base.value)
         if both.any():
             lost = int((line.value[both] >= base.value[both]).sum())
-            said.append(f"{name} was no better than its baseline in {lost} of {int(both.sum())} judged nights.")
+            judged = int(both.sum())
+            said.append(
+                f"{name} was no better than its baseline in {lost} of {judged} judged nights."
+                if lost
+                else f"{name} beat its baseline in all {judged} judged nights."
+            )
     return " ".join(said)
 
 
@@ -300,7 +316,12 @@ def _newest_facts(context: Context, entry: ModelEntry, newest: date) -> dict[str
         {"table": str(i["table"]), "night": str(i["data_date"]), "version": int(i["version"]), "url": _input_url(context, str(i["table"]), str(i["data_date"]))}
         for i in inputs[:12]
     ]
-    return {"night": night, "run_url": run_url(context, on_record, night.run_id, f"{entry.name}_score"), "inputs": shown, "more_inputs": max(len(inputs) - 12, 0)}
+    return {
+        "night": night,
+        "run_url": run_url(context, on_record, night.run_id, f"{entry.name}_score"),
+        "inputs": shown,
+        "more_inputs": max(len(inputs) - 12, 0),
+    }
 
 
 def _input_url(context: Context, table: str, night: str) -> str:

@@ -7,9 +7,8 @@ import itertools
 import json
 import math
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ import sqlalchemy as sa
 
 from config.calendar import Interval
 from config.catalog import ModelEntry
-from config.settings import Settings
 from lake.lake import Lake
 from lake.lineage import publications_table
 from lake.metrics import METRIC_SCHEMA, SQL_TABLE
@@ -136,20 +134,6 @@ class SegmentLoss:
     error: float
     loss: float
     baseline: float | None
-
-
-@dataclass(frozen=True)
-class Importances:
-    """What a version rests on, as its trainer measured it; `shares` is empty and `missing` says why where that is not known.
-
-    Attributes:
-        shares: by feature, mean over the outputs of its share of the whole, in [0, 1].
-    """
-
-    version: int | None
-    family: str = ""
-    shares: Mapping[str, float] = field(default_factory=dict)
-    missing: str | None = None
 
 
 # ---- nights ------------------------------------------------------------------------------------------------------
@@ -315,7 +299,10 @@ def read_averages(lake: Lake, model: str, interval: Interval) -> dict[tuple[str,
             mean = row.weighted / row.weights
             variance = (row.squares - row.total**2 / row.nights) / (row.nights - 1) if row.nights > 1 else math.nan
             found[row.check, row.column] = Average(
-                math.sqrt(max(mean, 0.0)) if row.check in _ROOTED else mean, row.nights, int(row.rows or 0), math.sqrt(max(variance, 0.0)) if row.nights > 1 else math.nan
+                math.sqrt(max(mean, 0.0)) if row.check in _ROOTED else mean,
+                row.nights,
+                int(row.rows or 0),
+                math.sqrt(max(variance, 0.0)) if row.nights > 1 else math.nan,
             )
     return found
 
@@ -353,56 +340,11 @@ def _error(loss: float, rows: int, *, rooted: bool) -> float:
     return math.sqrt(max(mean, 0.0)) if rooted else mean
 
 
-# ---- importance --------------------------------------------------------------------------------------------------
-
-IMPORTANCES_FILE = "importances.json"
-_LARGEST_FILE = 4_000_000
-
-
-def read_importances(settings: Settings, entry: ModelEntry, version: int | None, artifact_digest: str | None) -> Importances:
-    """What the trainer stored beside a version's files; checked to be shares of this model's outputs, else `missing` says what is wrong."""
-    if version is None or artifact_digest is None:
-        return Importances(None, missing="no version had scored a night by the end of the period")
-    folder = settings.artifacts / entry.name / artifact_digest
-    path = folder / IMPORTANCES_FILE
-    if not path.is_file():
-        return Importances(version, missing=f"version {version} has no {IMPORTANCES_FILE} beside its files")
-    problem = None
-    try:
-        if path.stat().st_size > _LARGEST_FILE:
-            problem = f"has {path.stat().st_size:,} bytes, more than the {_LARGEST_FILE:,} that are read"
-        else:
-            document = json.loads(path.read_text(encoding="utf-8"))
-            problem = _problem(document, entry)
-    except (OSError, ValueError, RecursionError) as error:
-        problem = f"cannot be read ({type(error).__name__})"
-    if problem:
-        return Importances(version, missing=f"{IMPORTANCES_FILE} of version {version} {problem}")
-    shares: dict[str, float] = {}
-    for by_feature in document.values():
-        for name, share in by_feature.items():
-            shares[name] = shares.get(name, 0.0) + float(share) / len(document)
-    if not shares:
-        return Importances(version, missing=f"the trainer of version {version} measured no importances")
-    return Importances(version, str(read_document(folder / "manifest.json").get("family", "")), shares)
+def number(value: float) -> float | None:
+    """To six digits that count; None for what is not there."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
-def _problem(document: Any, entry: ModelEntry) -> str | None:
-    if not isinstance(document, dict) or not document or not all(isinstance(part, dict) for part in document.values()):
-        return "does not hold shares by output and feature"
-    strange = sorted(set(document) - set(entry.outputs))
-    if strange:
-        return f"names an output that the model does not have: {strange[0][:60]!r}"
-    shares = [share for part in document.values() for share in part.values()]
-    if not all(isinstance(share, (int, float)) and not isinstance(share, bool) and 0 <= share <= 1 for share in shares):
-        return "holds a share that lies outside 0 to 1"
-    return None
-
-
-def read_document(path: Path) -> Mapping[str, Any]:
-    """A JSON object beside a version's files, for links and names; empty where it is not there or is none."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return document if isinstance(document, dict) else {}
+def rounded(value: float | None) -> float | None:
+    """As `number`, None for None."""
+    return None if value is None else number(value)

@@ -1,39 +1,33 @@
-"""The Model page's tables: features by drift and importance, segments by their share of the loss, two periods compared, versions, nights."""
+"""The Model page's tables: features by drift and importance, segments by their share of the loss, versions, nights."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 
 from config.calendar import ONE_DAY, Interval
-from config.catalog import ModelEntry, RegressionOutput
+from config.catalog import ModelEntry
 from lake.lake import Lake
 from lake.ledger import Promotion
 from monitoring.pages.model_history import (
     DRIFT_SHARE,
-    LEAST_NIGHTS,
-    NULL_RATE,
-    PREDICTION_DRIFT,
-    VOLUME,
-    Average,
     History,
-    Importances,
     SegmentLoss,
-    read_document,
+    number,
+    rounded,
 )
-from monitoring.pages.page import BadAddress, Column, Context, Table, shortened
+from monitoring.pages.model_importance import Importances, read_document
+from monitoring.pages.page import Column, Context, Table
 from monitoring.pages.run_links import run_url, runs_on_record
-from monitoring.performance import ERROR_RATIO, LABEL_SHARE
+from monitoring.performance import LABEL_SHARE
 from monitoring.records import DecisionRecord
 
-SORTS = {"effect": "difference in units of chance", "change": "relative change", "name": "name"}
-_CONFIDENCE = 0.95
 VERDICTS = {"promote": "passed the gate", "refuse": "refused by the gate", "not_evaluated": "the gate could not judge it"}
 
 
@@ -56,6 +50,7 @@ class RankedFeature:
 
     @property
     def product(self) -> float | None:
+        """Drift times importance."""
         return None if self.drift is None or self.importance is None else self.drift * self.importance
 
 
@@ -99,26 +94,26 @@ def features_table(ranked: Sequence[RankedFeature], importances: Importances) ->
     columns = (
         Column("rank", "#", "number"),
         Column("feature", "feature"),
-        Column("product", "drift × importance", "number"),
-        Column("drift", "drift / limit", "number"),
+        Column("product", "product", "number"),
+        Column("drift", "drift", "number"),
         Column("importance", "importance", "percent"),
-        Column("worst", "worst night / limit", "number"),
+        Column("worst", "worst night", "number"),
         Column("beyond", "nights beyond", "text"),
-        Column("null_rate", "null rate", "percent"),
-        Column("worst_null_rate", "highest null rate", "percent"),
+        Column("null_rate", "nulls", "percent"),
+        Column("worst_null_rate", "most nulls", "percent"),
         Column("unit", "unit"),
     )
     rows = [
         {
             "rank": place,
             "feature": f.name,
-            "product": _rounded(f.product),
-            "drift": _rounded(f.drift),
-            "importance": _rounded(f.importance),
-            "worst": _rounded(f.worst),
+            "product": rounded(f.product),
+            "drift": rounded(f.drift),
+            "importance": rounded(f.importance),
+            "worst": rounded(f.worst),
             "beyond": f"{f.beyond} of {f.judged}" if f.judged else None,
-            "null_rate": _rounded(f.null_rate),
-            "worst_null_rate": _rounded(f.worst_null_rate),
+            "null_rate": rounded(f.null_rate),
+            "worst_null_rate": rounded(f.worst_null_rate),
             "unit": f.unit,
         }
         for place, f in enumerate(ranked, 1)
@@ -135,21 +130,28 @@ def rest_table(history: History, not_drawn: Sequence[str]) -> Table | None:
     for name in not_drawn:
         ratio = history.drift[name].ratio
         there = ratio[np.isfinite(ratio)]
-        rows.append({"feature": name, "drift": _rounded(float(there.mean())) if len(there) else None, "worst": _rounded(float(there.max())) if len(there) else None})
+        rows.append(
+            {"feature": name, "drift": rounded(float(there.mean())) if len(there) else None, "worst": rounded(float(there.max())) if len(there) else None}
+        )
     return Table("rest", f"{len(rows)} features that drifted less, not drawn above", columns, rows, folded=True)
 
 
 def drift_table(history: History) -> Table:
     """Every value behind the heat map, for a spreadsheet."""
-    columns = (Column("night", "night", "date"), Column("feature", "feature"), Column("value", "drift", "number"), Column("limit", "limit", "number"))
-    columns = (*columns, Column("null_rate", "null rate", "percent"))
+    columns = (
+        Column("night", "night", "date"),
+        Column("feature", "feature"),
+        Column("value", "drift", "number"),
+        Column("limit", "limit", "number"),
+        Column("null_rate", "null rate", "percent"),
+    )
     rows = []
     for name, line in history.drift.items():
         nulls = history.nulls.get(name)
         for position in np.flatnonzero(line.known):
             value, limit = line.value[position], line.threshold[position]
             share = nulls.value[position] if nulls else math.nan
-            rows.append({"night": history.nights[position], "feature": name, "value": _number(value), "limit": _number(limit), "null_rate": _number(share)})
+            rows.append({"night": history.nights[position], "feature": name, "value": number(value), "limit": number(limit), "null_rate": number(share)})
     return Table("drift", "Drift and null rate of every feature and night.", columns, rows)
 
 
@@ -161,170 +163,36 @@ def segment_tables(entry: ModelEntry, losses: Sequence[SegmentLoss]) -> list[Tab
     grouped: dict[tuple[str, str], list[SegmentLoss]] = {}
     for loss in losses:
         grouped.setdefault((loss.output, loss.column), []).append(loss)
-    tables = []
+    tables: list[Table] = []
     for (output, column), parts in grouped.items():
         gate = entry.outputs[output].gate
         total, rows = sum(p.loss for p in parts), sum(p.rows for p in parts)
         columns = (
             Column("segment", column),
-            Column("loss_share", "share of loss", "percent"),
-            Column("row_share", "share of rows", "percent"),
-            Column("ratio", "loss / rows", "number"),
+            Column("loss_share", "of loss", "percent"),
+            Column("row_share", "of rows", "percent"),
+            Column("ratio", "ratio", "number"),
             Column("error", gate, "number"),
-            Column("baseline", "baseline's", "number"),
+            Column("baseline", "baseline", "number"),
             Column("rows", "rows", "number"),
         )
         found = [
             {
                 "segment": part.value,
-                "loss_share": _rounded(part.loss / total) if total > 0 else None,
-                "row_share": _rounded(part.rows / rows),
-                "ratio": _rounded((part.loss / total) / (part.rows / rows)) if total > 0 else None,
-                "error": _rounded(part.error),
-                "baseline": _rounded(part.baseline),
+                "loss_share": rounded(part.loss / total) if total > 0 else None,
+                "row_share": rounded(part.rows / rows),
+                "ratio": rounded((part.loss / total) / (part.rows / rows)) if total > 0 else None,
+                "error": rounded(part.error),
+                "baseline": rounded(part.baseline),
                 "rows": part.rows,
             }
             for part in parts
         ]
-        caption = f"{output} by {column}: where the loss ({gate}) comes from. A ratio above 1 is more loss than rows."
+        caption = (
+            f"{output} by {column}: share of the loss ({gate} × rows) beside the share of rows. Their ratio is above 1 where it errs more than on average."
+        )
         tables.append(Table(f"segments_{len(tables) + 1}", caption, columns, found))
     return tables
-
-
-# ---- two periods -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One metric in two periods.
-
-    Attributes:
-        chance: by how much two such means differ in 95 of 100 cases where nothing changed; None where too few nights say.
-        verdict: exceeds, within, or not evaluated.
-    """
-
-    check: str
-    column: str
-    first: Average
-    second: Average
-    chance: float | None
-    verdict: str
-
-    @property
-    def value(self) -> float:
-        return self.second.mean - self.first.mean
-
-    @property
-    def effect(self) -> float:
-        """In units of chance, for sorting."""
-        if self.chance is None:
-            return -1.0
-        return abs(self.value) / self.chance if self.chance > 0 else math.inf if self.value else 0.0
-
-    @property
-    def change(self) -> float | None:
-        """Relative to the first period."""
-        return self.value / abs(self.first.mean) if self.first.mean else None
-
-
-def compared(first: Mapping[tuple[str, str], Average], second: Mapping[tuple[str, str], Average]) -> list[Difference]:
-    """Every metric that both periods have, held against what nights differ by (Welch's t interval, nights as independent)."""
-    found = []
-    for key in first.keys() & second.keys():
-        a, b = first[key], second[key]
-        chance = _chance(a, b)
-        change = abs(b.mean - a.mean)
-        verdict = "not_evaluated" if chance is None else "exceeds" if change > chance and change > 1e-9 * abs(a.mean) else "within"
-        found.append(Difference(*key, a, b, chance, verdict))
-    return found
-
-
-def _chance(a: Average, b: Average) -> float | None:
-    if min(a.nights, b.nights) < LEAST_NIGHTS:
-        return None
-    from scipy.special import stdtrit
-
-    first, second = a.spread**2 / a.nights, b.spread**2 / b.nights
-    if first + second <= 0:
-        return 0.0
-    freedom = (first + second) ** 2 / (first**2 / (a.nights - 1) + second**2 / (b.nights - 1))
-    return float(stdtrit(freedom, 0.5 + _CONFIDENCE / 2)) * math.sqrt(first + second)
-
-
-def comparison_table(lake: Lake, entry: ModelEntry, differences: Iterable[Difference], earlier: Interval, later: Interval, sort: str) -> Table:
-    """Both means, the difference, and whether it is more than chance.
-
-    Raises:
-        BadAddress: there is no such order.
-    """
-    if sort not in SORTS:
-        raise BadAddress(f"sort is {shortened(sort)}, needs one of {', '.join(SORTS)}.")
-    listed = sorted(differences, key=lambda d: (_said(d.check), d.column))
-    if sort == "effect":
-        listed.sort(key=lambda d: -d.effect)
-    elif sort == "change":
-        listed.sort(key=lambda d: -abs(d.change or 0.0))
-    units = _units(lake, entry)
-    columns = (
-        Column("metric", "metric"),
-        Column("column", "column"),
-        Column("first", f"{earlier}", "number"),
-        Column("second", f"{later}", "number"),
-        Column("difference", "difference", "number"),
-        Column("change", "change", "percent"),
-        Column("chance", "chance alone", "number"),
-        Column("verdict", "verdict", "status"),
-        Column("unit", "unit"),
-        Column("nights", "nights"),
-    )
-    rows = [
-        {
-            "metric": _said(d.check),
-            "column": d.column,
-            "first": _rounded(d.first.mean),
-            "second": _rounded(d.second.mean),
-            "difference": _rounded(d.value),
-            "change": _rounded(d.change),
-            "chance": _rounded(d.chance),
-            "verdict": d.verdict,
-            "unit": units.get(d.column, "") if d.check in _IN_UNIT else "",
-            "nights": f"{d.first.nights} and {d.second.nights}",
-        }
-        for d in listed
-    ]
-    exceeding = sum(d.verdict == "exceeds" for d in listed)
-    caption = f"{earlier} against {later}: {exceeding} of {len(rows)} metrics differ by more than chance. Means over nights with a value, weighted by rows."
-    empty = "No metric has a value in both periods: labels may not be mature yet, or the nights were not scored."
-    return Table("comparison", caption, columns, rows, empty=empty)
-
-
-_IN_UNIT = {"mean", "reference_mean", "mae", "rmse", "bias", "mae_baseline", "rmse_baseline"}
-_WORDS = {
-    NULL_RATE: "null rate",
-    VOLUME: "rows scored",
-    DRIFT_SHARE: "share of features beyond their limit",
-    PREDICTION_DRIFT: "drift of predictions",
-    LABEL_SHARE: "share of labels that came",
-    ERROR_RATIO: "error over the baseline's",
-    "mean": "mean",
-    "reference_mean": "mean in training",
-    "drift_psi": "drift (PSI)",
-    "drift_ks": "drift (KS)",
-    "interval_coverage": "outcomes inside the interval",
-}
-
-
-def _said(check: str) -> str:
-    return _WORDS.get(check) or check.replace("_", " ")
-
-
-def _units(lake: Lake, entry: ModelEntry) -> dict[str, str]:
-    units = {name: column.unit or "" for name, column in lake.catalog.feature_columns(entry).items()}
-    label = lake.dataset(entry.dataset).tables[entry.label.table].columns[entry.label.column].unit or ""
-    for name, output in entry.outputs.items():
-        if isinstance(output, RegressionOutput):
-            units |= dict.fromkeys((name, f"{name}_lower", f"{name}_upper"), label)
-    return units
 
 
 # ---- versions and nights -----------------------------------------------------------------------------------------
@@ -337,7 +205,7 @@ def versions_table(context: Context, entry: ModelEntry, promotions: Sequence[Pro
     columns = (
         Column("version", "version", "number"),
         Column("effective_from", "from", "date"),
-        Column("until", "to"),
+        Column("until", "to", "date"),
         Column("kind", "kind"),
         Column("by", "by"),
         Column("verdict", "gate"),
@@ -403,8 +271,8 @@ def nights_table(context: Context, history: History, mature_until: date | None) 
         Column("worst_ratio", "/ limit", "number"),
         Column("label_share", "labels", "percent"),
     ]
-    for number, (name, output) in enumerate(entry.outputs.items()):
-        columns += [Column(f"error_{number}", f"{name}: {output.gate}", "number"), Column(f"baseline_{number}", "baseline", "number")]
+    for place, (name, output) in enumerate(entry.outputs.items()):
+        columns += [Column(f"error_{place}", f"{name}: {output.gate}", "number"), Column(f"baseline_{place}", "baseline", "number")]
     columns.append(Column("state", "performance", "status"))
     rows = []
     for position in range(len(history.nights) - 1, -1, -1):
@@ -420,40 +288,14 @@ def nights_table(context: Context, history: History, mature_until: date | None) 
             "night_url": context.url("models", entry.name, "nights", night),
             "version": scored.version if scored else None,
             "rows": scored.rows if scored else None,
-            "drift_share": _number(share.value[position]),
+            "drift_share": number(share.value[position]),
             "worst": names[worst[position]] if top >= 0 and names else None,
-            "worst_ratio": _number(top) if top >= 0 else None,
-            "label_share": _number(labels.value[position]),
+            "worst_ratio": number(top) if top >= 0 else None,
+            "label_share": number(labels.value[position]),
             "state": "judged" if known else "not mature yet" if waiting else "not evaluated",
         }
-        for number, (_, line, baseline) in enumerate(outputs):
-            row |= {f"error_{number}": _number(line.value[position]), f"baseline_{number}": _number(baseline.value[position])}
+        for place, (_, line, baseline) in enumerate(outputs):
+            row |= {f"error_{place}": number(line.value[position]), f"baseline_{place}": number(baseline.value[position])}
         rows.append(row)
     first, last = history.nights[0], history.nights[-1]
     return Table("nights", f"Night by night, {first} to {last}", tuple(columns), rows, folded=True)
-
-
-# ---- presets -----------------------------------------------------------------------------------------------------
-
-
-def comparison_presets(newest: date, promotions: Sequence[Promotion]) -> list[tuple[str, Interval, Interval]]:
-    """Name, the later and the earlier period."""
-    week = Interval.closed(newest - timedelta(days=6), newest)
-    found = [("last 7 nights against the 7 before", week, Interval(week.start - timedelta(days=7), week.start))]
-    begun = [p for p in promotions if p.effective_from <= newest]
-    if begun:
-        since = max(p.effective_from for p in begun)
-        length = newest - since + ONE_DAY
-        found.append((f"since the last promotion ({since}) against before", Interval(since, newest + ONE_DAY), Interval(since - length, since)))
-    month = newest.replace(day=1)
-    found.append(("this month against the last", Interval(month, newest + ONE_DAY), Interval((month - ONE_DAY).replace(day=1), month)))
-    return found
-
-
-def _number(value: float) -> float | None:
-    return float(f"{value:.6g}") if math.isfinite(value) else None
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else _number(value)
-
