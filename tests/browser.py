@@ -164,7 +164,9 @@ def tabbed_through(page: Page) -> list[str]:
         name = page.evaluate(_NAMED + "document.activeElement === document.body || !document.activeElement ? '' : named(document.activeElement)")
         if not name or (reached and name == reached[0]):
             break
-        reached.append(name)
+        # A date's field is three stops: year, month, day.
+        if not reached or name != reached[-1]:
+            reached.append(name)
     return reached
 
 
@@ -190,7 +192,7 @@ def same_cell(shown: str, value: str) -> bool:
             found = float(cleaned.removesuffix("%")) / (100 if cleaned.endswith("%") else 1)
         except ValueError:
             return False
-        return abs(found - number) <= max(6e-3 if cleaned.endswith("%") else 1e-9, 1e-3 * abs(number))
+        return abs(found - number) <= max(6e-3 if cleaned.endswith("%") else 1e-6, 1e-3 * abs(number))
     if re.fullmatch(r"\d{4}-\d\d-\d\dT.*", value):
         return shown == f"{value[:10]} {value[11:16]} UTC"
     spelled = {value, value.removeprefix("'"), value.replace("_", " "), value.replace("; ", ", "), {"True": "yes", "False": "no"}.get(value, value)}

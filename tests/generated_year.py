@@ -359,8 +359,9 @@ def _drift_rows(story: Story) -> _Rows:
         if story.number == 2:
             value[-20:] += 0.2
         rows.add("prediction_drift", value, column=name, threshold=0.08, status=np.where(value > 0.08, "warning", "ok").tolist(), n=volume, reference=reference)
-        rows.add(MEAN, 20 + random.normal(0, 1, count), column=name, n=volume, reference=reference)
-        rows.add(REFERENCE_MEAN, np.full(count, 20.0), column=name, n=8_400, reference=reference)
+        usual = 0.3 if name.endswith("probability") else 20.0
+        rows.add(MEAN, usual * random.normal(1, 0.05, count), column=name, n=volume, reference=reference)
+        rows.add(REFERENCE_MEAN, np.full(count, usual), column=name, n=8_400, reference=reference)
     low, high = np.full(count, 0.6 * volume.mean()), np.full(count, 1.5 * volume.mean())
     rows.add("volume", volume.astype(np.float64), lower=low, upper=high, n=volume, reference=reference)
     return rows
