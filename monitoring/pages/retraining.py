@@ -1,12 +1,424 @@
-"""Retraining."""
+"""Retraining: what was asked for and why, what it led to, what it gained; and the forms of the people who answer for it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date, timedelta
+from typing import Any
 
-from monitoring.pages.page import Context, Page
+from config.calendar import Interval
+from lake.lake import Lake
+from lake.ledger import Promotion
+from lake.tables import feature_table
+from monitoring.actions import Action, read_actions
+from monitoring.alarms import Alarm, fingerprint_text, open_alarms
+from monitoring.pages.lifecycle import Gain, Led, gains, requests_with_outcome, waiting_for_approval
+from monitoring.pages.matured import Pooled
+from monitoring.pages.page import Column, Context, Page, Table, read_period, shortened
+from monitoring.pages.reading import newest_nights
+from monitoring.records import DecisionRecord, read_promotions
+from monitoring.runs import FAILED
+from monitoring.story import figures, known_from
+from training.decision import Check
+
+TEMPLATE = "retraining.html.jinja"
+NIGHTS_SHOWN = 90
+ACTIONS_SHOWN = 200
+_SEGMENTS_SHOWN = 8
+_LONGEST_NUMBER_NAMES = 6
 
 
-def page(context: Context, *, query: Mapping[str, str], **parts: str) -> Page:
-    """The page."""
-    return Page("Retraining", "message.html.jinja", {"message": str(parts)})
+def page(context: Context, *, query: Mapping[str, str]) -> Page:
+    """Requests of a period and what they led to, what waits for a person, open alarms, and the forms."""
+    chosen = query.get("model", "").strip()
+    models = (context.model(chosen).name,) if chosen else context.models
+    lake = context.lake
+    newest = _newest_night(lake, models)
+    period = _period(query, newest, context)
+    led = requests_with_outcome(lake, models, period) if period else []
+    lines = _by_model(read_promotions(lake, models))
+    shown = [p for own in lines.values() for p in own if period is None or p.effective_from >= period.start]
+    asked_for = [found.promotion for found in led if found.promotion is not None]
+    gained = gains(lake, list({(p.model, p.sequence): p for p in [*shown, *asked_for]}.values()), lines)
+    shown_waiting = [_waiting(context, decision) for decision in waiting_for_approval(lake, models)]
+    subjects = [*models, *(_datasets(context, models))]
+    alarms = open_alarms(lake, subjects, now=context.now)
+    actions = [a for a in read_actions(lake, subject=chosen or None, limit=ACTIONS_SHOWN) if not a.subject or a.subject in (*context.models, *context.datasets)]
+    values = {
+        "models": [(name, lake.model(name).title) for name in context.models],
+        "chosen": chosen,
+        "period": period,
+        "newest": newest,
+        "waiting": shown_waiting,
+        "alarm_choice": [(a.fingerprint, _alarm_name(a), a.fingerprint == query.get("alarm")) for a in alarms],
+        "silenced": any(a.silenced_until for a in alarms),
+        "silence_until": _silence_default(alarms),
+        "former": {name: sorted({p.version for p in own} - {_reigning(own)}) for name, own in lines.items() if len({p.version for p in own}) > 1},
+        "back": context.url("retraining", model=chosen or None, from_=query.get("from"), to=query.get("to")),
+    }
+    tables = (
+        _requests_table(context, led, gained),
+        _alarms_table(context, alarms, chosen),
+        _promotions_table(context, shown, gained),
+        _actions_table(actions),
+        *(table for one in shown_waiting for table in (one["evidence"], one["segments"])),
+    )
+    return Page("Retraining", TEMPLATE, values, tables=tables)
+
+
+# ---- what is shown -----------------------------------------------------------------------------------------------
+
+
+def _newest_night(lake: Lake, models: Iterable[str]) -> date | None:
+    """The newest night whose features are all published, of the data set that is furthest."""
+    entries = [lake.model(name) for name in models]
+    tables = {entry.name: [feature_table(lake.settings, lake.dataset(entry.dataset), view).name for view in entry.features] for entry in entries}
+    known = newest_nights(lake, sorted({name for names in tables.values() for name in names}))
+    nights = [min(known[name] for name in names) for names in tables.values() if all(name in known for name in names)]
+    return max(nights, default=None)
+
+
+def _period(query: Mapping[str, str], newest: date | None, context: Context) -> Interval | None:
+    """The period of the address, 90 nights by default; None before the first night."""
+    if newest is None and not query.get("from") and not query.get("to"):
+        return None
+    return read_period(query.get("from"), query.get("to"), newest=newest or context.now.date(), nights=NIGHTS_SHOWN)
+
+
+def _datasets(context: Context, models: Iterable[str]) -> list[str]:
+    return sorted({context.lake.model(name).dataset for name in models} & set(context.datasets))
+
+
+def _by_model(promotions: Iterable[Promotion]) -> dict[str, list[Promotion]]:
+    found: dict[str, list[Promotion]] = {}
+    for promotion in promotions:
+        found.setdefault(promotion.model, []).append(promotion)
+    return found
+
+
+def _reigning(lines: Sequence[Promotion]) -> int | None:
+    newest = max(lines, key=lambda p: (p.effective_from, p.sequence), default=None)
+    return newest.version if newest else None
+
+
+_REQUESTS = (
+    Column("as_of", "as of", "date"),
+    Column("model", "model", link="model_url"),
+    Column("by", "asked by"),
+    Column("why", "why"),
+    Column("numbers", "evidence"),
+    Column("state", "led to", "status"),
+    Column("run", "training run", link="run_url"),
+    Column("gate", "gate"),
+    Column("word", "approval"),
+    Column("version", "version", "number", link="version_url"),
+    Column("effective_from", "scores from", "date"),
+    Column("gain", "what it gained on later labels"),
+)
+
+
+def _requests_table(context: Context, led: Sequence[Led], gained: Mapping[tuple[str, int], Sequence[Gain]]) -> Table:
+    rows = [_request_row(context, found, gained) for found in led]
+    return Table("requests", "Every request of the period, the newest first, and what it led to.", _REQUESTS, rows, empty="Nothing was asked for.")
+
+
+def _request_row(context: Context, led: Led, gained: Mapping[tuple[str, int], Sequence[Gain]]) -> dict[str, Any]:
+    request, promotion, run = led.request, led.promotion, led.run
+    entry = context.lake.model(request.model)
+    version = promotion.version if promotion else led.decision.version if led.decision else None
+    return {
+        "as_of": request.as_of,
+        "model": entry.title,
+        "model_url": context.url("models", request.model, to=request.as_of),
+        "by": "the policy" if request.actor == "policy" else request.by,
+        "why": request.reason,
+        "numbers": evidence_text(request.evidence),
+        "state": led.state,
+        "run": _run_text(led),
+        "run_url": context.dag_url(run.dag_id, run.run_id) if run else "",
+        "gate": _gate_text(led.decision),
+        "word": _answer_text(led),
+        "version": version,
+        "version_url": context.url("embedded", request.model, "model_cards", f"{version}.html") if version else "",
+        "effective_from": promotion.effective_from if promotion else None,
+        "gain": gain_text(context.lake, promotion, gained.get((promotion.model, promotion.sequence), ())) if promotion else "",
+    }
+
+
+def _run_text(led: Led) -> str:
+    run = led.run
+    if run is None:
+        return "none on record" if led.decision is None else ""
+    failed = f": {(run.error or '').strip().splitlines()[0]}" if run.state == FAILED and (run.error or "").strip() else ""
+    return f"{run.state}{failed}"
+
+
+def _gate_text(decision: DecisionRecord | None) -> str:
+    """The verdict with its reasons."""
+    if decision is None:
+        return ""
+    words = {"promote": "passed", "refuse": "refused", "not_evaluated": "not evaluated"}
+    said = " ".join(reason.text for reason in decision.reasons)
+    return f"{words.get(decision.verdict, decision.verdict)}, against {decision.rival}" + (f": {said}" if said else "")
+
+
+def _answer_text(led: Led) -> str:
+    answer = led.answer
+    if answer is None:
+        return "waits for a person" if led.state == "waiting" else "" if led.asks else "not asked for"
+    if answer.answer == "lapsed":
+        return f"nobody answered until {answer.answered_at:%Y-%m-%d %H:%M} UTC"
+    return f"{answer.answer} by {answer.by}: {answer.reason}"
+
+
+def evidence_text(evidence: Mapping[str, Any]) -> str:
+    """The numbers of a request as short clauses; whatever is not there is left out."""
+    known = evidence.get("policy") if evidence.get("trigger") == "person" else evidence
+    if not isinstance(known, Mapping):
+        return "the policy had not decided on that night"
+    parts = []
+    drift = known.get("drift")
+    if isinstance(drift, Mapping) and _is_number(drift.get("share")):
+        limit = f", asks at {_percent(drift['threshold'])}" if _is_number(drift.get("threshold")) else ""
+        parts.append(f"{_percent(drift['share'])} of columns drifted{limit}")
+    performance = known.get("performance")
+    outputs = performance.get("outputs") if isinstance(performance, Mapping) else None
+    for name, numbers in list(outputs.items())[:_LONGEST_NUMBER_NAMES] if isinstance(outputs, Mapping) else ():
+        if isinstance(numbers, Mapping) and _is_number(numbers.get("ratio")):
+            rest = [f"{_percent(numbers[key])} {word}" for key, word in (("at_gate", "at the gate"), ("bound", "allowed")) if _is_number(numbers.get(key))]
+            parts.append(f"{name} {numbers.get('metric', 'error')} {_percent(numbers['ratio'])} of the baseline's" + (f" ({', '.join(rest)})" if rest else ""))
+    calendar = known.get("calendar")
+    if isinstance(calendar, Mapping) and calendar.get("due_on"):
+        parts.append(f"calendar: due {calendar['due_on']}")
+    return "; ".join(parts)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _percent(share: float) -> str:
+    return f"{figures(100 * share, 2 if abs(share) < 1 else 3)} %"
+
+
+# ---- gain --------------------------------------------------------------------------------------------------------
+
+
+def gain_text(lake: Lake, promotion: Promotion, found: Sequence[Gain]) -> str:
+    """What a promotion gained on labels that came later, output by output; or when that will be known."""
+    if not any(gain.after for gain in found):
+        first = promotion.effective_from
+        return f"not known yet: labels of its first night, {first}, mature on {known_from(lake, promotion.model, first)}"
+    return "; ".join(_gain_clause(gain, len(found) > 1) for gain in found)
+
+
+def _gain_clause(gain: Gain, named: bool) -> str:
+    label = f"{gain.output}: " if named else ""
+    if gain.after is None:
+        return f"{label}not judged yet"
+    now = f"{label}{gain.metric} {_pooled_text(gain.after)}"
+    if gain.before is None:
+        return f"{now}; nothing before it to compare with"
+    improvement = gain.improvement
+    if improvement is None:
+        return f"{now}, {_pooled_text(gain.before)} before"
+    verdict = f"{_percent(abs(improvement))} {'less' if improvement > 0 else 'more'} error" if abs(improvement) >= 0.0005 else "no difference"
+    sure = "" if _apart(gain.after, gain.before) else ", within what nights differ by"
+    return f"{verdict}{sure}: {now}, {_pooled_text(gain.before)} before"
+
+
+def _pooled_text(found: Pooled) -> str:
+    between = f" ({_percent(found.lower)} to {_percent(found.upper)})" if found.lower is not None and found.upper is not None else ""
+    return f"{_percent(found.ratio)}{between} of the baseline's in {found.nights} night{'' if found.nights == 1 else 's'}, {found.rows:,} rows"
+
+
+def _apart(one: Pooled, other: Pooled) -> bool:
+    if one.lower is None or one.upper is None or other.lower is None or other.upper is None:
+        return False
+    return one.upper < other.lower or other.upper < one.lower
+
+
+# ---- what waits --------------------------------------------------------------------------------------------------
+
+
+def _waiting(context: Context, decision: DecisionRecord) -> dict[str, Any]:
+    """A promotion that waits for a person, with the gate's evidence."""
+    entry = context.lake.model(decision.model)
+    improvements = [check for check in decision.checks if check.name == "improvement"]
+    segments = sorted((c for c in decision.checks if c.name == "segment"), key=lambda c: (c.passed is not False, c.improvement or 0.0))
+    others = [check for check in decision.checks if check.name not in ("improvement", "segment")]
+    name = f"evidence_{decision.model}_{decision.version}"
+    return {
+        "model": decision.model,
+        "title": entry.title,
+        "version": decision.version,
+        "as_of": decision.as_of,
+        "says": _gate_text(decision),
+        "test": f"{decision.rows:,} rows of {decision.nights} nights that neither model had seen",
+        "digest": decision.evidence_digest,
+        "card": context.url("embedded", decision.model, "model_cards", f"{decision.version}.html"),
+        "evidence": Table(name, "Error of the challenger and of its rival, as the gate measured them.", _CHECKS, [_check_row(c) for c in improvements]),
+        "segments": Table(
+            f"{name}_segments",
+            f"Segments, the worst {min(len(segments), _SEGMENTS_SHOWN)} of {len(segments)} first.",
+            _CHECKS,
+            [_check_row(c) for c in segments[:_SEGMENTS_SHOWN]],
+            folded=True,
+            empty="No segments were judged.",
+        ),
+        "others": [f"{c.name}: {_passed(c)}" + (f". {c.note}" if c.note else "") for c in others],
+    }
+
+
+_CHECKS = (
+    Column("output", "output"),
+    Column("segment", "segment"),
+    Column("metric", "metric"),
+    Column("challenger", "challenger", "number"),
+    Column("rival", "rival", "number"),
+    Column("improvement", "improvement", "percent"),
+    Column("bound", "surely more than", "percent"),
+    Column("needed", "needed", "percent"),
+    Column("rows", "rows", "number"),
+    Column("passed", "passed"),
+)
+
+
+def _check_row(check: Check) -> dict[str, Any]:
+    row = {name: getattr(check, name) for name in ("output", "segment", "metric", "challenger", "rival", "improvement", "rows")}
+    # A segment's bound is one of the ratio of errors; as an improvement it reads like the rest.
+    flipped = check.name == "segment"
+    bound = None if check.bound is None else 1 - check.bound if flipped else check.bound
+    needed = None if check.needed is None else 1 - check.needed if flipped else check.needed
+    return row | {"bound": bound, "needed": needed, "passed": _passed(check)}
+
+
+def _passed(check: Check) -> str:
+    return {True: "yes", False: "no", None: "not evaluated"}[check.passed]
+
+
+# ---- alarms ------------------------------------------------------------------------------------------------------
+
+_ALARMS = (
+    Column("subject", "model or data set", link="subject_url"),
+    Column("severity", "severity", "status"),
+    Column("check", "check"),
+    Column("column", "column"),
+    Column("segment", "segment"),
+    Column("value", "value", "number"),
+    Column("threshold", "limit", "number"),
+    Column("since", "since", "date"),
+    Column("nights", "nights", "number"),
+    Column("state", "state", link="answer_url"),
+    Column("reason", "what it says"),
+    Column("fingerprint", "fingerprint"),
+)
+
+
+def _alarms_table(context: Context, alarms: Sequence[Alarm], chosen: str) -> Table:
+    rows = [
+        {
+            "subject": alarm.subject,
+            "subject_url": context.url("models", alarm.subject) if alarm.subject in context.models else context.url("data", alarm.subject),
+            "severity": alarm.severity,
+            "check": alarm.check,
+            "column": alarm.column,
+            "segment": alarm.segment,
+            "value": alarm.value,
+            "threshold": alarm.threshold,
+            "since": alarm.since,
+            "nights": alarm.nights,
+            "state": _alarm_state(alarm),
+            "answer_url": f"{context.url('retraining', model=chosen or None, alarm=alarm.fingerprint)}#answer" if context.viewer.may("operator") else "",
+            "reason": alarm.reason,
+            "fingerprint": alarm.fingerprint,
+        }
+        for alarm in alarms
+    ]
+    return Table("alarms", "Open alarms, the critical first, then those that nobody has answered.", _ALARMS, rows, empty="No alarm is open.")
+
+
+def _alarm_state(alarm: Alarm) -> str:
+    said = []
+    if alarm.acknowledged is not None:
+        said.append(f"acknowledged by {alarm.acknowledged.by}: {alarm.acknowledged.reason}")
+    if alarm.silenced_until is not None:
+        said.append(f"silenced until {alarm.silenced_until}")
+    return "; ".join(said) or "open"
+
+
+def _alarm_name(alarm: Alarm) -> str:
+    parts = [alarm.subject, alarm.check.replace("_", " "), alarm.column, alarm.segment]
+    return shortened(" · ".join(part for part in parts if part), 120).strip("'\"")
+
+
+def _silence_default(alarms: Sequence[Alarm]) -> date | None:
+    """A week after the newest night with an alarm."""
+    newest = max((alarm.data_date for alarm in alarms), default=None)
+    return newest + timedelta(days=7) if newest else None
+
+
+# ---- ledger and audit --------------------------------------------------------------------------------------------
+
+_PROMOTIONS = (
+    Column("effective_from", "scores from", "date"),
+    Column("model", "model", link="model_url"),
+    Column("version", "version", "number", link="version_url"),
+    Column("kind", "kind"),
+    Column("by", "by"),
+    Column("decided_at", "decided at", "date"),
+    Column("reason", "reason"),
+    Column("gain", "what it gained on later labels"),
+)
+
+
+def _promotions_table(context: Context, promotions: Sequence[Promotion], gained: Mapping[tuple[str, int], Sequence[Gain]]) -> Table:
+    rows = [
+        {
+            "effective_from": p.effective_from,
+            "model": context.lake.model(p.model).title,
+            "model_url": context.url("models", p.model),
+            "version": p.version,
+            "version_url": context.url("embedded", p.model, "model_cards", f"{p.version}.html"),
+            "kind": p.kind,
+            "by": p.by,
+            "decided_at": p.decided_at,
+            "reason": p.reason,
+            "gain": gain_text(context.lake, p, gained.get((p.model, p.sequence), ())),
+        }
+        for p in sorted(promotions, key=lambda p: (p.effective_from, p.sequence), reverse=True)
+    ]
+    return Table("promotions", "Promotions and rollbacks that took effect since then.", _PROMOTIONS, rows, folded=True, empty="No version became champion.")
+
+
+_ACTIONS = (
+    Column("at", "at", "date"),
+    Column("by", "by"),
+    Column("role", "role"),
+    Column("action", "action"),
+    Column("about", "about"),
+    Column("until", "until", "date"),
+    Column("reason", "reason"),
+    Column("outcome", "outcome"),
+)
+
+
+def _actions_table(actions: Sequence[Action]) -> Table:
+    rows = [
+        {
+            "at": a.at_utc,
+            "by": a.by,
+            "role": a.role,
+            "action": a.action.replace("_", " "),
+            "about": fingerprint_text((a.subject, a.check, a.column, a.segment)) if a.check else a.subject,
+            "until": a.until,
+            "reason": a.reason,
+            "outcome": a.outcome,
+        }
+        for a in actions
+    ]
+    caption = f"What people did through these pages, refused attempts included, the newest first (at most {ACTIONS_SHOWN})."
+    return Table("actions", caption, _ACTIONS, rows, folded=False, empty="Nobody did anything yet.")
+
+
+__all__ = ["evidence_text", "gain_text", "page"]

@@ -30,7 +30,7 @@ from monitoring.pages.reading import as_utc, has_table
 from monitoring.performance import ERROR_RATIO
 from monitoring.records import DecisionRecord, read_gate_outputs, read_promotions
 from monitoring.runs import FAILED, Run, read_runs
-from monitoring.story import figures, label_unit
+from monitoring.story import figures, label_unit, named
 from serving.predictions import predictions_table
 
 TEMPLATE = "tonight.html.jinja"
@@ -407,14 +407,14 @@ class _Judge:
         judged = sum(1 for row in self.metrics if row["check"] in _FEATURE_DRIFT and row["status"] != "not_evaluated")
         beyond = len([a for a in self.alarms if a.check in _FEATURE_DRIFT])
         worst = columns[0] if columns else self._worst_column()
-        named = f", worst {_feature(worst.column)} ({_statistic(worst)})" if isinstance(worst, Alarm) else worst
+        told = f", worst {named(worst.column)} ({_statistic(worst)})" if worst is not None else ""
         since = min((a.since for a in columns), default=share.since if share else None)
         lasting = f" since {_short(since, alarms[0].about_date)}" if since and since < alarms[0].about_date else ""
-        yield Cause(1 if share is not None else 6, f"drift{lasting}: {beyond or len(columns)} of {judged} features beyond their limit{named}")
+        yield Cause(1 if share is not None else 6, f"drift{lasting}: {beyond or len(columns)} of {judged} features beyond their limit{told}")
 
-    def _worst_column(self) -> Alarm | str:
+    def _worst_column(self) -> Alarm | None:
         own = [a for a in self.alarms if a.check in _FEATURE_DRIFT]
-        return max(own, key=lambda a: (a.value or 0.0) / max(a.threshold or 0.0, 1e-9)) if own else ""
+        return max(own, key=lambda a: (a.value or 0.0) / max(a.threshold or 0.0, 1e-9)) if own else None
 
     # -- cells
 
@@ -471,10 +471,6 @@ def _since(alarm: Alarm) -> str:
     return f", since {_short(alarm.since, alarm.about_date)}" if alarm.nights > 1 else ""
 
 
-def _feature(column: str) -> str:
-    return column.replace("__", " ").replace("_", " ")
-
-
 def _statistic(alarm: Alarm) -> str:
     name = alarm.check.removeprefix("drift_").upper()
     value = "?" if alarm.value is None else figures(alarm.value)
@@ -482,12 +478,12 @@ def _statistic(alarm: Alarm) -> str:
 
 
 def _alarm_text(alarm: Alarm) -> str:
-    about = f" of {_feature(alarm.column)}" if alarm.column else ""
+    about = f" of {named(alarm.column)}" if alarm.column else ""
     if alarm.check == "prediction_drift":
         value, limit = figures(alarm.value or 0.0), f", limit {figures(alarm.threshold)}" if alarm.threshold is not None else ""
-        return f"predictions moved: {_feature(alarm.column)} ({value}{limit})"
+        return f"predictions moved: {named(alarm.column)} ({value}{limit})"
     if alarm.check == ERROR_RATIO:
-        return f"errors grew: {_feature(alarm.column)}, {alarm.reason}" if alarm.reason else f"errors of {_feature(alarm.column)} grew"
+        return f"errors grew: {named(alarm.column)}, {alarm.reason}" if alarm.reason else f"errors of {named(alarm.column)} grew"
     if alarm.reason:
         return f"{alarm.check.replace('_', ' ')}{about}: {alarm.reason}"
     value = f" is {figures(alarm.value)}" if alarm.value is not None else ""
