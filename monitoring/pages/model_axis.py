@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -59,7 +60,7 @@ class Axis:
         """Position of the first night of each column."""
         return range(0, len(self.nights), self.size)
 
-    @property
+    @functools.cached_property
     def names(self) -> list[str]:
         """The first night of each column."""
         return [self.nights[i].isoformat() for i in self.starts]

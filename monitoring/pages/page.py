@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
@@ -222,7 +223,7 @@ def read_period(start: str | None, end: str | None, *, newest: date | None, nigh
 
 # ---- CSV -------------------------------------------------------------------------------------------------------
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def to_csv(table: Table) -> str:
@@ -239,10 +240,10 @@ def to_csv(table: Table) -> str:
 
 
 def _csv_cell(value: Any) -> Any:
-    if value is None:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
+    if isinstance(value, (list, tuple)):
+        value = "; ".join(str(_csv_cell(item)) for item in value)
     if isinstance(value, str) and value.startswith(_FORMULA):
         return "'" + value
-    if isinstance(value, (list, tuple)):
-        return "; ".join(str(item) for item in value)
     return value.isoformat() if isinstance(value, (date, datetime)) else value

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,9 @@ def shown(value: Any, kind: str = "number") -> str:
 
 
 def _four_digits(value: float) -> str:
-    if value == 0 or not 1e-4 <= abs(value) < 1e9:
+    if value == 0:
+        return "0"  # -0.0, too
+    if not 1e-4 <= abs(value) < 1e9:
         return f"{value:.4g}"
     decimals = max(0, 3 - math.floor(math.log10(abs(value))))
     return f"{value:,.{min(decimals, 6)}f}".rstrip("0").rstrip(".") if decimals else f"{value:,.0f}"
@@ -107,5 +109,7 @@ def shown_cell(row: Mapping[str, Any], column: Column) -> str:
 
 
 def shown_instant(value: datetime | None) -> str:
-    """An instant in UTC, to the minute."""
-    return _NOTHING if value is None else value.strftime("%Y-%m-%d %H:%M UTC")
+    """An instant in UTC, to the minute; one without a zone is UTC already."""
+    if value is None:
+        return _NOTHING
+    return (value.astimezone(UTC) if value.tzinfo else value).strftime("%Y-%m-%d %H:%M UTC")
