@@ -6,7 +6,7 @@ Airflow. What pages read from SQL is inserted in bulk; the small tables that the
 Planted, so that there is something to see, by model's number (0 to 15; four to a data set):
     0  a view's features are null in 31 % of rows since three nights      7  a promotion was rolled back
     2  a view drifts, more every night, since 40 nights; then predictions 9  the newest night was not scored
-    5  errors grow since 45 nights; the gate refused the last challenger  12  its newest night came late
+    5  errors grow since 45 nights; the gate refused the last challenger  12  its newest night, of a live data set, came late
     3  a promotion waits for a person's approval (the gate has passed it)
 """
 
@@ -51,7 +51,9 @@ from serving.publish import sql_name
 Floats = npt.NDArray[np.float64]
 NIGHTS = 365
 LAST = date(2025, 12, 30)
+NOW = datetime(2025, 12, 31, 10, tzinfo=UTC)  # what the pages take for the present
 DATASETS = ("parcels", "stores", "turbines", "buses")
+LIVE = "buses"  # the others are replays, which have no deadline
 VIEWS = {
     "recent_daily": "What the {thing} did in the last seven days.",
     "place_daily": "What happened around it.",
@@ -92,6 +94,8 @@ def _dataset_yaml(name: str, first: date, last: date) -> str:
             f"  {view}:\n    description: {described.format(thing=thing)}\n    entities: [{thing}]\n    reads: [outcomes]\n"
             f"    lookback: 14 days\n    ttl: 3 days\n    columns:\n{columns}"
         )
+    bounds = f"from: {first - timedelta(days=200)}, to: {last + timedelta(days=30)}, first_night: {first}"
+    when = f"start: {first - timedelta(days=200)}" if name == LIVE else f"replay: {{{bounds}}}"
     return f"""
 dataset: {name}
 title: Generated {name}
@@ -99,7 +103,7 @@ owner: fleet-operations
 owner_url: mailto:fleet-operations@example.com
 licence: CC0-1.0
 time_zone: {_ZONES[name]}
-replay: {{from: {first - timedelta(days=200)}, to: {last + timedelta(days=30)}, first_night: {first}}}
+{when}
 tables:
   plans:
     description: What is planned for the next day.
@@ -796,7 +800,7 @@ def _runs(stories: Sequence[Story], nights: Sequence[date]) -> list[dict[str, An
             add(name, "score", day, zone, 0.8, 4)
             add(name, "monitor", day, zone, 0.95, 6)
         if story.scored < len(nights):
-            why = f"PartitionNotReady: {story.dataset.name}/features/{next(iter(VIEWS))} has no partition {nights[-1]} (latest is {nights[-2]})."
+            why = f"ArtifactMismatch: artifacts/{name}/model.ubj has digest b396cfa98e18…, the manifest says 0949f02a34e5…: its bytes were changed."
             add(name, "score", nights[-1], zone, 0.8, 1, error=why)
         for version in story.versions:
             add(name, "train", story.day(version.as_of), zone, 1.1, 38, note="requested by calendar: 42 days since the last training")

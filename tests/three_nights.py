@@ -90,7 +90,9 @@ def write_sources(folder: Path) -> Lake:
 def _timetable(whole: Interval) -> toy.Rides:
     """Tours that are the same every day: nothing drifts, and errors stay what they were, whatever the dice say."""
     one = toy.generate(Interval.of(whole.start), per_day=60)
-    return toy.Rides(*(pa.concat_tables([_later(rows, (day - whole.start).days) for day in whole]) for rows in (one.bookings, one.outcomes)))
+    # Every label comes: the rows that are scored are then those that were trained on, to the last one.
+    outcomes = _with(one.outcomes, "minutes", pc.fill_null(one.outcomes["minutes"], 40.0))
+    return toy.Rides(*(pa.concat_tables([_later(rows, (day - whole.start).days) for day in whole]) for rows in (one.bookings, outcomes)))
 
 
 def _later(rows: pa.Table, days: int) -> pa.Table:
