@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,18 +18,21 @@ from deltalake.exceptions import DeltaError
 from config.calendar import Interval
 from config.catalog import ModelEntry, TableSpine
 from config.errors import NightfleetError
-from config.settings import code_version
+from config.settings import MissingSecret, code_version
 from features.retrieval import retrieve
 from features.transform import compute_view
 from lake.digest import rows_digest
 from lake.lake import Lake
 from lake.lineage import Input, Publication
+from lake.signature import UntrustedModel, verify
 from lake.tables import LakeTable
 from serving.predictions import FeatureMissing
-from serving.publish import SQL_PREFIX
+from serving.publish import SQL_PREFIX, sql_name
 from serving.score import load_version, predict_rows, recorded_champion
+from serving.trace_tree import Branch, shown, tree
 
 if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
     from rich.tree import Tree
 
 
@@ -93,7 +96,8 @@ class TracedView:
 class TracedVersion:
     """The model version: from which training set, by which run and code.
 
-    `pins`: Delta version of each feature view that the training set was read at. Unknown facts are None, and `missing` names files that are gone.
+    `pins`: Delta version of each feature view that the training set was read at. `run_id`: the run that trained it. `signature`: `valid`, or why
+    it is not. Unknown facts are None, and `missing` names files that are gone.
     """
 
     version: int
@@ -109,6 +113,8 @@ class TracedVersion:
     code_version: str | None
     mlflow_run_id: str | None
     missing: tuple[str, ...]
+    run_id: str | None = None
+    signature: str = "not looked at"
 
 
 @dataclass(frozen=True)
@@ -161,14 +167,16 @@ class Reproduction:
         return document
 
 
-def trace(lake: Lake, prediction_id: str) -> Trace:
+def trace(lake: Lake, prediction_id: str, *, model: str | None = None) -> Trace:
     """Walk a prediction back to its features, the data they were computed from, its model version, that version's training set and gate decision.
 
+    Args:
+        model: whose prediction it is, where the caller knows; None: every model is looked at.
     Raises:
         UnknownPrediction: no predictions table holds the id.
+        InputsExpired: the lake's table of predictions is not there, or was made anew since.
     """
-    prediction = _find(lake, prediction_id)
-    publication = _publication(lake, f"{prediction.model}/predictions", prediction.data_date, prediction.partition.version)
+    prediction, publication = _find(lake, prediction_id, model)
     entry = lake.model(prediction.model)
     version = _version(lake, prediction)
     promotion = _promotion(lake, prediction, publication)
@@ -186,7 +194,7 @@ def reproduce(lake: Lake, prediction_id: str) -> Reproduction:
         InputsExpired: a version that is needed was vacuumed, or its files or the model's are gone.
         UntrustedModel, ArtifactMismatch: the model is not signed, or its bytes were changed.
     """
-    prediction = _find(lake, prediction_id)
+    prediction, _ = _find(lake, prediction_id)
     entry = lake.model(prediction.model)
     recorded = prediction.partition
     pins = _Pins.of(recorded.computed_from)
@@ -206,16 +214,16 @@ def reproduce(lake: Lake, prediction_id: str) -> Reproduction:
 # ---- finding ---------------------------------------------------------------------------------------------------
 
 
-def _find(lake: Lake, prediction_id: str) -> TracedPrediction:
-    inspector = sa.inspect(lake.engine)
-    names = sorted(name for name in inspector.get_table_names() if name.startswith(SQL_PREFIX))
+def _find(lake: Lake, prediction_id: str, model: str | None = None) -> tuple[TracedPrediction, Publication]:
+    names = _sql_tables(lake, None if model is None else [model])
     with lake.engine.connect() as connection:
         for name in names:
-            table = sa.Table(name, sa.MetaData(), autoload_with=lake.engine)
+            some = sa.table(name, sa.column("prediction_id"))
+            if connection.execute(sa.select(some.c.prediction_id).where(some.c.prediction_id == prediction_id).limit(1)).first() is None:
+                continue  # before the table's columns are looked up, which takes longer
+            table = sa.Table(name, sa.MetaData(), autoload_with=connection)
             query = sa.select(table).where(table.c.prediction_id == prediction_id).order_by(table.c.superseded_at.is_not(None), table.c.superseded_at.desc())
-            row = connection.execute(query.limit(1)).mappings().first()
-            if row is not None:
-                return _prediction(lake, dict(row))
+            return _prediction(lake, dict(connection.execute(query.limit(1)).mappings().one()))
         example = None
         for name in names:
             some = sa.table(name, sa.column("prediction_id"))
@@ -229,11 +237,18 @@ def _find(lake: Lake, prediction_id: str) -> TracedPrediction:
     raise UnknownPrediction(f"there is no prediction {prediction_id!r}.\n  {hint}")
 
 
-def _prediction(lake: Lake, row: Mapping[str, Any]) -> TracedPrediction:
+def _sql_tables(lake: Lake, models: Iterable[str] | None) -> list[str]:
+    """The SQL tables of those models' predictions (None: all) that are there, sorted."""
+    wanted = None if models is None else {sql_name(model) for model in models}
+    names = sa.inspect(lake.engine).get_table_names()
+    return sorted(name for name in names if name.startswith(SQL_PREFIX) and (wanted is None or name in wanted))
+
+
+def _prediction(lake: Lake, row: Mapping[str, Any]) -> tuple[TracedPrediction, Publication]:
     entry = lake.model(row["model"])
     day = row["data_date"]
-    publication = _publication(lake, row["source_table"], day, row["delta_version"])
-    return TracedPrediction(
+    publication = _publication(lake, _any_table(lake, row["source_table"]), day, row["delta_version"])
+    found = TracedPrediction(
         prediction_id=row["prediction_id"],
         model=row["model"],
         role=row["role"],
@@ -247,6 +262,7 @@ def _prediction(lake: Lake, row: Mapping[str, Any]) -> TracedPrediction:
         superseded_at=_utc(row["superseded_at"]),
         partition=_partition(publication),
     )
+    return found, publication
 
 
 def _utc(value: Any) -> Any:
@@ -256,23 +272,40 @@ def _utc(value: Any) -> Any:
     return value
 
 
-def _any_table(lake: Lake, name: str, version: int | None = None) -> LakeTable:
-    """A table of the lake by its name; with a version, its columns are those it had then, not the catalog's of today."""
-    schema = pa.schema([])
+@dataclass(frozen=True)
+class _OpenTable(LakeTable):
+    """A table that was opened once, at one version: reading its log takes longer than all else of a trace."""
+
+    delta: DeltaTable | None = None
+
+    def load(self, version: int | None = None) -> DeltaTable | None:
+        """The table as it was opened."""
+        return self.delta
+
+
+def _any_table(lake: Lake, name: str, version: int | None = None) -> _OpenTable:
+    """A table of the lake by its name, opened; with a version, its columns are those it had then, not the catalog's of today."""
     path = lake.settings.lake / name
-    if version is not None:
-        try:
-            schema = pa.schema(DeltaTable(path, version=version).schema().to_arrow())
-        except DeltaError as error:
-            raise InputsExpired(_expired(name, version, str(error))) from error
-    return LakeTable(name, path, schema, ())
+    try:
+        delta = LakeTable(name, path, pa.schema([]), ()).load(version)
+        if delta is None and version is not None:
+            raise InputsExpired(_expired(name, version, f"there is no table in {path}"))
+        schema = pa.schema(delta.schema().to_arrow()) if delta is not None and version is not None else pa.schema([])
+    except DeltaError as error:
+        raise InputsExpired(_expired(name, version or 0, str(error))) from error
+    return _OpenTable(name, path, schema, (), delta)
 
 
-def _publication(lake: Lake, table: str, day: date, version: int) -> Publication:
+def _publication(lake: Lake, table: _OpenTable, day: date, version: int) -> Publication:
     """What was published for a night as of a Delta version."""
-    found = lake.publications.current(_any_table(lake, table), Interval.of(day), as_of_version=version)
+    if table.delta is None:
+        # The index would forget what it knows of a table that is not there; a disk that is not mounted is no reason to.
+        raise InputsExpired(_expired(table.name, version, f"there is no table in {table.path}"))
+    found = lake.publications.current(table, Interval.of(day), loaded=table.delta, as_of_version=version)
     if day not in found:
-        raise InputsExpired(_expired(table, version, f"the index of publications has no partition {day} up to that version; the table was made anew since"))
+        raise InputsExpired(
+            _expired(table.name, version, f"the index of publications has no partition {day} up to that version; the table was made anew since")
+        )
     return found[day]
 
 
@@ -308,7 +341,7 @@ def _expired(table: str, version: int, why: str) -> str:
     )
 
 
-def _readable(lake: Lake, name: str, version: int, dates: Iterable[date]) -> LakeTable:
+def _readable(lake: Lake, name: str, version: int, dates: Iterable[date]) -> _OpenTable:
     """The table, once it is known that its files of those partitions are there at that version.
 
     Raises:
@@ -341,14 +374,15 @@ def _still_there(lake: Lake, pins: _Pins) -> None:
 
 def _views(lake: Lake, entry: ModelEntry, prediction: TracedPrediction) -> tuple[TracedView, ...]:
     pins = _Pins.of(prediction.partition.computed_from)
-    try:
-        spine = _spine_row(lake, entry, prediction, pins)
-    except InputsExpired as error:
-        return tuple(TracedView(view, {}, {}, None, expired=str(error)) for view in entry.features)
-    return tuple(_view(lake, entry, view, prediction, spine, pins) for view in entry.features)
+    with lake.duckdb() as connection:
+        try:
+            spine = _spine_row(lake, connection, entry, prediction, pins)
+        except InputsExpired as error:
+            return tuple(TracedView(view, {}, {}, None, expired=str(error)) for view in entry.features)
+        return tuple(_view(lake, connection, entry, view, prediction, spine, pins) for view in entry.features)
 
 
-def _spine_row(lake: Lake, entry: ModelEntry, prediction: TracedPrediction, pins: _Pins) -> dict[str, Any]:
+def _spine_row(lake: Lake, connection: DuckDBPyConnection, entry: ModelEntry, prediction: TracedPrediction, pins: _Pins) -> dict[str, Any]:
     """The spine's row of the entity as the night knew it: its columns are the keys of the views."""
     if not isinstance(entry.spine, TableSpine):
         return prediction.entity
@@ -356,11 +390,13 @@ def _spine_row(lake: Lake, entry: ModelEntry, prediction: TracedPrediction, pins
     if name not in pins.versions:
         return prediction.entity
     table = _readable(lake, name, pins.versions[name], pins.dates[name])
-    row = _one_row(lake, table, pins.dates[name], pins.versions[name], prediction.entity, "data_date DESC, revision DESC")
+    row = _one_row(connection, table, pins.dates[name], prediction.entity, "data_date DESC, revision DESC")
     return row or prediction.entity
 
 
-def _view(lake: Lake, entry: ModelEntry, view: str, prediction: TracedPrediction, spine: Mapping[str, Any], pins: _Pins) -> TracedView:
+def _view(
+    lake: Lake, connection: DuckDBPyConnection, entry: ModelEntry, view: str, prediction: TracedPrediction, spine: Mapping[str, Any], pins: _Pins
+) -> TracedView:
     declared = lake.dataset(entry.dataset).features[view]
     entity = {name: spine.get(name) for name in declared.entities}
     nulls = dict.fromkeys(declared.columns)
@@ -372,23 +408,22 @@ def _view(lake: Lake, entry: ModelEntry, view: str, prediction: TracedPrediction
     dates = pins.dates[name]  # those within the time to live, as retrieval recorded them
     try:
         table = _readable(lake, name, pins.versions[name], dates)
-        row = _one_row(lake, table, dates, pins.versions[name], entity, "data_date DESC")
+        row = _one_row(connection, table, dates, entity, "data_date DESC")
         if row is None:
             return TracedView(view, entity, nulls, None)
-        publication = _publication(lake, name, row["data_date"], pins.versions[name])
+        publication = _publication(lake, table, row["data_date"], pins.versions[name])
     except InputsExpired as error:
         return TracedView(view, entity, nulls, None, expired=str(error))
     values = {column: value for column, value in row.items() if column not in {*declared.entities, "event_timestamp", "data_date"}}
     return TracedView(view, entity, values, _partition(publication))
 
 
-def _one_row(lake: Lake, table: LakeTable, dates: Iterable[date], version: int, key: Mapping[str, Any], order: str) -> dict[str, Any] | None:
+def _one_row(connection: DuckDBPyConnection, table: _OpenTable, dates: Iterable[date], key: Mapping[str, Any], order: str) -> dict[str, Any] | None:
     """The first row of those partitions with that key, in that order."""
     where = " AND ".join(f'"{name}" IS NOT DISTINCT FROM ?' for name in key)
-    with lake.duckdb() as connection:
-        table.register(connection, "t", dates, version)
-        query = f"SELECT * FROM t WHERE {where} ORDER BY {order} LIMIT 1"  # noqa: S608 (names from the catalog)
-        found = connection.sql(query, params=list(key.values())).to_arrow_table()
+    table.register(connection, "t", dates)
+    query = f"SELECT * FROM t WHERE {where} ORDER BY {order} LIMIT 1"  # noqa: S608 (names from the catalog)
+    found = connection.sql(query, params=list(key.values())).to_arrow_table()
     return dict(found.cast(_same_order(table.schema, found)).to_pylist()[0]) if found.num_rows else None
 
 
@@ -427,7 +462,17 @@ def _version(lake: Lake, prediction: TracedPrediction) -> TracedVersion:
         code_version=first(("job.json", "code_version")),
         mlflow_run_id=(first(("job.json", "mlflow")) or {}).get("run_id"),
         missing=tuple(missing),
+        run_id=first(("job.json", "run_id")),
+        signature=_signature(lake, folder, prediction),
     )
+
+
+def _signature(lake: Lake, folder: Path, prediction: TracedPrediction) -> str:
+    try:
+        verify(lake.settings, folder, prediction.model, prediction.artifact_digest)
+    except (UntrustedModel, MissingSecret) as error:
+        return str(error).splitlines()[0]
+    return "valid"
 
 
 def _promotion(lake: Lake, prediction: TracedPrediction, publication: Publication) -> dict[str, Any] | None:
@@ -438,12 +483,12 @@ def _promotion(lake: Lake, prediction: TracedPrediction, publication: Publicatio
 def _decision(lake: Lake, prediction: TracedPrediction, promotion: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The gate's decision that the promotion cites, else the newest on that version."""
     name = f"{prediction.model}/decisions"
-    delta = _any_table(lake, name).load()
-    if delta is None:
+    opened = _any_table(lake, name)
+    if opened.delta is None:
         return None
-    table = _any_table(lake, name, delta.version())
+    table = replace(opened, schema=pa.schema(opened.delta.schema().to_arrow()))
     with lake.duckdb() as connection:
-        table.register(connection, "decisions", None, delta.version())
+        table.register(connection, "decisions")
         cited = promotion["evidence_digest"] if promotion else None
         query = "SELECT * FROM decisions WHERE version = ? ORDER BY evidence_digest IS NOT DISTINCT FROM ? DESC, data_date DESC LIMIT 1"
         found = connection.sql(query, params=[prediction.version, cited]).to_arrow_table()
@@ -466,7 +511,8 @@ def _published_row(lake: Lake, entry: ModelEntry, prediction: TracedPrediction) 
     """SQL's copy against the lake's row."""
     version = prediction.partition.version
     table = _readable(lake, prediction.partition.table, version, [prediction.data_date])
-    row = _one_row(lake, table, [prediction.data_date], version, {"prediction_id": prediction.prediction_id}, "data_date") or {}
+    with lake.duckdb() as connection:
+        row = _one_row(connection, table, [prediction.data_date], {"prediction_id": prediction.prediction_id}, "data_date") or {}
     in_sql = {**prediction.outputs, "input_digest": prediction.input_digest, "version": prediction.version, "artifact_digest": prediction.artifact_digest}
     return [Step("published row", {name: row.get(name) for name in in_sql}, in_sql)]
 
@@ -543,47 +589,28 @@ def _json_value(value: Any) -> Any:
 
 # ---- for people ------------------------------------------------------------------------------------------------
 
+_COLOURS = {"plain": "bold", "good": "bold green", "bad": "bold red", "unsure": "bold yellow"}
+
 
 def render(found: Trace) -> Tree:
     """The trace as a tree for a terminal (rich)."""
-    from rich.markup import escape
     from rich.tree import Tree
 
-    def add(tree: Tree, name: str, value: Any) -> Tree:
-        return tree.add(f"[dim]{escape(name)}[/] {escape(_shown(value))}")
+    return _grown(Tree(""), tree(found))
 
-    p = found.prediction
-    root = Tree(f"[bold]prediction {p.prediction_id}[/] of {p.model}")
-    add(root, "entity", ", ".join(f"{name} {_shown(value)}" for name, value in p.entity.items()))
-    add(root, "target time", p.target_time_utc)
-    for output, number in p.outputs.items():
-        add(root, output, number)
-    state = f"[yellow]replaced at {_shown(p.superseded_at)}[/]" if p.superseded_at else "[green]current[/]"
-    published = root.add(f"[bold]published[/] {p.partition.table} for {p.data_date}, {state}")
-    _add_partition(published, add, p.partition)
-    features = root.add(f"[bold]features[/] as known on {p.data_date}, input digest {p.input_digest}")
-    for view in found.features:
-        where = f"partition {view.partition.data_date}" if view.partition else "no row of this entity within its time to live"
-        branch = features.add(f"[bold]{view.view}[/] {escape(', '.join(f'{n}={_shown(v)}' for n, v in view.entity.items()))}: {where}")
-        if view.expired:
-            branch.add(f"[yellow]{escape(view.expired)}[/]")
-            continue
-        for name, value in view.values.items():
-            add(branch, name, value)
-        if view.partition:
-            _add_partition(branch, add, view.partition)
-    v = found.version
-    version = root.add(f"[bold]model[/] {p.model} version {v.version}, {v.family or 'family unknown'}")
-    for name, value in (("artifact", v.artifact_digest), ("as of", v.as_of), ("training set", v.training_digest), ("test set", v.test_digest)):
-        add(version, name, value)
-    for name, window in (v.windows or {}).items():
-        add(version, f"window {name}", Interval(date.fromisoformat(window["start"]), date.fromisoformat(window["end"])))
-    for name, value in (("rows", v.rows), ("features at versions", v.pins), ("code", v.code_version), ("MLflow run", v.mlflow_run_id), ("files", v.folder)):
-        add(version, name, value)
-    if v.missing:
-        version.add(f"[yellow]missing: {', '.join(v.missing)}[/]")
-    _add_decision(root, add, found)
-    return root
+
+def _grown(into: Tree, branch: Branch) -> Tree:
+    from rich.markup import escape
+
+    entity = escape(", ".join(f"{fact.name}={shown(fact.value)}" for fact in branch.entity))
+    into.label = f"[{_COLOURS[branch.mood]}]{escape(branch.kind)}[/] {escape(branch.title)}" + (f" [dim]({entity})[/]" if entity else "")
+    if branch.warning:
+        into.add(f"[yellow]{escape(branch.warning)}[/]")
+    for fact in () if branch.detail else branch.facts:
+        into.add(f"[dim]{escape(fact.name)}[/] {escape(shown(fact.value))}")
+    for part in branch.branches:
+        _grown(into.add(""), part)
+    return into
 
 
 def render_reproduction(reproduction: Reproduction) -> Tree:
@@ -597,50 +624,5 @@ def render_reproduction(reproduction: Reproduction) -> Tree:
             steps.add(f"[green]equal[/] {escape(step.name)}")
             continue
         colour, note = ("red", "") if step.binding else ("yellow", " (explains differences, is none itself)")
-        steps.add(f"[{colour}]differs[/] {escape(step.name)}{note}: expected {escape(_shown(step.expected))}, found {escape(_shown(step.found))}")
+        steps.add(f"[{colour}]differs[/] {escape(step.name)}{note}: expected {escape(shown(step.expected))}, found {escape(shown(step.found))}")
     return steps
-
-
-def _add_partition(tree: Tree, add: Any, partition: TracedPartition) -> None:
-    add(tree, "version", f"{partition.version} of {partition.table}, digest {partition.digest[:16]}…")
-    add(tree, "run", f"{partition.run_id} at {_shown(partition.committed_at)}, code {partition.code_version}")
-    tables: dict[str, list[Input]] = {}
-    for item in partition.computed_from:
-        tables.setdefault(item.table, []).append(item)
-    for table, items in tables.items():
-        days = sorted(item.data_date for item in items)
-        span = f"{days[0]}..{days[-1]} ({len(days)} partitions)" if len(days) > 1 else f"{days[0]} (digest {items[0].digest[:16]}…)"
-        add(tree, "computed from", f"{table} {span}, up to version {max(item.version for item in items)}")
-
-
-def _add_decision(root: Tree, add: Any, found: Trace) -> None:
-    from rich.markup import escape
-
-    if found.promotion:
-        promoted = root.add(f"[bold]{found.promotion['kind']}[/] in force from {found.promotion['effective_from']}")
-        for name in ("by", "decided_at", "trained_until", "evidence_digest"):
-            add(promoted, name, found.promotion[name])
-    else:
-        root.add("[yellow]the ledger no longer has the line that made this version champion[/]")
-    if not found.decision:
-        root.add("[yellow]no gate decision is stored for this version[/]")
-        return
-    decision = root.add(f"[bold]gate decision[/] {escape(str(found.decision['verdict']))} against {escape(str(found.decision.get('rival')))}")
-    for reason in found.decision.get("reasons") or []:
-        add(decision, "reason", reason["text"] if isinstance(reason, dict) else reason)
-    for check in found.decision.get("checks") or []:
-        passed = {True: "[green]passed[/]", False: "[red]failed[/]"}.get(check.get("passed"), "[yellow]not evaluated[/]")
-        said = {key: value for key, value in check.items() if value is not None and key not in {"name", "passed"}}
-        decision.add(f"{passed} {escape(str(check.get('name')))} [dim]{escape(_shown(said))}[/]")
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_shown(item)}" for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(_shown(item) for item in value)
-    return str(value)
