@@ -55,7 +55,7 @@ class Entry:
     Attributes:
         lines: what is new, each one line.
         unchanged, acknowledged, silenced: alarms, and requests that wait, that are left out.
-        alarms: all that are open, fingerprint to severity, and requests that wait.
+        alarms: what people know of now, fingerprint to severity, and requests that wait.
     """
 
     subject: str
@@ -317,16 +317,22 @@ def _entry(
 ) -> Entry:
     lines = [failure_line(run) for run in failed] + ([late] if late else [])
     left_out = dict.fromkeys(("unchanged", "acknowledged", "silenced"), 0)
+    known: dict[str, str] = {}
     for alarm in alarms:
-        same = before.get(alarm.fingerprint) == alarm.severity
+        told = before.get(alarm.fingerprint)
         if alarm.silenced_until:
             left_out["silenced"] += 1
-        elif same:
+            # Nobody was told what became of it meanwhile: that is news when the silence is over.
+            known |= {alarm.fingerprint: told} if told else {}
+            continue
+        known[alarm.fingerprint] = alarm.severity
+        if told == alarm.severity:
             left_out["acknowledged" if alarm.acknowledged else "unchanged"] += 1
         else:
             lines.append(alarm_line(alarm))
-    known = {alarm.fingerprint: str(alarm.severity) for alarm in alarms}
-    lines += [line_of(f"cleared: {_named(fingerprint)}") for fingerprint in before if fingerprint not in known and not fingerprint.startswith(_APPROVAL)]
+    is_open = {alarm.fingerprint for alarm in alarms}
+    cleared = sorted(fingerprint for fingerprint in before if fingerprint not in is_open and not fingerprint.startswith(_APPROVAL))
+    lines += [line_of(f"cleared: {_named(fingerprint)}") for fingerprint in cleared]
     for asked in waiting:
         key = f"{_APPROVAL}{asked.run_id}/{asked.asking}"
         known[key] = "request"

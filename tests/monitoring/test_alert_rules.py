@@ -13,12 +13,12 @@ import sqlalchemy as sa
 from config.calendar import ONE_DAY, Interval
 from config.catalog import load_catalog
 from lake.lake import Lake
-from lake.lineage import publications_table
 from lake.metrics import Metric, publish_metrics, read_metrics
 from monitoring.alarms import open_alarms
 from monitoring.alert_rules import due_at, duration_text, judge_alerts, last_night, lateness, model_nights, shortened
 from monitoring.runs import Run, record_run
 from tests import toy
+from tests.monitoring.facts import publish_night
 
 MODEL, DATASET, ZONE = "ride_minutes", "rides", "Europe/Berlin"
 T = date(2024, 3, 5)
@@ -111,14 +111,6 @@ def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Lake]:
     made.engine.dispose()
 
 
-def publish_night(lake: Lake, table: str, night: date, at: datetime = NOW) -> None:
-    """A line of the index of publications, as a publish leaves it."""
-    _ = lake.publications
-    values = {"table_name": table, "data_date": night, "version": 1, "digest": "d", "row_count": 1, "run_id": "r", "committed_at": at}
-    with lake.engine.begin() as connection:
-        connection.execute(publications_table.insert().values(**values, code_version="c", catalog_digest="c", inputs="[]", details="{}"))
-
-
 def scored(lake: Lake, night: date, at: datetime = NOW) -> None:
     publish_night(lake, f"{MODEL}/predictions", night, at)
 
@@ -134,7 +126,7 @@ def ran(lake: Lake, kind: str, number: int, state: str = "failed", **given: Any)
 def test_a_model_stands_where_its_data_set_and_its_predictions_do(lake: Lake) -> None:
     night = model_nights(lake, [MODEL], now=NOW)[MODEL]
     assert (night.data_date, night.lateness) == (None, None)
-    publish_night(lake, f"{DATASET}/features/vehicle_daily", T)
+    publish_night(lake, f"{DATASET}/features/vehicle_daily", T, NOW)
     night = model_nights(lake, [MODEL], now=NOW)[MODEL]
     assert night.lateness is not None
     assert "no champion" in night.lateness.reason
@@ -162,7 +154,7 @@ def test_a_model_stands_where_its_data_set_and_its_predictions_do(lake: Lake) ->
     ],
 )
 def test_a_replayed_night_that_is_worked_on_is_not_late(lake: Lake, kind: Any, state: str, minutes_ago: int, late: bool) -> None:
-    publish_night(lake, f"{DATASET}/features/vehicle_daily", T)
+    publish_night(lake, f"{DATASET}/features/vehicle_daily", T, NOW)
     scored(lake, T - ONE_DAY)
     at = NOW - timedelta(minutes=minutes_ago)
     subject = DATASET if kind == "ingest" else MODEL
@@ -277,7 +269,7 @@ def test_failures_of_later_nights_say_nothing_of_an_earlier_one(lake: Lake) -> N
 
 
 def test_a_late_replayed_night_is_a_warning_until_it_is_scored(lake: Lake) -> None:
-    publish_night(lake, f"{DATASET}/features/vehicle_daily", T)
+    publish_night(lake, f"{DATASET}/features/vehicle_daily", T, NOW)
     scored(lake, T - ONE_DAY)
     row = judged(lake)["late", ""]
     assert (row["status"], row["value"]) == ("warning", None)
@@ -288,7 +280,7 @@ def test_a_late_replayed_night_is_a_warning_until_it_is_scored(lake: Lake) -> No
 def test_a_late_live_night_stays_late_and_the_same_fact_is_one_row(tmp_path: Path) -> None:
     settings = toy.write_catalog(tmp_path, dataset=LIVE)
     lake = Lake(settings, load_catalog(settings))
-    publish_night(lake, f"{DATASET}/features/vehicle_daily", T)
+    publish_night(lake, f"{DATASET}/features/vehicle_daily", T, NOW)
     scored(lake, T - ONE_DAY)
     first = judge_alerts(lake, MODEL, T, run_id="r", now=NOW)
     again = judge_alerts(lake, MODEL, T, run_id="r2", now=NOW + timedelta(hours=1))
