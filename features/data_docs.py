@@ -7,6 +7,7 @@ is not used, because it writes the whole site anew each time.
 
 from __future__ import annotations
 
+import copy
 import functools
 import html
 import json
@@ -59,7 +60,7 @@ def write_data_docs(settings: Settings, dataset: str, interval: Interval, suites
     summary = []
     for name, result in results.items():
         result.meta["run_id"] = {"run_name": str(interval)}
-        page = view.render(renderer.render(result), show_how_to_buttons=False)
+        page = view.render(renderer.render(_with_text(result)), show_how_to_buttons=False)
         page = _SUITE.sub(f'href="../suites/{_file(name)}.html"', page)
         _write(folder / f"{_file(name)}.html", offline(page, up="../../", title=f"{name}, {interval}"))
         counts = result.statistics
@@ -70,6 +71,23 @@ def write_data_docs(settings: Settings, dataset: str, interval: Interval, suites
     index = site / dataset / "index.html"
     _write(index, _index(site / dataset, dataset))
     return index
+
+
+def _with_text(result: Any) -> Any:
+    """A copy of a result whose values from data are escaped: GX writes them into its pages as they are."""
+    told = copy.deepcopy(result)
+    for found in told.results:
+        found.result = _escaped(found.result)
+        found.exception_info = _escaped(found.exception_info)
+    return told
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, str):
+        return html.escape(value)
+    if isinstance(value, Mapping):
+        return {_escaped(key): _escaped(item) for key, item in value.items()}
+    return [_escaped(item) for item in value] if isinstance(value, (list, tuple, set)) else value
 
 
 def offline(page: str, *, up: str, title: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
+from functools import cached_property
 from typing import Any
 
 from config.calendar import Interval
@@ -37,6 +38,27 @@ TEMPLATE = "drift_report.html.jinja"
 _NIGHTS_AROUND = 14  # of the model page that is linked
 _METHODS = {"psi": "PSI", "ks": "KS distance"}
 _OF_THE_NIGHT = {DRIFT_SHARE: "features beyond their limit", VOLUME: "rows scored"}
+_NOT_MEASURED = "The drift of this night was not measured yet. The model's monitor does it: wait for it, or look at its run."
+_SHOWN = (
+    Column("feature", "feature or prediction"),
+    Column("status", "status", "status"),
+    Column("test", "test"),
+    Column("value", "value", "number"),
+    Column("limit", "limit", "number"),
+    Column("times_limit", "times its limit", "number"),
+    Column("mean", "mean", "number"),
+    Column("reference_mean", "mean in the reference", "number"),
+    Column("unit", "unit"),
+    Column("fired", f"fired in the last {NIGHTS} nights"),
+    Column("rows", "rows with a value", "number"),
+    Column("reference_rows", "rows of the reference", "number"),
+    Column("null_rate", "nulls", "percent"),
+    Column("null_limit", "limit of nulls", "percent"),
+    Column("null_status", "status of nulls", "status"),
+    Column("kind", "kind"),
+    Column("name", "column"),
+    Column("reason", "reason"),
+)
 _ORDER = {"failing": 0, "warning": 1, "not_evaluated": 2, "ok": 3}
 
 
@@ -75,7 +97,7 @@ def page(context: Context, *, query: Mapping[str, str], model: str, night: str) 
         "sandbox": SANDBOX,
         "nights": NIGHTS,
     }
-    return Page(f"Drift of {entry.name}, {day}", TEMPLATE, values, (night_of.columns(), night_of.alarms(), _inputs(scored)))
+    return Page(f"Drift of {entry.name}, {day}", TEMPLATE, values, (night_of.columns(), night_of.notable(), night_of.alarms(), _inputs(scored)))
 
 
 def _no_such_night(entry: ModelEntry, asked: str, day: date | None, there: Sequence[date]) -> str:
@@ -106,31 +128,21 @@ class _Night:
 
     def columns(self) -> Table:
         """One row a feature or output, the farthest beyond its limit first."""
+        said = f"All features and predictions against {self.reference.described()}"
+        return Table("drift", said, _SHOWN, self._columns, folded=True, empty=_NOT_MEASURED)
+
+    def notable(self) -> Table:
+        """Those that lie beyond a limit, of drift or of nulls, or could not be judged."""
+        found = [row for row in self._columns if {row["status"], row["null_status"]} & {"warning", "failing", "not_evaluated"}]
+        said = f"Beyond a limit, or not evaluated: {len(found)} of {len(self._columns)} features and predictions, the farthest beyond its limit first."
+        empty = "Every feature and prediction lies within its limit." if self._columns else _NOT_MEASURED
+        return Table("beyond", said, _SHOWN, found, empty=empty)
+
+    @cached_property
+    def _columns(self) -> list[dict[str, Any]]:
         tested = [row for (check, _), row in self.rows.items() if check in FEATURE_DRIFT or check == PREDICTION_DRIFT]
         found = [self._column(row) for row in tested if row["column"]]
-        found.sort(key=lambda row: (_ORDER[row["status"]], -(row["times_limit"] or 0.0), row["name"]))
-        shown = (
-            Column("feature", "feature"),
-            Column("kind", "kind"),
-            Column("status", "status", "status"),
-            Column("test", "test"),
-            Column("value", "value", "number"),
-            Column("limit", "limit", "number"),
-            Column("times_limit", "times its limit", "number"),
-            Column("mean", "mean", "number"),
-            Column("reference_mean", "mean in the reference", "number"),
-            Column("unit", "unit"),
-            Column("null_rate", "nulls", "percent"),
-            Column("null_limit", "nulls, limit", "percent"),
-            Column("null_status", "nulls, status", "status"),
-            Column("rows", "rows with a value", "number"),
-            Column("reference_rows", "rows of the reference", "number"),
-            Column("fired", f"fired in the last {NIGHTS} nights"),
-            Column("reason", "reason"),
-            Column("name", "column"),
-        )
-        said = f"Each feature and prediction against {self.reference.described()}, the farthest beyond its limit first."
-        return Table("drift", said, shown, found, empty="The drift of this night was not measured yet. Its monitor does: run it, or wait for it.")
+        return sorted(found, key=lambda row: (_ORDER[row["status"]], -(row["times_limit"] or 0.0), row["name"]))
 
     def _column(self, row: Row) -> dict[str, Any]:
         name = row["column"]

@@ -36,6 +36,7 @@ _LINK = re.compile(rb'<link rel="stylesheet" href="(?:\.\./)*static/(css/[a-z.-]
 _SCRIPT = re.compile(rb'<script src="(?:\.\./)*static/(js/[a-z.-]+)"></script>')
 _ANCHOR = re.compile(rb'<a href="(?!#)[^"]*"[^>]*>(.*?)</a>', re.DOTALL)
 _FONT = re.compile(rb"url\(\.\./(webfonts/[a-z0-9-]+\.woff2)\)")
+_OTHER_FONT = re.compile(rb",\s*url\(\.\./webfonts/[^)]*\)\s*format\([^)]*\)")
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,7 @@ def _static(name: str) -> bytes:
     """A file that comes with the data docs, fit to stand inside an element."""
     content = (STATIC / name).read_bytes()
     if name.startswith("css/"):
+        content = _OTHER_FONT.sub(b"", content)  # the same font in an older form
         content = _FONT.sub(lambda found: b"url(data:font/woff2;base64," + base64.b64encode((STATIC / found[1].decode()).read_bytes()) + b")", content)
         return content.replace(b"</style", b"<\\/style")
     return content.replace(b"</script", b"<\\/script").replace(b"<!--", b"<\\!--")
