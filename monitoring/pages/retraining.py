@@ -23,7 +23,7 @@ from training.decision import Check
 
 TEMPLATE = "retraining.html.jinja"
 NIGHTS_SHOWN = 90
-ACTIONS_SHOWN = 200
+ACTIONS_SHOWN, ALL_ACTIONS_SHOWN = 20, 1_000
 _SEGMENTS_SHOWN = 8
 _LONGEST_NUMBER_NAMES = 6
 
@@ -43,7 +43,11 @@ def page(context: Context, *, query: Mapping[str, str]) -> Page:
     shown_waiting = [_waiting(context, decision) for decision in waiting_for_approval(lake, models)]
     subjects = [*models, *(_datasets(context, models))]
     alarms = open_alarms(lake, subjects, now=context.now)
-    actions = [a for a in read_actions(lake, subject=chosen or None, limit=ACTIONS_SHOWN) if not a.subject or a.subject in (*context.models, *context.datasets)]
+    limit = ALL_ACTIONS_SHOWN if query.get("actions") == "all" else ACTIONS_SHOWN
+    seen = {*context.models, *context.datasets}
+    # What was refused may name anything; of what there is, only what one may see is shown.
+    hidden = {*(m.name for m in lake.catalog.models), *(d.name for d in lake.catalog.datasets)} - seen
+    actions = [action for action in read_actions(lake, subject=chosen or None, limit=limit + 1) if action.subject not in hidden]
     values = {
         "models": [(name, lake.model(name).title) for name in context.models],
         "chosen": chosen,
@@ -54,16 +58,22 @@ def page(context: Context, *, query: Mapping[str, str]) -> Page:
         "silenced": any(a.silenced_until for a in alarms),
         "silence_until": _silence_default(alarms),
         "former": {name: sorted({p.version for p in own} - {_reigning(own)}) for name, own in lines.items() if len({p.version for p in own}) > 1},
-        "back": context.url("retraining", model=chosen or None, from_=query.get("from"), to=query.get("to")),
+        "more_actions": context.url("retraining", **_kept(query), actions="all") if len(actions) > limit else "",
+        "back": context.url("retraining", **_kept(query)),
     }
     tables = (
         _requests_table(context, led, gained),
         _alarms_table(context, alarms, chosen),
         _promotions_table(context, shown, gained),
-        _actions_table(actions),
+        _actions_table(actions[:limit]),
         *(table for one in shown_waiting for table in (one["evidence"], one["segments"])),
     )
     return Page("Retraining", TEMPLATE, values, tables=tables)
+
+
+def _kept(query: Mapping[str, str]) -> dict[str, str | None]:
+    """What an address keeps when it leads back to this page."""
+    return {"model": query.get("model") or None, "from_": query.get("from") or None, "to": query.get("to") or None}
 
 
 # ---- what is shown -----------------------------------------------------------------------------------------------
@@ -216,20 +226,20 @@ def _gain_clause(gain: Gain, named: bool) -> str:
     label = f"{gain.output}: " if named else ""
     if gain.after is None:
         return f"{label}not judged yet"
-    now = f"{label}{gain.metric} {_pooled_text(gain.after)}"
+    now = f"{gain.metric} over the baseline's {_pooled_text(gain.after)}"
     if gain.before is None:
-        return f"{now}; nothing before it to compare with"
+        return f"{label}{now}; nothing before it to compare with"
     improvement = gain.improvement
     if improvement is None:
-        return f"{now}, {_pooled_text(gain.before)} before"
+        return f"{label}{now}; before {_pooled_text(gain.before)}"
     verdict = f"{_percent(abs(improvement))} {'less' if improvement > 0 else 'more'} error" if abs(improvement) >= 0.0005 else "no difference"
     sure = "" if _apart(gain.after, gain.before) else ", within what nights differ by"
-    return f"{verdict}{sure}: {now}, {_pooled_text(gain.before)} before"
+    return f"{label}{verdict}{sure}: {now}; before {_pooled_text(gain.before)}"
 
 
 def _pooled_text(found: Pooled) -> str:
-    between = f" ({_percent(found.lower)} to {_percent(found.upper)})" if found.lower is not None and found.upper is not None else ""
-    return f"{_percent(found.ratio)}{between} of the baseline's in {found.nights} night{'' if found.nights == 1 else 's'}, {found.rows:,} rows"
+    between = f" ({figures(100 * found.lower)} to {figures(100 * found.upper)})" if found.lower is not None and found.upper is not None else ""
+    return f"{_percent(found.ratio)}{between} in {found.nights} night{'' if found.nights == 1 else 's'}, {found.rows:,} rows"
 
 
 def _apart(one: Pooled, other: Pooled) -> bool:
@@ -417,8 +427,8 @@ def _actions_table(actions: Sequence[Action]) -> Table:
         }
         for a in actions
     ]
-    caption = f"What people did through these pages, refused attempts included, the newest first (at most {ACTIONS_SHOWN})."
-    return Table("actions", caption, _ACTIONS, rows, folded=False, empty="Nobody did anything yet.")
+    caption = "What people did through these pages, refused attempts included, the newest first."
+    return Table("actions", caption, _ACTIONS, rows, empty="Nobody did anything yet.")
 
 
 __all__ = ["evidence_text", "gain_text", "page"]

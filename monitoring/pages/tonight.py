@@ -50,11 +50,16 @@ class Cause:
         rank: what comes first, 0 the gravest.
         text: a clause with its numbers.
         shared: the same for every model that has it (a run of the data set, its tables).
+        run: the DAG run that it comes from; table: of the data set, where it comes from one;
+            drift: whether the night's drift report says more of it.
     """
 
     rank: int
     text: str
     shared: str = ""
+    run: Run | None = None
+    table: str = ""
+    drift: bool = False
 
 
 @dataclass(frozen=True)
@@ -350,7 +355,7 @@ class _Judge:
             said = (run.error or "").strip().splitlines()
             why = f": {said[0]}" if said and said[0] else f" in {run.failed_task}" if run.failed_task else ""
             what = f"{_RUN_WORDS.get(run.kind, run.kind)} of {run.partition_key} failed{why}"
-            yield Cause(0, what, shared=run.dag_id if run.subject == self.entry.dataset else "")
+            yield Cause(0, what, shared=run.dag_id if run.subject == self.entry.dataset else "", run=run)
         late = self.night.lateness
         if facts.overdue and late is not None:
             yield Cause(2, late.reason)
@@ -361,7 +366,8 @@ class _Judge:
         yield from self._null_causes([a for a in alarms if a.check == "null_rate"])
         yield from self._input_causes([a for a in alarms if a.subject == self.entry.dataset])
         yield from self._drift_causes([a for a in alarms if a.check in (*_FEATURE_DRIFT, "drift_share")])
-        told = {"null_rate", "drift_share", *_FEATURE_DRIFT}
+        yield from self._prediction_causes([a for a in alarms if a.check == "prediction_drift"])
+        told = {"null_rate", "drift_share", "prediction_drift", *_FEATURE_DRIFT}
         for alarm in alarms:
             if alarm.subject == self.entry.name and alarm.check not in told:
                 rank = 1 if alarm.severity == "critical" else 4 if alarm.check == "volume" else 8
@@ -381,7 +387,7 @@ class _Judge:
             what = f"{len(found)} features" if len(found) > 1 else f"feature {found[0].column.partition('__')[2] or found[0].column}"
             alike = shares and max(shares) - min(shares) < 0.05
             amount = f"{_percent(max(shares))} of rows" if alike else f"up to {_percent(max(shares))} of rows" if shares else "an unknown share of rows"
-            yield Cause(3, f"{view.replace('_', ' ')} missing{lasting}: {what} null in {amount}", shared=f"null/{self.entry.dataset}/{view}")
+            yield Cause(3, f"{view.replace('_', ' ')} missing{lasting}: {what} null in {amount}", shared=f"null/{self.entry.dataset}/{view}", drift=True)
 
     def _input_causes(self, alarms: Sequence[Alarm]) -> Iterable[Cause]:
         """One cause a table: how many of its rows were set aside and by which rule, or what else is wrong with it."""
@@ -397,7 +403,7 @@ class _Judge:
                 text = f"{table}: {_alarm_text(rules[0])}{_since(rules[0])}"
             else:
                 text = f"{table}: quality {_percent(found[0].value)}{_since(found[0])}"
-            yield Cause(rank, text, shared=f"table/{self.entry.dataset}/{table}")
+            yield Cause(rank, text, shared=f"table/{self.entry.dataset}/{table}", table=table)
 
     def _drift_causes(self, alarms: Sequence[Alarm]) -> Iterable[Cause]:
         columns = sorted((a for a in alarms if a.check in _FEATURE_DRIFT), key=lambda a: -((a.value or 0.0) / max(a.threshold or 0.0, 1e-9)))
@@ -410,7 +416,19 @@ class _Judge:
         told = f", worst {named(worst.column)} ({_statistic(worst)})" if worst is not None else ""
         since = min((a.since for a in columns), default=share.since if share else None)
         lasting = f" since {_short(since, alarms[0].about_date)}" if since and since < alarms[0].about_date else ""
-        yield Cause(1 if share is not None else 6, f"drift{lasting}: {beyond or len(columns)} of {judged} features beyond their limit{told}")
+        yield Cause(1 if share is not None else 6, f"drift{lasting}: {beyond or len(columns)} of {judged} features beyond their limit{told}", drift=True)
+
+    def _prediction_causes(self, alarms: Sequence[Alarm]) -> Iterable[Cause]:
+        """One cause for all output columns together."""
+        if not alarms:
+            return
+        worst = max(alarms, key=lambda a: (a.value or 0.0) / max(a.threshold or 0.0, 1e-9))
+        since = min(a.since for a in alarms)
+        lasting = f" since {_short(since, worst.about_date)}" if since < worst.about_date else ""
+        rest = f" and {len(alarms) - 1} more" if len(alarms) > 1 else ""
+        method = self.entry.retrain.drift.method.upper()
+        limit = f", limit {figures(worst.threshold)}" if worst.threshold is not None else ""
+        yield Cause(7, f"predictions moved{lasting}: {worst.column}{rest} ({method} {figures(worst.value or 0.0)}{limit})", drift=True)
 
     def _worst_column(self) -> Alarm | None:
         own = [a for a in self.alarms if a.check in _FEATURE_DRIFT]
@@ -443,14 +461,18 @@ class _Judge:
 
 
 def _error_text(name: str, gate: str, found: Pooled | None, unit: str, promised: Mapping[str, Any] | None, version: int | None) -> str:
-    label = f"{name.replace('_', ' ')}: " if name else ""
+    label = f"{name}: " if name else ""
     if found is None:
         return f"{label}no night of version {version} is judged yet"
-    interval = f" ({_percent(found.lower)} to {_percent(found.upper)})" if found.lower is not None and found.upper is not None else ""
-    ratio = (promised or {}).get("challenger"), (promised or {}).get("baseline")
-    promise = f"{_percent(ratio[0] / ratio[1])} promised" if ratio[0] is not None and ratio[1] else "nothing promised"
-    amount = f"{_METRICS.get(gate, gate)} {figures(found.error)}{' ' + unit if unit else ''}"
-    return f"{label}{amount}, {_percent(found.ratio)}{interval} of the baseline's in {found.nights} night{'' if found.nights == 1 else 's'}, {promise}"
+    interval = f" ({_number(found.lower)} to {_number(found.upper)})" if found.lower is not None and found.upper is not None else ""
+    challenger, baseline = (promised or {}).get("challenger"), (promised or {}).get("baseline")
+    promise = f"{_number(challenger / baseline)} promised" if challenger is not None and baseline else "nothing promised"
+    return f"{label}{_METRICS.get(gate, gate)} {figures(found.error)}{' ' + unit if unit else ''}: {_percent(found.ratio)}{interval}, {promise}"
+
+
+def _number(share: float) -> str:
+    """A share in percent, where the unit stands beside."""
+    return figures(100 * share, 2 if abs(share) < 1 else 3)
 
 
 # ---- words -------------------------------------------------------------------------------------------------------
@@ -479,9 +501,6 @@ def _statistic(alarm: Alarm) -> str:
 
 def _alarm_text(alarm: Alarm) -> str:
     about = f" of {named(alarm.column)}" if alarm.column else ""
-    if alarm.check == "prediction_drift":
-        value, limit = figures(alarm.value or 0.0), f", limit {figures(alarm.threshold)}" if alarm.threshold is not None else ""
-        return f"predictions moved: {named(alarm.column)} ({value}{limit})"
     if alarm.check == ERROR_RATIO:
         return f"errors grew: {named(alarm.column)}, {alarm.reason}" if alarm.reason else f"errors of {named(alarm.column)} grew"
     if alarm.reason:
@@ -538,7 +557,7 @@ def page(context: Context, *, query: Mapping[str, str]) -> Page:
     """The landing page."""
     found = standings(context.lake, context.models, context.now)
     rows = [_row(context, standing) for standing in found]
-    table = Table("tonight", "Every model, worst first.", _COLUMNS, rows, empty="There is no model that you may see.")
+    table = Table("tonight", _CAPTION, _COLUMNS, rows, empty="There is no model that you may see.")
     waiting = sum(s.approvals for s in found)
     tally = [(word, sum(s.word == word for s in found)) for word in WORDS]
     nights = sorted({s.night.scored for s in found if s.night.scored})
@@ -558,15 +577,32 @@ def page(context: Context, *, query: Mapping[str, str]) -> Page:
     )
 
 
+_CAPTION = (
+    "Every model, worst first. Errors: those of the version's last matured nights, in percent of the baseline's (95 % interval), beside what its gate promised."
+)
+
+
 def _trouble(context: Context, standing: Standing) -> dict[str, Any]:
     shown = standing.causes[:_CAUSES_SHOWN]
     return {
         "title": standing.entry.title,
         "url": _model_url(context, standing),
         "word": standing.word,
-        "causes": [cause.text for cause in shown],
+        "causes": [_shown_cause(context, standing, cause) for cause in shown],
         "more": len(standing.causes) - len(shown),
     }
+
+
+def _shown_cause(context: Context, standing: Standing, cause: Cause) -> dict[str, str]:
+    """A cause with the page that says more of it."""
+    night, entry = standing.night.scored, standing.entry
+    if cause.run is not None:
+        return {"text": cause.text, "url": context.dag_url(cause.run.dag_id, cause.run.run_id, cause.run.failed_task), "leads_to": "run"}
+    if cause.table and entry.dataset in context.datasets:
+        return {"text": cause.text, "url": context.url("data", entry.dataset, table=cause.table, night=night), "leads_to": "rows"}
+    if cause.drift and night is not None:
+        return {"text": cause.text, "url": context.url("models", entry.name, "nights", night), "leads_to": "drift report"}
+    return {"text": cause.text, "url": "", "leads_to": ""}
 
 
 def _model_url(context: Context, standing: Standing) -> str:
@@ -621,9 +657,9 @@ def _scored_text(scored: _Scored | None, night: ModelNight) -> str:
         return "never"
     at, late = scored.first_at.strftime("%Y-%m-%d %H:%M UTC"), night.lateness
     if late is None or night.data_date is None or scored.data_date < night.data_date:
-        return f"{at}; {late.reason}" if late is not None and late.late else at
+        return f"{at}; the next night is late" if late is not None and late.late else at
     if late.due_at is None:
-        return f"{at}, no deadline in a replay"
+        return at  # a replay, where no clock runs
     if late.late_by is not None:
         return f"{at}, {duration_text(late.late_by)} late"
     return f"{at}, {duration_text(late.due_at - scored.first_at)} before its deadline"
