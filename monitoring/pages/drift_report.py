@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -141,8 +142,8 @@ class _Night:
     @cached_property
     def _columns(self) -> list[dict[str, Any]]:
         tested = [row for (check, _), row in self.rows.items() if check in FEATURE_DRIFT or check == PREDICTION_DRIFT]
-        found = [self._column(row) for row in tested if row["column"]]
-        return sorted(found, key=lambda row: (_ORDER[row["status"]], -(row["times_limit"] or 0.0), row["name"]))
+        tested.sort(key=lambda row: (_ORDER[row["status"]], -(times_limit(row) or 0.0), row["column"]))
+        return [self._column(row) for row in tested if row["column"]]
 
     def _column(self, row: Row) -> dict[str, Any]:
         name = row["column"]
@@ -159,7 +160,7 @@ class _Night:
             "test": _METHODS.get(method, method),
             "value": row["value"],
             "limit": row["threshold"],
-            "times_limit": times,
+            "times_limit": None if times is None or math.isinf(times) else times,
             "mean": mean.get("value"),
             "reference_mean": before.get("value"),
             "unit": unit_of(self.context.lake, self.entry, name) if mean else "",
