@@ -27,6 +27,7 @@ from monitoring.pages.reading import newest_nights
 LONGEST_REASON = 400
 _LONGEST_FIELD = 1_000
 _LONGEST_REFUSAL = 300
+_WORDS = {"approve": "approve a promotion", "reject": "reject a promotion", "rollback": "roll back", "request_retraining": "ask for a retraining"}
 _APPROVE, _REJECT = "Approve", "Reject"  # as `training.approval` knows them
 
 
@@ -93,7 +94,7 @@ class Asked:
         try:
             return read_date(self.text(field_name, label, _LONGEST_FIELD, needed=False), label)
         except BadAddress as error:
-            raise BadForm(f"{error} Nothing was done.") from error
+            raise BadForm(f"{error.args[0]} Nothing was done.") from error
 
     def action(self, **told: Any) -> Action:
         """This action for the audit table."""
@@ -136,8 +137,9 @@ async def perform(request: Request, context: Context, action: str, form: Mapping
                 "this form was not made for you by these pages, or is older than twelve hours. Nothing was done. Open the page again, and send it from there."
             )
         if not context.viewer.may(ROLE_OF[action]):
-            words = action.replace("_", " ")
-            raise NotAllowed(f"to {words} takes the role {ROLE_OF[action]}, you are {context.viewer.role}. Nothing was done. Ask an admin of this Airflow.")
+            raise NotAllowed(
+                f"to {_WORDS.get(action, action)} takes the role {ROLE_OF[action]}, you are {context.viewer.role}. Nothing was done. Ask an admin of this Airflow."
+            )
         done = await _DOES[action](asked)
     except NightfleetError as refusal:
         await asyncio.to_thread(record_action, context.lake, _attempt(asked, REFUSED + " ".join(str(refusal).split())))

@@ -14,7 +14,7 @@ PARTS: tuple[Part, ...] = get_args(Part)
 
 DEFINITIONS: dict[Word, str] = {
     "failing": "The newest run of the night's ingest, scoring or monitoring failed and none has succeeded since, or a critical alarm is open.",
-    "late": "Nothing failed, but the night was not scored by the model's deadline: it is still missing, or it came late and nothing else is wrong. "
+    "late": "Nothing failed, but the night was not scored by the model's deadline: it is still missing, or it came after it. "
     "In a replay, where no clock runs: its features are published, it is not scored, and no run is going on.",
     "degraded": "Scored, but a warning that counts is open. A rate of nulls, a drift or an error of a single column that is beyond its limit counts from its "
     "second night on, or when more columns are beyond at once than chance explains; every other warning counts at once.",
@@ -56,13 +56,11 @@ def word_of(facts: Facts) -> Word:
     """The word for a model: the first that applies, the worst first. Healthy only when the night is scored and nothing at all is left open."""
     if facts.run_failed or facts.critical:
         return "failing"
-    if facts.overdue:
+    if facts.overdue or facts.came_late:
         return "late"
     if facts.warning:
         return "degraded"
-    if not facts.scored or facts.unjudged:
-        return "not evaluated"
-    return "late" if facts.came_late else "healthy"
+    return "healthy" if facts.scored and not facts.unjudged else "not evaluated"
 
 
 def more_than_chance(columns: int, quantile: float) -> int:

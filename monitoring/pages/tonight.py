@@ -357,7 +357,7 @@ class _Judge:
             what = f"{_RUN_WORDS.get(run.kind, run.kind)} of {run.partition_key} failed{why}"
             yield Cause(0, what, shared=run.dag_id if run.subject == self.entry.dataset else "", run=run)
         late = self.night.lateness
-        if facts.overdue and late is not None:
+        if (facts.overdue or facts.came_late) and late is not None:
             yield Cause(2, late.reason)
         if self.scored is None and not facts.overdue:
             yield Cause(2, late.reason if late is not None else "no night is scored yet")
@@ -375,8 +375,6 @@ class _Judge:
         unjudged = {} if self.scored is None else self._unjudged()
         for part, why in unjudged.items():
             yield Cause(9, f"{part} not evaluated: {why}")
-        if facts.came_late and late is not None:
-            yield Cause(10, late.reason)
 
     def _null_causes(self, alarms: Sequence[Alarm]) -> Iterable[Cause]:
         """One cause a feature view: what is missing, since when, how much of it."""
