@@ -11,7 +11,7 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
-from typing import Any, Literal
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -22,11 +22,25 @@ from lake.publish import StalePublish
 from monitoring.actions import project_actions
 from monitoring.alarms import Alarm, fingerprint_parts, open_alarms
 from monitoring.alert_rules import ModelNight, judge_alerts, model_nights
-from monitoring.notify import Message, alarm_line, deliver, events, failure_line, line_of, page_link, put, raise_given_up, state_text, tell, writing
-from monitoring.runs import ENDED, FAILED, RUNNING, SUCCESS, Run, Waiting, read_runs, read_waiting
+from monitoring.notify import (
+    Message,
+    alarm_line,
+    deliver,
+    events,
+    failure_line,
+    line_of,
+    page_link,
+    put,
+    raise_given_up,
+    state_text,
+    tell,
+    worth_telling,
+    writing,
+)
+from monitoring.pages.condition import WORDS, Word
+from monitoring.pages.tonight import standings
+from monitoring.runs import ENDED, FAILED, RUNNING, Run, Waiting, read_runs, read_waiting
 
-Status = Literal["failing", "late", "degraded", "not evaluated", "healthy"]
-WORST_FIRST: tuple[Status, ...] = ("failing", "late", "degraded", "not evaluated", "healthy")
 _MOST_LINES = 8
 _LOOKED_BACK = 400
 _UNMONITORED_AFTER = timedelta(minutes=30)
@@ -60,7 +74,7 @@ class Entry:
 
     subject: str
     title: str
-    status: Status
+    word: Word
     lines: tuple[str, ...]
     link: str
     unchanged: int = 0
@@ -238,25 +252,24 @@ def entries_of(lake: Lake, data_date: date, models: Collection[str], *, base_url
     datasets = list(dict.fromkeys(lake.model(name).dataset for name in models))
     before = _before(lake, [*models, *datasets])
     alarms: dict[str, list[Alarm]] = {}
-    for alarm in open_alarms(lake, [*models, *datasets], now=now):
+    for alarm in worth_telling(lake, open_alarms(lake, [*models, *datasets], now=now)):
         alarms.setdefault(alarm.subject, []).append(alarm)
     runs = [_as_it_ends(run, data_date, finishing) for run in read_runs(lake, subjects=[*models, *datasets], keys=Interval.of(data_date))]
     nights = model_nights(lake, models, now=now, data_date=data_date)
     waiting = read_waiting(lake, now=now)
+    words = {standing.entry.name: standing.word for standing in standings(lake, list(models), now)}
     entries = []
     for name in [*models, *datasets]:
         is_model = name in nights
-        mine = [run for run in runs if run.subject == name]
-        late = is_model and (lateness := nights[name].lateness) is not None and lateness.late
-        ends_now = finishing is not None and (finishing.model, finishing.data_date, finishing.failed_task) == (name, data_date, None)
-        judged = not is_model or ends_now or any(run.kind == "monitor" and run.state == SUCCESS for run in mine)
+        failed = _failed(run for run in runs if run.subject == name)
+        word = words[name] if is_model else data_word(failed, alarms.get(name, ()))
         page = page_link(base_url, "models", name, "nights", str(data_date)) if is_model else page_link(base_url, "data", name, night=str(data_date))
         entries.append(
             _entry(
                 name,
                 lake.model(name).title if is_model else lake.dataset(name).title,
-                status_of(_failed(mine), alarms.get(name, ()), late=late, judged=judged),
-                _failed(mine),
+                "failing" if failed else word,
+                failed,
                 _late_line(lake, nights[name], alarms.get(name, ())) if is_model else None,
                 alarms.get(name, []),
                 [asked for asked in waiting if asked.model == name],
@@ -265,8 +278,8 @@ def entries_of(lake: Lake, data_date: date, models: Collection[str], *, base_url
             )
         )
     # A data set is named only where there is something to say of it: its nights are the models' nights.
-    entries = [entry for entry in entries if entry.subject in nights or entry.lines or entry.status != "healthy"]
-    return sorted(entries, key=lambda entry: (WORST_FIRST.index(entry.status), entry.subject))
+    entries = [entry for entry in entries if entry.subject in nights or entry.lines or entry.word != "healthy"]
+    return sorted(entries, key=lambda entry: (WORDS.index(entry.word), entry.subject))
 
 
 def _as_it_ends(run: Run, data_date: date, finishing: Finishing | None) -> Run:
@@ -278,15 +291,11 @@ def _as_it_ends(run: Run, data_date: date, finishing: Finishing | None) -> Run:
     return replace(run, state=FAILED, failed_task=finishing.failed_task, error=said)
 
 
-def status_of(failed: Collection[Run], alarms: Collection[Alarm], *, late: bool, judged: bool) -> Status:
-    """One word for a night: failing (a run failed, or an alarm is critical), late, degraded (an alarm warns), not evaluated (nobody judged it), healthy."""
+def data_word(failed: Collection[Run], alarms: Collection[Alarm]) -> Word:
+    """One word for a data set's night, as for a model's: failing where a run failed or an alarm is critical, degraded where one warns."""
     if failed or any(alarm.severity == "critical" for alarm in alarms):
         return "failing"
-    if late:
-        return "late"
-    if alarms:
-        return "degraded"
-    return "healthy" if judged else "not evaluated"
+    return "degraded" if alarms else "healthy"
 
 
 def _failed(runs: Any) -> list[Run]:
@@ -307,7 +316,7 @@ def _late_line(lake: Lake, night: ModelNight, alarms: Collection[Alarm]) -> str 
 def _entry(
     name: str,
     title: str,
-    status: Status,
+    word: Word,
     failed: Sequence[Run],
     late: str | None,
     alarms: Sequence[Alarm],
@@ -340,7 +349,7 @@ def _entry(
             left_out["unchanged"] += 1
         else:
             lines.append(line_of(f"waits for approval: {asked.title}"))
-    return Entry(name, title, status, tuple(lines), link, alarms=known, **left_out)
+    return Entry(name, title, word, tuple(lines), link, alarms=known, **left_out)
 
 
 def _named(fingerprint: str) -> str:
@@ -366,19 +375,19 @@ def _before(lake: Lake, subjects: Collection[str]) -> dict[str, dict[str, str]]:
 
 def compose(key: str, data_date: date, entries: Sequence[Entry], *, base_url: str) -> Message:
     """The digest as plain text."""
-    counts = [(status, sum(entry.status == status for entry in entries)) for status in WORST_FIRST]
-    title = line_of(f"Night of {data_date}: " + ", ".join(f"{count} {status}" for status, count in counts if count), 150)
+    counts = [(word, sum(entry.word == word for entry in entries)) for word in WORDS]
+    title = line_of(f"Night of {data_date}: " + ", ".join(f"{count} {word}" for word, count in counts if count), 150)
     parts = []
-    for status in WORST_FIRST:
-        group = [entry for entry in entries if entry.status == status]
+    for word in WORDS:
+        group = [entry for entry in entries if entry.word == word]
         quiet = [entry for entry in group if not entry.lines]
         for entry in (entry for entry in group if entry.lines):
             lines = [f"  - {line}" for line in entry.lines[:_MOST_LINES]]
             lines += [f"  … and {len(entry.lines) - _MOST_LINES} more"] if len(entry.lines) > _MOST_LINES else []
-            parts.append("\n".join([f"{status.upper()}: {line_of(entry.title)} ({entry.subject})", *lines, f"  {entry.link}"]))
+            parts.append("\n".join([f"{word.upper()}: {line_of(entry.title)} ({entry.subject})", *lines, f"  {entry.link}"]))
         if quiet:
-            said = "nothing new" if status != "healthy" else "all well"
-            parts.append(f"{status.upper()}, {said}: " + ", ".join(f"{line_of(entry.title)} ({entry.subject})" for entry in quiet))
+            said = "nothing new" if word != "healthy" else "all well"
+            parts.append(f"{word.upper()}, {said}: " + ", ".join(f"{line_of(entry.title)} ({entry.subject})" for entry in quiet))
     left_out = [(sum(getattr(entry, kind) for entry in entries), kind) for kind in ("unchanged", "acknowledged", "silenced")]
     told = ", ".join(f"{count} {kind}" for count, kind in left_out if count)
     parts += [f"Left out: {told}."] if told else []

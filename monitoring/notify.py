@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 
@@ -23,8 +23,11 @@ from config.errors import NightfleetError
 from config.settings import Channel, Level, MissingSecret, Settings, secret
 from lake.lake import Lake
 from lake.lineage import lock
+from lake.metrics import METRIC_SCHEMA, SQL_TABLE
+from lake.projection import sql_columns
 from monitoring.alarms import Alarm, open_alarms
 from monitoring.alert_rules import shortened
+from monitoring.pages.condition import STATISTICAL, counts
 from monitoring.runs import FAILED, Run, read_runs, read_waiting
 
 # The pages, inside Airflow's UI: the address opens them with the menu around, and asks for a login where there is none.
@@ -122,12 +125,35 @@ def events(lake: Lake, *, base_url: str, now: datetime) -> list[Event]:
     """
     subjects = [*(dataset.name for dataset in lake.catalog.datasets), *(model.name for model in lake.catalog.models)]
     found = [_failure(run, base_url) for run in _failed_runs(lake, now)]
-    found += [_alarm(lake, alarm, base_url) for alarm in open_alarms(lake, subjects, now=now) if not (alarm.acknowledged or alarm.silenced_until)]
+    alarms = worth_telling(lake, open_alarms(lake, subjects, now=now))
+    found += [_alarm(lake, alarm, base_url) for alarm in alarms if not (alarm.acknowledged or alarm.silenced_until)]
     for waiting in read_waiting(lake, now=now):
         key = _digest("approval", waiting.model, waiting.run_id, str(waiting.asking))
         text = f"a promotion waits for approval: {waiting.title}"
         found.append(Event(key, "request", waiting.model, line_of(text), page_link(base_url, "retraining", model=waiting.model)))
     return found
+
+
+def worth_telling(lake: Lake, alarms: Sequence[Alarm]) -> list[Alarm]:
+    """Without the warnings that chance explains: a column beyond a limit that it passes now and then, on its first night (see `pages.condition`)."""
+    models = {model.name: model for model in lake.catalog.models}
+    by_check: dict[tuple[str, str], list[Alarm]] = {}
+    for alarm in alarms:
+        if alarm.severity == "warning" and alarm.check in STATISTICAL and alarm.subject in models:
+            by_check.setdefault((alarm.subject, alarm.check), []).append(alarm)
+    left_out: set[str] = set()
+    for (subject, check), some in by_check.items():
+        judged = _judged_columns(lake, subject, check, max(alarm.data_date for alarm in some))
+        if not counts(check, [alarm.nights for alarm in some], judged, models[subject].retrain.drift.limit_quantile):
+            left_out |= {alarm.fingerprint for alarm in some}
+    return [alarm for alarm in alarms if alarm.fingerprint not in left_out]
+
+
+def _judged_columns(lake: Lake, subject: str, check: str, night: date) -> int:
+    m = sql_columns(SQL_TABLE, METRIC_SCHEMA).c
+    same = (m.subject == subject, m.data_date == night, m.check == check, m.segment == "", m.status != "not_evaluated")
+    with lake.engine.connect() as connection:
+        return int(connection.execute(sa.select(sa.func.count()).where(*same)).scalar_one())
 
 
 def _failed_runs(lake: Lake, now: datetime) -> list[Run]:

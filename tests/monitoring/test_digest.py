@@ -20,11 +20,11 @@ from lake.lake import Lake
 from lake.publish import StalePublish
 from monitoring.actions import Action, read_actions, record_action
 from monitoring.alarms import acknowledge, silence
-from monitoring.digest import Finishing, conclude_night, due_digests, entries_of, send_digest, status_of, watch
+from monitoring.digest import Finishing, conclude_night, data_word, due_digests, entries_of, send_digest, watch
 from monitoring.notify import NotDelivered, outbox_table
 from monitoring.runs import Waiting, record_waiting
 from tests import toy
-from tests.monitoring.facts import metric, publish_night, ran
+from tests.monitoring.facts import metric, performance, publish_night, ran
 from tests.monitoring.sinks import HttpSink, serving
 
 DATASET, FIRST, SECOND = "rides", "ride_minutes", "ride_price"
@@ -77,10 +77,19 @@ def monitored(lake: Lake, *models: str, night: date = T, state: str = "success",
         ran(lake, model, "monitor", night, at, state, **given)
 
 
+def judged(lake: Lake, night: date = T) -> None:
+    """All that is measured in a night is well."""
+    metric(lake, DATASET, night, {}, group="quality")
+    for model in (FIRST, SECOND):
+        metric(lake, model, night, {})
+        performance(lake, model, night)
+
+
 def whole_night(lake: Lake, night: date = T, at: datetime = NOW) -> None:
-    """Published, scored and monitored, both models."""
+    """Published, scored, measured and monitored, both models."""
     published(lake, night, at)
     scored(lake, night=night, at=at)
+    judged(lake, night)
     monitored(lake, night=night, at=at)
 
 
@@ -234,13 +243,13 @@ def test_where_nobody_is_told_the_outcome_says_so(lake: Lake) -> None:
 
 def test_it_groups_the_worst_first_and_leads_to_the_pages(lake: Lake, http: HttpSink) -> None:
     whole_night(lake)
-    metric(lake, SECOND, T, {"x": "failing", "y": "warning"})
+    metric(lake, SECOND, T, {"x": "failing", "y": "failing"})
     [digest] = told(lake, http)
     assert lines_of(digest) == [
         "Night of 2024-03-05: 1 failing, 1 healthy",
         "FAILING: Price of <b>tomorrow's</b> rides (ride_price)",
         "- critical: drift_psi of x: too far",
-        "- warning: drift_psi of y: too far",
+        "- critical: drift_psi of y: too far",
         f"{BASE}/plugin/models/nightfleet/models/ride_price/nights/2024-03-05",
         "HEALTHY, all well: Duration of tomorrow's rides (ride_minutes)",
         f"All models: {BASE}/plugin/models/nightfleet/",
@@ -301,17 +310,13 @@ def test_a_failed_run_names_its_task_and_what_it_said(lake: Lake, http: HttpSink
 
 
 def test_the_run_that_is_about_to_fail_is_told_as_failed(lake: Lake) -> None:
-    published(lake)
-    scored(lake)
-    monitored(lake, FIRST)
-    monitored(lake, SECOND, state="running")
+    whole_night(lake)
+    monitored(lake, SECOND, state="running", at=NOW + timedelta(seconds=1))
     [worst, other] = entries_of(lake, T, [FIRST, SECOND], base_url=BASE, now=NOW, finishing=Finishing(SECOND, T, "drift"))
-    assert (worst.subject, worst.status, worst.lines) == (SECOND, "failing", ("ride_price_monitor failed for 2024-03-05 in drift",))
-    assert other.status == "healthy"
+    assert (worst.subject, worst.word, worst.lines) == (SECOND, "failing", ("ride_price_monitor failed for 2024-03-05 in drift",))
+    assert other.word == "healthy"
     [_, well] = entries_of(lake, T, [FIRST, SECOND], base_url=BASE, now=NOW, finishing=Finishing(SECOND, T))
-    assert well.status == "healthy"
-    [first, *_] = entries_of(lake, T, [FIRST, SECOND], base_url=BASE, now=NOW)
-    assert (first.subject, first.status) == (SECOND, "not evaluated")
+    assert (well.subject, well.word) == (SECOND, "healthy")
 
 
 def test_a_request_that_waits_is_told_once(lake: Lake, http: HttpSink) -> None:
@@ -327,19 +332,24 @@ def test_a_request_that_waits_is_told_once(lake: Lake, http: HttpSink) -> None:
 
 
 @pytest.mark.parametrize(
-    ("failed", "severities", "late", "judged", "status"),
-    [
-        (True, [], True, False, "failing"),
-        (False, ["warning", "critical"], True, True, "failing"),
-        (False, ["warning"], True, True, "late"),
-        (False, ["warning"], False, False, "degraded"),
-        (False, [], False, False, "not evaluated"),
-        (False, [], False, True, "healthy"),
-    ],
+    ("failed", "severities", "word"),
+    [(True, [], "failing"), (False, ["warning", "critical"], "failing"), (False, ["warning"], "degraded"), (False, [], "healthy")],
 )
-def test_one_word_for_a_night(failed: bool, severities: list[str], late: bool, judged: bool, status: str) -> None:
+def test_one_word_for_a_data_set_s_night(failed: bool, severities: list[str], word: str) -> None:
     alarms: Any = [SimpleNamespace(severity=severity) for severity in severities]
-    assert status_of([object()] if failed else [], alarms, late=late, judged=judged) == status  # type: ignore[list-item]  # only whether there is one
+    assert data_word([object()] if failed else [], alarms) == word  # type: ignore[list-item]  # only whether there is one
+
+
+def test_what_chance_explains_is_not_told_until_it_lasts(lake: Lake, http: HttpSink) -> None:
+    columns = {f"c{number}": "ok" for number in range(30)}
+    whole_night(lake)
+    metric(lake, FIRST, T, columns | {"c7": "warning"})
+    assert lines_of(told(lake, http)[0])[0] == "Night of 2024-03-05: 2 healthy"
+    whole_night(lake, T + ONE_DAY, NOW + ONE_DAY)
+    metric(lake, FIRST, T + ONE_DAY, columns | {"c7": "warning"})
+    lines = lines_of(told(lake, http, NOW + ONE_DAY)[0])
+    assert lines[0] == "Night of 2024-03-06: 1 degraded, 1 healthy"
+    assert "- warning: drift_psi of c7: too far (since 2024-03-05, 2 nights)" in lines
 
 
 def test_hostile_values_begin_no_lines(lake: Lake, http: HttpSink) -> None:
