@@ -29,7 +29,9 @@ from lake.metrics import METRIC_SCHEMA, SQL_TABLE
 from lake.projection import projections_table, sql_columns
 from lake.tables import quarantine_table, valid_table
 from monitoring.alarms import Alarm, open_alarms
-from monitoring.alert_rules import ModelNight, model_nights
+from monitoring.alert_rules import ModelNight
+from monitoring.pages.condition import WORDS
+from monitoring.pages.tonight import Standing, standings
 from monitoring.performance import ERROR_RATIO
 from monitoring.runs import KINDS, runs_table
 
@@ -70,7 +72,9 @@ class ChainCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """The metrics, as of now."""
         lake, now = self._lake, self._now or datetime.now(UTC)
-        nights = model_nights(lake, [model.name for model in lake.catalog.models], now=now)
+        found = standings(lake, [model.name for model in lake.catalog.models], now)
+        yield from _standing(found)
+        nights = {standing.entry.name: standing.night for standing in found}
         with lake.engine.connect() as connection:
             there = set(sa.inspect(connection).get_table_names())
             yield from _scored(lake, _newest_publications(connection, there, [f"{m.name}/predictions" for m in lake.catalog.models]), nights)
@@ -82,6 +86,22 @@ class ChainCollector(Collector):
 
 
 # ---- models ----------------------------------------------------------------------------------------------------
+
+
+def _standing(found: Sequence[Standing]) -> Iterator[Metric]:
+    """What the page Tonight says, in the same words: see there for what each of them means."""
+    status = GaugeMetricFamily(
+        "nightfleet_model_status", "1 for the word that stands for the model on the page Tonight, 0 for the other words.", labels=["model", "status"]
+    )
+    approvals = GaugeMetricFamily("nightfleet_model_approvals_waiting", "Promotions of the model that wait for a person's answer.", labels=["model"])
+    requests = GaugeMetricFamily("nightfleet_model_retraining_requests_open", "Retraining requests that have led to nothing yet.", labels=["model"])
+    for standing in sorted(found, key=lambda one: one.entry.name):
+        name = standing.entry.name
+        for word in WORDS:
+            status.add_metric([name, word], float(word == standing.word))
+        approvals.add_metric([name], standing.approvals)
+        requests.add_metric([name], standing.requests)
+    yield from (status, approvals, requests)
 
 
 def _scored(lake: Lake, newest: Mapping[str, Row], nights: Mapping[str, ModelNight]) -> Iterator[Metric]:

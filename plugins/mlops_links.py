@@ -151,7 +151,7 @@ LINKS: dict[str, dict[str, tuple[type[_Link], ...]]] = {
     "history": dict.fromkeys(("ingest", "validate", "transform", "materialize"), _OF_DATA),
     "score": {"score": (PredictionsLink, ModelLink), "publish": (PredictionsLink, TonightLink)},
     "monitor": dict.fromkeys(("drift", "performance", "report"), _MONITORED)
-    | {"decide": (DriftReportLink, RetrainingLink), "request": (RetrainingLink,), "align": (ModelLink,)},
+    | {"decide": (DriftReportLink, RetrainingLink), "request": (RetrainingLink,), "align": (ModelLink,), "alarms": (TonightLink, DriftReportLink)},
     "train": {
         "prepare": (RetrainingLink,),
         "register": (MlflowRunLink, ModelLink),

@@ -97,6 +97,16 @@ def toy_predictions(lake: Lake) -> Any:
     return predictions_table(lake.settings, lake.model(MODEL), lake.dataset("rides"))
 
 
+def test_the_status_is_the_word_of_the_page(judged: Lake) -> None:
+    from monitoring.pages.tonight import standings
+
+    [standing] = standings(judged, [MODEL], NOW)
+    found = {name.rpartition("/")[2]: value for name, value in values(judged).items() if name.startswith("nightfleet_model_status/")}
+    assert [word for word, value in found.items() if value == 1] == [standing.word] != ["healthy"]
+    assert set(found) == {"failing", "degraded", "late", "not evaluated", "healthy"}
+    assert found[standing.word] == 1
+
+
 def test_what_is_not_known_has_no_sample(judged: Lake) -> None:
     found = values(judged)
     assert f"nightfleet_model_error_ratio/{MODEL}/long_probability" not in found, "a check that was not evaluated is not zero"
@@ -107,7 +117,9 @@ def test_what_is_not_known_has_no_sample(judged: Lake) -> None:
 
 def test_an_empty_installation_says_nothing_and_fails_nothing(toy_lake: Lake) -> None:
     found = values(toy_lake)
-    assert {name.split("/")[0] for name in found} <= {"nightfleet_alarms", "nightfleet_retraining_requests", "nightfleet_model_status"}
+    told = {"nightfleet_alarms", "nightfleet_retraining_requests", "nightfleet_model_status"}
+    assert {name.split("/")[0] for name in found} <= told | {"nightfleet_model_approvals_waiting", "nightfleet_model_retraining_requests_open"}
+    assert found[f"nightfleet_model_status/{MODEL}/healthy"] == 0, "nothing scored is not healthy"
 
 
 @pytest.mark.parametrize(
