@@ -40,21 +40,27 @@ from training.reference import SAMPLE_FILE, SAMPLE_ROWS, as_numbers
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMAT = 1
+FORMAT = 2
 _PERFORMANCE_ROWS = 100_000
 _NEW_CATEGORIES = 5
 _OTHER = "(other)"
 _LARGEST = 1e12
 # Nothing may be loaded from anywhere: what a page needs is in it.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
+# Its own background as well as its own ink: Evidently's part below may be switched to dark, or be dark already.
 _STYLE = """
-.nf { font: 14px/1.45 system-ui, sans-serif; max-width: 1180px; margin: 24px auto; padding: 0 16px; color: #1c2733; }
+.nf { --paper: #fff; --ink: #1c2733; --soft: #55626e; --line: #e3e8ee; --good: #14713a; --unsure: #6f5300; --bad: #b3261e; }
+@media (prefers-color-scheme: dark) {
+.nf { --paper: #111418; --ink: #e5eaef; --soft: #a3afbb; --line: #333d47; --good: #74d495; --unsure: #f0cd66; --bad: #ff9f94; }
+}
+.nf { font: 14px/1.45 system-ui, sans-serif; max-width: 1180px; margin: 0 auto; padding: 24px 16px; overflow-x: auto; }
+.nf { background: var(--paper); color: var(--ink); }
 .nf h1 { font-size: 22px; margin: 0 0 4px; } .nf h2 { font-size: 16px; margin: 20px 0 6px; } .nf p { margin: 4px 0; }
-.nf .muted { color: #5b6b7b; } .nf table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-.nf th, .nf td { text-align: left; padding: 3px 10px 3px 0; border-bottom: 1px solid #e3e8ee; vertical-align: top; }
-.nf th { font-weight: 600; color: #5b6b7b; } .nf td.number, .nf th.number { text-align: right; }
-.nf .ok { color: #1a7f37; } .nf .warning { color: #9a6700; } .nf .failing { color: #cf222e; font-weight: 600; }
-.nf .not_evaluated { color: #57606a; font-style: italic; }
+.nf .muted { color: var(--soft); } .nf table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+.nf th, .nf td { text-align: left; padding: 3px 10px 3px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+.nf th { font-weight: 600; color: var(--soft); } .nf td.number, .nf th.number { text-align: right; }
+.nf .ok { color: var(--good); } .nf .warning { color: var(--unsure); } .nf .failing { color: var(--bad); font-weight: 600; }
+.nf .not_evaluated { color: var(--soft); font-style: italic; }
 .nf details { margin: 8px 0; } .nf summary { cursor: pointer; }
 """
 _ORDER = {"failing": 0, "warning": 1, "not_evaluated": 2, "ok": 3}
@@ -410,7 +416,8 @@ def _ours(page: _Page, message: str | None) -> str:
 
 
 def _table(rows: Sequence[Row]) -> str:
-    heads = ("check", "column", "segment", "about", "value", "limit", "rows", "status", "reason")
+    segments = ("segment",) if any(row["segment"] for row in rows) else ()
+    heads = ("check", "column", *segments, "about", "value", "limit", "rows", "status", "reason")
     head = "".join(f"<th{_number_class(name)}>{name}</th>" for name in heads)
     lines = []
     for row in rows:
@@ -419,7 +426,7 @@ def _table(rows: Sequence[Row]) -> str:
         cells = (
             html.escape(row["check"]),
             html.escape(row["column"]),
-            html.escape(row["segment"]),
+            *(html.escape(row[name]) for name in segments),
             str(row["about_date"]),
             _shown(row["value"]),
             bounds,

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from config.calendar import Interval
-from config.catalog import ModelEntry
+from config.catalog import BinaryOutput, ModelEntry
 from lake.lineage import Publication
 from lake.metrics import metrics_table
 from monitoring import drift
@@ -149,7 +149,7 @@ class _Night:
         name = row["column"]
         part = "predictions" if row["check"] == PREDICTION_DRIFT else "columns"
         profile: Mapping[str, Any] = self.reference.profile.get(part, {}).get(name, {})
-        method = profile.get("method") or row["check"].removeprefix("drift_")
+        method = profile.get("method") or (self.entry.retrain.drift.method if part == "predictions" else row["check"].removeprefix("drift_"))
         nulls, mean, before = (self.rows.get((check, name), {}) for check in (NULL_RATE, MEAN, REFERENCE_MEAN))
         reasons = [found["reason"] for found in (row, mean, before) if found.get("reason")]
         times = times_limit(row)
@@ -163,7 +163,7 @@ class _Night:
             "times_limit": None if times is None or math.isinf(times) else times,
             "mean": mean.get("value"),
             "reference_mean": before.get("value"),
-            "unit": unit_of(self.context.lake, self.entry, name) if mean else "",
+            "unit": self._unit(name) if mean else "",
             "null_rate": nulls.get("value"),
             "null_limit": nulls.get("threshold"),
             "null_status": nulls.get("status"),
@@ -173,6 +173,9 @@ class _Night:
             "reason": "; ".join(dict.fromkeys(reasons)),
             "name": name,
         }
+
+    def _unit(self, name: str) -> str:
+        return "probability" if isinstance(self.entry.outputs.get(name), BinaryOutput) else unit_of(self.context.lake, self.entry, name)
 
     def alarms(self) -> Table:
         """The checks of the night as a whole."""
