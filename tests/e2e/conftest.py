@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import pytest
 from config.catalog import load_catalog
 from config.settings import ROOT, Settings
 from lake.lake import Lake
+from tests.three_nights import ThreeNights, three_nights
 
 _RUN_SECONDS = 1500
 
@@ -92,3 +93,10 @@ def versions(lake: Lake) -> Mapping[str, int]:
 def real_user(tmp_path_factory: pytest.TempPathFactory) -> User:
     """An empty installation of the project's own catalog."""
     return User(Settings(home=tmp_path_factory.mktemp("real") / "var"))
+
+
+@pytest.fixture(scope="session")
+def nights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreeNights]:
+    """Three nights in a real Airflow, which stays up; for tests that only look."""
+    with three_nights(tmp_path_factory.mktemp("nights")) as found:
+        yield found
