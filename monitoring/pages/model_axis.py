@@ -128,12 +128,12 @@ class Stack:
                 "data": self.axis.names,
                 "axisTick": {"show": False},
                 "axisLabel": {"show": dates, "hideOverlap": True, "fontSize": 11, "alignMaxLabel": "right"},
-                "axisPointer": {"show": lines},
+                "axisPointer": {"show": lines, "triggerEmphasis": False},
                 "splitLine": {"show": False},
             }
         )
         self.y_axes.append({"gridIndex": index, "splitNumber": 3, **y_axis, "axisLabel": {"fontSize": 11, **y_axis.get("axisLabel", {})}})
-        own = [{"xAxisIndex": index, "yAxisIndex": index, **s} for s in series]
+        own = [{"xAxisIndex": index, "yAxisIndex": index, "emphasis": {"disabled": True}, **s} for s in series]
         if own:
             own[0]["markLine"] = self._mark_lines()
         self.series += own

@@ -61,6 +61,8 @@ def time_lines(
     }
     option = {
         "columnLinks": True,
+        # Beyond so many elements ECharts draws what is pointed at on a layer of its own, over the tooltip.
+        "hoverLayerThreshold": 1_000_000_000,
         "grid": stack.grids,
         "title": stack.titles,
         "xAxis": stack.x_axes,
@@ -136,7 +138,7 @@ def _lane(stack: Stack, reigns: Sequence[Reign], periods: Sequence[tuple[str, In
     series = {
         "type": "scatter",
         "name": "events",
-        "symbolSize": 10,
+        "symbolSize": 12,
         "data": points,
         "tooltip": {"trigger": "item", "format": "name"},
         "markArea": {"silent": True, "data": bands},
