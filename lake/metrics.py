@@ -125,7 +125,8 @@ def publish_metrics(
 
 def project_metrics(lake: Lake, subject: str, group: str, interval: Interval) -> int:
     """Bring the SQL table `metrics` up to date with that group; rows written."""
-    indexes = (("subject", "data_date"), ("subject", "check", "column", "segment", "about_date"))
+    # The second answers whole by itself how long an alarm has lasted.
+    indexes = (("subject", "data_date"), ("subject", "check", "column", "segment", "about_date", "status", "data_date"))
     return project(lake, metrics_table(lake.settings, subject, group), SQL_TABLE, interval, indexes=indexes)
 
 

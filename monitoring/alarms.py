@@ -301,13 +301,20 @@ def _newest_rows(connection: sa.Connection, subjects: Collection[str], as_of: da
 def _streaks(connection: sa.Connection, rows: Mapping[Fingerprint, Mapping[str, Any]]) -> dict[Fingerprint, tuple[date, int]]:
     """By alarm: first night of its streak, and nights of it that were not well."""
     m = _metrics()
+    # Made once: with hundreds of alarms, putting the statement together would take longer than the database does.
+    names = ("subject", "check", "column", "segment")
+    same = sa.and_(
+        *(m.c[name] == sa.bindparam(f"its_{name}") for name in names),
+        m.c.about_date <= sa.bindparam("about", type_=sa.Date()),
+        m.c.data_date <= sa.bindparam("judged", type_=sa.Date()),
+    )
+    well = sa.select(sa.func.max(m.c.about_date)).where(same, m.c.status == "ok").correlate(None).scalar_subquery()
+    streak = sa.select(sa.func.min(m.c.about_date), sa.func.count(sa.distinct(m.c.about_date))).where(
+        same, m.c.status.in_(_WRONG), m.c.about_date > sa.func.coalesce(well, date(1, 1, 1))
+    )
     found = {}
     for key, row in rows.items():
-        same = sa.and_(_same(m, key), m.c.about_date <= row["about_date"], m.c.data_date <= row["data_date"])
-        well = sa.select(sa.func.max(m.c.about_date)).where(same, m.c.status == "ok").correlate(None).scalar_subquery()
-        first = sa.select(sa.func.min(m.c.about_date), sa.func.count(sa.distinct(m.c.about_date))).where(
-            same, m.c.status.in_(_WRONG), m.c.about_date > sa.func.coalesce(well, date(1, 1, 1))
-        )
-        since, nights = connection.execute(first).one()
+        named = {f"its_{name}": part for name, part in zip(names, key, strict=True)}
+        since, nights = connection.execute(streak, named | {"about": row["about_date"], "judged": row["data_date"]}).one()
         found[key] = (since or row["about_date"], nights or 1)
     return found

@@ -253,7 +253,8 @@ def _message(lake: Lake, subject: str, some: Sequence[Event]) -> Message:
     shown = some[0].text if len(some) == 1 else f"{len(some)} things to look at"
     lines = [f"{line_of(event.text)}\n  {event.link}" for event in some[:_MOST_LINES]]
     lines += [f"… and {len(some) - _MOST_LINES} more"] if len(some) > _MOST_LINES else []
-    key = _digest("events", *sorted(event.key for event in some))
+    # Sorts before `digest`: of messages that come together it is sent first.
+    key = _digest("at_once", *sorted(event.key for event in some))
     return Message(key, line_of(f"{title}: {subject or 'Nightfleet'}: {shown}", _LONGEST_TITLE), "\n".join(lines))
 
 

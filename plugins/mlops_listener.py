@@ -98,15 +98,16 @@ class RunRecords:
             return
         at, task = datetime.now(UTC), task_instance.task_id
         seconds = _TASK_SECONDS if context is not None else _SCHEDULER_SECONDS
-        self._write(lambda engine: record_failure(engine, run, task=task, error=error_text(error), at=at), seconds)
+        # A task's process has no later event to wait for.
+        self._write(lambda engine: record_failure(engine, run, task=task, error=error_text(error), at=at), seconds, last=context is not None)
 
-    def _write(self, write: Callable[[sa.Engine], None], seconds: float) -> None:
+    def _write(self, write: Callable[[sa.Engine], None], seconds: float, *, last: bool = False) -> None:
         """Write this and what was kept before it, in order; keep it all for later where the database does not answer."""
         from config.settings import load_settings
         from monitoring.runs import impatient_engine
 
         self._kept.append(write)
-        if time.monotonic() < self._not_before:
+        if time.monotonic() < self._not_before and not last:
             return
         try:
             settings = load_settings()

@@ -240,3 +240,25 @@ def test_who_is_no_approver_rolls_nothing_back(dag_bag: Any, monkeypatch: pytest
     monkeypatch.setenv("NIGHTFLEET_APPROVERS", "admin,7:ada")
     with pytest.raises(NightfleetError, match=f"NotAnApprover: {who or 'unknown'} may not roll arrival_delay back: the setting `approvers` names ada, admin"):
         dag_bag.dags["rollback"].get_task("rollback").python_callable(dag_run=Triggered, params={"model": "arrival_delay", "reason": "odd", "version": None})
+
+
+def test_airflow_s_auth_managers_take_the_answer_of_who_is_named_only(operator: Any) -> None:
+    """Both compare ids: names in SimpleAuthManager, numbers in FAB, whose name is what a triggered run records."""
+    from airflow.api_fastapi.auth.managers.simple.simple_auth_manager import SimpleAuthManager
+    from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+    from airflow.providers.fab.auth_manager.fab_auth_manager import FabAuthManager
+
+    named = set(FoundLake.settings.approver_names)
+    for name, role, may in (("admin", "ADMIN", True), ("operator", "OP", False), ("ada", "ADMIN", False), ("viewer", "VIEWER", False)):
+        user = SimpleAuthManagerUser(username=name, role=role)
+        assert SimpleAuthManager().is_authorized_hitl_task(assigned_users=named, user=user) is may
+
+    class Person:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def get_id(self) -> str:
+            return str(self.number)
+
+    for number, may in ((7, True), (8, False)):
+        assert FabAuthManager.is_authorized_hitl_task(object(), assigned_users=named, user=Person(number)) is may  # type: ignore[arg-type]

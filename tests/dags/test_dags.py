@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, time
+from typing import NamedTuple
 
 import pytest
 
@@ -98,13 +99,24 @@ def test_a_live_night_waits_for_its_hour() -> None:
     assert ready_at("2013-03-09", "America/New_York", time(4)) == datetime(2013, 3, 10, 8, tzinfo=UTC)  # the clocks went forward at 2
 
 
+class Ended(NamedTuple):
+    task_id: str
+    state: str
+
+
 def test_alarms_run_whatever_failed_and_do_not_make_the_run_green(dag_bag) -> None:
+    from airflow.models.dagrun import DagRun
+
     for model in CATALOG.models:
         dag = dag_bag.dags[f"{model.name}_monitor"]
         alarms = dag.get_task("alarms")
         assert alarms.is_teardown, "a last task that is no teardown decides the run's state alone: a failed night would be green."
         assert not alarms.on_failure_fail_dagrun
         assert alarms.upstream_task_ids == {"report", "align", "request"}
+        assert alarms.trigger_rule == "all_done_setup_success"
+        every = [Ended(task.task_id, "success") for task in dag.tasks]
+        decisive = DagRun()._tis_for_dagrun_state(dag=dag, tis=every)  # type: ignore[arg-type]  # only names and states are looked at
+        assert {ti.task_id for ti in decisive} == {"report", "align", "request"}
 
 
 def test_the_watch_looks_every_ten_minutes_and_never_at_what_it_missed(dag_bag) -> None:

@@ -60,7 +60,7 @@ def test_groups_of_a_subject_do_not_touch_each_other(lake: Lake) -> None:
 def test_the_indexes_serve_a_night_and_an_alarm(lake: Lake) -> None:
     publish_metrics(lake, "rides", "drift", [metric()], NIGHT, run_id="r")
     found = {tuple(index["column_names"]) for index in sa.inspect(lake.engine).get_indexes("metrics")}
-    assert {("subject", "data_date"), ("subject", "check", "column", "segment", "about_date")} <= found
+    assert {("subject", "data_date"), ("subject", "check", "column", "segment", "about_date", "status", "data_date")} <= found
 
 
 def test_a_night_without_metrics_is_published_empty(toy_lake: Lake) -> None:

@@ -137,6 +137,16 @@ def test_what_a_busy_database_does_not_take_is_written_later(lake: Lake, records
     assert not records._kept
 
 
+def test_a_task_s_process_does_not_wait_for_a_later_event(lake: Lake, records: Any) -> None:
+    records._not_before = float("inf")  # as the scheduler it was forked from
+    records.on_dag_run_running(dag_run=_run(), msg="")
+    assert read_runs(lake) == []
+    task = SimpleNamespace(task_id="train", _ti_context_from_server=SimpleNamespace(dag_run=_run()))
+    records.on_task_instance_failed(previous_state=None, task_instance=task, error=ValueError("x"))
+    [run] = read_runs(lake)
+    assert run.error == "ValueError: x"
+
+
 def test_nothing_reaches_the_scheduler(lake: Lake, records: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NIGHTFLEET_NO_SUCH_SETTING", "1")
     records.on_dag_run_running(dag_run=_run(), msg="")
