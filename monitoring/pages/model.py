@@ -11,7 +11,6 @@ import numpy as np
 from config.calendar import ONE_DAY, Interval
 from config.catalog import ModelEntry
 from lake.ledger import Promotion
-from monitoring.alarms import Alarm, open_alarms
 from monitoring.pages.model_axis import Mark, Reign
 from monitoring.pages.model_chart import MOST_FEATURES, short_name, time_lines
 from monitoring.pages.model_compare import SORTS, compared, comparison_presets, comparison_table
@@ -37,6 +36,7 @@ from monitoring.pages.model_tables import (
 )
 from monitoring.pages.page import Column, Context, NotFound, Page, Table, read_period
 from monitoring.pages.run_links import run_url, runs_on_record
+from monitoring.pages.tonight import standings
 from monitoring.performance import LABEL_SHARE
 from monitoring.records import DecisionRecord, RequestRecord, read_decisions_of, read_promotions, read_requests_of
 
@@ -45,6 +45,7 @@ _NIGHTS = 90
 _CONTEXT_NIGHTS = 60  # that the chart shows at least while two periods are compared
 _LONGEST_GAP = 730  # nights from the one period to the other that are still drawn on one axis
 _LENGTHS = (30, 90, 365)
+_CAUSES = 3
 
 
 def page(context: Context, *, query: Mapping[str, str], model: str) -> Page:
@@ -90,7 +91,7 @@ def page(context: Context, *, query: Mapping[str, str], model: str) -> Page:
         "lengths": [(nights, context.url("models", entry.name, from_=newest - timedelta(days=nights - 1), to=newest)) for nights in _LENGTHS],
         "presets": [(name, _compare_url(context, entry, a, b, query)) for name, a, b in presets],
         "sort_urls": [(name, said, context.url("models", entry.name, **{**_kept(query), "sort": name})) for name, said in SORTS.items()],
-        "alarms": _said_of(open_alarms(lake, [entry.name])),
+        "standing": _standing(context, entry),
         "newest_facts": _newest_facts(context, entry, newest),
         "nights_there": len(nights_there),
     }
@@ -290,20 +291,23 @@ def _why_no_segments(entry: ModelEntry, mature_until: date | None) -> str:
     return "Not evaluated: the period's performance was measured before segments were, or has no labels. Run the monitor for it again."
 
 
-def _said_of(alarms: Sequence[Alarm]) -> dict[str, Any]:
-    """Open alarms in a line: the worst, and how many there are."""
-    if not alarms:
-        return {"count": 0}
-    ordered = sorted(alarms, key=lambda a: (a.severity != "critical", a.silenced_until is not None, -a.nights, a.check, a.column))
-    worst = ordered[0]
+def _standing(context: Context, entry: ModelEntry) -> dict[str, Any]:
+    """The model's word of tonight, its causes, and how many alarms are open, in the words of the Tonight page."""
+    [found] = standings(context.lake, [entry.name], context.now)
+    alarms = found.alarms
+    said = []
+    if alarms:
+        said.append(f"{len(alarms)} alarms are open" if len(alarms) > 1 else "one alarm is open")
+        acknowledged, silenced = sum(a.acknowledged is not None for a in alarms), sum(a.silenced_until is not None for a in alarms)
+        said += [f"{acknowledged} acknowledged"] if acknowledged else []
+        said += [f"{silenced} silenced"] if silenced else []
+    said += [f"{found.approvals} waiting for approval"] if found.approvals else []
+    said += [f"{found.requests} retraining requested"] if found.requests else []
     return {
-        "count": len(alarms),
-        "critical": sum(a.severity == "critical" for a in alarms),
-        "silenced": sum(a.silenced_until is not None for a in alarms),
-        "acknowledged": sum(a.acknowledged is not None for a in alarms),
-        "status": "failing" if worst.severity == "critical" else "degraded",
-        "reason": worst.reason or f"{worst.check} {worst.column}".strip(),
-        "since": worst.since,
+        "word": found.word,
+        "causes": [cause.text.rstrip(".") for cause in found.causes[:_CAUSES]],
+        "more": max(len(found.causes) - _CAUSES, 0),
+        "said": ", ".join(said),
     }
 
 

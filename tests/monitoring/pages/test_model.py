@@ -8,6 +8,7 @@ import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from monitoring.pages.model_history import Average, known_nights, read_averages,
 from monitoring.pages.model_importance import read_importances
 from monitoring.pages.page import BadAddress, Context, NotFound, Page, Viewer, to_csv
 from monitoring.pages.render import render
+from monitoring.pages.tonight import standings
 from monitoring.performance import performance
 from serving.predictions import predictions_table
 from tests import toy
@@ -493,9 +495,14 @@ def test_a_catalog_without_segments_says_so(fortnight: Lake) -> None:
     assert "Not evaluated: the catalog names no segment columns" in html
 
 
-def test_open_alarms_stand_on_top(fortnight: Lake) -> None:
+def test_the_word_of_tonight_and_its_cause_stand_on_top(fortnight: Lake) -> None:
+    [standing] = standings(fortnight, [MODEL], context_of(fortnight).now)
     _, html = shown(fortnight)
-    assert '<span class="status status-failing">failing</span> 1 of 2 columns lie beyond their limit' in html
+    assert f'<span class="status status-{standing.word.replace(" ", "_")}">{standing.word}</span>' in html
+    assert standing.word == "failing"
+    assert standing.causes
+    assert standing.causes[0].text.rstrip(".") in unescape(html)
+    assert "Alarms are open" in html or "alarms are open" in html
 
 
 # ---- axis --------------------------------------------------------------------------------------------------------
