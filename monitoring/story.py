@@ -20,6 +20,7 @@ from lake.projection import sql_columns
 from monitoring.drift import MEAN, REFERENCE_MEAN
 from monitoring.pages.reading import has_table, published_nights, read_metrics_of
 from monitoring.performance import ERROR_RATIO, gate_ratios
+from monitoring.records import read_gate_outputs
 from serving.predictions import predictions_table
 from serving.score import recorded_champion
 
@@ -219,7 +220,13 @@ def _performance(lake: Lake, entry: ModelEntry, night: date) -> str:
 def _promised(lake: Lake, entry: ModelEntry, night: date) -> Mapping[str, float]:
     """By output: error over the baseline's at the gate, of the version that scored the night. Times that night's baseline it is what was promised of it."""
     publication = lake.publications.current(predictions_table(lake.settings, entry, lake.dataset(entry.dataset)), Interval.of(night)).get(night)
-    return gate_ratios(lake, entry.name).get(int(recorded_champion(publication)["version"]), {}) if publication else {}
+    if publication is None:
+        return {}
+    version = int(recorded_champion(publication)["version"])
+    outputs = read_gate_outputs(lake, {entry.name: version}).get(entry.name)
+    if outputs is None:  # not projected to SQL yet: the lake knows
+        return gate_ratios(lake, entry.name).get(version, {})
+    return {name: found["challenger"] / found["baseline"] for name, found in outputs.items() if found.get("challenger") is not None and found.get("baseline")}
 
 
 # ---- words -----------------------------------------------------------------------------------------------------
