@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import DAG, Param, task
+from mlops_links import add_links
 from mlops_wiring import RETRY_POLICY
 
 from config.catalog import load_catalog
@@ -69,5 +70,6 @@ with DAG(
         "retry_policy": RETRY_POLICY,
         "execution_timeout": timedelta(minutes=10),
     },
-):
+) as dag:
     rollback()
+    add_links(dag)

@@ -50,6 +50,11 @@ def _night(ti: Any) -> str:
     return str(key or context["params"].get("end") or "")
 
 
+def _subject(ti: Any) -> str:
+    """What the task is about; of a rollback the model in its form."""
+    return str(ti.get_template_context()["params"]["model"]) if ti.dag_id == "rollback" else subject_of(ti.dag_id)
+
+
 def _result(ti: Any) -> dict[str, Any]:
     found = ti.xcom_pull(task_ids=ti.task_id, key="return_value", map_indexes=ti.map_index if ti.map_index >= 0 else None)
     return found if isinstance(found, dict) else {}
@@ -71,7 +76,7 @@ class DriftReportLink(_Link):
 
     def _address(self, operator: Any, ti: Any) -> str:
         night = _night(ti)
-        return page_address("models", subject_of(ti.dag_id), "nights", night) if night else ""
+        return page_address("models", _subject(ti), "nights", night) if night else ""
 
 
 class ModelLink(_Link):
@@ -80,7 +85,7 @@ class ModelLink(_Link):
     name = "Model"
 
     def _address(self, operator: Any, ti: Any) -> str:
-        return page_address("models", subject_of(ti.dag_id))
+        return page_address("models", _subject(ti))
 
 
 class RetrainingLink(_Link):
@@ -89,7 +94,7 @@ class RetrainingLink(_Link):
     name = "Retraining requests"
 
     def _address(self, operator: Any, ti: Any) -> str:
-        return page_address("retraining", model=subject_of(ti.dag_id))
+        return page_address("retraining", model=_subject(ti))
 
 
 class DataLink(_Link):
@@ -98,7 +103,7 @@ class DataLink(_Link):
     name = "Data of the night"
 
     def _address(self, operator: Any, ti: Any) -> str:
-        return page_address("data", subject_of(ti.dag_id), night=_night(ti))
+        return page_address("data", _subject(ti), night=_night(ti))
 
 
 class PredictionsLink(_Link):
@@ -107,7 +112,7 @@ class PredictionsLink(_Link):
     name = "Predictions"
 
     def _address(self, operator: Any, ti: Any) -> str:
-        return page_address("trace", model=subject_of(ti.dag_id), date=_night(ti))
+        return page_address("trace", model=_subject(ti), date=_night(ti))
 
 
 class MlflowRunLink(_Link):
@@ -141,7 +146,7 @@ class ModelCardLink(_Link):
 
     def _address(self, operator: Any, ti: Any) -> str:
         version = (getattr(operator, "decision", None) or _result(ti)).get("version")
-        return page_address("embedded", subject_of(ti.dag_id), "model_cards", f"{version}.html") if version else ""
+        return page_address("embedded", _subject(ti), "model_cards", f"{version}.html") if version else ""
 
 
 _MONITORED, _OF_DATA = (DriftReportLink, ModelLink), (DataLink,)
@@ -159,6 +164,7 @@ LINKS: dict[str, dict[str, tuple[type[_Link], ...]]] = {
         "explain": (ModelCardLink,),
         "promote": (ModelLink, RetrainingLink),
     },
+    "rollback": {"rollback": (ModelLink, RetrainingLink)},
 }
 
 

@@ -69,6 +69,11 @@ def test_a_key_that_is_no_date_stays_one_part_of_the_address(dag_bag: Any) -> No
     assert links(dag_bag, Task("arrival_delay_monitor", "drift", key=hostile))["Drift report"].endswith("/nights/..%2F..%2Fx%3Fy%3D%3Cscript%3E")
 
 
+def test_a_rollback_leads_to_the_model_of_its_form(dag_bag: Any) -> None:
+    task = Task("rollback", "rollback", key=None, params={"model": "arrival_delay"})
+    assert links(dag_bag, task)["Model"] == f"{INSIDE}/models/arrival_delay"
+
+
 def test_a_run_without_a_night_has_no_drift_report(dag_bag: Any) -> None:
     assert links(dag_bag, Task("arrival_delay_monitor", "drift", key=None))["Drift report"] == ""
 
