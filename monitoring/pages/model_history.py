@@ -39,7 +39,6 @@ class Line:
 
     Attributes:
         known: whether the night has a row, be it `not_evaluated`.
-        status: the metric's, "" without a row.
     """
 
     value: Floats
@@ -48,7 +47,6 @@ class Line:
     threshold: Floats
     n: Floats
     known: npt.NDArray[np.bool_]
-    status: npt.NDArray[np.object_]
 
     @property
     def ratio(self) -> Floats:
@@ -180,7 +178,7 @@ def _gather(
     c = _metrics.c
     query = (
         # Nights as text: both databases write them alike, and parsing tens of thousands of dates takes longer than reading them.
-        sa.select(c.check, c.column, sa.cast(c.about_date, sa.String), c.status, *(c[name] for name in wanted))
+        sa.select(c.check, c.column, sa.cast(c.about_date, sa.String), *(c[name] for name in wanted))
         .where(c.subject == model, c.check.in_(checks), c.about_date >= interval.start, c.about_date < interval.end, c.segment == "")
         # A night that was judged twice counts as judged last: later rows overwrite.
         .order_by(c.check, c.column, c.about_date, c.data_date)
@@ -189,26 +187,24 @@ def _gather(
         rows = connection.execute(query).cursor.fetchall()  # type: ignore[union-attr]  # plain tuples: a third of the time of SQLAlchemy's rows
     if not rows:
         return
-    found, columns, days, statuses, *numbers = zip(*rows, strict=True)
+    found, columns, days, *numbers = zip(*rows, strict=True)
     place = {day.isoformat(): position for position, day in enumerate(nights)}
     position = np.fromiter((place[day] for day in days), dtype=np.int64, count=len(rows))
     values = [np.array(column, dtype=np.float64) for column in numbers]
-    state = np.array(statuses, dtype=object)
-    names = list(zip(found, columns, strict=True))
-    starts = [0, *(i for i in range(1, len(names)) if names[i] != names[i - 1]), len(names)]
+    names = np.array([found, columns], dtype=object)
+    starts = [0, *(np.flatnonzero((names[:, 1:] != names[:, :-1]).any(axis=0)) + 1).tolist(), len(rows)]
     for begin, end in itertools.pairwise(starts):
         line = _empty_line(len(nights))
         at = position[begin:end]
         for name, column in zip(wanted, values, strict=True):
             getattr(line, name)[at] = column[begin:end]
         line.known[at] = True
-        line.status[at] = state[begin:end]
-        lines[names[begin]] = line
+        lines[found[begin], columns[begin]] = line
 
 
 def _empty_line(count: int) -> Line:
     value, lower, upper, threshold, n = np.full((5, count), np.nan)
-    return Line(value, lower, upper, threshold, n, np.zeros(count, dtype=bool), np.full(count, "", dtype=object))
+    return Line(value, lower, upper, threshold, n, np.zeros(count, dtype=bool))
 
 
 def read_scored(lake: Lake, model: str, interval: Interval) -> dict[date, ScoredNight]:

@@ -157,7 +157,6 @@ def test_a_history_has_a_place_for_every_night(lake: Lake) -> None:
     line = found.drift[MINUTES]
     assert np.array_equal(line.value, [0.05, math.nan, 0.3, math.nan], equal_nan=True)
     assert list(line.known) == [True, False, True, False]
-    assert list(line.status) == ["ok", "", "warning", ""]
     assert line.ratio[[0, 2]] == pytest.approx([0.5, 3.0])
     assert {day: scored.version for day, scored in found.scored.items()} == {night(0): 1, night(2): 3}
     assert np.isnan(found.line("no such check").value).all()
