@@ -7,9 +7,10 @@ run that ended between the two writes), and projects them; where there are none 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -17,8 +18,8 @@ import sqlalchemy as sa
 from config.calendar import Interval
 from lake.lake import Lake
 from lake.ledger import Promotion
-from lake.projection import sql_columns
-from lake.promotions import project_promotions, stored_promotions
+from lake.projection import projections_table, sql_columns
+from lake.promotions import project_promotions, promotions_table, stored_promotions
 from lake.tables import LakeTable
 from monitoring import requests
 from monitoring.pages.reading import as_utc, has_table
@@ -121,15 +122,18 @@ def read_evidence(lake: Lake, evidence_digest: str) -> Mapping[str, Any] | None:
     return document
 
 
-def read_gate_outputs(lake: Lake, evidence_digests: Iterable[str]) -> dict[str, Mapping[str, Any]]:
-    """By evidence digest: what the gate measured of each output: `metric`, `challenger`, `rival`, `baseline`."""
-    digests = sorted(set(evidence_digests))
+def read_gate_outputs(lake: Lake, versions: Mapping[str, int]) -> dict[str, Mapping[str, Any]]:
+    """By model, of the version named: what the gate's newest judgement measured of each output: `metric`, `challenger`, `rival`, `baseline`."""
+    _bring_up(lake, list(versions), "decisions", decision.project_decisions)
     table = _table(lake, decision.SQL_TABLE, decision.decisions_table(lake, ""))
-    if not digests or not has_table(lake, table.name):
+    if not versions or not has_table(lake, table.name):
         return {}
+    c = table.c
+    wanted = sa.or_(*(sa.and_(c.source_table == f"{model}/decisions", c.version == version) for model, version in versions.items()))
+    query = sa.select(c.source_table, c.evidence).where(wanted).order_by(c.data_date, c.judgement)
     with lake.engine.connect() as connection:
-        found = connection.execute(sa.select(table.c.evidence_digest, table.c.evidence).where(table.c.evidence_digest.in_(digests))).all()
-    return {row.evidence_digest: json.loads(row.evidence).get("outputs", {}) for row in found}
+        newest = {_model(dict(row)): row["evidence"] for row in connection.execute(query).mappings()}
+    return {model: json.loads(evidence).get("outputs", {}) for model, evidence in newest.items()}
 
 
 def read_approvals_of(lake: Lake, models: Collection[str], interval: Interval | None = None) -> list[Approval]:
@@ -146,17 +150,36 @@ def read_approvals_of(lake: Lake, models: Collection[str], interval: Interval | 
 
 def _bring_up(lake: Lake, models: Collection[str], kind: str, project: Callable[[Lake, str], int]) -> None:
     """Project Delta tables whose log has changed since SQL was last seen to hold them; one that is not there is left alone."""
+    changed: dict[str, tuple[tuple[str, str], int, Path]] = {}
     for model in models:
-        path = lake.settings.lake / model / kind
+        log = lake.settings.lake / model / kind / "_delta_log"
         try:
             # Every commit adds a file to this folder. Looked at first: what is committed meanwhile is projected next time, too.
-            state = (path / "_delta_log").stat().st_mtime_ns
+            state = log.stat().st_mtime_ns
         except FileNotFoundError:
             continue
-        key = (lake.settings.database_url, str(path))
+        key = (lake.settings.database_url, str(log))
         if _projected.get(key) != state:
+            changed[model] = (key, state, log)
+    known = _versions(lake, kind, list(changed)) if changed else {}
+    for model, (key, state, log) in changed.items():
+        # Opening a Delta table costs far more than listing its log.
+        if known.get(model) != max((int(file.stem) for file in log.glob("*.json") if file.stem.isdigit()), default=-1):
             project(lake, model)
-            _projected[key] = state
+        _projected[key] = state
+
+
+def _versions(lake: Lake, kind: str, models: Collection[str]) -> dict[str, int]:
+    """By model: the Delta version that SQL holds. A projection is always of the whole table, and every line of a ledger is one version of it."""
+    p, ledger = projections_table.c, promotions_table.c
+    query = sa.select(p.table_name, sa.func.max(p.version)).where(p.sql_table == kind, p.table_name.in_([f"{m}/{kind}" for m in models])).group_by(p.table_name)
+    if kind == promotions_table.name:
+        query = sa.select(ledger.model, sa.func.count()).where(ledger.model.in_(list(models))).group_by(ledger.model)
+    with lake.engine.connect() as connection:
+        inspector = sa.inspect(connection)
+        if not (inspector.has_table(kind) and inspector.has_table(projections_table.name)):
+            return {}
+        return {str(name).partition("/")[0]: int(version) for name, version in connection.execute(query)}
 
 
 def _table(lake: Lake, sql_table: str, table: LakeTable) -> sa.Table:

@@ -137,9 +137,8 @@ async def perform(request: Request, context: Context, action: str, form: Mapping
                 "this form was not made for you by these pages, or is older than twelve hours. Nothing was done. Open the page again, and send it from there."
             )
         if not context.viewer.may(ROLE_OF[action]):
-            raise NotAllowed(
-                f"to {_WORDS.get(action, action)} takes the role {ROLE_OF[action]}, you are {context.viewer.role}. Nothing was done. Ask an admin of this Airflow."
-            )
+            needed, has = ROLE_OF[action], context.viewer.role
+            raise NotAllowed(f"to {_WORDS.get(action, action)} takes the role {needed}, you are {has}. Nothing was done. Ask an admin of this Airflow.")
         done = await _DOES[action](asked)
     except NightfleetError as refusal:
         await asyncio.to_thread(record_action, context.lake, _attempt(asked, REFUSED + " ".join(str(refusal).split())))

@@ -16,7 +16,6 @@ from features.expectations import BAD_SHARE
 from features.labels import newest_mature
 from features.validate import SCORE
 from lake.lake import Lake
-from lake.ledger import Promotion
 from lake.lineage import publications_table
 from lake.metrics import METRIC_SCHEMA, SQL_TABLE
 from lake.projection import sql_columns
@@ -28,7 +27,7 @@ from monitoring.pages.matured import JudgedNight, Key, Pooled, judged_nights, la
 from monitoring.pages.page import Column, Context, Page, Table
 from monitoring.pages.reading import as_utc, has_table
 from monitoring.performance import ERROR_RATIO
-from monitoring.records import DecisionRecord, read_gate_outputs, read_promotions
+from monitoring.records import DecisionRecord, read_gate_outputs
 from monitoring.runs import FAILED, Run, read_runs
 from monitoring.story import figures, label_unit, named
 from serving.predictions import predictions_table
@@ -118,8 +117,9 @@ def _read(lake: Lake, models: Sequence[str], now: datetime) -> _Read:
     of_dataset = {name: max((newest[m] for m, e in entries.items() if e.dataset == name and m in newest), default=None) for name in datasets}
     alarms = _by_subject(open_alarms(lake, [*models, *datasets], now=now), lambda a: a.subject)
     performance = _performance_of(lake, entries, newest)
-    promotions = read_promotions(lake, models)
-    outcomes = requests_with_outcome(lake, models, Interval(max(newest.values()) - timedelta(days=OPEN_REQUEST_NIGHTS), date(9999, 1, 1))) if newest else []
+    known = [night.data_date for night in nights.values() if night.data_date]
+    recent = Interval(max(known) - timedelta(days=OPEN_REQUEST_NIGHTS), date(9999, 1, 1)) if known else None
+    outcomes = requests_with_outcome(lake, models, recent)
     return _Read(
         nights=nights,
         scored=scored,
@@ -129,7 +129,7 @@ def _read(lake: Lake, models: Sequence[str], now: datetime) -> _Read:
         judged=_judged(lake, entries, newest),
         alarms=alarms,
         failed=_failed_runs(lake, [*models, *datasets], min(newest.values(), default=None)),
-        promises=_promises(lake, promotions, {name: found.version for name, found in scored.items()}),
+        promises=read_gate_outputs(lake, {name: found.version for name, found in scored.items() if found.version is not None}),
         waiting=_by_subject(waiting_for_approval(lake, models), lambda d: d.model),
         open_requests=_by_subject((led for led in outcomes if led.state in ("asked", "training", "waiting")), lambda led: led.request.model),
     )
@@ -219,13 +219,6 @@ def _failed_runs(lake: Lake, subjects: Sequence[str], since: date | None) -> dic
     for run in read_runs(lake, subjects=subjects, kinds=["ingest", "score", "monitor"], keys=keys):
         newest[(run.dag_id, run.partition_key)] = run
     return _by_subject((run for run in newest.values() if run.state == FAILED), lambda run: run.subject)
-
-
-def _promises(lake: Lake, promotions: Sequence[Promotion], versions: Mapping[str, int | None]) -> dict[str, Mapping[str, Any]]:
-    """By model: what the gate measured of the version that scored the night."""
-    digest = {p.model: p.evidence_digest for p in promotions if p.version == versions.get(p.model)}
-    found = read_gate_outputs(lake, digest.values())
-    return {model: found[evidence] for model, evidence in digest.items() if evidence in found}
 
 
 # ---- what it means -----------------------------------------------------------------------------------------------

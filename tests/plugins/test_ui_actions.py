@@ -1,0 +1,334 @@
+"""What the forms do: who may, what is refused and why, that it is done once, and that all of it is on record. Airflow's API is played here."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from datetime import UTC, date, datetime, timedelta
+from itertools import product
+from typing import Any
+
+import pytest
+from fastapi import FastAPI, HTTPException, Request
+from mlops_ui_actions import ROLE_OF, AirflowRefused, BadForm, NothingWaits, perform
+
+from config.calendar import ONE_DAY, Interval
+from config.errors import NightfleetError
+from lake.lake import Lake
+from lake.ledger import Promotion
+from lake.metrics import Metric, publish_metrics
+from monitoring.actions import Action, read_actions
+from monitoring.alarms import AlarmNotOpen, BadSilence, open_alarms
+from monitoring.pages.page import ROLES, Context, NotAllowed, NotFound, Page, Role, Viewer
+from tests import toy
+from tests.serving.scenario import MODEL
+
+NIGHT = date(2024, 2, 26)
+DIGEST = "d" * 64
+FINGERPRINT = f"{MODEL}/volume//"
+HOSTILE = "<script>alert(1)</script> \"'\n nul\0 half\ud800 =1+1"
+
+
+class PlayedAirflow:
+    """Answers as Airflow's API does, and remembers what it was asked, and by whom."""
+
+    def __init__(self) -> None:
+        self.app = FastAPI()
+        self.runs: dict[str, dict[str, Any]] = {}
+        self.waiting: list[dict[str, Any]] = []
+        self.answers: list[dict[str, Any]] = []
+        self.asked_by: list[str] = []
+        self.refuses: int | None = None
+        self.app.add_api_route("/api/v2/dags/{dag_id}/dagRuns", self.trigger, methods=["POST"])
+        self.app.add_api_route("/api/v2/dags/{dag_id}/dagRuns/~/hitlDetails", self.details, methods=["GET"])
+        self.app.add_api_route("/api/v2/dags/{dag_id}/dagRuns/{run}/taskInstances/{task}/{index}/hitlDetails", self.answer, methods=["PATCH"])
+
+    def _check(self, request: Request) -> None:
+        self.asked_by.append(request.headers.get("cookie", "") + request.headers.get("authorization", ""))
+        if self.refuses == 500:
+            raise RuntimeError("broken")
+        if self.refuses:
+            raise HTTPException(self.refuses, {"reason": "not for <you>"} if self.refuses == 400 else "not for you")
+
+    async def trigger(self, request: Request, dag_id: str) -> dict[str, Any]:
+        self._check(request)
+        body = await request.json()
+        if body["dag_run_id"] in self.runs:
+            raise HTTPException(409, "Unique constraint violation")
+        self.runs[body["dag_run_id"]] = body | {"dag_id": dag_id}
+        return body
+
+    async def details(self, request: Request, dag_id: str) -> dict[str, Any]:
+        self._check(request)
+        assert request.query_params["response_received"] == "false"
+        return {"hitl_details": [w for w in self.waiting if w["dag_id"] == dag_id], "total_entries": 1}
+
+    async def answer(self, request: Request, dag_id: str, run: str, task: str, index: str) -> dict[str, Any]:
+        self._check(request)
+        self.answers.append(await request.json() | {"run": run, "task": task, "index": index, "dag_id": dag_id})
+        return {}
+
+    def asks(self, digest: str = DIGEST, run: str = "first__2024-02-26") -> None:
+        task = {"task_id": "approve", "dag_run_id": run, "map_index": -1}
+        self.waiting.append({"dag_id": f"{MODEL}_train", "body": f"- Evidence: `{digest}`", "task_instance": task})
+
+
+@pytest.fixture
+def lake(toy_lake: Lake) -> Lake:
+    """Nights up to 2024-02-26 with features, the last with a warning."""
+    nights = Interval(NIGHT - 3 * ONE_DAY, NIGHT + ONE_DAY)
+    toy.publish_valid(toy_lake, nights.widened(10))
+    toy.publish_features(toy_lake, nights)
+    said = {"status": "warning", "value": 7.0, "threshold": 9.0, "reason": "too few rows"}
+    publish_metrics(toy_lake, MODEL, "drift", [Metric(MODEL, NIGHT, NIGHT, "volume", **said)], Interval.of(NIGHT), run_id="t")
+    return toy_lake
+
+
+@pytest.fixture
+def airflow() -> PlayedAirflow:
+    return PlayedAirflow()
+
+
+def do(lake: Lake, airflow: PlayedAirflow | None, name: str, role: Role = "admin", *, own_form: bool = True, **form: str) -> str | Page:
+    context = Context(lake, Viewer("anna", role), datetime.now(UTC), (MODEL,), ("rides",), base="/nightfleet")
+    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": f"/nightfleet/actions/{name}", "scheme": "http", "server": ("airflow", 80)}
+    scope |= {"query_string": b"", "client": ("127.0.0.1", 1), "headers": [(b"cookie", b"_token=anna's"), (b"host", b"airflow")], "root_path": "/nightfleet"}
+    scope["nightfleet.airflow"] = airflow.app if airflow else None
+    return asyncio.run(perform(Request(scope), context, name, form, own_form=own_form))
+
+
+def last(lake: Lake) -> Action:
+    return read_actions(lake)[0]
+
+
+FORMS: Mapping[str, dict[str, str]] = {
+    "acknowledge": {"fingerprint": FINGERPRINT, "reason": "known"},
+    "silence": {"fingerprint": FINGERPRINT, "reason": "known", "until": "2024-03-05"},
+    "unsilence": {"fingerprint": FINGERPRINT, "reason": "back"},
+    "request_retraining": {"model": MODEL, "reason": "the depot moved"},
+    "approve": {"model": MODEL, "reason": "better", "evidence_digest": DIGEST},
+    "reject": {"model": MODEL, "reason": "too bold", "evidence_digest": DIGEST},
+    "rollback": {"model": MODEL, "reason": "complaints"},
+    "reproduce": {"id": "abc"},
+}
+
+
+# ---- who may -----------------------------------------------------------------------------------------------------
+
+
+def test_each_action_has_a_role_and_a_form_here() -> None:
+    assert set(ROLE_OF) == set(FORMS)
+    assert {name for name, role in ROLE_OF.items() if role == "admin"} == {"approve", "reject", "rollback"}
+    assert [name for name, role in ROLE_OF.items() if role == "viewer"] == ["reproduce"], "all that a viewer may do changes nothing"
+
+
+@pytest.mark.parametrize(("name", "role"), [(n, r) for n, r in product(ROLE_OF, ROLES) if ROLES.index(r) < ROLES.index(ROLE_OF[n])])
+def test_a_lesser_role_is_refused_and_that_is_on_record(lake: Lake, airflow: PlayedAirflow, name: str, role: Role) -> None:
+    airflow.asks()
+    with pytest.raises(NotAllowed, match=f"takes the role {ROLE_OF[name]}, you are {role}"):
+        do(lake, airflow, name, role, **FORMS[name])
+    assert (last(lake).by, last(lake).role, last(lake).action) == ("anna", role, name)
+    assert last(lake).outcome.startswith("refused: NotAllowed")
+    assert (airflow.asked_by, airflow.answers, airflow.runs) == ([], [], {})
+    assert [a.acknowledged for a in open_alarms(lake, [MODEL])] == [None]
+
+
+@pytest.mark.parametrize("name", sorted(ROLE_OF))
+def test_a_foreign_form_does_nothing(lake: Lake, airflow: PlayedAirflow, name: str) -> None:
+    with pytest.raises(NotAllowed, match="was not made for you by these pages"):
+        do(lake, airflow, name, own_form=False, **FORMS[name])
+    assert airflow.asked_by == []
+    assert last(lake).outcome.startswith("refused")
+
+
+def test_no_such_action(lake: Lake) -> None:
+    with pytest.raises(NotFound, match="There are: acknowledge"):
+        do(lake, None, "<script>")
+
+
+@pytest.mark.parametrize("name", ["acknowledge", "silence", "unsilence"])
+def test_an_alarm_of_what_one_may_not_see_is_not_there(lake: Lake, name: str) -> None:
+    with pytest.raises(NotFound, match="'secret_model'"):
+        do(lake, None, name, **FORMS[name] | {"fingerprint": "secret_model/volume//"})
+
+
+@pytest.mark.parametrize("name", ["request_retraining", "approve", "reject", "rollback"])
+def test_a_model_one_may_not_see_is_not_there(lake: Lake, airflow: PlayedAirflow, name: str) -> None:
+    with pytest.raises(NotFound):
+        do(lake, airflow, name, **FORMS[name] | {"model": "secret_model"})
+    assert airflow.asked_by == []
+
+
+# ---- alarms ------------------------------------------------------------------------------------------------------
+
+
+def test_acknowledged_with_name_time_and_reason_and_once(lake: Lake) -> None:
+    said = do(lake, None, "acknowledge", "operator", **FORMS["acknowledge"])
+    assert said == f"Acknowledged: volume of {MODEL}. It holds until the alarm clears."
+    [alarm] = open_alarms(lake, [MODEL])
+    assert alarm.acknowledged is not None
+    assert (alarm.acknowledged.by, alarm.acknowledged.role, alarm.acknowledged.reason) == ("anna", "operator", "known")
+    assert "already" in str(do(lake, None, "acknowledge", "operator", **FORMS["acknowledge"]))
+    assert len(read_actions(lake)) == 1
+
+
+def test_silenced_until_a_date_and_back(lake: Lake) -> None:
+    assert "until 2024-03-05" in str(do(lake, None, "silence", "operator", **FORMS["silence"]))
+    assert open_alarms(lake, [MODEL])[0].silenced_until == date(2024, 3, 5)
+    assert "already" in str(do(lake, None, "silence", "operator", **FORMS["silence"]))
+    assert "is over" in str(do(lake, None, "unsilence", "operator", **FORMS["unsilence"]))
+    assert open_alarms(lake, [MODEL])[0].silenced_until is None
+    assert [a.action for a in read_actions(lake)] == ["unsilence", "silence"]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "error"),
+    [
+        ("acknowledge", {"reason": "  "}, BadForm),
+        ("acknowledge", {"reason": "x" * 401}, BadForm),
+        ("acknowledge", {"fingerprint": f"{MODEL}/volume/other/"}, AlarmNotOpen),
+        ("acknowledge", {"fingerprint": "<script>"}, AlarmNotOpen),
+        ("acknowledge", {"fingerprint": ""}, BadForm),
+        ("silence", {"until": ""}, BadForm),
+        ("silence", {"until": "next week"}, BadForm),
+        ("silence", {"until": "2024-02-01"}, BadSilence),
+        ("unsilence", {}, AlarmNotOpen),
+    ],
+)
+def test_what_an_alarm_s_form_gets_wrong(lake: Lake, name: str, change: dict[str, str], error: type[NightfleetError]) -> None:
+    with pytest.raises(error):
+        do(lake, None, name, "operator", **FORMS[name] | change)
+    assert last(lake).outcome.startswith(f"refused: {error.__name__}")
+
+
+# ---- retraining --------------------------------------------------------------------------------------------------
+
+
+def test_a_retraining_is_asked_of_airflow_as_the_person(lake: Lake, airflow: PlayedAirflow) -> None:
+    said = str(do(lake, airflow, "request_retraining", "operator", **FORMS["request_retraining"]))
+    [(run_id, run)] = airflow.runs.items()
+    assert run["dag_id"] == f"{MODEL}_train"
+    assert (run["partition_key"], run["logical_date"], run["conf"]) == ("2024-02-26", None, {"reason": "the depot moved"}), "as of the newest night"
+    assert airflow.asked_by == ["_token=anna's"]
+    assert said == f"Asked for: a training of {MODEL} as of 2024-02-26. Its run is {run_id}."
+    assert (last(lake).subject, last(lake).reason, last(lake).outcome) == (MODEL, "the depot moved", "done")
+    assert last(lake).details == {"as_of": "2024-02-26", "dag_run_id": run_id}
+
+
+def test_sent_twice_it_is_done_once(lake: Lake, airflow: PlayedAirflow) -> None:
+    do(lake, airflow, "request_retraining", **FORMS["request_retraining"])
+    assert "already" in str(do(lake, airflow, "request_retraining", **FORMS["request_retraining"]))
+    assert len(airflow.runs) == len(read_actions(lake)) == 1
+    do(lake, airflow, "request_retraining", **FORMS["request_retraining"] | {"reason": "another"})
+    do(lake, airflow, "request_retraining", **FORMS["request_retraining"] | {"as_of": "2024-02-25"})
+    assert len(airflow.runs) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "words"), [({"as_of": "2024-02-27"}, "newest night of rides is 2024-02-26"), ({"as_of": "x"}, "needs a date"), ({"reason": ""}, "missing")]
+)
+def test_what_the_form_gets_wrong_reaches_no_airflow(lake: Lake, airflow: PlayedAirflow, change: dict[str, str], words: str) -> None:
+    with pytest.raises(BadForm, match=words):
+        do(lake, airflow, "request_retraining", **FORMS["request_retraining"] | change)
+    assert airflow.runs == {}
+
+
+@pytest.mark.parametrize(
+    ("status", "error"), [(401, NotAllowed), (403, NotAllowed), (400, AirflowRefused), (404, AirflowRefused), (422, AirflowRefused), (500, AirflowRefused)]
+)
+def test_what_airflow_refuses_is_told_and_kept(lake: Lake, airflow: PlayedAirflow, status: int, error: type[NightfleetError]) -> None:
+    airflow.refuses = status
+    with pytest.raises(error, match=r"Airflow .* start a training .*Nothing was done\."):
+        do(lake, airflow, "request_retraining", **FORMS["request_retraining"])
+    assert last(lake).outcome.startswith(f"refused: {error.__name__}: Airflow")
+
+
+def test_without_an_airflow_it_says_so(lake: Lake) -> None:
+    with pytest.raises(AirflowRefused, match="run without an Airflow"):
+        do(lake, None, "request_retraining", **FORMS["request_retraining"])
+
+
+def test_a_hostile_reason_is_kept_as_text(lake: Lake, airflow: PlayedAirflow) -> None:
+    do(lake, airflow, "request_retraining", **FORMS["request_retraining"] | {"reason": HOSTILE})
+    kept = HOSTILE.replace("\0", "\ufffd").replace("\ud800", "?")
+    assert last(lake).reason == kept
+    assert [run["conf"]["reason"] for run in airflow.runs.values()] == [kept]
+
+
+# ---- approval ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "option"), [("approve", "Approve"), ("reject", "Reject")])
+def test_an_answer_goes_to_the_question_with_that_evidence(lake: Lake, airflow: PlayedAirflow, name: str, option: str) -> None:
+    airflow.asks("e" * 64, run="another")
+    airflow.asks()
+    do(lake, airflow, name, **FORMS[name])
+    [answer] = airflow.answers
+    assert (answer["run"], answer["task"], answer["chosen_options"]) == ("first__2024-02-26", "approve", [option])
+    assert answer["params_input"] == {"reason": FORMS[name]["reason"]}
+    assert last(lake).details == {"evidence_digest": DIGEST, "dag_run_id": "first__2024-02-26"}
+
+
+@pytest.mark.parametrize("digest", ["e" * 64, "d", "d" * 63, ""])
+def test_other_evidence_than_that_on_the_screen_is_not_answered(lake: Lake, airflow: PlayedAirflow, digest: str) -> None:
+    airflow.asks()
+    with pytest.raises((NothingWaits, BadForm)):
+        do(lake, airflow, "approve", **FORMS["approve"] | {"evidence_digest": digest})
+    assert airflow.answers == []
+    assert last(lake).outcome.startswith("refused")
+
+
+# ---- rollback ----------------------------------------------------------------------------------------------------
+
+
+def promote(lake: Lake, *versions: int) -> None:
+    for number, version in enumerate(versions):
+        ledger = lake.ledger(MODEL)
+        day = NIGHT + timedelta(days=number)
+        ledger.append(Promotion(MODEL, version, NIGHT, day, datetime.now(UTC), "run", f"a{version}", f"e{version}"), seen=ledger.read())
+
+
+def test_a_rollback_is_a_run_of_its_dag(lake: Lake, airflow: PlayedAirflow) -> None:
+    promote(lake, 1, 2)
+    do(lake, airflow, "rollback", **FORMS["rollback"])
+    assert "already" in str(do(lake, airflow, "rollback", **FORMS["rollback"]))
+    [run] = airflow.runs.values()
+    assert (run["dag_id"], run["partition_key"]) == ("rollback", None)
+    assert run["conf"] == {"model": MODEL, "reason": "complaints", "version": None}
+    assert len(read_actions(lake)) == 1
+    promote(lake, 3)
+    do(lake, airflow, "rollback", **FORMS["rollback"])
+    assert len(airflow.runs) == 2, "after another promotion the same words are another request"
+
+
+@pytest.mark.parametrize("version", ["2", "9", "-1", "1.5", "one", "٣", "<script>"])
+def test_only_to_a_former_champion(lake: Lake, airflow: PlayedAirflow, version: str) -> None:
+    promote(lake, 1, 2)
+    with pytest.raises(BadForm):
+        do(lake, airflow, "rollback", **FORMS["rollback"] | {"version": version})
+    assert airflow.runs == {}
+
+
+def test_only_an_approver_where_they_are_named(lake: Lake, airflow: PlayedAirflow) -> None:
+    promote(lake, 1, 2)
+    named = Lake(lake.settings.model_copy(update={"approvers": ("7:berta",)}), lake.catalog)
+    with pytest.raises(NotAllowed, match="one of the approvers"):
+        do(named, airflow, "rollback", **FORMS["rollback"])
+
+
+# ---- the record --------------------------------------------------------------------------------------------------
+
+
+def test_what_breaks_is_on_record_too(lake: Lake, airflow: PlayedAirflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlops_ui_actions.newest_nights", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        do(lake, airflow, "request_retraining", **FORMS["request_retraining"])
+    assert last(lake).outcome == "failed: ZeroDivisionError"
+
+
+def test_a_long_and_hostile_form_is_cut_not_refused_by_the_record(lake: Lake) -> None:
+    with pytest.raises(NightfleetError):
+        do(lake, None, "acknowledge", "operator", fingerprint="x" * 20_000, reason=HOSTILE * 500, **{f"f{i}": "y" * 5_000 for i in range(50)})
+    assert len(last(lake).reason) <= 4_000
+    assert len(json.dumps(last(lake).details)) < 10_000
