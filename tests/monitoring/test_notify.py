@@ -103,7 +103,7 @@ def test_alarms_that_come_together_are_one_message(lake: Lake, http: HttpSink) -
     metric(lake, MODEL, T, {f"x{number:02}": "failing" for number in range(25)})
     metric(lake, "rides", T, {"bookings": "failing"}, group="quality", check="bad_share")
     assert told(lake) == 2
-    data, model = (body for _, body in http.taken)
+    model, data = sorted((body for _, body in http.taken), key=lambda body: len(body["title"]))
     assert data["title"] == "Critical: rides: critical: bad_share of bookings: too far"
     assert f"{BASE}/plugin/models/nightfleet/data/rides?night=2024-03-05" in data["message"]
     assert model["title"] == "Critical: ride_minutes: 25 things to look at"
@@ -157,6 +157,22 @@ def test_however_many_tasks_tell_at_once_it_is_one_message(lake: Lake, http: Htt
     with ThreadPoolExecutor(4) as pool:
         assert sum(pool.map(work, range(8))) == 1
     assert len(http.taken) == 1
+
+
+def test_of_two_that_take_the_same_message_one_sends_it(lake: Lake, http: HttpSink) -> None:
+    metric(lake, MODEL, T, {"x": "failing"})
+    tell(lake, events(lake, base_url=BASE, now=NOW), now=NOW)
+    sent: list[str] = []
+
+    def another_meanwhile(url: str, message: Message) -> str | None:
+        sent.append(message.key)
+        deliver(lake, now=NOW, send=lambda _url, other: sent.append(other.key))
+        return None
+
+    [row] = notify._waiting_messages(lake, ["hook"], NOW)
+    deliver(lake, now=NOW, send=another_meanwhile)
+    assert not notify._claimed(lake, row, NOW)  # it was seen waiting, and taken since
+    assert len(sent) == 1
 
 
 def test_a_message_whose_sender_was_killed_is_sent_by_another_later(lake: Lake, http: HttpSink) -> None:
