@@ -159,11 +159,16 @@ def tabbed_through(page: Page) -> list[str]:
     page.evaluate("document.activeElement && document.activeElement.blur(); window.scrollTo(0, 0)")
     page.evaluate("document.body.tabIndex = -1; document.body.focus()")
     reached: list[str] = []
+    nowhere = 0
     for _ in range(3_000):
         page.keyboard.press("Tab")
         name = page.evaluate(_NAMED + "document.activeElement === document.body || !document.activeElement ? '' : named(document.activeElement)")
-        if not name or (reached and name == reached[0]):
+        # Within a frame the page itself has no focus for a stop; past its end it has none for good.
+        nowhere = 0 if name else nowhere + 1
+        if nowhere == 3 or (reached and name == reached[0]):
             break
+        if not name:
+            continue
         # A date's field is three stops: year, month, day.
         if not reached or name != reached[-1]:
             reached.append(name)

@@ -21,7 +21,7 @@ from config.calendar import ONE_DAY
 from monitoring.actions import read_actions
 from monitoring.pages.page import Role
 from tests.browser import Visit, chromium, drawn, sideways, violations, visit
-from tests.three_nights import BROKEN_DEPOTS, CLEAN, DRIFTED, HOSTILE, WRONG, ThreeNights, three_nights
+from tests.three_nights import BROKEN_DEPOTS, CLEAN, DRIFTED, HOSTILE, WRONG, ThreeNights
 
 ROLES: tuple[Role, ...] = get_args(Role)
 PAGES = {
@@ -36,12 +36,6 @@ PAGES = {
     "trace": "trace",
 }
 _SECONDS = 300.0
-
-
-@pytest.fixture(scope="module")
-def nights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreeNights]:
-    with three_nights(tmp_path_factory.mktemp("three")) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
@@ -121,10 +115,13 @@ def test_the_nav_entry_leads_to_tonight_and_its_address_outlives_a_reload_and_a_
     inside(window).locator("a[href$='/models/ride_minutes']").first.click()
     expect(inside(window).locator("h1")).to_have_text("Duration of tomorrow's rides")
     page.wait_for_url("**/plugin/models/nightfleet/models/ride_minutes")
-    page.reload()
-    expect(inside(window).locator("h1")).to_have_text("Duration of tomorrow's rides")
     page.go_back()
     expect(inside(window).locator("h1")).to_have_text("Tonight")
+    # As pasted into a chat: the address alone leads there, in a reload too.
+    page.goto(f"{nights.url}/plugin/models/nightfleet/models/ride_minutes?from={CLEAN}&to={WRONG}")
+    page.reload()
+    expect(inside(window).locator("h1")).to_have_text("Duration of tomorrow's rides")
+    expect(inside(window).locator("input[name=from]")).to_have_value(str(CLEAN))
     assert window.problems == []
 
 
@@ -208,6 +205,7 @@ def test_a_prediction_is_traced_by_its_id_and_reproduced(someone: tuple[Role, Vi
     page.keyboard.press("Enter")
     page.wait_for_url(f"**/trace?*id={found}*")
     assert str(found) in page.inner_text("main")
+    page.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true })")
     assert "tours/features/vehicle_daily" in page.inner_text("main")
     page.locator("form[action$='/actions/reproduce'] button").click()
     page.wait_for_load_state("load")
