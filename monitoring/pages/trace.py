@@ -83,7 +83,7 @@ def _traced(context: Context, text: str, query: Mapping[str, str], *, reproduced
     values = _form_values(context, {"model": p.model, "date": p.data_date.isoformat()}, text=p.prediction_id) | {
         "traced": _overview(context, entry, traced, personal, linked),
         "tree": _node(branch, linked, depth=0),
-        "reproduced": _reproduced(reproduced),
+        "reproduced": _reproduced(reproduced, personal),
         "back": context.url("trace", id=p.prediction_id),
     }
     return Page(f"Trace of {p.prediction_id[:8]}", TEMPLATE, values, tuple(tables))
@@ -255,7 +255,7 @@ def _branches(branch: Branch) -> Iterator[Branch]:
         yield from _branches(part)
 
 
-def _reproduced(reproduced: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _reproduced(reproduced: Mapping[str, Any] | None, personal: Collection[str]) -> dict[str, Any] | None:
     if reproduced is None:
         return None
     outcome = reproduced["outcome"]
@@ -264,10 +264,26 @@ def _reproduced(reproduced: Mapping[str, Any] | None) -> dict[str, Any] | None:
     steps = []
     for step in outcome["steps"]:
         state = "equal" if step["equal"] else "differs" if step["binding"] else "explains"
-        # Equal mappings are long, and say nothing that the trace does not.
-        told = not (step["equal"] and isinstance(step["expected"], dict))
-        steps.append({"name": step["name"], "state": state, **{key: _cut(shown(step[key])) if told else "" for key in ("expected", "found")}})
+        expected, found = _told(step, personal)
+        steps.append({"name": step["name"], "state": state, "expected": _cut(expected), "found": _cut(found)})
     return {"refusal": None, "equal": outcome["equal"], "steps": steps}
+
+
+def _told(step: Mapping[str, Any], personal: Collection[str]) -> tuple[str, str]:
+    """Both sides of a step as text; of many values those that differ, personal ones hidden."""
+    expected, found = step["expected"], step["found"]
+    if not (isinstance(expected, Mapping) and isinstance(found, Mapping)):
+        return shown(expected), shown(found)
+    view = step["name"].rpartition(" ")[2]
+    differing = [name for name in {**expected, **found} if expected.get(name) != found.get(name) or (name in expected) != (name in found)]
+    if not differing and not step["equal"]:
+        differing = [*expected]  # bits differ that compare equal, as 0.0 and -0.0 do
+    hidden = {name for name in differing if name in personal or f"{view}__{name}" in personal}
+
+    def side(values: Mapping[str, Any]) -> str:
+        return shown({name: HIDDEN if name in hidden else values[name] for name in differing if name in values})
+
+    return side(expected), side(found)
 
 
 def _cut(text: str) -> str:

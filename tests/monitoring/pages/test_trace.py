@@ -311,3 +311,16 @@ def test_a_replaced_prediction_says_so(own: Lake) -> None:
     text = html_of(own, asked(own, id=wanted))
     assert "replaced" in text
     assert "2024-02-02 03:04 UTC: another row took its place" in text
+
+
+def test_a_step_that_differs_tells_only_what_differs_and_nothing_personal() -> None:
+    steps = [
+        ("features riders", {"name": "Ada", "minutes": 1.0, "rides": 3}, {"name": "Eve", "minutes": 2.0, "rides": 3}, True),
+        ("retrieved riders", {"riders__name": "Ada"}, {"riders__name": "Eve"}, True),
+    ]
+    told = page_module._reproduced({"outcome": outcome(*steps), "refusal": None}, {"riders__name"})
+    assert told is not None
+    assert [(step["expected"], step["found"]) for step in told["steps"]] == [
+        (f"name {HIDDEN}, minutes 1.0", f"name {HIDDEN}, minutes 2.0"),
+        (f"riders__name {HIDDEN}", f"riders__name {HIDDEN}"),
+    ]
