@@ -41,7 +41,7 @@ from monitoring.performance import LABEL_SHARE
 from monitoring.records import DecisionRecord, RequestRecord, read_decisions_of, read_promotions, read_requests_of
 
 TEMPLATE = "model.html.jinja"
-_NIGHTS = 90
+_NIGHTS, _LEAST_NIGHTS = 90, 7
 _CONTEXT_NIGHTS = 60  # that the chart shows at least while two periods are compared
 _LONGEST_GAP = 730  # nights from the one period to the other that are still drawn on one axis
 _LENGTHS = (30, 90, 365)
@@ -62,6 +62,8 @@ def page(context: Context, *, query: Mapping[str, str], model: str) -> Page:
         raise NotFound(f"{entry.name} has not scored a night yet. Run the first one: `make run`, or trigger the ingest DAG of {entry.dataset}.")
     first_night, newest = known
     period = read_period(query.get("from"), query.get("to"), newest=newest, nights=_NIGHTS)
+    if not query.get("from") and first_night <= period.last:  # no empty months before the first night
+        period = Interval(max(period.start, min(first_night, period.last - timedelta(days=_LEAST_NIGHTS - 1))), period.end)
     asked = query.get("compare_from") or query.get("compare_to")
     presets = comparison_presets(newest, promotions := read_promotions(lake, [entry.name]))
     if asked:

@@ -260,7 +260,10 @@ def _nulls(stack: Stack, history: History) -> None:
         )
     title = f"Null rates, the {len(series)} highest of {len(lines)}" if len(series) < len(lines) else "Null rates"
     more = "   ".join(f"{{{place + 1}|{plain(s['name'])}}}" for place, s in enumerate(series))
-    stack.grid(title, 90, {"type": "value", "min": 0, "axisLabel": {"format": "percent"}}, series, more=more, dates=True)
+    y_axis: dict[str, Any] = {"type": "value", "min": 0, "axisLabel": {"format": "percent"}}
+    if not any(value for s in series for value in s["data"]):
+        y_axis["max"] = 0.01  # an axis of zeros would end at 120 %
+    stack.grid(title, 90, y_axis, series, more=more, dates=True)
 
 
 def worst_nulls(history: History) -> list[str]:

@@ -226,7 +226,7 @@ def versions_table(context: Context, entry: ModelEntry, promotions: Sequence[Pro
         else:
             until = str(following - ONE_DAY) if following else "in force" if newest is None or line.effective_from <= newest + ONE_DAY else "to come"
         decision = judged.get(line.evidence_digest)
-        said = "; ".join(reason.text for reason in decision.reasons) if decision else ""
+        said = " ".join(reason.text for reason in decision.reasons) if decision else ""
         job = jobs[line.artifact_digest]
         streamed = job.get("mlflow")
         trained_by, mlflow = job.get("run_id"), streamed.get("run_id") if isinstance(streamed, Mapping) else None

@@ -370,6 +370,7 @@ def test_all_grids_share_one_axis_of_nights(fortnight: Lake) -> None:
     option = page.charts[0].option
     assert {tuple(axis["data"]) for axis in option["xAxis"]} == {tuple(night(i).isoformat() for i in range(14))}
     assert {(grid["left"], grid["right"]) for grid in option["grid"]} == {(option["grid"][0]["left"], option["grid"][0]["right"])}
+    assert {grid["outerBoundsMode"] for grid in option["grid"]} == {"none"}, "or ECharts moves their edges by their labels"
     assert all(below["top"] >= above["top"] + above["height"] for above, below in zip(option["grid"], option["grid"][1:], strict=False))
     assert len(option["grid"]) == len(option["title"]) == len(option["yAxis"]) == 7
     assert page.charts[0].links[night(3).isoformat()] == f"/nightfleet/models/{MODEL}/nights/{night(3)}"
@@ -418,6 +419,12 @@ def test_a_night_whose_judgement_failed_is_not_evaluated_and_named_so(lake: Lake
     assert [row["state"] for row in page.table("nights").rows] == ["judged", "not evaluated", "judged"]
     [[begin, _]] = grids(page)["ride_minutes: mae"]["ride_minutes: mae"]["markArea"]["data"]
     assert (begin["name"], begin["xAxis"]) == ("", str(night(1)))
+
+
+def test_the_open_period_begins_with_the_first_night(fortnight: Lake) -> None:
+    assert shown(fortnight)[0].charts[0].option["xAxis"][0]["data"] == [night(i).isoformat() for i in range(14)]
+    early = shown(fortnight, to=str(night(2)))[0].charts[0].option["xAxis"][0]["data"]
+    assert early == [night(i).isoformat() for i in range(-4, 3)], "a week at least"
 
 
 def test_a_period_without_nights_says_which_there_are(fortnight: Lake) -> None:
