@@ -72,6 +72,13 @@ def _image(settings: Settings) -> tuple[bool, str]:
         return False, str(error).splitlines()[0].removeprefix("ImageMissing: ")[:100]
 
 
+def _notifications(settings: Settings) -> tuple[bool, str]:
+    from monitoring.notify import state_text
+
+    said = state_text(settings)
+    return bool(settings.notifications) and "cannot be reached" not in said, said
+
+
 def _command(*names: str) -> Callable[[], tuple[bool, str]]:
     def look() -> tuple[bool, str]:
         for name in names:
@@ -109,7 +116,10 @@ def examine(settings: Settings) -> list[Finding]:
     add("training in containers", "a Docker engine", _docker, False, "apt-get install docker.io && dockerd; until then trainings are processes")
     add("training in containers", "the training image of this code", lambda: _image(settings), False, "make images; until then trainings are processes")
     add("training on a GPU", "an NVIDIA driver", _command("nvidia-smi"), False, "install the driver; until then training runs on the CPU")
+    add("telling people", "channels that can be reached", lambda: _notifications(settings), False, "name them in the profile, with the secrets they name")
     add("tests on Postgres", "Postgres server binaries", _command("initdb"), False, "apt-get install postgresql")
+    add("tests of the pages", "Chromium", _command("chromium"), False, "apt-get install chromium")
+    add("tests of the metrics", "Prometheus", _command("prometheus"), False, "apt-get install prometheus")
     return found
 
 
