@@ -36,7 +36,7 @@ TEMPLATE = "tonight.html.jinja"
 OPEN_REQUEST_NIGHTS = 60
 _CAUSES_SHOWN = 6
 _FEATURE_DRIFT = ("drift_psi", "drift_ks")
-_METRICS = {"mae": "MAE", "rmse": "RMSE", "brier": "Brier score", "log_loss": "log loss"}
+_METRICS = {"mae": "MAE", "rmse": "RMSE", "brier": "Brier", "log_loss": "log loss"}
 _RUN_WORDS = {"ingest": "ingest", "score": "scoring", "monitor": "monitoring"}
 Row = Mapping[str, Any]
 
@@ -82,7 +82,7 @@ class Standing:
     scored: _Scored | None = None
     quality: float | None = None
     drift: str = ""
-    performance: str = ""
+    performance: tuple[str, ...] = ()
     approvals: int = 0
     requests: int = 0
     alarms: tuple[Alarm, ...] = ()
@@ -433,32 +433,33 @@ class _Judge:
         if not judged:
             return "not evaluated"
         beyond = sum(1 for row in judged if row["status"] in ("warning", "failing"))
-        text = f"{beyond} of {len(judged)} features"
+        text = f"{beyond} of {len(judged)}"
         moved = sum(1 for row in self.metrics if row["check"] == "prediction_drift" and row["status"] in ("warning", "failing"))
         return text + (", predictions too" if moved else "") + (f"; {unjudged} not evaluated" if unjudged else "")
 
-    def _performance_text(self) -> str:
+    def _performance_text(self) -> tuple[str, ...]:
         """Errors of the last mature nights of the version that scored, beside what its gate measured."""
         if self.scored is None:
-            return "not evaluated"
+            return ("not evaluated",)
         promised = self.read.promises.get(self.entry.name, {})
         parts = []
+        gates = [output.gate for output in self.entry.outputs.values()]
         for name, output in self.entry.outputs.items():
             known = self.read.errors.get((self.entry.name, name), ())
             found = pooled(last_of_version(known, self.scored.version, self.entry.retrain.performance.nights), rooted=output.gate == "rmse")
             unit = "" if isinstance(output, BinaryOutput) else label_unit(self.lake, self.entry)
-            parts.append(_error_text(name if len(self.entry.outputs) > 1 else "", output.gate, found, unit, promised.get(name), self.scored.version))
-        return "; ".join(parts)
+            parts.append(_error_text(name if gates.count(output.gate) > 1 else "", output.gate, found, unit, promised.get(name), self.scored.version))
+        return tuple(parts)
 
 
 def _error_text(name: str, gate: str, found: Pooled | None, unit: str, promised: Mapping[str, Any] | None, version: int | None) -> str:
     label = f"{name}: " if name else ""
     if found is None:
         return f"{label}no night of version {version} is judged yet"
-    interval = f" ({_number(found.lower)} to {_number(found.upper)})" if found.lower is not None and found.upper is not None else ""
+    interval = f" ({_number(found.lower)}–{_number(found.upper)})" if found.lower is not None and found.upper is not None else ""
     challenger, baseline = (promised or {}).get("challenger"), (promised or {}).get("baseline")
-    promise = f"{_number(challenger / baseline)} promised" if challenger is not None and baseline else "nothing promised"
-    return f"{label}{_METRICS.get(gate, gate)} {figures(found.error)}{' ' + unit if unit else ''}: {_percent(found.ratio)}{interval}, {promise}"
+    promise = f"promised {_number(challenger / baseline)}" if challenger is not None and baseline else "nothing promised"
+    return f"{label}{_METRICS.get(gate, gate)} {figures(found.error)}{' ' + unit if unit else ''}, {_percent(found.ratio)}{interval}, {promise}"
 
 
 def _number(share: float) -> str:
@@ -519,25 +520,29 @@ class Headline:
 
     Attributes:
         good: whether every model is healthy.
-        about: models that the sentence is about, where it is not about all.
+        cause: the worst cause; about: models that have it. Empty in a good night.
     """
 
     text: str
     good: bool
+    cause: str = ""
     about: str = ""
 
 
 def headline(found: Sequence[Standing]) -> Headline:
-    """All is well, or what is worst, by its cause."""
+    """All is well; or how many are not, and the worst cause."""
     if not found:
         return Headline("There is no model that you may see", False)
     if all(s.word == "healthy" for s in found):
         return Headline("The model is healthy" if len(found) == 1 else f"All {len(found)} models are healthy", True)
+    tally = [(word, sum(s.word == word for s in found)) for word in WORDS if word != "healthy"]
+    (word, count), *others = [(word, count) for word, count in tally if count]
+    text = f"The model is {word}" if len(found) == 1 else f"{count} of {len(found)} models {word}" + "".join(f", {n} {w}" for w, n in others)
     worst = next(s for s in found if s.word != "healthy")
     cause = worst.causes[0] if worst.causes else Cause(99, worst.word)
     alike = [s for s in found if any(_same(c, cause) for c in s.causes)]
-    others = f" and {len(alike) - 1} more model{'' if len(alike) == 2 else 's'}" if len(alike) > 1 else ""
-    return Headline(cause.text[0].upper() + cause.text[1:], False, f"{worst.entry.title}{others}")
+    more = f" and {len(alike) - 1} more model{'' if len(alike) == 2 else 's'}" if len(alike) > 1 else ""
+    return Headline(text, False, cause.text[0].upper() + cause.text[1:], f"{worst.entry.title}{more}")
 
 
 def _same(one: Cause, other: Cause) -> bool:
@@ -569,7 +574,7 @@ def page(context: Context, *, query: Mapping[str, str]) -> Page:
 
 
 _CAPTION = (
-    "Every model, worst first. Errors: those of the version's last matured nights, in percent of the baseline's (95 % interval), beside what its gate promised."
+    "Every model, worst first. Errors: of the version's last matured nights, with their share of the baseline's (95 % interval) and what its gate promised."
 )
 
 
@@ -609,7 +614,7 @@ _COLUMNS = (
     Column("rows", "rows", "number"),
     Column("scored", "scored"),
     Column("quality", "input quality", "percent"),
-    Column("drift", "drift"),
+    Column("drift", "drifted features"),
     Column("performance", "errors on matured labels"),
     Column("approvals", "approvals", "number", link="approvals_url"),
     Column("requests", "requests", "number", link="requests_url"),
@@ -632,7 +637,8 @@ def _row(context: Context, standing: Standing) -> dict[str, Any]:
         "scored": _scored_text(standing.scored, standing.night),
         "quality": standing.quality,
         "drift": standing.drift,
-        "performance": standing.performance,
+        "performance": "; ".join(standing.performance),
+        "errors": standing.performance,
         "approvals": standing.approvals,
         "approvals_url": f"{retraining}#waiting" if standing.approvals else "",
         "requests": standing.requests,
@@ -646,9 +652,9 @@ def _scored_text(scored: _Scored | None, night: ModelNight) -> str:
     """When the newest night was scored, and how late against its deadline."""
     if scored is None:
         return "never"
-    at, late = scored.first_at.strftime("%Y-%m-%d %H:%M UTC"), night.lateness
+    at, late = scored.first_at.strftime("%m-%d %H:%M UTC"), night.lateness
     if late is None or night.data_date is None or scored.data_date < night.data_date:
-        return f"{at}; the next night is late" if late is not None and late.late else at
+        return f"{at}, late since" if late is not None and late.late else at
     if late.due_at is None:
         return at  # a replay, where no clock runs
     if late.late_by is not None:

@@ -92,9 +92,8 @@ def test_the_row_says_what_was_scored_and_how_well(lake: Lake) -> None:
     page = tonight.page(context(lake), query={})
     [row] = page.tables[0].rows
     assert (row["night"], row["version"], row["rows"], row["quality"]) == (NIGHT, 1, 40, 1.0)
-    assert row["drift"] == "0 of 2 features"
-    errors = "ride_minutes: MAE 8.08 minutes: 81 % (80 to 82), 80 promised; long_probability: Brier score 0.162: 81 % (80 to 82), 80 promised"
-    assert row["performance"] == errors
+    assert row["drift"] == "0 of 2"
+    assert row["performance"] == "MAE 8.08 minutes, 81 % (80–82), promised 80; Brier 0.162, 81 % (80–82), promised 80"
     assert (row["approvals"], row["requests"], row["alarms"]) == (0, 0, "none")
     [header, line] = csv.reader(io.StringIO(to_csv(page.tables[0])))
     assert dict(zip(header, line, strict=True))["rows"] == "40"
@@ -117,7 +116,8 @@ def test_a_view_without_values_is_named_first_with_since_and_share(lake: Lake) -
     assert causes(lake)[0] == "drift: 1 of 2 features beyond their limit, worst rides_7d of vehicle_daily (PSI 0.9, limit 0.2)"
     one(lake, NIGHT, gone)
     assert standing(lake).word == "degraded"
-    assert headline(standings(lake, [MODEL], NOW)).text == "Vehicle daily missing since 02-18: 2 features null in 31 % of rows"
+    told = headline(standings(lake, [MODEL], NOW))
+    assert (told.text, told.cause) == ("The model is degraded", "Vehicle daily missing since 02-18: 2 features null in 31 % of rows")
 
 
 def test_one_column_beyond_its_limit_for_one_night_does_not_count_yet(lake: Lake) -> None:
@@ -186,7 +186,8 @@ def test_a_failed_ingest_is_one_cause_for_all_its_models(lake: Lake) -> None:
     found = standing(lake)
     assert found.causes[0].shared == f"{DATASET}_ingest"
     told = headline([found, replace(found, entry=lake.model(MODEL))])
-    assert (told.text, told.about) == ("Ingest of 2024-02-21 failed: SourceChanged: bookings", "Duration of tomorrow's rides and 1 more model")
+    assert (told.text, told.cause) == ("2 of 2 models failing", "Ingest of 2024-02-21 failed: SourceChanged: bookings")
+    assert told.about == "Duration of tomorrow's rides and 1 more model"
 
 
 def test_a_night_that_is_published_but_not_scored_is_late(lake: Lake) -> None:
@@ -218,7 +219,7 @@ def test_a_part_that_could_not_be_judged_says_why(lake: Lake, key: tuple[str, st
 def test_single_columns_without_a_verdict_are_counted_beside(lake: Lake) -> None:
     nights(lake, {("drift_psi", FEATURES[0]): {"status": "not_evaluated", "value": None, "reason": "every value is null"}})
     assert standing(lake).word == "healthy"
-    assert standing(lake).drift == "0 of 1 features; 1 not evaluated"
+    assert standing(lake).drift == "0 of 1; 1 not evaluated"
 
 
 def test_nothing_measured_at_all(lake: Lake) -> None:
@@ -272,7 +273,8 @@ def test_the_worst_comes_first(lake: Lake) -> None:
     found = standing(lake)
     order = sorted((replace(found, word=word, causes=(Cause(1, word),)) for word in reversed(WORDS)), key=lambda s: WORDS.index(s.word))
     assert [s.word for s in order] == list(WORDS) == ["failing", "late", "degraded", "not evaluated", "healthy"]
-    assert headline(order).text == "Failing"
+    told = headline(order)
+    assert (told.text, told.cause) == ("1 of 5 models failing, 1 late, 1 degraded, 1 not evaluated", "Failing")
 
 
 def test_a_handful_of_queries_whatever_the_number_of_nights(lake: Lake) -> None:
