@@ -158,10 +158,22 @@ def _node(branch: Branch, links: _Links, *, depth: int) -> dict[str, Any]:
         "mood": _MOODS[branch.mood],
         "warning": branch.warning,
         "url": links.of(branch.target),
+        "leads_to": _leads_to(branch.target),
         "facts": [{"name": fact.name, "value": _value(fact), "url": links.of(fact.target)} for fact in branch.facts],
         "branches": [_node(part, links, depth=depth + 1) for part in branch.branches],
         "open": depth == 0 or (depth == 1 and branch.kind == "features"),
     }
+
+
+def _leads_to(target: Target | None) -> str:
+    """The words of a branch's link."""
+    if target is None:
+        return ""
+    if target.kind == "table":
+        return f"Data of the night {target.night}"
+    if target.kind == "model":
+        return f"{target.name} in the night {target.night}" if target.night else f"All of {target.name}"
+    return f"Requests and decisions of {target.name}"
 
 
 def _value(fact: Fact) -> str:
