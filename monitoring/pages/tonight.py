@@ -612,7 +612,7 @@ _COLUMNS = (
     Column("night", "data date", "date", link="night_url"),
     Column("version", "version", "number"),
     Column("rows", "rows", "number"),
-    Column("scored", "scored"),
+    Column("scored", "scored, UTC"),
     Column("quality", "input quality", "percent"),
     Column("drift", "drifted features"),
     Column("performance", "errors on matured labels"),
@@ -652,9 +652,9 @@ def _scored_text(scored: _Scored | None, night: ModelNight) -> str:
     """When the newest night was scored, and how late against its deadline."""
     if scored is None:
         return "never"
-    at, late = scored.first_at.strftime("%m-%d %H:%M UTC"), night.lateness
+    at, late = scored.first_at.strftime("%m-%d %H:%M"), night.lateness
     if late is None or night.data_date is None or scored.data_date < night.data_date:
-        return f"{at}, late since" if late is not None and late.late else at
+        return f"{at}; overdue" if late is not None and late.late else at
     if late.due_at is None:
         return at  # a replay, where no clock runs
     if late.late_by is not None:
