@@ -157,7 +157,7 @@ def _filled(
         "nothing": "",
         "mature_until": mature_until,
         "summary": _summary(history, by_drift),
-        "why_no_segments": "" if segments else _why_no_segments(entry, mature_until),
+        "why_no_segments": "" if segments else _why_no_segments(history, period),
         "drift_csv": context.url("models", entry.name, **{**_kept(query), "format": "csv", "table": "drift"}),
     }
     return Page(entry.title, TEMPLATE, values, tuple(tables), (chart,))
@@ -285,12 +285,14 @@ def _summary(history: History, by_drift: Sequence[str]) -> str:
     return " ".join(said)
 
 
-def _why_no_segments(entry: ModelEntry, mature_until: date | None) -> str:
+def _why_no_segments(history: History, period: Interval) -> str:
+    entry = history.entry
     if entry.gate.segments is None:
         return "Not evaluated: the catalog names no segment columns for this model (gate.segments)."
-    if mature_until is None:
-        return "Not evaluated: no labels of the period are mature yet."
-    return "Not evaluated: the period's performance was measured before segments were, or has no labels. Run the monitor for it again."
+    inside = history.within(period)
+    if not any(np.isfinite(history.line(output.gate, name).value[inside]).any() for name, output in entry.outputs.items()):
+        return "Not evaluated: no scored night of the period has mature labels yet."
+    return f"Not evaluated: the period's performance was measured before segments were. Run `{entry.name}_monitor` for its nights again."
 
 
 def _standing(context: Context, entry: ModelEntry) -> dict[str, Any]:

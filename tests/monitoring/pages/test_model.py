@@ -511,6 +511,13 @@ def test_the_word_of_tonight_and_its_cause_stand_on_top(fortnight: Lake) -> None
     assert "Alarms are open" in html or "alarms are open" in html
 
 
+def test_without_segments_the_page_says_why(lake: Lake) -> None:
+    score_nights(lake, {0: 1})
+    assert "Not evaluated: no scored night of the period has mature labels yet." in shown(lake)[1]
+    publish_performance(lake, performance_rows(night(0), 5.0))
+    assert "measured before segments were. Run `ride_minutes_monitor` for its nights again." in shown(lake)[1]
+
+
 # ---- axis --------------------------------------------------------------------------------------------------------
 
 
