@@ -53,7 +53,7 @@ def person(browser: Browser, nights: ThreeNights, role: Role, **window: Any) -> 
         page.fill("input[name=username]", role)
         page.fill("input[name=password]", nights.password(role))
         page.click("button[type=submit]")
-        page.wait_for_url(f"{nights.url}/")
+        page.get_by_role("link", name="Models").wait_for()
         # Airflow's first page asks for its settings before anybody has logged in.
         found.problems.clear()
         yield found
@@ -278,10 +278,17 @@ def test_an_operators_request_is_trained_waits_for_the_admin_and_is_rolled_back(
     eventually("the promotion waits on the admin's page", waits)
     page = admin.page
     assert operator.open("/nightfleet/retraining").locator("form[action$='/actions/approve']").count() == 0
-    approval = page.locator("form[action$='/actions/approve']")
-    approval.locator("[name=reason]").fill("as good, and newer")
-    approval.get_by_role("button", name="Approve").click()
-    expect(page.locator(".notice")).to_contain_text("Approved")
+
+    def approved() -> bool:
+        approval = admin.open("/nightfleet/retraining").locator("form[action$='/actions/approve']")
+        approval.locator("[name=reason]").fill("as good, and newer")
+        approval.get_by_role("button", name="Approve").click()
+        page.wait_for_load_state("load")
+        # The gate's decision is there some seconds before Airflow asks what to do with it.
+        return "Approved" in page.inner_text("main")
+
+    eventually("Airflow takes the answer", approved)
+    admin.problems.clear()
     ledger = nights.lake.ledger("tour_minutes")
     eventually("the new version is promoted", lambda: len(ledger.read().promotions) == 2)
 
@@ -315,6 +322,7 @@ def test_dark_follows_airflows_own_switch(admin: Visit) -> None:
     page = admin.page
     page.goto(f"{admin.origin}/plugin/models")
     ours = inside(admin).locator("html")
+    expect(inside(admin).locator("h1")).to_have_text("Tonight")
     expect(ours).not_to_have_class("dark")
     page.evaluate("document.documentElement.classList.replace('light', 'dark') || document.documentElement.classList.add('dark')")
     expect(ours).to_have_class("dark")
