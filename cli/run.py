@@ -117,7 +117,9 @@ def keep_up(settings: Settings, console: Console, *, replay_seconds: float | Non
     lake = open_lake(settings)
     with running(settings, lake.catalog, console) as (installation, supervisor, api):
         folder = settings.home / "secrets"
-        console.print(f"open     {installation.pages_url}  user admin, password {installation.admin_password} (also in {folder / 'admin_password'})", soft_wrap=True)
+        console.print(
+            f"open     {installation.pages_url}  user admin, password {installation.admin_password} (also in {folder / 'admin_password'})", soft_wrap=True
+        )
         console.print(f"         users operator and viewer see the same with fewer buttons; their passwords lie in {folder}", soft_wrap=True)
         console.print(f"Airflow  {installation.airflow_url}")
         console.print(f"MLflow   {installation.mlflow_url}")

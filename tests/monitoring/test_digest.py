@@ -377,7 +377,8 @@ def test_the_watch_judges_the_rules_of_every_model_and_repairs_the_actions(lake:
 def test_a_rule_that_two_judge_at_once_is_judged_again(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     from monitoring import digest
 
-    real, tries = digest.judge_alerts, []
+    real: Any = digest.__dict__["judge_alerts"]
+    tries: list[int] = []
 
     def contested(*arguments: Any, **named: Any) -> Any:
         tries.append(1)

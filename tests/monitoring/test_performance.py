@@ -188,8 +188,8 @@ def test_hostile_values_have_short_names_that_differ():
 
 
 def test_shares_never_claim_to_be_certain():
-    assert share_with_interval(3, 3) == (1.0, pytest.approx(0.438503), 1.0)
-    assert share_with_interval(0, 3) == (0.0, 0.0, pytest.approx(0.561497))
+    assert share_with_interval(3, 3) == pytest.approx((1.0, 0.438503, 1.0))
+    assert share_with_interval(0, 3) == pytest.approx((0.0, 0.0, 0.561497))
     share, lower, upper = share_with_interval(60, 100)
     assert (share, round(lower, 4), round(upper, 4)) == (0.6, 0.5020, 0.6906)
 

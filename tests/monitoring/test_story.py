@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from datetime import date, timedelta
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ import sqlalchemy as sa
 from config.calendar import ONE_DAY, Interval
 from features.labels import is_mature
 from lake.lake import Lake
-from lake.metrics import Metric, publish_metrics, read_metrics
+from lake.metrics import Metric, Status, publish_metrics, read_metrics
 from lake.tables import valid_table
 from monitoring.drift import drift
 from monitoring.pages.reading import read_metrics_of
@@ -126,7 +127,7 @@ def test_an_empty_night_a_lost_profile_and_one_without_means_say_why(tmp_path, p
 
 
 def test_a_category_has_no_mean(night: Lake):
-    value = {"column": RIDES, "value": 0.5, "threshold": 0.2, "status": "warning", "n": 40}
+    value: dict[str, Any] = {"column": RIDES, "value": 0.5, "threshold": 0.2, "status": "warning", "n": 40}
     rows = [Metric(MODEL, NIGHT, NIGHT, "drift_psi", **value), Metric(MODEL, NIGHT, NIGHT, "drift_share", "ok", value=0.1, threshold=0.3, n=9)]
     publish_metrics(night, MODEL, "drift", rows, Interval.of(NIGHT), run_id="t")
     moved, extent, followed = drift_story(night, MODEL, NIGHT)
@@ -139,7 +140,7 @@ def plant_history(lake: Lake) -> None:
     """Alarms on NIGHT-9, NIGHT-3 and NIGHT, NIGHT-5 not evaluated, the others fine."""
     for back in range(12):
         day = NIGHT - timedelta(days=back)
-        status = "warning" if back in (0, 3, 9) else "not_evaluated" if back == 5 else "ok"
+        status: Status = "warning" if back in (0, 3, 9) else "not_evaluated" if back == 5 else "ok"
         row = Metric(MODEL, day, day, "drift_psi", status, column=MINUTES, value=0.5, threshold=0.2, reason="so" if back == 5 else None)
         publish_metrics(lake, MODEL, "drift", [row], Interval.of(day), run_id="t")
 

@@ -21,7 +21,7 @@ START = datetime(2024, 3, 2, 6, tzinfo=UTC)
 
 
 def _run(**given: Any) -> SimpleNamespace:
-    known = {"dag_id": "arrival_delay_train", "run_id": "r", "note": None, "conf": {}, "consumed_asset_events": [], "partition_key": None}
+    known: dict[str, Any] = {"dag_id": "arrival_delay_train", "run_id": "r", "note": None, "conf": {}, "consumed_asset_events": [], "partition_key": None}
     return SimpleNamespace(**(known | {"start_date": START, "end_date": None} | given))
 
 

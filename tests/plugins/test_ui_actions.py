@@ -53,7 +53,7 @@ class PlayedAirflow:
 
     async def trigger(self, request: Request, dag_id: str) -> dict[str, Any]:
         self._check(request)
-        body = await request.json()
+        body: dict[str, Any] = await request.json()
         if body["dag_run_id"] in self.runs:
             raise HTTPException(409, "Unique constraint violation")
         self.runs[body["dag_run_id"]] = body | {"dag_id": dag_id}
@@ -80,7 +80,7 @@ def lake(toy_lake: Lake) -> Lake:
     nights = Interval(NIGHT - 3 * ONE_DAY, NIGHT + ONE_DAY)
     toy.publish_valid(toy_lake, nights.widened(10))
     toy.publish_features(toy_lake, nights)
-    said = {"status": "warning", "value": 7.0, "threshold": 9.0, "reason": "too few rows"}
+    said: dict[str, Any] = {"status": "warning", "value": 7.0, "threshold": 9.0, "reason": "too few rows"}
     publish_metrics(toy_lake, MODEL, "drift", [Metric(MODEL, NIGHT, NIGHT, "volume", **said)], Interval.of(NIGHT), run_id="t")
     return toy_lake
 
@@ -90,7 +90,7 @@ def airflow() -> PlayedAirflow:
     return PlayedAirflow()
 
 
-def do(lake: Lake, airflow: PlayedAirflow | None, name: str, role: Role = "admin", *, own_form: bool = True, **form: str) -> str | Page:
+def do(lake: Lake, airflow: PlayedAirflow | None, name: str, role: Any = "admin", *, own_form: Any = True, **form: str) -> str | Page:
     context = Context(lake, Viewer("anna", role), datetime.now(UTC), (MODEL,), ("rides",), base="/nightfleet")
     scope: dict[str, Any] = {"type": "http", "method": "POST", "path": f"/nightfleet/actions/{name}", "scheme": "http", "server": ("airflow", 80)}
     scope |= {"query_string": b"", "client": ("127.0.0.1", 1), "headers": [(b"cookie", b"_token=anna's"), (b"host", b"airflow")], "root_path": "/nightfleet"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 import pytest
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, Dialog
 
 from config.calendar import Interval
 from features.validate import DataRejected, validate
@@ -42,6 +42,16 @@ from training.segments import Bounds, Segment
 HOSTILE = '<script>window.owned=1;alert(1)</script><img src=x onerror="window.owned=1;alert(2)">\'"&'
 PLAIN = "<!doctype html><html><body><p>fine</p></body></html>"
 lake = card_lake
+
+
+def noting(dialogs: list[str]) -> Callable[[Dialog], None]:
+    """Keeps what a dialog says, and closes it: an open one would stop the page."""
+
+    def note(dialog: Dialog) -> None:
+        dialogs.append(dialog.message)
+        dialog.dismiss()
+
+    return note
 
 
 def context_of(lake: Lake) -> Context:
@@ -224,8 +234,9 @@ def looked_at(browser: Browser, context: Context, path: str) -> Iterator[Any]:
     """The document in its frame; at the end: nothing of it ran that came from data, nothing was asked of anybody."""
     with served(context) as origin:
         page = browser.new_page(viewport={"width": 1280, "height": 900})
-        dialogs, asked = [], []
-        page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+        dialogs: list[str] = []
+        asked: list[str] = []
+        page.on("dialog", noting(dialogs))
         page.on("request", lambda request: asked.append(request.url))
         try:
             page.goto(f"{origin}/frame/{path}")
@@ -238,7 +249,7 @@ def looked_at(browser: Browser, context: Context, path: str) -> Iterator[Any]:
             assert frame.evaluate("(() => { try { return document.cookie } catch { return 'refused' } })()") == "refused"
             assert frame.evaluate("(() => { try { return parent.document.title } catch { return 'refused' } })()") == "refused"
             alone = browser.new_page()
-            alone.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+            alone.on("dialog", noting(dialogs))
             alone.goto(f"{origin}/embedded/{path}")
             assert alone.evaluate("window.origin") == "null", "also opened alone"
             alone.close()
@@ -325,7 +336,7 @@ def test_a_model_card_shows_hostile_values_as_text_and_runs_nothing(toy_lake: La
     with served(context_of(toy_lake)) as origin:
         page = browser.new_page()
         dialogs: list[str] = []
-        page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+        page.on("dialog", noting(dialogs))
         page.goto(f"{origin}/frame/{path}")
         text = page.frames[1].locator("body").inner_text()
         assert f"carrier = {HOSTILE}" in text

@@ -73,13 +73,13 @@ def errors(lake: Lake, version: int, first: date, ratios: list[float]) -> None:
         day = first + timedelta(days=k)
         rows = []
         for name, gate in (("ride_minutes", "mae"), ("long_probability", "brier")):
-            told = {"status": "ok", "n": 100, "reference": f"version {version}, trained on some nights"}
+            told: dict[str, Any] = {"status": "ok", "n": 100, "reference": f"version {version}, trained on some nights"}
             rows += [Metric(MODEL, day, day + 2 * ONE_DAY, gate, column=name, value=ratio * 10, **told)]
             rows += [Metric(MODEL, day, day + 2 * ONE_DAY, f"{gate}_baseline", column=name, value=10.0, **told)]
         publish_metrics(lake, MODEL, "performance", rows, Interval.of(day + 2 * ONE_DAY), run_id="t")
 
 
-def shown(lake: Lake, role: Role = "viewer", **query: str) -> tuple[Page, str]:
+def shown(lake: Lake, role: Any = "viewer", **query: str) -> tuple[Page, str]:
     here = context(lake, role, datetime(2024, 2, 28, tzinfo=UTC))
     page = retraining.page(here, query=query)
     return page, render(page, here, path="/nightfleet/retraining")

@@ -17,7 +17,7 @@ from lake.lake import Lake
 from lake.metrics import Metric, publish_metrics
 from monitoring.alarms import acknowledge, silence
 from monitoring.pages import tonight
-from monitoring.pages.condition import WORDS
+from monitoring.pages.condition import DEFINITIONS, WORDS
 from monitoring.pages.page import to_csv
 from monitoring.pages.render import render
 from monitoring.pages.tonight import Cause, Standing, headline, standings
@@ -300,4 +300,4 @@ def test_the_words_are_defined_on_the_page(lake: Lake) -> None:
     nights(lake)
     text, _ = shown(lake)
     for word in WORDS:
-        assert tonight.DEFINITIONS[word] in text
+        assert DEFINITIONS[word] in text
