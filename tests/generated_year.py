@@ -44,7 +44,7 @@ from lake.tables import LakeTable, feature_table, quarantine_table, raw_table, v
 from monitoring.drift import MEAN, REFERENCE_MEAN
 from monitoring.performance import ACCURACY, ERROR_RATIO, LABEL_SHARE
 from monitoring.runs import _metadata as runs_metadata
-from monitoring.runs import runs_table
+from monitoring.runs import runs_table, waiting_table
 from serving.predictions import predictions_table
 from serving.publish import sql_name
 
@@ -779,6 +779,13 @@ def _predictions(lake: Lake, story: Story, connection: sa.Connection, *, nights:
 # ---- what ran, and what people did ---------------------------------------------------------------------------------
 
 
+def _waiting(story: Story) -> dict[str, Any]:
+    """Row of the SQL table `waiting`: the run that asks a person, and does so for ever."""
+    name, night = story.entry.name, story.nights[story.scored - 1]
+    row = {"model": name, "run_id": f"asset_triggered__{night}", "asking": 0, "dag_id": f"{name}_train", "title": f"Promote {name}?"}
+    return row | {"asked_at": cutoff(night, story.dataset.time_zone), "until": datetime(2200, 1, 1, tzinfo=UTC)}
+
+
 def _runs(stories: Sequence[Story], nights: Sequence[date]) -> list[dict[str, Any]]:
     """Rows of the SQL table `runs`: every night of every DAG, the planted failures among them."""
     rows: list[dict[str, Any]] = []
@@ -869,6 +876,7 @@ def fill(home: Path, *, nights: int = NIGHTS, last: date = LAST, seed: int = 7) 
             _predictions(lake, story, connection)
         runs_metadata.create_all(connection)
         connection.execute(runs_table.insert(), _runs(stories, days))
+        connection.execute(waiting_table.insert(), [_waiting(story) for story in stories if story.number == 3])
     _actions(lake, stories)
     for dataset in DATASETS:
         _quarantine(lake, lake.dataset(dataset), bad[dataset], days)

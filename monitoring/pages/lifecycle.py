@@ -12,7 +12,7 @@ from lake.lake import Lake
 from lake.ledger import Promotion
 from monitoring.pages.matured import JudgedNight, Key, Pooled, judged_nights, pooled
 from monitoring.records import DecisionRecord, RequestRecord, read_approvals_of, read_decisions_of, read_promotions, read_requests_of
-from monitoring.runs import ENDED, FAILED, Run, read_runs
+from monitoring.runs import ENDED, FAILED, Run, read_runs, read_waiting
 from training.approval import Approval
 
 State = Literal["asked", "training", "failed", "refused", "not evaluated", "waiting", "rejected", "lapsed", "passed", "promoted"]
@@ -126,8 +126,10 @@ def led_to(
 
 
 def waiting_for_approval(lake: Lake, models: Collection[str]) -> list[DecisionRecord]:
-    """Promotions that wait for a person: passed by the gate, neither answered nor promoted nor overtaken, their run not over."""
-    asking = [name for name in models if lake.model(name).approval == "required"]
+    """Promotions that wait for a person: passed by the gate, asked for by their run, neither answered nor promoted nor overtaken."""
+    # Between the gate's word and Airflow's question there is nothing to answer yet.
+    asked = {waiting.model for waiting in read_waiting(lake)}
+    asking = [name for name in models if name in asked]
     if not asking:
         return []
     newest: dict[str, DecisionRecord] = {decision.model: decision for decision in read_decisions_of(lake, asking)}

@@ -103,7 +103,7 @@ def up(user: User, log: Path) -> Iterator[Person]:
     process = user.start("up", log=log)
     try:
         wait_for("Ctrl-C ends everything", log, process)
-        found = re.search(r"Airflow\s+(http://\S+)\s+user admin, password (\S+)", log.read_text())
+        found = re.search(r"open\s+(http://[^/\s]+)/plugin/models\s+user admin, password (\S+)", log.read_text())
         assert found, log.read_text()
         yield Person(found.group(1), found.group(2))
     finally:

@@ -23,7 +23,7 @@ from monitoring.pages.render import render
 from monitoring.pages.retraining import evidence_text
 from monitoring.records import DecisionRecord
 from monitoring.requests import request_retraining
-from monitoring.runs import Run, record_run
+from monitoring.runs import Run, Waiting, record_run, record_waiting
 from tests import toy
 from tests.monitoring.pages.fleet import context
 from tests.serving.scenario import MODEL
@@ -194,8 +194,16 @@ def test_nights_after_a_rollback_are_not_the_version_s(lake: Lake) -> None:
 # ---- what waits, and forms by role -------------------------------------------------------------------------------
 
 
+def ask(lake: Lake) -> None:
+    """As `approve` does when it begins to wait."""
+    now = datetime.now(UTC)
+    record_waiting(lake, Waiting(MODEL, RUN.run_id, 0, RUN.dag_id, "promote?", now, now + ONE_DAY))
+
+
 def test_what_waits_is_shown_with_its_evidence_until_it_is_over(lake: Lake) -> None:
     decided = decide(lake, 1, "promote")
+    assert waiting_for_approval(lake, [MODEL]) == [], "the gate has spoken, nobody has asked yet"
+    ask(lake)
     assert [d.evidence_digest for d in waiting_for_approval(lake, [MODEL])] == [decided.evidence_digest]
     page, html = shown(lake, "admin")
     assert f'value="{decided.evidence_digest}"' in html
@@ -206,6 +214,7 @@ def test_what_waits_is_shown_with_its_evidence_until_it_is_over(lake: Lake) -> N
 
 
 def test_a_refused_or_overtaken_version_does_not_wait(lake: Lake) -> None:
+    ask(lake)
     decide(lake, 1, "promote", as_of=FIRST)
     decide(lake, 2, "refuse")
     assert waiting_for_approval(lake, [MODEL]) == []
@@ -218,6 +227,7 @@ def test_a_refused_or_overtaken_version_does_not_wait(lake: Lake) -> None:
 def test_each_role_sees_its_forms(lake: Lake, role: Role, actions: set[str] | None) -> None:
     decide(lake, 5, "promote")
     promote(lake, 1, FIRST)
+    ask(lake)
     promote(lake, 2, FIRST + ONE_DAY)
     said = {"status": "warning", "reason": HOSTILE}
     publish_metrics(lake, MODEL, "drift", [Metric(MODEL, NIGHT, NIGHT, "volume", **said)], Interval.of(NIGHT), run_id="t")  # type: ignore[arg-type]
