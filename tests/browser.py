@@ -183,7 +183,7 @@ const named = (e) => `${e.tagName.toLowerCase()} ${[...document.querySelectorAll
 
 
 def same_cell(shown: str, value: str) -> bool:
-    """Whether a cell says what its value in the CSV is: numbers rounded, instants to the minute, words without underscores."""
+    """Whether a cell says what its value in the CSV is: numbers rounded, instants to the minute, words without underscores, a line for each part."""
     shown, value = " ".join(shown.split()), " ".join(value.split())
     if value == "":
         return shown in {"–", ""}
@@ -200,5 +200,12 @@ def same_cell(shown: str, value: str) -> bool:
         return abs(found - number) <= max(6e-3 if cleaned.endswith("%") else 1e-6, 1e-3 * abs(number))
     if re.fullmatch(r"\d{4}-\d\d-\d\dT.*", value):
         return shown == f"{value[:10]} {value[11:16]} UTC"
-    spelled = {value, value.removeprefix("'"), value.replace("_", " "), value.replace("; ", ", "), {"True": "yes", "False": "no"}.get(value, value)}
+    spelled = {
+        value,
+        value.removeprefix("'"),
+        value.replace("_", " "),
+        value.replace("; ", ", "),
+        value.replace("; ", " "),
+        {"True": "yes", "False": "no"}.get(value, value),
+    }
     return shown in spelled
