@@ -95,8 +95,8 @@ def real_user(tmp_path_factory: pytest.TempPathFactory) -> User:
     return User(Settings(home=tmp_path_factory.mktemp("real") / "var"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def nights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreeNights]:
-    """Three nights in a real Airflow, which stays up; for tests that only look."""
+    """Three nights in a real Airflow, which stays up as long as there are real runs; for tests that only look."""
     with three_nights(tmp_path_factory.mktemp("nights")) as found:
         yield found
