@@ -7,16 +7,16 @@ files were changed on disk. `tour_minutes` stays green, since tours are the same
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pytest
 from rich.console import Console
 
 from cli.airflow_api import AirflowApi
@@ -117,28 +117,27 @@ def three_nights(folder: Path) -> Iterator[ThreeNights]:
     lake = write_sources(folder)
     settings = lake.settings.model_copy(update={"runner": "process"})
     lake = Lake(settings, lake.catalog)
-    before = dict(os.environ)
-    os.environ |= {"NIGHTFLEET_CATALOG_DIR": str(settings.catalog_dir), "NIGHTFLEET_SQL_DIR": str(settings.sql_dir), "NIGHTFLEET_RUNNER": "process"}
-    try:
-        with running(settings, lake.catalog, Console()) as (installation, supervisor, api):
-            chain = Chain(lake, api, supervisor, settings.home / "airflow" / "logs", lambda _step: None)
-            plan = make_plan(lake, 3, None)
-            chain.history(plan.history)
-            chain.train({model.name: as_of for model, as_of in plan.first_models(lake.catalog)}, "the first run: there is no champion yet")
-            approve(api, "tour_minutes_train", f"first__{CLEAN - ONE_DAY}", REASON)
-            for wave in plan.nights[:2]:
-                chain.night(wave)
-            _damage_champion(lake, "ride_delay")
-            try:
-                chain.night(plan.nights[2])
-            except TaskFailed:
-                _until_quiet(api)
-            else:
-                raise AssertionError("the scoring with changed files went through")
-            yield ThreeNights(lake, installation, api)
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+    with ExitStack() as stack:
+        # What is started takes its environment along; the tests' own stays as it was.
+        with pytest.MonkeyPatch.context() as environment:
+            for name, value in {"CATALOG_DIR": str(settings.catalog_dir), "SQL_DIR": str(settings.sql_dir), "RUNNER": "process"}.items():
+                environment.setenv(f"NIGHTFLEET_{name}", value)
+            installation, supervisor, api = stack.enter_context(running(settings, lake.catalog, Console()))
+        chain = Chain(lake, api, supervisor, settings.home / "airflow" / "logs", lambda _step: None)
+        plan = make_plan(lake, 3, None)
+        chain.history(plan.history)
+        chain.train({model.name: as_of for model, as_of in plan.first_models(lake.catalog)}, "the first run: there is no champion yet")
+        approve(api, "tour_minutes_train", f"first__{CLEAN - ONE_DAY}", REASON)
+        for wave in plan.nights[:2]:
+            chain.night(wave)
+        _damage_champion(lake, "ride_delay")
+        try:
+            chain.night(plan.nights[2])
+        except TaskFailed:
+            _until_quiet(api)
+        else:
+            raise AssertionError("the scoring with changed files went through")
+        yield ThreeNights(lake, installation, api)
 
 
 def approve(api: AirflowApi, dag_id: str, run_id: str, reason: str) -> None:
