@@ -6,11 +6,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from lake.lake import Lake
 from tests import toy
 from tests.monitoring import scenario
 from tests.serving.scenario import use_linear
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def sql_lake(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Lake]:
+    """An empty lake of the toy catalog, with its projections in SQLite and, as another test, in Postgres."""
+    made = toy.toy_lake(tmp_path)
+    if request.param == "postgres":
+        made = Lake(made.settings.model_copy(update={"sql_url": request.getfixturevalue("postgres_url")}), made.catalog)
+    yield made
+    with made.engine.begin() as connection:
+        metadata = sa.MetaData()
+        metadata.reflect(connection)
+        metadata.drop_all(connection)
+    made.engine.dispose()
 
 
 @pytest.fixture(scope="package")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -22,16 +21,9 @@ AT = datetime(2024, 3, 2, 23, 59, 59, 5, tzinfo=UTC)
 ACTION = Action(AT, "ada", "operator", "silence", "ride_minutes", "drift_psi", "x", "depot=a/b", date(2024, 3, 9), "known", details={"n": 1})
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Lake]:
-    made = toy.toy_lake(tmp_path)
-    if request.param == "postgres":
-        made = Lake(made.settings.model_copy(update={"sql_url": request.getfixturevalue("postgres_url")}), made.catalog)
-    yield made
-    with made.engine.begin() as connection:
-        for name in sa.inspect(connection).get_table_names():
-            connection.execute(sa.text(f'DROP TABLE "{name}"'))
-    made.engine.dispose()
+@pytest.fixture
+def lake(sql_lake: Lake) -> Lake:
+    return sql_lake
 
 
 def test_an_action_is_kept_with_everything_it_holds(lake: Lake) -> None:

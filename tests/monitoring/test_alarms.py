@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 
 from config.calendar import ONE_DAY, Interval
 from config.catalog import load_catalog
@@ -33,16 +32,9 @@ FIRST = date(2024, 3, 1)
 BY: Mapping[str, Any] = {"by": "ada", "role": "operator", "reason": "known"}
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Lake]:
-    made = toy.toy_lake(tmp_path)
-    if request.param == "postgres":
-        made = Lake(made.settings.model_copy(update={"sql_url": request.getfixturevalue("postgres_url")}), made.catalog)
-    yield made
-    with made.engine.begin() as connection:
-        for name in sa.inspect(connection).get_table_names():
-            connection.execute(sa.text(f'DROP TABLE "{name}"'))
-    made.engine.dispose()
+@pytest.fixture
+def lake(sql_lake: Lake) -> Lake:
+    return sql_lake
 
 
 def row(night: date, status: str, check: str = "drift_psi", column: str = "x", segment: str = "", judged: int = 0, subject: str = MODEL) -> Metric:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 
 from config.calendar import ONE_DAY, Interval
 from config.catalog import load_catalog
@@ -99,16 +97,9 @@ def test_lengths_as_a_person_says_them(minutes: float, text: str) -> None:
 # ---- where models stand ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Lake]:
-    made = toy.toy_lake(tmp_path)
-    if request.param == "postgres":
-        made = Lake(made.settings.model_copy(update={"sql_url": request.getfixturevalue("postgres_url")}), made.catalog)
-    yield made
-    with made.engine.begin() as connection:
-        for name in sa.inspect(connection).get_table_names():
-            connection.execute(sa.text(f'DROP TABLE "{name}"'))
-    made.engine.dispose()
+@pytest.fixture
+def lake(sql_lake: Lake) -> Lake:
+    return sql_lake
 
 
 def scored(lake: Lake, night: date, at: datetime = NOW) -> None:

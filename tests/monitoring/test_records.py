@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -19,7 +18,6 @@ from lake.promotions import project_promotions, promotions_table
 from monitoring import records, requests
 from monitoring.records import read_approvals_of, read_decisions_of, read_evidence, read_promotions, read_requests_of
 from monitoring.requests import request_retraining
-from tests import toy
 from tests.serving.scenario import MODEL
 from training import decision
 from training.approval import PromotionRejected, answered, read_approvals
@@ -31,17 +29,9 @@ HOSTILE = "<script>alert(1)</script> 'quotes\"\n\\N, nul\0 and ünï " + "x" * 2
 TABLES = ("promotions", "requests", "decisions", "approvals")
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def lake(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[Lake]:
-    made = toy.toy_lake(tmp_path)
-    if request.param == "postgres":
-        made = Lake(made.settings.model_copy(update={"sql_url": request.getfixturevalue("postgres_url")}), made.catalog)
-    yield made
-    with made.engine.begin() as connection:
-        metadata = sa.MetaData()
-        metadata.reflect(connection)
-        metadata.drop_all(connection)
-    made.engine.dispose()
+@pytest.fixture
+def lake(sql_lake: Lake) -> Lake:
+    return sql_lake
 
 
 def promotion(version: int = 1, effective_from: date = NIGHT, **changes: Any) -> Promotion:

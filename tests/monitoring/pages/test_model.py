@@ -6,15 +6,13 @@ import dataclasses
 import json
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from html import unescape
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import sqlalchemy as sa
 
 from config.calendar import ONE_DAY, Interval
 from lake.lake import Lake
@@ -42,16 +40,9 @@ DIGEST = "d" * 64
 HOSTILE = "<script>alert('depot')</script>"
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Lake]:
-    made = toy.toy_lake(tmp_path)
-    if request.param == "postgres":
-        made = Lake(made.settings.model_copy(update={"sql_url": request.getfixturevalue("postgres_url")}), made.catalog)
-    yield made
-    with made.engine.begin() as connection:
-        for name in sa.inspect(connection).get_table_names():
-            connection.execute(sa.text(f'DROP TABLE "{name}"'))
-    made.engine.dispose()
+@pytest.fixture
+def lake(sql_lake: Lake) -> Lake:
+    return sql_lake
 
 
 def night(number: int) -> date:
