@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -14,7 +13,7 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 import pytest
-from playwright.sync_api import Browser, Dialog
+from playwright.sync_api import Browser, Dialog, expect
 
 from config.calendar import Interval
 from features.validate import DataRejected, validate
@@ -33,15 +32,9 @@ from tests.features.test_validate import SOME, edit, lake_with
 from tests.monitoring import scenario
 from tests.monitoring.scenario import NIGHT
 from tests.serving.scenario import MODEL
-from tests.training.conftest import mlflow_server  # noqa: F401 (a fixture)
-from tests.training.test_model_card import judged, subject  # noqa: F401 (fixtures)
-from tests.training.test_model_card import lake as card_lake
-from training.model_card import render as render_card
-from training.segments import Bounds, Segment
 
 HOSTILE = '<script>window.owned=1;alert(1)</script><img src=x onerror="window.owned=1;alert(2)">\'"&'
 PLAIN = "<!doctype html><html><body><p>fine</p></body></html>"
-lake = card_lake
 
 
 def noting(dialogs: list[str]) -> Callable[[Dialog], None]:
@@ -313,36 +306,14 @@ def test_data_docs_show_hostile_values_as_text_with_all_they_need_in_them(tmp_pa
         assert frame.evaluate("getComputedStyle(document.querySelector('.btn')).borderRadius") != "0px"
         assert frame.evaluate("typeof window.jQuery") == "function"
         assert frame.evaluate("document.fonts.load('900 16px \"Font Awesome 6 Free\"').then((found) => found.length)") == 1
-        count = "[...document.querySelectorAll('tr')].filter((row) => row.checkVisibility()).length"
-        before = frame.evaluate(count)
+        rows = frame.locator("tr:visible")
+        before = rows.count()
         frame.get_by_text("Failed Only").click()
-        frame.wait_for_function(f"{count} < {before}")
+        expect(rows).not_to_have_count(before)
     for other in ("data_docs/rides/index.html", "data_docs/rides/suites/rides.bookings.html"):
         with looked_at(browser, context_of(lake), other) as frame:
             assert frame.locator("a[href]:not([href^='#'])").count() == 0, "a link would be followed without the login"
     assert {name.name for name in (lake.settings.reports / "data_docs" / "rides" / "suites").glob("*.html")} == set(suite_files(lake.dataset("rides")))
-
-
-def test_a_model_card_shows_hostile_values_as_text_and_runs_nothing(toy_lake: Lake, browser: Browser, subject: Any) -> None:  # noqa: F811 (a fixture)
-    from dataclasses import replace
-
-    said, folder = subject
-    bounds = Bounds(1.0, 0.5, 2.0)
-    segment = Segment("carrier", HOSTILE, 50, 7, bounds, bounds, 0.0, None, None, worse=True)
-    whole = said.explanation.segments
-    outputs = tuple(replace(part, segments=(segment,)) for part in whole.outputs)
-    card = render_card(replace(said, explanation=replace(said.explanation, segments=replace(whole, outputs=outputs), notes=(HOSTILE,))), folder)
-    path = put(toy_lake, f"{MODEL}/model_cards/3.html", card)
-    with served(context_of(toy_lake)) as origin:
-        page = browser.new_page()
-        dialogs: list[str] = []
-        page.on("dialog", noting(dialogs))
-        page.goto(f"{origin}/frame/{path}")
-        text = page.frames[1].locator("body").inner_text()
-        assert f"carrier = {HOSTILE}" in text
-        page.close()
-    assert dialogs == []
-    assert "<script" not in card.replace(html.escape("<script"), "")
 
 
 def test_a_page_that_does_not_escape_is_held_by_the_sandbox(toy_lake: Lake, browser: Browser) -> None:
