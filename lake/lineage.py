@@ -94,6 +94,11 @@ _synced_table = sa.Table(
 )
 
 
+def as_utc(instant: datetime) -> datetime:
+    """An instant of the projections' database in UTC: SQLite gives instants back without their zone, and all of ours are UTC."""
+    return instant.astimezone(UTC) if instant.tzinfo else instant.replace(tzinfo=UTC)
+
+
 def create_engine(url: str) -> sa.Engine:
     """An engine on the projections' database; SQLite in WAL with a 30 s wait for locks."""
     engine = sa.create_engine(url, pool_pre_ping=True)
@@ -251,7 +256,6 @@ def _records(table_name: str, commit: Mapping[str, Any]) -> Iterable[dict[str, A
 
 def _publication(row: Any) -> Publication:
     inputs = tuple(Input(i["table"], date.fromisoformat(i["data_date"]), i["digest"], i["version"]) for i in json.loads(row.inputs))
-    committed = row.committed_at if row.committed_at.tzinfo else row.committed_at.replace(tzinfo=UTC)
     return Publication(
         row.table_name,
         row.data_date,
@@ -261,7 +265,7 @@ def _publication(row: Any) -> Publication:
         row.run_id,
         row.code_version,
         row.catalog_digest,
-        committed,
+        as_utc(row.committed_at),
         inputs,
         json.loads(row.details),
     )

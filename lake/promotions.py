@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
 
 from lake.lake import Lake
 from lake.ledger import LedgerSnapshot, Promotion
-from lake.lineage import lock
+from lake.lineage import as_utc, lock
 
 _metadata = sa.MetaData()
 promotions_table = sa.Table(
@@ -68,13 +67,8 @@ def _stored(connection: sa.Connection, models: Collection[str]) -> list[Promotio
 
 
 def _promotion(row: dict[str, Any]) -> Promotion:
-    return Promotion(**row | {"decided_at": _utc(row["decided_at"])})
+    return Promotion(**row | {"decided_at": as_utc(row["decided_at"])})
 
 
 def _lines(snapshot: LedgerSnapshot) -> list[Promotion]:
-    return [Promotion(**line.__dict__ | {"decided_at": _utc(line.decided_at)}) for line in sorted(snapshot.promotions, key=lambda p: p.sequence)]
-
-
-def _utc(instant: datetime) -> datetime:
-    """SQLite gives times back without a zone."""
-    return instant.astimezone(UTC) if instant.tzinfo else instant.replace(tzinfo=UTC)
+    return [Promotion(**line.__dict__ | {"decided_at": as_utc(line.decided_at)}) for line in sorted(snapshot.promotions, key=lambda p: p.sequence)]

@@ -19,7 +19,7 @@ from config.calendar import ONE_DAY, Interval
 from config.errors import TransientError
 from config.settings import code_version
 from lake.lake import Lake
-from lake.lineage import Lineage
+from lake.lineage import Lineage, as_utc
 from lake.projection import project, sql_columns
 from lake.publish import StalePublish, publish
 from lake.tables import LakeTable, named_table
@@ -174,5 +174,4 @@ def _text(value: str) -> str:
 def _action(row: Mapping[str, Any]) -> Action:
     values = {name: row[name] for name in _COLUMNS}
     at: datetime = values["at_utc"]
-    # SQLite gives times back without a zone.
-    return Action(**values | {"at_utc": at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC), "details": json.loads(values["details"])})
+    return Action(**values | {"at_utc": as_utc(at), "details": json.loads(values["details"])})

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from config.errors import NightfleetError
 from lake.lake import Lake
-from lake.metrics import METRIC_SCHEMA, SQL_TABLE, Status
+from lake.metrics import METRIC_SCHEMA, SQL_TABLE
 from lake.projection import projections_table, sql_columns
 from monitoring.actions import DONE, Action, read_actions, record_action
 
@@ -72,18 +72,6 @@ class Alarm:
     def fingerprint(self) -> str:
         """`subject/check/column/segment`: what is acknowledged and silenced. A slash within a column is `%2F`."""
         return fingerprint_text((self.subject, self.check, self.column, self.segment))
-
-
-@dataclass(frozen=True)
-class AlarmNight:
-    """What one night said of an alarm's check."""
-
-    about_date: date
-    data_date: date
-    status: Status
-    value: float | None
-    threshold: float | None
-    reason: str
 
 
 def fingerprint_text(parts: Fingerprint) -> str:
@@ -144,21 +132,6 @@ def open_alarms(lake: Lake, subjects: Collection[str], *, as_of: date | None = N
         found,
         key=lambda a: (a.severity != "critical", quiet[bool(a.acknowledged or a.silenced_until)], order[a.subject], a.check, a.column, a.segment),
     )
-
-
-def alarm_history(lake: Lake, fingerprint: str, nights: int) -> list[AlarmNight]:
-    """What the last so many judged nights said of that check, the earliest first; none where it is not known.
-
-    Raises:
-        AlarmNotOpen: `fingerprint` is none.
-    """
-    m = _metrics()
-    query = sa.select(m).where(_same(m, fingerprint_parts(fingerprint))).order_by(m.c.about_date.desc(), m.c.data_date.desc()).limit(nights)
-    with lake.engine.connect() as connection:
-        if not sa.inspect(connection).has_table(SQL_TABLE):
-            return []
-        rows = list(connection.execute(query))
-    return [AlarmNight(r.about_date, r.data_date, r.status, r.value, r.threshold, r.reason or "") for r in rows[::-1]]
 
 
 # ---- what people do with them ----------------------------------------------------------------------------------

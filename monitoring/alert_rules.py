@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from config.calendar import ONE_DAY, Interval, cutoff, data_date_of
 from config.catalog import AccuracyDrop, AlertRule, BinaryOutput, ConsecutiveFailures, LateNight, ModelEntry
 from lake.lake import Lake, StageResult
-from lake.lineage import publications_table
+from lake.lineage import as_utc, publications_table
 from lake.metrics import METRIC_SCHEMA, SQL_TABLE, Metric, Status, metrics_table, publish_metrics
 from lake.projection import sql_columns
 from lake.tables import feature_table
@@ -195,7 +195,7 @@ def _first_committed(lake: Lake, table: str, night: date) -> datetime | None:
     query = sa.select(sa.func.min(c.committed_at)).where(c.table_name == table, c.data_date == night)
     with lake.engine.connect() as connection:
         found: datetime | None = connection.execute(query).scalar()
-    return found if found is None or found.tzinfo else found.replace(tzinfo=UTC)
+    return None if found is None else as_utc(found)
 
 
 def _has_champion(lake: Lake, model: str, night: date) -> bool:

@@ -24,7 +24,7 @@ from prometheus_client.registry import Collector
 from config.calendar import cutoff
 from features.validate import SCORE
 from lake.lake import Lake
-from lake.lineage import publications_table
+from lake.lineage import as_utc, publications_table
 from lake.metrics import METRIC_SCHEMA, SQL_TABLE
 from lake.projection import projections_table, sql_columns
 from lake.tables import quarantine_table, valid_table
@@ -129,7 +129,7 @@ def _scored(lake: Lake, newest: Mapping[str, Row], nights: Mapping[str, ModelNig
         if found is None:
             continue
         night.add_metric([model.name], cutoff(found.data_date, dataset.time_zone).timestamp())
-        at.add_metric([model.name], _utc(found.committed_at).timestamp())
+        at.add_metric([model.name], as_utc(found.committed_at).timestamp())
         rows.add_metric([model.name], found.row_count)
         champion = _champion(found)
         if champion is not None:
@@ -236,8 +236,8 @@ def _runs(lake: Lake, connection: sa.Connection, there: set[str], now: datetime)
             if row.ended_at is not None:
                 newest[row.subject, row.kind] = row
         for (subject, kind), row in newest.items():
-            seconds.add_metric([subject, kind], (_utc(row.ended_at) - _utc(row.started_at)).total_seconds())
-            ended.add_metric([subject, kind], _utc(row.ended_at).timestamp())
+            seconds.add_metric([subject, kind], (as_utc(row.ended_at) - as_utc(row.started_at)).total_seconds())
+            ended.add_metric([subject, kind], as_utc(row.ended_at).timestamp())
             failed.add_metric([subject, kind], float(row.state == "failed"))
         for subject, kind in sorted({(subject, kind) for subject, kind, _ in counted}):
             for state in RUN_STATES:
@@ -316,8 +316,3 @@ def _newest_metrics(connection: sa.Connection, there: set[str], tables: Sequence
         for row in connection.execute(query):
             found[row.subject, row.check, row.column] = row
     return list(found.values())
-
-
-def _utc(instant: datetime) -> datetime:
-    """SQLite gives instants back naive; they are UTC."""
-    return instant if instant.tzinfo else instant.replace(tzinfo=UTC)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ import sqlalchemy as sa
 from config.calendar import Interval
 from lake.lake import Lake
 from lake.ledger import Promotion
+from lake.lineage import as_utc
 from lake.projection import projections_table, sql_columns
 from lake.promotions import project_promotions, promotions_table, stored_promotions
 from lake.tables import LakeTable
 from monitoring import requests
-from monitoring.pages.reading import as_utc, has_table
+from monitoring.pages.reading import has_table
 from training import approval, decision
 from training.approval import Approval
 from training.decision import Check, Reason
@@ -142,7 +143,7 @@ def read_approvals_of(lake: Lake, models: Collection[str], interval: Interval | 
     table = _table(lake, approval.SQL_TABLE, approval.approvals_table(lake, ""))
     rows = _rows(lake, table, "approvals", models, interval, [], ("number",))
     names = ("version", "answer", "by", "reason", "evidence_digest", "run_id", "asking")
-    return [Approval(_model(row), as_of=row["data_date"], answered_at=_utc(row["answered_at"]), **{name: row[name] for name in names}) for row in rows]
+    return [Approval(_model(row), as_of=row["data_date"], answered_at=as_utc(row["answered_at"]), **{name: row[name] for name in names}) for row in rows]
 
 
 # ---- SQL -------------------------------------------------------------------------------------------------------
@@ -208,7 +209,3 @@ def _rows(
 
 def _model(row: Mapping[str, Any]) -> str:
     return str(row["source_table"]).rpartition("/")[0]
-
-
-def _utc(instant: datetime) -> datetime:
-    return as_utc(instant).astimezone(UTC)

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from config.calendar import Interval
 from lake.lake import Lake
-from lake.lineage import lock
+from lake.lineage import as_utc, lock
 
 Kind = Literal["ingest", "history", "score", "monitor", "train", "rollback", "watch"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -108,7 +108,7 @@ def record_run(target: Lake | sa.Engine, run: Run, *, at: datetime | None = None
     at = at or datetime.now(UTC)
     with _writing(target) as connection:
         stored = _stored(connection, run)
-        if stored is not None and _utc(stored.state_at) > at:
+        if stored is not None and as_utc(stored.state_at) > at:
             return
         values = _values(run) | {
             "state_at": at,
@@ -117,7 +117,7 @@ def record_run(target: Lake | sa.Engine, run: Run, *, at: datetime | None = None
         }
         if stored is not None:
             values["note"] = values["note"] if run.note is not None else stored.note
-            if stored.error_at is not None and (run.state == FAILED or (run.state == RUNNING and _utc(stored.error_at) > at)):
+            if stored.error_at is not None and (run.state == FAILED or (run.state == RUNNING and as_utc(stored.error_at) > at)):
                 values |= {"errors": stored.errors, "error_at": stored.error_at}
         _put(connection, stored is not None, run, values)
 
@@ -212,20 +212,15 @@ def read_waiting(lake: Lake, *, now: datetime | None = None) -> list[Waiting]:
         if not sa.inspect(connection).has_table(waiting_table.name):
             return []
         rows = connection.execute(sa.select(waiting_table).where(sa.not_(ended), c.until > (now or datetime.now(UTC))).order_by(c.asked_at)).all()
-    return [Waiting(x.model, x.run_id, x.asking, x.dag_id, x.title, _utc(x.asked_at), _utc(x.until)) for x in rows]
+    return [Waiting(x.model, x.run_id, x.asking, x.dag_id, x.title, as_utc(x.asked_at), as_utc(x.until)) for x in rows]
 
 
 def _run(row: Any) -> Run:
     said = dict(json.loads(row.errors)) if row.errors else {}
     # The scheduler knows which task failed for good; until it says so, the first that said something.
     task = row.failed_task or next(iter(said), None)
-    started, ended = (instant and _utc(instant) for instant in (row.started_at, row.ended_at))
+    started, ended = (instant and as_utc(instant) for instant in (row.started_at, row.ended_at))
     return Run(row.dag_id, row.run_id, row.subject, row.kind, row.partition_key, row.state, started, ended, row.note, task, said.get(task))
-
-
-def _utc(instant: datetime) -> datetime:
-    """SQLite gives times back without a zone."""
-    return instant.astimezone(UTC) if instant.tzinfo else instant.replace(tzinfo=UTC)
 
 
 def _text(value: str) -> str:

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from config.catalog import ColumnType, ModelEntry
 from config.errors import NightfleetError
 from lake.lake import Lake
+from lake.lineage import as_utc
 from lake.projection import sql_columns
 from serving.predictions import DIGEST_DIGITS, entity_types, predictions_table
 from serving.publish import sql_name
@@ -202,7 +203,7 @@ def _rows(lake: Lake, model: str, query: sa.Select[Any]) -> list[Found]:
 def _utc(value: Any) -> Any:
     """SQLite gives instants back without their zone; all of ours are UTC."""
     if isinstance(value, datetime):
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+        return as_utc(value)
     return value
 
 

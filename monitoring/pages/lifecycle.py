@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Literal, get_args
 
-from config.calendar import ONE_DAY, Interval
+from config.calendar import Interval
 from lake.lake import Lake
 from lake.ledger import Promotion
 from monitoring.pages.matured import JudgedNight, Key, Pooled, judged_nights, pooled
@@ -188,8 +188,3 @@ def _gain(lake: Lake, promotion: Promotion, output: str, former: Promotion | Non
     after = pooled(mine[:GAIN_NIGHTS], rooted=rooted) if mine else None
     before = pooled(theirs[-GAIN_NIGHTS:], rooted=rooted) if theirs else None
     return Gain(output, metric, after, before)
-
-
-def last_nights(end: date, nights: int) -> Interval:
-    """The `nights` up to and with `end`."""
-    return Interval(end - timedelta(days=nights - 1), end + ONE_DAY)

@@ -18,10 +18,10 @@ import sqlalchemy as sa
 from config.calendar import Interval
 from config.catalog import ModelEntry
 from lake.lake import Lake
-from lake.lineage import publications_table
+from lake.lineage import as_utc, publications_table
 from lake.metrics import METRIC_SCHEMA, SQL_TABLE
 from lake.projection import sql_columns
-from monitoring.pages.reading import as_utc, has_table
+from monitoring.pages.reading import has_table
 from monitoring.performance import ERROR_RATIO, LABEL_SHARE
 
 Floats = npt.NDArray[np.float64]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from typing import Any
 
 import sqlalchemy as sa
 
 from config.calendar import Interval
 from lake.lake import Lake
-from lake.lineage import publications_table
+from lake.lineage import as_utc, publications_table
 from lake.metrics import METRIC_SCHEMA, SQL_TABLE
 from lake.projection import sql_columns
 
@@ -112,8 +112,3 @@ def newest_nights(lake: Lake, tables: Iterable[str]) -> dict[str, date]:
     query = sa.select(c.table_name, sa.func.max(c.data_date).label("newest")).where(c.table_name.in_(list(tables))).group_by(c.table_name)
     with lake.engine.connect() as connection:
         return {row.table_name: row.newest for row in connection.execute(query)}
-
-
-def as_utc(instant: datetime) -> datetime:
-    """SQLite gives instants back naive; they are UTC."""
-    return instant if instant.tzinfo else instant.replace(tzinfo=UTC)

@@ -16,7 +16,7 @@ from features.expectations import BAD_SHARE
 from features.labels import newest_mature
 from features.validate import SCORE
 from lake.lake import Lake
-from lake.lineage import publications_table
+from lake.lineage import as_utc, publications_table
 from lake.metrics import METRIC_SCHEMA, SQL_TABLE
 from lake.projection import sql_columns
 from monitoring.alarms import Alarm, open_alarms
@@ -25,7 +25,7 @@ from monitoring.pages.condition import DEFINITIONS, STATISTICAL, WORDS, Facts, P
 from monitoring.pages.lifecycle import Led, requests_with_outcome, waiting_for_approval
 from monitoring.pages.matured import JudgedNight, Key, Pooled, judged_nights, last_of_version, pooled
 from monitoring.pages.page import Column, Context, Page, Table
-from monitoring.pages.reading import as_utc, has_table
+from monitoring.pages.reading import has_table
 from monitoring.performance import ERROR_RATIO
 from monitoring.records import DecisionRecord, read_gate_outputs
 from monitoring.runs import FAILED, Run, read_runs

@@ -18,7 +18,6 @@ from monitoring.alarms import (
     BadSilence,
     ReasonMissing,
     acknowledge,
-    alarm_history,
     fingerprint_parts,
     fingerprint_text,
     open_alarms,
@@ -60,7 +59,6 @@ def only(lake: Lake, **named: Any) -> Any:
 def test_without_metrics_there_are_no_alarms(lake: Lake) -> None:
     assert open_alarms(lake, [MODEL, "rides"]) == []
     assert open_alarms(lake, []) == []
-    assert alarm_history(lake, f"{MODEL}/drift_psi/x/", 30) == []
 
 
 @pytest.mark.parametrize(
@@ -193,11 +191,3 @@ def test_hostile_names_are_values_not_sql(lake: Lake) -> None:
     alarm = only(lake)
     acknowledge(lake, alarm.fingerprint, **BY)
     assert only(lake).acknowledged is not None
-    assert [night.status for night in alarm_history(lake, alarm.fingerprint, 5)] == ["warning"]
-
-
-def test_the_history_of_a_check(lake: Lake) -> None:
-    nights(lake, "owfn")
-    history = alarm_history(lake, f"{MODEL}/drift_psi/x/", 3)
-    assert [(night.about_date.day, night.status) for night in history] == [(2, "warning"), (3, "failing"), (4, "not_evaluated")]
-    assert history[0].reason == "drift_psi is warning"
