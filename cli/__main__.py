@@ -19,7 +19,12 @@ from config.durations import parse_duration
 from config.errors import NightfleetError
 from config.settings import Settings, load_settings
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Nightfleet: a fleet's models, every night.")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Nightfleet: a fleet's models, every night.",
+)
 # Where nobody watches (a log, a pipe) lines need not fit a screen.
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
 
@@ -36,13 +41,16 @@ def _only_one(settings: Settings) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise AlreadyRunning(
-                f"another `run` or `up` works in {settings.home}. Stop it (Ctrl-C in its terminal), or set NIGHTFLEET_HOME to another folder."
+                f"another `run` or `up` works in {settings.home}. Stop it (Ctrl-C in its terminal), or set "
+                "NIGHTFLEET_HOME to another folder."
             ) from error
         yield
 
 
 class Stopped(BaseException):
-    """Ctrl-C or SIGTERM. Not KeyboardInterrupt, which the command-line library would turn into its own message and exit code."""
+    """Ctrl-C or SIGTERM. Not KeyboardInterrupt, which the command-line library would turn into its own message and exit
+    code.
+    """
 
 
 def _stop(_number: int, _frame: object) -> None:
@@ -74,7 +82,11 @@ def up(
 
     seconds: float | None = None
     if replay:
-        seconds = float(replay[:-1]) if replay.endswith("s") and replay[:-1].replace(".", "", 1).isdigit() else parse_duration(replay).total_seconds()
+        seconds = (
+            float(replay[:-1])
+            if replay.endswith("s") and replay[:-1].replace(".", "", 1).isdigit()
+            else parse_duration(replay).total_seconds()
+        )
     settings = load_settings()
     with _only_one(settings):
         keep_up(settings, console, replay_seconds=seconds)
@@ -83,17 +95,20 @@ def up(
 @app.command()
 def trace(
     prediction_id: Annotated[str, typer.Argument(help="A prediction_id from the SQL table predictions_<model>.")],
-    reproduce: Annotated[bool, typer.Option("--reproduce", help="Compute the row again from what was known then, and compare.")] = False,
+    reproduce: Annotated[
+        bool, typer.Option("--reproduce", help="Compute the row again from what was known then, and compare.")
+    ] = False,
 ) -> None:
     """Show the life of one prediction as a tree."""
+    from cli.trace_view import render_reproduction, render_trace
     from lake.lake import open_lake
-    from serving import trace as tracing
+    from monitoring.audit import trace as tracing
 
     lake = open_lake()
-    console.print(tracing.render(tracing.trace(lake, prediction_id)))
+    console.print(render_trace(tracing.trace(lake, prediction_id)))
     if reproduce:
         outcome = tracing.reproduce(lake, prediction_id)
-        console.print(tracing.render_reproduction(outcome))
+        console.print(render_reproduction(outcome))
         raise typer.Exit(0 if outcome.equal else 1)
 
 
@@ -101,7 +116,7 @@ def trace(
 def rescore(model: str, start: str, end: str) -> None:
     """Score data dates START to END of MODEL again, both included, each with the champion of its night."""
     from lake.lake import open_lake
-    from serving.publish import project_predictions
+    from serving.projection import project_predictions
     from serving.score import rescore as rescore_interval
 
     lake, days = open_lake(), Interval.closed(parse_data_date(start), parse_data_date(end))
@@ -126,7 +141,10 @@ def restate(dataset: str, start: str, end: str) -> None:
     run_id = f"restate__{int(time.time())}"
     raw = restate_raw(lake, dataset, days, run_id=run_id)
     nights = sorted({str(night) for table in raw.details.values() for night in table["restated"]})
-    console.print(f"raw: {len(nights)} nights rewritten" + (f", {nights[0]} to {nights[-1]}" if nights else "; the source holds what is published"))
+    console.print(
+        f"raw: {len(nights)} nights rewritten"
+        + (f", {nights[0]} to {nights[-1]}" if nights else "; the source holds what is published")
+    )
     newest = validated_until(lake, lake.dataset(dataset))
     if nights and newest is not None and parse_data_date(nights[0]) <= newest:
         # Later nights may hold revisions of what was rewritten; those that come out equal commit nothing.
@@ -148,10 +166,12 @@ def rollback(model: str, reason: Annotated[str, typer.Option(help="Why; kept in 
     import getpass
 
     from lake.lake import open_lake
-    from training.promote import rollback as roll_back
+    from training.registry.promotion import rollback as roll_back
 
     promotion = roll_back(open_lake(), model, by=getpass.getuser(), reason=reason)
-    console.print(f"{model}: version {promotion.version} is champion again from data date {promotion.effective_from} on.")
+    console.print(
+        f"{model}: version {promotion.version} is champion again from data date {promotion.effective_from} on."
+    )
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})

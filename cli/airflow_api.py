@@ -50,7 +50,15 @@ class AirflowApi:
             time.sleep(0.2 * 2**attempt)
         raise AirflowUnreachable(f"{method} {path} failed six times; the last answer: {problem}")
 
-    def trigger(self, dag_id: str, run_id: str, *, partition_key: str | None = None, conf: dict[str, Any] | None = None, note: str | None = None) -> bool:
+    def trigger(
+        self,
+        dag_id: str,
+        run_id: str,
+        *,
+        partition_key: str | None = None,
+        conf: dict[str, Any] | None = None,
+        note: str | None = None,
+    ) -> bool:
         """Start a run; False when a run of that id exists already."""
         body: dict[str, Any] = {"logical_date": None, "dag_run_id": run_id, "conf": conf or {}}
         if partition_key:
@@ -66,11 +74,19 @@ class AirflowApi:
 
     def clear(self, dag_id: str, run_id: str) -> None:
         """Clear the failed tasks of a run, so that it goes on where it stopped."""
-        self.call("POST", f"/dags/{dag_id}/clearTaskInstances", json={"dry_run": False, "dag_run_id": run_id, "only_failed": True, "reset_dag_runs": True})
+        self.call(
+            "POST",
+            f"/dags/{dag_id}/clearTaskInstances",
+            json={"dry_run": False, "dag_run_id": run_id, "only_failed": True, "reset_dag_runs": True},
+        )
 
     def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         """Task instances of a run."""
-        return list(self.call("GET", f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances", params={"limit": 200}).json()["task_instances"])
+        return list(
+            self.call("GET", f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances", params={"limit": 200}).json()[
+                "task_instances"
+            ]
+        )
 
     def result(self, dag_id: str, run_id: str, task_id: str) -> Any:
         """What the task returned, None when it returned nothing."""
@@ -95,5 +111,8 @@ class AirflowApi:
             if not missing:
                 return
             if time.monotonic() > deadline:
-                raise AirflowRefused(f"after {seconds:.0f} s Airflow still has no DAG {sorted(missing)}. Look at the dag-processor's log.")
+                raise AirflowRefused(
+                    f"after {seconds:.0f} s Airflow still has no DAG {sorted(missing)}. Look at the dag-processor's "
+                    "log."
+                )
             time.sleep(0.3)

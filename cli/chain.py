@@ -17,7 +17,9 @@ from typing import Any
 from cli.airflow_api import AirflowApi
 from cli.processes import Supervisor
 from config.calendar import ONE_DAY, Interval
-from config.catalog import Catalog, Dataset, ModelEntry
+from config.catalog.data import Dataset
+from config.catalog.load import Catalog
+from config.catalog.model import ModelEntry
 from config.errors import NightfleetError
 from lake.lake import Lake
 from lake.ledger import NoChampion
@@ -95,7 +97,9 @@ class Step:
 class Chain:
     """The closed loop over Airflow's REST API."""
 
-    def __init__(self, lake: Lake, api: AirflowApi, supervisor: Supervisor, log_folder: Path, redraw: Callable[[Step], None]) -> None:
+    def __init__(
+        self, lake: Lake, api: AirflowApi, supervisor: Supervisor, log_folder: Path, redraw: Callable[[Step], None]
+    ) -> None:
         self._lake = lake
         self._api = api
         self._supervisor = supervisor
@@ -125,12 +129,19 @@ class Chain:
         wanted = {}
         for name, as_of in plan.items():
             run_id = f"first__{as_of}"
-            self._release(f"{name}_train", run_id, partition_key=str(as_of), conf={"reason": reason}, note=f"requested by {reason}")
+            self._release(
+                f"{name}_train",
+                run_id,
+                partition_key=str(as_of),
+                conf={"reason": reason},
+                note=f"requested by {reason}",
+            )
             wanted[f"{name}_train"] = run_id
         self._wait(step, wanted, patient=True)
 
     def require_champions(self, plan: dict[str, date]) -> None:
-        """Check that each of these models has a champion for the night after its as-of, or waits for a person's approval of one.
+        """Check that each of these models has a champion for the night after its as-of, or waits for a person's
+        approval of one.
 
         Raises:
             NoFirstChampion: a gate or a person refused; the message is the decision with the evidence.
@@ -179,10 +190,14 @@ class Chain:
             if run and run["state"] == "failed":
                 self._api.clear(dag_id, run_id)
 
-    def _wait(self, step: Step, wanted: dict[str, str], nights: dict[str, date] | None = None, *, patient: bool = False) -> None:
-        """Poll until the wanted runs, and for a night all runs that follow from them, are done; raise on the first failure.
+    def _wait(
+        self, step: Step, wanted: dict[str, str], nights: dict[str, date] | None = None, *, patient: bool = False
+    ) -> None:
+        """Poll until the wanted runs, and for a night all runs that follow from them, are done; raise on the first
+        failure.
 
-        A training that waits for a person's approval counts as done: it may wait for days. So does one queued behind it.
+        A training that waits for a person's approval counts as done: it may wait for days. So does one queued behind
+        it.
 
         `patient`: let the other runs end before a failure is raised.
         """
@@ -199,12 +214,16 @@ class Chain:
                         expected.add(f"{model.name}_score")
                         if not self._without_champion(f"{model.name}_score", day):
                             expected.add(f"{model.name}_monitor")
-                expected |= {dag_id.removesuffix("_monitor") + "_train" for dag_id in runs if self._requested(step, dag_id)}
+                expected |= {
+                    dag_id.removesuffix("_monitor") + "_train" for dag_id in runs if self._requested(step, dag_id)
+                }
             self._update(step, runs)
             self._mark_waiting(step)
             self._redraw(step)
             # One model's failed training is no reason to lose what the others' would show.
-            running = any(run.state in {"running", "queued"} and run.dag_id not in self._waiting for run in step.runs.values())
+            running = any(
+                run.state in {"running", "queued"} and run.dag_id not in self._waiting for run in step.runs.values()
+            )
             if not (patient and running):
                 for view in step.runs.values():
                     if not self._settled(view):
@@ -218,13 +237,18 @@ class Chain:
                 seen, progress = now_seen, time.monotonic()
             if not running and time.monotonic() - progress > _CREATION_SECONDS:
                 missing = sorted(expected - {run.dag_id for run in step.runs.values()})
-                raise ChainStuck(f"{', '.join(missing)} did not start within {_CREATION_SECONDS:.0f} s. Look in the UI whether the DAG is paused.")
+                raise ChainStuck(
+                    f"{', '.join(missing)} did not start within {_CREATION_SECONDS:.0f} s. Look in the UI whether the "
+                    "DAG is paused."
+                )
             time.sleep(POLL_SECONDS)
 
     def _night_runs(self, nights: dict[str, date]) -> dict[str, dict[str, Any]]:
         runs: dict[str, dict[str, Any]] = {}
         for name, day in nights.items():
-            follow = {f"{m.name}_{kind}" for m in self._lake.catalog.models_of(name) for kind in ("score", "monitor", "train")}
+            follow = {
+                f"{m.name}_{kind}" for m in self._lake.catalog.models_of(name) for kind in ("score", "monitor", "train")
+            }
             query = {"partition_key_prefix_pattern": str(day), "limit": 200, "order_by": "id"}
             for run in self._api.call("GET", "/dags/~/dagRuns", params=query).json()["dag_runs"]:
                 if run["dag_id"] in follow and not run["dag_run_id"].startswith("first__"):
@@ -234,7 +258,9 @@ class Chain:
     def _requested(self, step: Step, dag_id: str) -> bool:
         run = step.runs.get(dag_id)
         decision = run.tasks.get("decide") if run else None
-        return bool(decision and isinstance(decision.result, dict) and decision.result.get("details", {}).get("requested"))
+        return bool(
+            decision and isinstance(decision.result, dict) and decision.result.get("details", {}).get("requested")
+        )
 
     def _update(self, step: Step, runs: dict[str, dict[str, Any]]) -> None:
         for dag_id, run in runs.items():
@@ -267,23 +293,29 @@ class Chain:
 
     def _mark_waiting(self, step: Step) -> None:
         """Show the approval that a training waits for, also on a run that is queued behind the one that asked."""
-        self._waiting = self._waiting_for_approval() if any(dag_id in self._asking for dag_id in step.runs) else frozenset()
+        self._waiting = (
+            self._waiting_for_approval() if any(dag_id in self._asking for dag_id in step.runs) else frozenset()
+        )
         for dag_id in self._waiting & {run.dag_id for run in step.runs.values() if run.state in {"running", "queued"}}:
             before = step.runs[dag_id].tasks.get(APPROVE_TASK)
-            step.runs[dag_id].tasks[APPROVE_TASK] = TaskView(dag_id, APPROVE_TASK, AWAITING, None, before.tries if before else 0)
+            step.runs[dag_id].tasks[APPROVE_TASK] = TaskView(
+                dag_id, APPROVE_TASK, AWAITING, None, before.tries if before else 0
+            )
 
     def _settled(self, run: RunView) -> bool:
         """Whether the chain need not wait for a run any more, nor stop for it.
 
-        A person's no, or nobody's answer, stops no chain: the champion stays, the run is red, and its task says why. Nor does a night that
-        a model cannot score because its first champion is not approved yet.
+        A person's no, or nobody's answer, stops no chain: the champion stays, the run is red, and its task says why.
+        Nor does a night that a model cannot score because its first champion is not approved yet.
         """
         if run.state != "failed":
             return run.state == "success"
         failed = {task.task_id for task in run.tasks.values() if task.state == "failed"}
         if run.dag_id in self._asking:
             return failed == {APPROVE_TASK}
-        return bool(run.partition_key) and self._without_champion(run.dag_id, date.fromisoformat(str(run.partition_key)))
+        return bool(run.partition_key) and self._without_champion(
+            run.dag_id, date.fromisoformat(str(run.partition_key))
+        )
 
     def _without_champion(self, dag_id: str, night: date) -> bool:
         """Whether that is the scoring of a model whose first champion a person has not approved."""
@@ -306,13 +338,16 @@ class Chain:
         name, _, mapped = task.task_id.rstrip("]").partition("[")
         folder = self._logs / f"dag_id={run.dag_id}" / f"run_id={run.run_id}" / f"task_id={name}"
         path = (folder / f"map_index={mapped}" if mapped else folder) / f"attempt={max(task.tries, 1)}.log"
-        raise TaskFailed(f"{run.dag_id}.{task.task_id} ({run.partition_key or run.run_id}) failed:\n\n{task_error(path)}\n\nIts log: {path}")
+        raise TaskFailed(
+            f"{run.dag_id}.{task.task_id} ({run.partition_key or run.run_id}) failed:\n\n{task_error(path)}\n\n"
+            f"Its log: {path}"
+        )
 
 
 def _refusal(lake: Lake, model: str, as_of: date) -> str:
     """The newest decision on that model, with its reasons and checks, as text."""
-    from training.approval import read_approvals
-    from training.gate import read_decisions
+    from training.registry.approval import read_approvals
+    from training.registry.gate import read_decisions
 
     decisions = [d for d in read_decisions(lake, model) if d.as_of == as_of]
     if not decisions:
@@ -320,7 +355,10 @@ def _refusal(lake: Lake, model: str, as_of: date) -> str:
     decision = decisions[-1]
     lines = [f"{model} version {decision.version} as of {as_of}: {decision.verdict}"]
     lines += [f"  {reason}" for reason in decision.reasons]
-    lines += [f"  {word.answer} by {word.by}{f': {word.reason}' if word.reason else ''}" for word in read_approvals(lake, model, as_of)[-1:]]
+    lines += [
+        f"  {word.answer} by {word.by}{f': {word.reason}' if word.reason else ''}"
+        for word in read_approvals(lake, model, as_of)[-1:]
+    ]
     return "\n".join(lines)
 
 
@@ -388,7 +426,7 @@ def validated_until(lake: Lake, dataset: Dataset) -> date | None:
 
 def monitored_until(lake: Lake, dataset: Dataset) -> date | None:
     """The newest data date for which every model of the data set has its retraining decision."""
-    from monitoring.requests import newest_decided
+    from monitoring.retraining_requests import newest_decided
 
     newest = [newest_decided(lake, model.name) for model in lake.catalog.models_of(dataset.name)]
     known = [day for day in newest if day is not None]
@@ -414,7 +452,9 @@ def make_plan(lake: Lake, nights: int, start: date | None, only: list[str] | Non
         if monitored is not None and start is None:
             first = max(first, monitored + ONE_DAY)
         if published is None or published < first - ONE_DAY:
-            history[dataset.name] = Interval.closed(replay.first if published is None else published + ONE_DAY, first - ONE_DAY)
+            history[dataset.name] = Interval.closed(
+                replay.first if published is None else published + ONE_DAY, first - ONE_DAY
+            )
         days = [day for day in (first + timedelta(days=i) for i in range(nights)) if day <= replay.last]
         first_nights[dataset.name] = first
         if days:
@@ -422,7 +462,8 @@ def make_plan(lake: Lake, nights: int, start: date | None, only: list[str] | Non
     if not schedules:
         bounds = "; ".join(f"{d.name} {d.replay.first} to {d.replay.last}" for d in lake.catalog.datasets if d.replay)
         raise NothingToReplay(
-            f"no replay has a night left to run (asked: {start or 'the next one'}). The replays: {bounds or 'none'}. `make clean` starts anew."
+            f"no replay has a night left to run (asked: {start or 'the next one'}). The replays: {bounds or 'none'}. "
+            "`make clean` starts anew."
         )
     longest = max(len(days) for days in schedules.values())
     waves = tuple({name: days[i] for name, days in schedules.items() if i < len(days)} for i in range(longest))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from config.catalog import load_catalog
+from config.catalog.load import load_catalog
 from config.errors import NightfleetError
 from config.settings import ROOT, Settings
 
@@ -52,7 +52,7 @@ def _catalog(settings: Settings) -> tuple[bool, str]:
 
 
 def _docker() -> tuple[bool, str]:
-    from training.containers import EngineUnavailable, engine
+    from training.registry.containers import EngineUnavailable, engine
 
     try:
         version = engine().version()["Version"]
@@ -62,7 +62,7 @@ def _docker() -> tuple[bool, str]:
 
 
 def _image(settings: Settings) -> tuple[bool, str]:
-    from training.containers import EngineUnavailable, ImageMissing, engine, find_image
+    from training.registry.containers import EngineUnavailable, ImageMissing, engine, find_image
 
     try:
         return True, find_image(engine(), settings, gpus=False)
@@ -73,7 +73,7 @@ def _image(settings: Settings) -> tuple[bool, str]:
 
 
 def _notifications(settings: Settings) -> tuple[bool, str]:
-    from monitoring.notify import state_text
+    from monitoring.alerting.outbox import state_text
 
     said = state_text(settings)
     return bool(settings.notifications) and "cannot be reached" not in said, said
@@ -82,7 +82,9 @@ def _notifications(settings: Settings) -> tuple[bool, str]:
 def _command(*names: str) -> Callable[[], tuple[bool, str]]:
     def look() -> tuple[bool, str]:
         for name in names:
-            path = shutil.which(name) or next((str(p) for p in sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))), None)
+            path = shutil.which(name) or next(
+                (str(p) for p in sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))), None
+            )
             if path:
                 return True, path
         return False, "not found"
@@ -96,7 +98,14 @@ def examine(settings: Settings) -> list[Finding]:
     free_gb = shutil.disk_usage(home).free / 1e9
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     found: list[Finding] = [
-        Finding("everything", "Python 3.11", python, sys.version_info[:2] == (3, 11), True, "make setup PYTHON=/path/to/python3.11"),
+        Finding(
+            "everything",
+            "Python 3.11",
+            python,
+            sys.version_info[:2] == (3, 11),
+            True,
+            "make setup PYTHON=/path/to/python3.11",
+        ),
         Finding(
             "everything",
             f"{_NEEDED_DISK_GB:.0f} GB of disk for {home}",
@@ -113,10 +122,34 @@ def examine(settings: Settings) -> list[Finding]:
 
     add("everything", "the locked packages", _packages, True, "make setup")
     add("everything", "a catalog without errors", lambda: _catalog(settings), True, "mend the file it names")
-    add("training in containers", "a Docker engine", _docker, False, "apt-get install docker.io && dockerd; until then trainings are processes")
-    add("training in containers", "the training image of this code", lambda: _image(settings), False, "make images; until then trainings are processes")
-    add("training on a GPU", "an NVIDIA driver", _command("nvidia-smi"), False, "install the driver; until then training runs on the CPU")
-    add("telling people", "channels that can be reached", lambda: _notifications(settings), False, "name them in the profile, with the secrets they name")
+    add(
+        "training in containers",
+        "a Docker engine",
+        _docker,
+        False,
+        "apt-get install docker.io && dockerd; until then trainings are processes",
+    )
+    add(
+        "training in containers",
+        "the training image of this code",
+        lambda: _image(settings),
+        False,
+        "make images; until then trainings are processes",
+    )
+    add(
+        "training on a GPU",
+        "an NVIDIA driver",
+        _command("nvidia-smi"),
+        False,
+        "install the driver; until then training runs on the CPU",
+    )
+    add(
+        "telling people",
+        "channels that can be reached",
+        lambda: _notifications(settings),
+        False,
+        "name them in the profile, with the secrets they name",
+    )
     add("tests on Postgres", "Postgres server binaries", _command("initdb"), False, "apt-get install postgresql")
     add("tests of the pages", "Chromium", _command("chromium"), False, "apt-get install chromium")
     add("tests of the metrics", "Prometheus", _command("prometheus"), False, "apt-get install prometheus")

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 
 from cli.processes import Supervisor, free_port, is_free, python_tool
-from config.catalog import Catalog
+from config.catalog.load import Catalog
 from config.errors import NightfleetError
 from config.settings import ROOT, Settings
 from lake.signature import KEY as MODEL_SIGNING_KEY
@@ -101,8 +101,13 @@ def airflow_environment(installation: Installation) -> dict[str, str]:
     home.mkdir(parents=True, exist_ok=True)
     fernet = urlsafe_b64encode(sha256(_secret_file(folder / "fernet_seed", 48).encode()).digest()).decode()
     database = f"sqlite:///{home / 'airflow.db'}?timeout=30"
-    # What a user exported for another Airflow would otherwise leak into this one; PYTHONDONTWRITEBYTECODE triples import times.
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW__", "AIRFLOW_")) and k != "PYTHONDONTWRITEBYTECODE"}
+    # What a user exported for another Airflow would otherwise leak into this one; PYTHONDONTWRITEBYTECODE triples
+    # import times.
+    inherited = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("AIRFLOW__", "AIRFLOW_")) and k != "PYTHONDONTWRITEBYTECODE"
+    }
     return inherited | {
         "PATH": f"{Path(python_tool('airflow')).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "PYTHONPATH": str(ROOT),
@@ -159,17 +164,34 @@ def start(installation: Installation, supervisor: Supervisor, catalog: Catalog) 
     supervisor.start(
         "mlflow",
         [
-            python_tool("mlflow"), "server", "--host", "127.0.0.1", "--port", str(installation.mlflow_port), "--workers", "1",
-            "--backend-store-uri", f"sqlite:///{mlflow_home / 'mlflow.db'}", "--artifacts-destination", str(mlflow_home / "artifacts"),
+            python_tool("mlflow"),
+            "server",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(installation.mlflow_port),
+            "--workers",
+            "1",
+            "--backend-store-uri",
+            f"sqlite:///{mlflow_home / 'mlflow.db'}",
+            "--artifacts-destination",
+            str(mlflow_home / "artifacts"),
         ],
         {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-    )  # fmt: skip
+    )
     (settings.home / "mlflow.uri").write_text(installation.mlflow_url)
     migrated = subprocess.run(
-        [python_tool("airflow"), "db", "migrate"], env=dict(supervisor.environment), capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+        [python_tool("airflow"), "db", "migrate"],
+        env=dict(supervisor.environment),
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
     )
     if migrated.returncode:
-        raise StartFailed(f"`airflow db migrate` ended with exit code {migrated.returncode}:\n{migrated.stderr[-2000:]}")
+        raise StartFailed(
+            f"`airflow db migrate` ended with exit code {migrated.returncode}:\n{migrated.stderr[-2000:]}"
+        )
     airflow = python_tool("airflow")
     supervisor.start("api-server", [airflow, "api-server"])
     supervisor.start("dag-processor", [airflow, "dag-processor"])
@@ -188,7 +210,9 @@ def _wait_healthy(installation: Installation, supervisor: Supervisor) -> None:
         try:
             health = httpx.get(f"{installation.airflow_url}/api/v2/monitor/health", timeout=5).json()
             mlflow = httpx.get(f"{installation.mlflow_url}/health", timeout=5)
-            state = ", ".join(f"{name}: {part.get('status')}" for name, part in health.items() if isinstance(part, dict))
+            state = ", ".join(
+                f"{name}: {part.get('status')}" for name, part in health.items() if isinstance(part, dict)
+            )
             if all(health[name]["status"] == "healthy" for name in needed) and mlflow.status_code == 200:
                 return
         except (httpx.HTTPError, ValueError, KeyError):

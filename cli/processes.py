@@ -24,7 +24,9 @@ _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def _end_with_parent() -> None:
-    """In the child, before it becomes the component: ask the kernel for a SIGTERM should the supervisor be killed outright."""
+    """In the child, before it becomes the component: ask the kernel for a SIGTERM should the supervisor be killed
+    outright.
+    """
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -75,7 +77,9 @@ class Supervisor:
         self.log_folder.mkdir(parents=True, exist_ok=True)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
 
     def start(self, name: str, command: list[str], extra_environment: Mapping[str, str] | None = None) -> Component:
@@ -106,10 +110,15 @@ class Supervisor:
             code = component.process.poll()
             if code is not None:
                 tail = component.log_path.read_text(errors="replace").splitlines()[-15:]
-                raise ComponentDied(f"{component.name} ended with exit code {code}. Its log is {component.log_path}; the last lines:\n  " + "\n  ".join(tail))
+                raise ComponentDied(
+                    f"{component.name} ended with exit code {code}. Its log is {component.log_path}; the last lines:\n"
+                    "  " + "\n  ".join(tail)
+                )
 
     def stop(self) -> None:
-        """End every process group: SIGTERM, then SIGKILL to what is left after a few seconds. A second Ctrl-C does not cut it short."""
+        """End every process group: SIGTERM, then SIGKILL to what is left after a few seconds. A second Ctrl-C does not
+        cut it short.
+        """
         before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             self._stop()

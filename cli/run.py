@@ -16,11 +16,17 @@ from cli.processes import ComponentDied, Supervisor
 from cli.summary import print_summary
 from cli.view import LiveView
 from config.calendar import ONE_DAY
-from config.catalog import Catalog
+from config.catalog.load import Catalog
 from config.errors import NightfleetError
 from config.settings import Settings
 from lake.lake import Lake, open_lake
-from training.containers import INSTALLATION_LABEL, EngineUnavailable, engine, installation_id, remove_containers
+from training.registry.containers import (
+    INSTALLATION_LABEL,
+    EngineUnavailable,
+    engine,
+    installation_id,
+    remove_containers,
+)
 
 _DAG_SECONDS = 120.0
 
@@ -32,7 +38,9 @@ def dag_ids(catalog: Catalog) -> set[str]:
 
 
 @contextmanager
-def running(settings: Settings, catalog: Catalog, console: Console) -> Iterator[tuple[Installation, Supervisor, AirflowApi]]:
+def running(
+    settings: Settings, catalog: Catalog, console: Console
+) -> Iterator[tuple[Installation, Supervisor, AirflowApi]]:
     """Everything started and healthy; everything ended when the block is left."""
     installation = prepare(settings)
     began = time.monotonic()
@@ -44,7 +52,9 @@ def running(settings: Settings, catalog: Catalog, console: Console) -> Iterator[
             make_pools(api, settings)
             for _missing in api.wait_for_dags(dag_ids(catalog), _DAG_SECONDS):
                 supervisor.check()
-        console.print(f"MLflow and Airflow are up, {len(dag_ids(catalog))} DAGs parsed: {time.monotonic() - began:.0f} s")
+        console.print(
+            f"MLflow and Airflow are up, {len(dag_ids(catalog))} DAGs parsed: {time.monotonic() - began:.0f} s"
+        )
         try:
             yield installation, supervisor, api
         finally:
@@ -55,7 +65,10 @@ def running(settings: Settings, catalog: Catalog, console: Console) -> Iterator[
 def make_pools(api: AirflowApi, settings: Settings) -> None:
     """The pools that trainings queue in, sized to the machine or to the settings."""
     pools = {
-        "training": (settings.training_pool_gb, "GB of memory that trainings may take together; a training takes its training.memory_gb"),
+        "training": (
+            settings.training_pool_gb,
+            "GB of memory that trainings may take together; a training takes its training.memory_gb",
+        ),
         "training_gpu": (max(1, settings.training_pool_gpus), "GPUs that trainings may take together"),
     }
     for name, (slots, description) in pools.items():
@@ -76,7 +89,9 @@ def _remove_containers(settings: Settings, console: Console) -> None:
         console.print(f"removed the training container {container} of an earlier Airflow")
 
 
-def run_nights(settings: Settings, console: Console, *, nights: int, start: date | None, only: list[str] | None = None) -> int:
+def run_nights(
+    settings: Settings, console: Console, *, nights: int, start: date | None, only: list[str] | None = None
+) -> int:
     """The whole of `run`; returns the exit code."""
     lake = open_lake(settings)
     plan = make_plan(lake, nights, start, only)
@@ -100,7 +115,11 @@ def run_nights(settings: Settings, console: Console, *, nights: int, start: date
 def _drive(lake: Lake, chain: Chain, plan: Plan) -> None:
     if plan.history:
         chain.history(plan.history)
-    wanted = {model.name: as_of for model, as_of in plan.first_models(lake.catalog) if not _has_champion(lake, model.name, as_of)}
+    wanted = {
+        model.name: as_of
+        for model, as_of in plan.first_models(lake.catalog)
+        if not _has_champion(lake, model.name, as_of)
+    }
     if wanted:
         chain.train(wanted, "the first run: there is no champion yet")
         chain.require_champions(wanted)
@@ -118,9 +137,14 @@ def keep_up(settings: Settings, console: Console, *, replay_seconds: float | Non
     with running(settings, lake.catalog, console) as (installation, supervisor, api):
         folder = settings.home / "secrets"
         console.print(
-            f"open     {installation.pages_url}  user admin, password {installation.admin_password} (also in {folder / 'admin_password'})", soft_wrap=True
+            f"open     {installation.pages_url}  user admin, password {installation.admin_password} (also in "
+            f"{folder / 'admin_password'})",
+            soft_wrap=True,
         )
-        console.print(f"         users operator and viewer see the same with fewer buttons; their passwords lie in {folder}", soft_wrap=True)
+        console.print(
+            f"         users operator and viewer see the same with fewer buttons; their passwords lie in {folder}",
+            soft_wrap=True,
+        )
         console.print(f"Airflow  {installation.airflow_url}")
         console.print(f"MLflow   {installation.mlflow_url}")
         console.print(f"reports  {settings.reports}")

@@ -9,7 +9,8 @@ from rich.table import Table
 
 from cli.chain import Chain
 from cli.installation import Installation
-from config.catalog import Dataset, ModelEntry
+from config.catalog.data import Dataset
+from config.catalog.model import ModelEntry
 from config.errors import NightfleetError
 from lake.lake import Lake
 from lake.metrics import read_metrics
@@ -19,7 +20,15 @@ _NUMBERS = frozenset({"valid rows", "quarantined", "rows", "its error", "baselin
 
 
 def _plain_table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+        header_style="dim",
+    )
     for column in columns:
         table.add_column(column, justify="right" if column in _NUMBERS else "left")
     return table
@@ -35,20 +44,27 @@ def _ingested(lake: Lake, dataset: Dataset, table: Table) -> None:
         with lake.duckdb() as connection:
             bad.register(connection, "bad")
             reasons = connection.execute(
-                "SELECT rule, count(*) FROM (SELECT unnest(string_split(broken_rules, '; ')) AS rule FROM bad) GROUP BY ALL ORDER BY 2 DESC, 1 LIMIT 3"
+                "SELECT rule, count(*) FROM (SELECT unnest(string_split(broken_rules, '; ')) AS rule FROM bad) GROUP "
+                "BY ALL ORDER BY 2 DESC, 1 LIMIT 3"
             ).fetchall()
         why = ", ".join(f"{rule}: {count:,}" for rule, count in reasons)
         nights = f"{min(published)} to {max(published)}"
-        table.add_row(dataset.name, name, nights, f"{sum(p.rows for p in published.values()):,}", f"{quarantined:,}", why)
+        table.add_row(
+            dataset.name, name, nights, f"{sum(p.rows for p in published.values()):,}", f"{quarantined:,}", why
+        )
 
 
 def _champion(lake: Lake, model: ModelEntry, table: Table) -> None:
-    from training.gate import read_decisions
+    from training.registry.gate import read_decisions
 
     newest = lake.ledger(model.name).read().newest
     if newest is None:
         judged = read_decisions(lake, model.name)
-        why = f"the gate's verdict on version {judged[-1].version}: {judged[-1].verdict}" if judged else "no challenger was judged yet"
+        why = (
+            f"the gate's verdict on version {judged[-1].version}: {judged[-1].verdict}"
+            if judged
+            else "no challenger was judged yet"
+        )
         table.add_row(model.name, "none", "", "", "", "", why)
         return
     decision = next((d for d in reversed(read_decisions(lake, model.name)) if d.version == newest.version), None)
@@ -56,9 +72,18 @@ def _champion(lake: Lake, model: ModelEntry, table: Table) -> None:
     for i, check in enumerate(checks):
         shown = (model.name, f"version {newest.version}, from {newest.effective_from}") if i == 0 else ("", "")
         rival = decision.rival if decision else ""
-        table.add_row(*shown, f"{check.output} {check.metric}", _number(check.challenger), _number(check.rival), _percent(check.improvement), rival)
+        table.add_row(
+            *shown,
+            f"{check.output} {check.metric}",
+            _number(check.challenger),
+            _number(check.rival),
+            _percent(check.improvement),
+            rival,
+        )
     if not checks:
-        table.add_row(model.name, f"version {newest.version}, from {newest.effective_from}", "", "", "", "", newest.kind)
+        table.add_row(
+            model.name, f"version {newest.version}, from {newest.effective_from}", "", "", "", "", newest.kind
+        )
 
 
 def _number(value: float | None) -> str:
@@ -70,12 +95,16 @@ def _percent(value: float | None) -> str:
 
 
 def _nights(lake: Lake, model: ModelEntry, days: list[date], table: Table) -> None:
-    from monitoring.requests import read_requests
+    from monitoring.retraining_requests import read_requests
     from serving.predictions import predictions_table
 
     predictions = lake.publications.current(predictions_table(lake.settings, model))
     decisions = {row["data_date"]: row for row in read_requests(lake, model.name).to_pylist()}
-    drift = {row["data_date"]: row for row in read_metrics(lake, model.name, "drift").to_pylist() if row["check"] == "drift_share"}
+    drift = {
+        row["data_date"]: row
+        for row in read_metrics(lake, model.name, "drift").to_pylist()
+        if row["check"] == "drift_share"
+    }
     for day in days:
         if day not in predictions:
             table.add_row(model.name, str(day), "not scored", "", "")
@@ -91,7 +120,14 @@ def _nights(lake: Lake, model: ModelEntry, days: list[date], table: Table) -> No
         table.add_row(model.name, str(day), f"{predictions[day].rows:,}", drifted, verdict)
 
 
-def print_summary(console: Console, lake: Lake, installation: Installation, chain: Chain, problem: NightfleetError | None, seconds: float) -> None:
+def print_summary(
+    console: Console,
+    lake: Lake,
+    installation: Installation,
+    chain: Chain,
+    problem: NightfleetError | None,
+    seconds: float,
+) -> None:
     """Rows, champions, predictions, drift, decisions, where to look; the problem last, where it is seen."""
     console.print()
     table = _plain_table("ingested", "data set", "table", "nights", "valid rows", "quarantined", "broken rules")
@@ -99,7 +135,9 @@ def print_summary(console: Console, lake: Lake, installation: Installation, chai
         _ingested(lake, dataset, table)
     console.print(table)
     console.print()
-    table = _plain_table("champions", "model", "version", "metric", "its error", "baseline's", "better by", "judged against")
+    table = _plain_table(
+        "champions", "model", "version", "metric", "its error", "baseline's", "better by", "judged against"
+    )
     for model in lake.catalog.models:
         _champion(lake, model, table)
     console.print(table)
@@ -111,7 +149,11 @@ def print_summary(console: Console, lake: Lake, installation: Installation, chai
             _nights(lake, model, nights[model.dataset], table)
         console.print(table)
     console.print()
-    console.print(f"steps      {', '.join(f'{step.title} {step.seconds:.0f} s' for step in chain.steps if step.seconds is not None)}; {seconds:.0f} s in all")
+    console.print(
+        "steps     "
+        f" {', '.join(f'{step.title} {step.seconds:.0f} s' for step in chain.steps if step.seconds is not None)};"
+        f" {seconds:.0f} s in all"
+    )
     for model in lake.catalog.models:
         found = sorted((lake.settings.reports / model.name).glob("*/drift.html"))
         if found:
@@ -119,10 +161,16 @@ def print_summary(console: Console, lake: Lake, installation: Installation, chai
     docs = sorted(lake.settings.reports.glob("data_docs/*/index.html"))
     if docs:
         console.print(f"data docs  {docs[0]}", soft_wrap=True)
-    console.print("trace      .venv/bin/python -m cli trace " + (_some_prediction(lake) or "PREDICTION_ID"), soft_wrap=True)
+    console.print(
+        "trace      .venv/bin/python -m cli trace " + (_some_prediction(lake) or "PREDICTION_ID"), soft_wrap=True
+    )
     console.print("keep it    `make up` keeps Airflow and MLflow running and prints the logins")
     if problem is None:
-        console.print(f"\nOpen {installation.pages_url} beside a running `make up`: how every model did tonight", style="bold", soft_wrap=True)
+        console.print(
+            f"\nOpen {installation.pages_url} beside a running `make up`: how every model did tonight",
+            style="bold",
+            soft_wrap=True,
+        )
     else:
         console.print(f"\n{problem}", style="red", markup=False, soft_wrap=True)
 
@@ -135,7 +183,12 @@ def _some_prediction(lake: Lake) -> str | None:
         name = f"predictions_{model.name}"
         if inspector.has_table(name):
             table = sa.Table(name, sa.MetaData(), autoload_with=lake.engine)
-            query = sa.select(table.c.prediction_id).where(table.c.superseded_at.is_(None)).order_by(table.c.data_date.desc(), table.c.prediction_id).limit(1)
+            query = (
+                sa.select(table.c.prediction_id)
+                .where(table.c.superseded_at.is_(None))
+                .order_by(table.c.data_date.desc(), table.c.prediction_id)
+                .limit(1)
+            )
             with lake.engine.connect() as connection:
                 found = connection.execute(query).scalar()
             if found:

@@ -37,7 +37,9 @@ def _remark(task: TaskView) -> str:
         return f"{result['verdict']}: {' '.join(result.get('reasons', []))}"[:110]
     parts = []
     if "rivals" in result:
-        trained = ", ".join(f"{rival['family']} {rival['error_of_baseline']:.3f} ({rival['trained']})" for rival in result["rivals"])
+        trained = ", ".join(
+            f"{rival['family']} {rival['error_of_baseline']:.3f} ({rival['trained']})" for rival in result["rivals"]
+        )
         parts.append(f"version {result['version']}; of the baseline's error on validation: {trained}")
     if result.get("committed") == 0:
         parts.append("there already")
@@ -55,8 +57,22 @@ def _run_order(run: RunView) -> tuple[str, int]:
 def step_table(step: Step) -> Table:
     """One step as a table, a line per task."""
     seconds = step.seconds if step.seconds is not None else time.monotonic() - step.began
-    table = Table(title=f"{step.title}   {seconds:.0f} s", title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading, justify in (("chain", "left"), ("task", "left"), ("", "left"), ("seconds", "right"), ("rows", "right"), ("", "left")):
+    table = Table(
+        title=f"{step.title}   {seconds:.0f} s",
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+    )
+    for heading, justify in (
+        ("chain", "left"),
+        ("task", "left"),
+        ("", "left"),
+        ("seconds", "right"),
+        ("rows", "right"),
+        ("", "left"),
+    ):
         table.add_column(heading, justify=justify, no_wrap=True, overflow="ellipsis")  # type: ignore[arg-type]  # the literals are those rich knows
     for run in sorted(step.runs.values(), key=_run_order):
         shown = run.dag_id
@@ -112,7 +128,11 @@ class LiveView:
                     rows = f"{task.rows:,} rows" if task.rows is not None else ""
                     seconds = f"{task.seconds:6.1f} s" if task.seconds is not None else "        "
                     name = f"{run.dag_id}.{task.task_id}"
-                    self._console.print(f"  {name:<38} {task.state:<16}{seconds}  {rows:<16}{_remark(task)}", soft_wrap=True, highlight=False)
+                    self._console.print(
+                        f"  {name:<38} {task.state:<16}{seconds}  {rows:<16}{_remark(task)}",
+                        soft_wrap=True,
+                        highlight=False,
+                    )
         if step.seconds is not None:
             self._console.print(f"   done in {step.seconds:.1f} s")
 

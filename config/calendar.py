@@ -26,7 +26,8 @@ def data_date_of(instant: datetime, time_zone: str) -> date:
     """The night T with `cutoff(T-1) < instant <= cutoff(T)`; midnight itself belongs to the night that ends there."""
     if instant.tzinfo is None:
         raise ValueError(f"data_date_of needs an aware datetime, got {instant!r}")
-    # Subtracted in UTC: where a clock change skips or repeats midnight, the local clock alone would name another night than `cutoff`.
+    # Subtracted in UTC: where a clock change skips or repeats midnight, the local clock alone would name another night
+    # than `cutoff`.
     return (instant.astimezone(UTC) - timedelta(microseconds=1)).astimezone(ZoneInfo(time_zone)).date()
 
 
@@ -54,7 +55,9 @@ class Interval:
 
     def __post_init__(self) -> None:
         if self.end <= self.start:
-            raise BadInterval(f"the interval [{self.start}, {self.end}) holds no data date. Give an end after its start.")
+            raise BadInterval(
+                f"the interval [{self.start}, {self.end}) holds no data date. Give an end after its start."
+            )
 
     @classmethod
     def of(cls, data_date: date) -> Interval:
@@ -108,6 +111,10 @@ def requested_interval(partition_key: str | None, start: str | None = None, end:
     if start and end:
         return Interval.closed(parse_data_date(start), parse_data_date(end))
     raise BadInterval(
-        "this run has no data date. Trigger it again with a partition key, YYYY-MM-DD (in the trigger dialog under the advanced options)"
-        + (f"; of the form's interval only one end was given (start {start}, end {end}).", ", or with both dates of the form.")[start is None and end is None]
+        "this run has no data date. Trigger it again with a partition key, YYYY-MM-DD (in the trigger dialog under the "
+        "advanced options)"
+        + (
+            f"; of the form's interval only one end was given (start {start}, end {end}).",
+            ", or with both dates of the form.",
+        )[start is None and end is None]
     )

@@ -34,10 +34,15 @@ class Channel(BaseModel):
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=60)]
     kind: Literal["slack", "email", "webhook"]
-    url_secret: str = Field(description="name of the secret that holds the Apprise URL, for example slack://..., mailtos://..., jsons://...")
+    url_secret: str = Field(
+        description="name of the secret that holds the Apprise URL, for example slack://..., mailtos://..., jsons://..."
+    )
     at_once: tuple[Level, ...] = Field(
         ("critical", "request"),
-        description="told when they happen: critical alarms, warnings (a failed run, a late night, any other alarm), requests that wait for an approval",
+        description=(
+            "told when they happen: critical alarms, warnings (a failed run, a late night, any other alarm), requests"
+            " that wait for an approval"
+        ),
     )
     digest: bool = Field(True, description="whether it takes the digest of each night")
 
@@ -55,25 +60,54 @@ class Settings(BaseModel):
     home: Path = Field(ROOT / "var", description="folder of all state")
     catalog_dir: Path = Field(ROOT / "config", description="folder with datasets/ and models/")
     sql_dir: Path = Field(ROOT / "features" / "sql", description="folder with one folder of SQL files per data set")
-    sql_url: str = Field("", description="SQLAlchemy URL of predictions, metrics, publications; SQLite below home by default")
-    mlflow_tracking_uri: str = Field("", description="MLflow tracking server; written below home by `run` and `up` by default")
-    mlflow_public_url: str = Field("", description="MLflow's address for a person's browser, where it differs from the tracking URI")
+    sql_url: str = Field(
+        "", description="SQLAlchemy URL of predictions, metrics, publications; SQLite below home by default"
+    )
+    mlflow_tracking_uri: str = Field(
+        "", description="MLflow tracking server; written below home by `run` and `up` by default"
+    )
+    mlflow_public_url: str = Field(
+        "", description="MLflow's address for a person's browser, where it differs from the tracking URI"
+    )
     feast_registry_url: str = Field("", description="SQLAlchemy URL of Feast's registry; SQLite below home by default")
     runner: Literal["auto", "docker", "process"] = Field(
-        "auto", description="how training jobs are run: in containers, as processes, or in containers where a Docker engine and the image are there"
+        "auto",
+        description=(
+            "how training jobs are run: in containers, as processes, or in containers where a Docker engine and the"
+            " image are there"
+        ),
     )
-    training_image: str = Field("nightfleet-training", description="repository of the training image; its tag is the code's digest")
-    training_memory_gb: float | None = Field(None, gt=0, description="memory that trainings may take together; None: three quarters of the machine's")
-    training_gpus: int | None = Field(None, ge=0, description="GPUs that trainings may take together; None: as many as the NVIDIA driver shows")
+    training_image: str = Field(
+        "nightfleet-training", description="repository of the training image; its tag is the code's digest"
+    )
+    training_memory_gb: float | None = Field(
+        None, gt=0, description="memory that trainings may take together; None: three quarters of the machine's"
+    )
+    training_gpus: int | None = Field(
+        None, ge=0, description="GPUs that trainings may take together; None: as many as the NVIDIA driver shows"
+    )
     duckdb_memory_gb: float = Field(4.0, gt=0, description="DuckDB's memory limit of one task; more spills to disk")
     duckdb_threads: int = Field(2, ge=1, description="DuckDB's threads of one task")
-    preload: Literal["all", "none"] = Field("all", description="whether the embedded executor imports the stages' libraries before it forks its workers")
-    notifications: tuple[Channel, ...] = Field((), description="channels that are told of failures, late nights, alarms and requests; none: nobody is told")
-    public_url: str = Field("", description="address of Airflow's UI as people reach it, for links in notifications; empty: Airflow's own `api.base_url`")
+    preload: Literal["all", "none"] = Field(
+        "all", description="whether the embedded executor imports the stages' libraries before it forks its workers"
+    )
+    notifications: tuple[Channel, ...] = Field(
+        (), description="channels that are told of failures, late nights, alarms and requests; none: nobody is told"
+    )
+    public_url: str = Field(
+        "",
+        description=(
+            "address of Airflow's UI as people reach it, for links in notifications; empty: Airflow's own"
+            " `api.base_url`"
+        ),
+    )
     approvers: tuple[str, ...] = Field(
         (),
-        description="who may approve promotions and roll back in Airflow's own forms: Airflow's user ids, comma separated in the environment, as `id:name` "
-        "where the name that Airflow records differs from the id (FAB's ids are numbers); empty: whoever Airflow lets",
+        description=(
+            "who may approve promotions and roll back in Airflow's own forms: Airflow's user ids, comma separated in"
+            " the environment, as `id:name` where the name that Airflow records differs from the id (FAB's ids are"
+            " numbers); empty: whoever Airflow lets"
+        ),
     )
 
     @field_validator("notifications", mode="before")
@@ -117,7 +151,9 @@ class Settings(BaseModel):
     @property
     def training_pool_gpus(self) -> int:
         """GPUs that trainings may take together; what the pool `training_gpu` has slots for."""
-        return len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if self.training_gpus is None else self.training_gpus
+        return (
+            len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if self.training_gpus is None else self.training_gpus
+        )
 
     @property
     def lake(self) -> Path:
@@ -183,7 +219,10 @@ def load_settings(**overrides: Any) -> Settings:
     environment = {key[len(PREFIX) :].lower(): value for key, value in os.environ.items() if key.startswith(PREFIX)}
     unknown = sorted(set(environment) - set(fields))
     if unknown:
-        raise BadSettings(f"the environment sets {PREFIX}{unknown[0].upper()}, which is no setting. Known: {', '.join(PREFIX + f.upper() for f in fields)}.")
+        raise BadSettings(
+            f"the environment sets {PREFIX}{unknown[0].upper()}, which is no setting. Known: "
+            f"{', '.join(PREFIX + f.upper() for f in fields)}."
+        )
     values = environment | overrides
     profile = values.get("profile", "laptop")
     path = ROOT / "config" / "profiles" / f"{profile}.yaml"
@@ -195,7 +234,10 @@ def load_settings(**overrides: Any) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        raise BadSettings(f"setting {name!r} is {first.get('input')!r}: {first['msg']}. Mend {PREFIX}{name.upper()} or {path.relative_to(ROOT)}.") from error
+        raise BadSettings(
+            f"setting {name!r} is {first.get('input')!r}: {first['msg']}. Mend {PREFIX}{name.upper()} or "
+            f"{path.relative_to(ROOT)}."
+        ) from error
     return settings.model_copy(update={"home": settings.home.expanduser().resolve()})
 
 
@@ -217,12 +259,30 @@ def code_version() -> str:
 
 
 # What the training image holds besides its libraries: equal text means an image trains like this checkout.
-IMAGE_FILES = ("config/**/*.py", "lake/artifact.py", "serving/predictors/**/*.py", "training/**/*.py", "docker/training*")
+IMAGE_FILES = (
+    "config/__init__.py",
+    "config/calendar.py",
+    "config/catalog/__init__.py",
+    "config/catalog/base.py",
+    "config/catalog/trainer.py",
+    "config/durations.py",
+    "config/errors.py",
+    "lake/__init__.py",
+    "lake/artifact.py",
+    "serving/__init__.py",
+    "serving/predictors/*.py",
+    "training/*.py",
+    "training/search/*.py",
+    "training/trainers/*.py",
+    "docker/training*",
+)
 
 
 @functools.cache
 def image_code() -> str:
-    """Digest, 16 digits, of the files that the training image is built from; a label of the image, and part of a training's identity."""
+    """Digest, 16 digits, of the files that the training image is built from; a label of the image, and part of a
+    training's identity.
+    """
     digest = hashlib.sha256()
     for pattern in IMAGE_FILES:
         for path in sorted(ROOT.glob(pattern)):
@@ -247,7 +307,9 @@ def secret(settings: Settings, name: str) -> str:
     if not path.is_file():
         raise MissingSecret(f"{name} is not set. Export {variable}, or write it to {path} (mode 600).")
     if path.stat().st_mode & 0o077:
-        raise MissingSecret(f"{path} has mode {path.stat().st_mode & 0o777:o}, needs 600: others could read it. Run `chmod 600 {path}`.")
+        raise MissingSecret(
+            f"{path} has mode {path.stat().st_mode & 0o777:o}, needs 600: others could read it. Run `chmod 600 {path}`."
+        )
     return path.read_text(encoding="utf-8").strip()
 
 

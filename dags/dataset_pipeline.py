@@ -1,11 +1,14 @@
 """Bring one data date of a data set from its sources to the online store.
 
-Reads    the sources of the catalog, for one data date (the partition key) or, in `<dataset>_history`, an interval in bulk.
+Reads    the sources of the catalog, for one data date (the partition key) or, in `<dataset>_history`, an interval in
+         bulk.
 Writes   raw, valid, quarantine, features and quality metrics of that date, then Feast's online store.
-Rerun    safe: nothing is committed while the rows are equal. `SourceChanged`: the source no longer holds what was published;
+Rerun    safe: nothing is committed while the rows are equal. `SourceChanged`: the source no longer holds what was
+         published;
          the next night lands the difference as revisions, or `python -m cli restate` rewrites on purpose.
 Fails    `DataRejected`: too many bad rows; look at the quarantine and the data docs, mend the source, restate, clear.
-         `PartitionNotReady`: run the nights it names first. `SourceMissing`, `SourceSchemaMismatch`: the source's owner must act.
+         `PartitionNotReady`: run the nights it names first. `SourceMissing`, `SourceSchemaMismatch`: the source's owner
+             must act.
 """
 
 from typing import Any
@@ -15,12 +18,13 @@ from mlops_links import add_links
 from mlops_ready import WaitUntilReady
 from mlops_wiring import INTERVAL_FORM, features_asset, first_midnight, last_midnight, nightly, task_defaults
 
-from config.catalog import load_catalog
+from config.catalog.load import load_catalog
 
 
 @task(
     doc_md="Land the rows that became knowable in the night, as they are; late and corrected rows become revisions. "
-    "Failed with `SourceSchemaMismatch` or `SourceMissing`: nothing was written; the source's owner must act, then clear this task."
+    "Failed with `SourceSchemaMismatch` or `SourceMissing`: nothing was written; the source's owner must act, then "
+    "clear this task."
 )
 def ingest(dataset_name: str, dag_run: Any = None, params: Any = None) -> dict[str, Any]:
     from config.calendar import requested_interval
@@ -33,7 +37,8 @@ def ingest(dataset_name: str, dag_run: Any = None, params: Any = None) -> dict[s
 
 @task(
     doc_md="Set bad rows aside with every rule they broke; stop the night when too many are bad. "
-    "Failed with `DataRejected`: the link *Data of the night* shows rows and rules; mend the source, restate the night, clear this task."
+    "Failed with `DataRejected`: the link *Data of the night* shows rows and rules; mend the source, restate the "
+    "night, clear this task."
 )
 def validate(dataset_name: str, dag_run: Any = None, params: Any = None) -> dict[str, Any]:
     from config.calendar import requested_interval
@@ -68,7 +73,8 @@ def materialize(dataset_name: str, dag_run: Any = None, params: Any = None) -> d
 
 MATERIALIZE_DOC = (
     "Write the night's features to Feast's online store; an older value never replaces a newer one. "
-    "Its success starts the scoring of every model of this data set (not in `_history`). Failed: clear it, nothing is lost."
+    "Its success starts the scoring of every model of this data set (not in `_history`). Failed: clear it, nothing is "
+    "lost."
 )
 WAIT_DOC = (
     "Wait for the hour from which the source is expected to be complete (`ready_after` in the catalog). "
@@ -93,8 +99,21 @@ for dataset in load_catalog().datasets:
         features: list[Asset] = [features_asset(dataset.name)]
         landed = ingest(dataset.name)
         if dataset.ready_after and not dataset.replay:
-            WaitUntilReady(task_id="wait_until_ready", doc_md=WAIT_DOC, time_zone=dataset.time_zone, ready_after=dataset.ready_after) >> landed
-        landed >> validate(dataset.name) >> transform(dataset.name) >> task(doc_md=MATERIALIZE_DOC, outlets=features)(materialize)(dataset.name)
+            (
+                WaitUntilReady(
+                    task_id="wait_until_ready",
+                    doc_md=WAIT_DOC,
+                    time_zone=dataset.time_zone,
+                    ready_after=dataset.ready_after,
+                )
+                >> landed
+            )
+        (
+            landed
+            >> validate(dataset.name)
+            >> transform(dataset.name)
+            >> task(doc_md=MATERIALIZE_DOC, outlets=features)(materialize)(dataset.name)
+        )
         add_links(nightly_dag)
 
     with DAG(
@@ -110,5 +129,10 @@ for dataset in load_catalog().datasets:
         owner_links={dataset.owner: dataset.owner_url},
         default_args=task_defaults(dataset),
     ) as history_dag:
-        ingest(dataset.name) >> validate(dataset.name) >> transform(dataset.name) >> task(doc_md=MATERIALIZE_DOC)(materialize)(dataset.name)
+        (
+            ingest(dataset.name)
+            >> validate(dataset.name)
+            >> transform(dataset.name)
+            >> task(doc_md=MATERIALIZE_DOC)(materialize)(dataset.name)
+        )
         add_links(history_dag)

@@ -4,8 +4,10 @@ Reads    the night's features and predictions, the champion's reference, labels 
 Writes   metrics (lake and SQL), HTML reports, one decision per night, and perhaps a retraining request.
 Rerun    safe: nothing is committed while the numbers are equal. Only the newest published night may request.
 Skipped  `request` is skipped on a quiet night; the log of `decide` gives the reason with its numbers.
-Tells    `alarms` judges the alert rules, tells what goes at once, and sends the night's digest when this was its last model.
-Fails    `PartitionNotReady`: score the night first. A check that cannot be computed does not fail: it says *not evaluated* and why.
+Tells    `alarms` judges the alert rules, tells what goes at once, and sends the night's digest when this was its last
+         model.
+Fails    `PartitionNotReady`: score the night first. A check that cannot be computed does not fail: it says *not
+         evaluated* and why.
 """
 
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 from mlops_links import add_links
 from mlops_wiring import on_asset, predictions_asset, retraining_asset, task_defaults
 
-from config.catalog import load_catalog
+from config.catalog.load import load_catalog
 
 
 @task(
@@ -40,7 +42,9 @@ def performance(model_name: str, dag_run: Any = None) -> dict[str, Any]:
     from lake.lake import open_lake
     from monitoring.performance import performance
 
-    return performance(open_lake(), model_name, requested_interval(dag_run.partition_key), run_id=dag_run.run_id).to_json()
+    return performance(
+        open_lake(), model_name, requested_interval(dag_run.partition_key), run_id=dag_run.run_id
+    ).to_json()
 
 
 @task(
@@ -50,7 +54,7 @@ def performance(model_name: str, dag_run: Any = None) -> dict[str, Any]:
 def report(model_name: str, dag_run: Any = None) -> dict[str, Any]:
     from config.calendar import requested_interval
     from lake.lake import open_lake
-    from monitoring.reports import report
+    from monitoring.pages.reports import report
 
     return report(open_lake(), model_name, requested_interval(dag_run.partition_key), run_id=dag_run.run_id).to_json()
 
@@ -62,47 +66,69 @@ def report(model_name: str, dag_run: Any = None) -> dict[str, Any]:
 def decide(model_name: str, dag_run: Any = None) -> dict[str, Any]:
     from config.calendar import requested_interval
     from lake.lake import open_lake
-    from monitoring.requests import decide_retraining
+    from monitoring.retraining_requests import decide_retraining
 
-    return decide_retraining(open_lake(), model_name, requested_interval(dag_run.partition_key).start, run_id=dag_run.run_id).to_json()
+    return decide_retraining(
+        open_lake(), model_name, requested_interval(dag_run.partition_key).start, run_id=dag_run.run_id
+    ).to_json()
 
 
-@task(doc_md="Bring MLflow's alias `champion` in line with the ledger. MLflow out of reach is a warning here: the ledger is the truth.")
+@task(
+    doc_md=(
+        "Bring MLflow's alias `champion` in line with the ledger. MLflow out of reach is a warning here: the ledger is"
+        " the truth."
+    )
+)
 def align(model_name: str) -> dict[str, Any]:
     from dataclasses import asdict
 
     from lake.lake import open_lake
-    from training.promote import repair_alias
+    from training.registry.promotion import repair_alias
 
     return asdict(repair_alias(open_lake(), model_name))
 
 
 @task(
-    doc_md="Judge the model's alert rules, tell the profile's channels what goes at once, and send the digest of the night once its last model is done. "
-    "It runs whatever became of the tasks before it, and leaves the run as they left it. Failed: no message is lost, the DAG `watch` sends it in 10 minutes."
+    doc_md=(
+        "Judge the model's alert rules, tell the profile's channels what goes at once, and send the digest of the night"
+        " once its last model is done. It runs whatever became of the tasks before it, and leaves the run as they left"
+        " it. Failed: no message is lost, the DAG `watch` sends it in 10 minutes."
+    )
 )
 def alarms(model_name: str, dag_run: Any = None, ti: Any = None) -> dict[str, Any]:
     from airflow.sdk.configuration import conf
 
     from config.calendar import requested_interval
     from lake.lake import open_lake
-    from monitoring.digest import conclude_night
+    from monitoring.alerting.nightly_summary import conclude_night
 
     states = ti.get_task_states(dag_id=dag_run.dag_id, run_ids=[dag_run.run_id]).get(dag_run.run_id, {})
     failed = [task_id for task_id, state in states.items() if state == "failed"]
     night = requested_interval(dag_run.partition_key).start
     base_url = conf.get("api", "base_url", fallback="")
-    return conclude_night(open_lake(), model_name, night, base_url=base_url, run_id=dag_run.run_id, failed_task=failed[0] if failed else None)
+    return conclude_night(
+        open_lake(),
+        model_name,
+        night,
+        base_url=base_url,
+        run_id=dag_run.run_id,
+        failed_task=failed[0] if failed else None,
+    )
 
 
 def request(decision: Any, asset: Asset) -> Iterator[Metadata]:
     details = decision["details"]
     if not details["requested"]:
         raise AirflowSkipException(f"no retraining: {details['reason']}")
-    yield Metadata(asset, extra={"reason": details["reason"], "trigger": details["trigger"], "evidence": details["evidence"]})
+    yield Metadata(
+        asset, extra={"reason": details["reason"], "trigger": details["trigger"], "evidence": details["evidence"]}
+    )
 
 
-REQUEST_DOC = "Ask for the retraining, with the evidence; starts the training DAG, whose run's note says why. Skipped on a night that asks for none."
+REQUEST_DOC = (
+    "Ask for the retraining, with the evidence; starts the training DAG, whose run's note says why. Skipped on a night"
+    " that asks for none."
+)
 
 catalog = load_catalog()
 for model in catalog.models:

@@ -1,10 +1,13 @@
 """Make a former champion the champion again, from the next night on. A person starts it, with a reason.
 
 Reads    the model's ledger; the signature and every byte of the former champion's files.
-Writes   a line of the ledger with your name and reason, then MLflow's alias. Nights that are scored keep their champion.
-Starts   by hand alone: *Trigger*, choose the model, say why. Leave the version empty for the champion before the present one.
+Writes   a line of the ledger with your name and reason, then MLflow's alias. Nights that are scored keep their
+         champion.
+Starts   by hand alone: *Trigger*, choose the model, say why. Leave the version empty for the champion before the
+         present one.
 Rerun    safe: the same run writes its line once. Another run goes back one more.
-Fails    `NotAnApprover`: the setting `approvers` does not name you. `NothingToRollBackTo`: there is no such former champion.
+Fails    `NotAnApprover`: the setting `approvers` does not name you. `NothingToRollBackTo`: there is no such former
+         champion.
          `ModelFilesDamaged`: its files are gone or are not those that were judged.
 """
 
@@ -15,7 +18,7 @@ from airflow.sdk import DAG, Param, task
 from mlops_links import add_links
 from mlops_wiring import RETRY_POLICY
 
-from config.catalog import load_catalog
+from config.catalog.load import load_catalog
 from config.errors import NightfleetError
 
 catalog = load_catalog()
@@ -27,24 +30,32 @@ class NotAnApprover(NightfleetError):
 
 
 @task(
-    doc_md="Write the rollback to the ledger, then bring MLflow's alias in line. Failed with `NothingToRollBackTo`: nothing was written; "
-    "the ledger names the versions that have been champion."
+    doc_md=(
+        "Write the rollback to the ledger, then bring MLflow's alias in line. Failed with `NothingToRollBackTo`:"
+        " nothing was written; the ledger names the versions that have been champion."
+    )
 )
 def rollback(dag_run: Any = None, params: Any = None) -> dict[str, Any]:
     from config.settings import load_settings
     from lake.lake import open_lake
-    from training.promote import promotion_json
-    from training.promote import rollback as roll_back
+    from training.registry.promotion import promotion_json
+    from training.registry.promotion import rollback as roll_back
 
     by = getattr(dag_run, "triggering_user_name", None) or "unknown"
     approvers = load_settings().approver_names
     if approvers and by not in approvers.values():
         raise NotAnApprover(
-            f"{by} may not roll {params['model']} back: the setting `approvers` names {', '.join(sorted(approvers.values()))}. "
+            f"{by} may not roll {params['model']} back: the setting `approvers` names "
+            f"{', '.join(sorted(approvers.values()))}. "
             "Nothing was written. Ask one of them to trigger this."
         )
-    line = roll_back(open_lake(), params["model"], by=by, reason=params["reason"], version=params["version"], run_id=dag_run.run_id)
-    print(f"{line.model}: version {line.version} is champion again from data date {line.effective_from} on, by {line.by}: {line.reason}")
+    line = roll_back(
+        open_lake(), params["model"], by=by, reason=params["reason"], version=params["version"], run_id=dag_run.run_id
+    )
+    print(
+        f"{line.model}: version {line.version} is champion again from data date {line.effective_from} on, by "
+        f"{line.by}: {line.reason}"
+    )
     return promotion_json(line)
 
 
@@ -56,9 +67,18 @@ with DAG(
     catchup=False,
     max_active_runs=1,
     params={
-        "model": Param(type="string", enum=[model.name for model in catalog.models], description="The model to roll back."),
-        "reason": Param(type="string", minLength=1, maxLength=1000, description="Why; kept in the ledger with your name."),
-        "version": Param(None, type=["null", "integer"], minimum=1, description="The former champion wanted; empty: the one before the present champion."),
+        "model": Param(
+            type="string", enum=[model.name for model in catalog.models], description="The model to roll back."
+        ),
+        "reason": Param(
+            type="string", minLength=1, maxLength=1000, description="Why; kept in the ledger with your name."
+        ),
+        "version": Param(
+            None,
+            type=["null", "integer"],
+            minimum=1,
+            description="The former champion wanted; empty: the one before the present champion.",
+        ),
     },
     doc_md=__doc__,
     tags=["rollback"],

@@ -2,8 +2,10 @@
 
 Reads    features of the data date, the ledger.
 Writes   one partition of `predictions`: in the lake, then in SQL.
-Rerun    safe: nothing is committed while the rows are equal. A scored night is never changed in passing (`AlreadyScored`):
-         after a restate, rewrite it on purpose with the form (first and last data date) or `python -m cli rescore MODEL START END`.
+Rerun    safe: nothing is committed while the rows are equal. A scored night is never changed in passing
+         (`AlreadyScored`):
+         after a restate, rewrite it on purpose with the form (first and last data date) or `python -m cli rescore MODEL
+         START END`.
 Fails    `NoChampion`: train and promote one for that date. `PartitionNotReady`: run the ingest DAG it names.
 """
 
@@ -13,12 +15,13 @@ from airflow.sdk import DAG, Asset, task
 from mlops_links import add_links
 from mlops_wiring import INTERVAL_FORM, features_asset, on_asset, predictions_asset, task_defaults
 
-from config.catalog import load_catalog
+from config.catalog.load import load_catalog
 
 
 @task(
     doc_md="Predict every entity of the night with that night's champion; memory does not grow with the rows. "
-    "Failed with `NoChampion`: no version had been promoted by that night; train one. The link *Predictions* leads to what was written."
+    "Failed with `NoChampion`: no version had been promoted by that night; train one. The link *Predictions* leads to "
+    "what was written."
 )
 def score(model_name: str, dag_run: Any = None, params: Any = None) -> dict[str, Any]:
     from config.calendar import requested_interval
@@ -30,10 +33,12 @@ def score(model_name: str, dag_run: Any = None, params: Any = None) -> dict[str,
     return stage(open_lake(), model_name, days, run_id=dag_run.run_id).to_json()
 
 
-def publish(model_name: str, asset: Asset, dag_run: Any = None, params: Any = None, outlet_events: Any = None) -> dict[str, Any]:
+def publish(
+    model_name: str, asset: Asset, dag_run: Any = None, params: Any = None, outlet_events: Any = None
+) -> dict[str, Any]:
     from config.calendar import requested_interval
     from lake.lake import open_lake
-    from serving.publish import project_predictions
+    from serving.projection import project_predictions
 
     days = requested_interval(dag_run.partition_key, params["start"], params["end"])
     projected = project_predictions(open_lake(), model_name, days, run_id=dag_run.run_id)

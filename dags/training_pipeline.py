@@ -1,17 +1,26 @@
 """Train, register and judge a challenger on what was known in one night; promote it when it passes the gate.
 
 Reads    features, labels that had matured by the data date in the partition key (the "as of" night).
-Writes   a job folder, an MLflow run and version, a decision with its evidence, and, when promoted, a line of the ledger.
+Writes   a job folder, an MLflow run and version, a decision with its evidence, and, when promoted, a line of the
+         ledger.
 Starts   by a retraining request: a drift or performance alarm, the calendar, or a person. The run's note says which.
-Trains   one task a trainer, in a container where the profile or the catalog says so (`runner`). Killed from outside, it is tried again and
-         resumes from its checkpoint. Its container carries the task's labels; what an earlier try left is removed first.
-Explains `explain` writes the model card, which changes no decision. It is linked in the form of `approve`, and lies below `reports`.
-Rerun    safe: the same training set gives the same version and the same decision; an equal training is not done again unless `force` says so.
-Asks     where the catalog says `approval: required`, `approve` waits for a person (Browse, Required Actions) once the gate has passed the
-         challenger. Approve promotes from the next night on, however late it comes. Reject, or no answer within `approval_timeout`, fails
-         `approve` with who and why: the champion stays. Meanwhile the model's next training is queued: it is judged against whoever reigns then.
-Skipped  `promote` is skipped when the gate refused or could not judge: its log and the `gate` task say why. The champion stays.
-Fails    `NotEnoughHistory`: load more nights. `EngineUnavailable`, `ImageMissing`, `GpuUnavailable`: each names the command that mends it.
+Trains   one task a trainer, in a container where the profile or the catalog says so (`runner`). Killed from outside, it
+         is tried again and
+         resumes from its checkpoint. Its container carries the task's labels; what an earlier try left is removed
+         first.
+Explains `explain` writes the model card, which changes no decision. It is linked in the form of `approve`, and lies
+below `reports`.
+Rerun    safe: the same training set gives the same version and the same decision; an equal training is not done again
+         unless `force` says so.
+Asks     where the catalog says `approval: required`, `approve` waits for a person (Browse, Required Actions) once the
+         gate has passed the
+         challenger. Approve promotes from the next night on, however late it comes. Reject, or no answer within
+         `approval_timeout`, fails `approve` with who and why: the champion stays. Meanwhile the model's next training
+         is queued: it is judged against whoever reigns then.
+Skipped  `promote` is skipped when the gate refused or could not judge: its log and the `gate` task say why. The
+         champion stays.
+Fails    `NotEnoughHistory`: load more nights. `EngineUnavailable`, `ImageMissing`, `GpuUnavailable`: each names the
+         command that mends it.
          `TrainingFailed`: out of memory, time or disk, or a refusal: the text says which limit to raise.
          `MlflowUnavailable`: start MLflow, clear the task; nothing is half-registered.
          `PromotionRejected`, `ApprovalLapsed`, `ReasonMissing`: clear `approve` to ask again.
@@ -27,7 +36,8 @@ from mlops_links import add_links
 from mlops_training_operator import TrainingOperator
 from mlops_wiring import on_asset, retraining_asset, task_defaults, training_pool
 
-from config.catalog import ModelEntry, load_catalog
+from config.catalog.load import load_catalog
+from config.catalog.model import ModelEntry
 
 FORM = {
     "reason": Param(
@@ -36,9 +46,17 @@ FORM = {
         maxLength=400,
         description="Why you want this training: needed when a person starts it, and recorded with the request.",
     ),
-    "overrides": Param({}, type="object", description='Trainer parameters to change for this run only, for example {"max_depth": 8}.'),
-    "force": Param(False, type="boolean", description="Train even where an equal training (same data, trainer, seed and code) has finished."),
-    "dry_run": Param(False, type="boolean", description="Train and judge, but leave the ledger as it is whatever the gate says."),
+    "overrides": Param(
+        {}, type="object", description='Trainer parameters to change for this run only, for example {"max_depth": 8}.'
+    ),
+    "force": Param(
+        False,
+        type="boolean",
+        description="Train even where an equal training (same data, trainer, seed and code) has finished.",
+    ),
+    "dry_run": Param(
+        False, type="boolean", description="Train and judge, but leave the ledger as it is whatever the gate says."
+    ),
 }
 
 
@@ -47,54 +65,85 @@ def prepare(model_name: str, dag_run: Any = None, params: Any = None, triggering
     from config.calendar import requested_interval
     from lake.events import logged
     from lake.lake import open_lake
-    from monitoring.requests import record_manual_request
-    from training.job import prepare_jobs
+    from monitoring.retraining_requests import record_manual_request
+    from training.registry.job import prepare_jobs
 
     lake, as_of = open_lake(), requested_interval(dag_run.partition_key).start
     if not triggering_asset_events:
         by = getattr(dag_run, "triggering_user_name", None) or "unknown"
         record_manual_request(lake, model_name, as_of, by=by, reason=params["reason"] or "", run_id=dag_run.run_id)
-    jobs = logged("prepare")(prepare_jobs)(lake, model_name, as_of=as_of, run_id=dag_run.run_id, overrides=params["overrides"])
+    jobs = logged("prepare")(prepare_jobs)(
+        lake, model_name, as_of=as_of, run_id=dag_run.run_id, overrides=params["overrides"]
+    )
     return [str(job_dir) for job_dir in jobs]
 
 
-@task(doc_md="Of several trainers take the best on validation; store its bytes, signed, under their digest, and register a version in MLflow.")
+@task(
+    doc_md=(
+        "Of several trainers take the best on validation; store its bytes, signed, under their digest, and register a"
+        " version in MLflow."
+    )
+)
 def register(model_name: str, manifests: Any, dag_run: Any = None) -> dict[str, Any]:
     from lake.events import logged
     from lake.lake import open_lake
-    from training.rivals import register_best
+    from training.registry.candidates import register_best
 
     registered = logged("register")(register_best)(open_lake(), model_name, list(manifests), run_id=dag_run.run_id)
     for rival in registered["rivals"]:
-        print(f"{rival['family']}: {rival['error_of_baseline']:.4f} of the baseline's error on validation ({rival['job']})")
+        print(
+            f"{rival['family']}: {rival['error_of_baseline']:.4f} of the baseline's error on validation "
+            f"({rival['job']})"
+        )
     return registered
 
 
-@task(doc_md="Judge the challenger on nights neither model has seen, and audit the features for leaks. Decides, never promotes.")
+@task(
+    doc_md=(
+        "Judge the challenger on nights neither model has seen, and audit the features for leaks. Decides, never"
+        " promotes."
+    )
+)
 def gate(model_name: str, registered: Any, dag_run: Any = None) -> dict[str, Any]:
     from lake.events import logged
     from lake.lake import open_lake
-    from training.gate import judge_registered
+    from training.registry.gate import judge_registered
 
-    decision = logged("gate")(judge_registered)(open_lake(), model_name, registered["job_dir"], registered, run_id=dag_run.run_id)
+    decision = logged("gate")(judge_registered)(
+        open_lake(), model_name, registered["job_dir"], registered, run_id=dag_run.run_id
+    )
     print(f"{model_name} version {decision['version']}: {decision['verdict']}", *decision["reasons"], sep="\n")
     return decision
 
 
-@task(doc_md="Explain the version on the judged nights: metrics, plots, Shapley values, segments, and the model card. Changes no decision.")
+@task(
+    doc_md=(
+        "Explain the version on the judged nights: metrics, plots, Shapley values, segments, and the model card."
+        " Changes no decision."
+    )
+)
 def explain(model_name: str, registered: Any, decision: Any, dag_run: Any = None) -> dict[str, Any]:
     from lake.events import logged
     from lake.lake import open_lake
-    from training.model_card import explain_registered
+    from monitoring.pages.model_card import explain_registered
 
-    return logged("explain")(explain_registered)(open_lake(), model_name, registered["job_dir"], registered, decision, run_id=dag_run.run_id)
+    return logged("explain")(explain_registered)(
+        open_lake(), model_name, registered["job_dir"], registered, decision, run_id=dag_run.run_id
+    )
 
 
-@task(doc_md="Write the promotion to the ledger, then bring MLflow's alias in line. Skipped when the gate did not pass the challenger.")
-def promote(model_name: str, registered: Any, decision: Any, dag_run: Any = None, params: Any = None) -> dict[str, Any] | None:
+@task(
+    doc_md=(
+        "Write the promotion to the ledger, then bring MLflow's alias in line. Skipped when the gate did not pass the"
+        " challenger."
+    )
+)
+def promote(
+    model_name: str, registered: Any, decision: Any, dag_run: Any = None, params: Any = None
+) -> dict[str, Any] | None:
     from lake.events import logged
     from lake.lake import open_lake
-    from training.promote import promote_decided
+    from training.registry.promotion import promote_decided
 
     if decision["verdict"] != "promote":
         raise AirflowSkipException(f"not promoted, verdict {decision['verdict']}: " + " ".join(decision["reasons"]))
@@ -110,7 +159,10 @@ def approve(model: ModelEntry, decision: Any, model_card: Any = None) -> Promoti
         decision=decision,
         model_card=model_card,
         response_timeout=model.approval_timeout,
-        doc_md="Wait for a person to approve or reject the promotion. Failed means: rejected, lapsed, or answered without a reason.",
+        doc_md=(
+            "Wait for a person to approve or reject the promotion. Failed means: rejected, lapsed, or answered without"
+            " a reason."
+        ),
     )
 
 
@@ -133,8 +185,13 @@ for model in catalog.models:
             task_id="train",
             model_name=model.name,
             force="{{ params.force }}",
-            execution_timeout=timedelta(minutes=model.training.timeout_minutes + 5),  # the trainer's own limit comes first, with its sentence
-            doc_md="Run the training, in a container or as a process; the log shows its progress, MLflow its curves (link *MLflow run*). One task a trainer.",
+            execution_timeout=timedelta(
+                minutes=model.training.timeout_minutes + 5
+            ),  # the trainer's own limit comes first, with its sentence
+            doc_md=(
+                "Run the training, in a container or as a process; the log shows its progress, MLflow its curves (link"
+                " *MLflow run*). One task a trainer."
+            ),
             **training_pool(model),
         ).expand(job_dir=prepare(model.name))
         version = register(model.name, train.output)

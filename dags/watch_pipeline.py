@@ -1,9 +1,11 @@
 """Look after every model every ten minutes: what is late, what failed, what nobody was told of yet.
 
 Reads    the index of publications, the runs on record, the metrics, what people acknowledged and silenced.
-Writes   each model's alert rules for its newest night (metrics, group `alerts`); messages to the profile's channels, each once.
+Writes   each model's alert rules for its newest night (metrics, group `alerts`); messages to the profile's channels,
+         each once.
 Rerun    safe: the same facts are the same rows, and what was told is not told again.
-Fails    `NotDelivered`: a channel took a message at none of six tries; the text names the channel. Anything else is a fault of this DAG: the nights go on.
+Fails    `NotDelivered`: a channel took a message at none of six tries; the text names the channel. Anything else is a
+         fault of this DAG: the nights go on.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -11,21 +13,24 @@ from typing import Any
 
 from airflow.sdk import DAG, task
 
-from config.catalog import load_catalog
+from config.catalog.load import load_catalog
 
 catalog = load_catalog()
 OWNERS = {model.owner: model.owner_url for model in catalog.models}
 
 
 @task(
-    doc_md="Judge the alert rules of every model, then tell the channels what is new: failures, late nights, alarms, requests that wait, digests that are due. "
-    "Its log says who is told, or that nobody is. Failed: read the text; the next watch tries again."
+    doc_md=(
+        "Judge the alert rules of every model, then tell the channels what is new: failures, late nights, alarms,"
+        " requests that wait, digests that are due. Its log says who is told, or that nobody is. Failed: read the text;"
+        " the next watch tries again."
+    )
 )
 def watch(dag_run: Any = None) -> dict[str, Any]:
     from airflow.sdk.configuration import conf
 
     from lake.lake import open_lake
-    from monitoring.digest import watch
+    from monitoring.alerting.nightly_summary import watch
 
     return watch(open_lake(), base_url=conf.get("api", "base_url", fallback=""), run_id=dag_run.run_id)
 

@@ -14,11 +14,14 @@ RUN /opt/venv/bin/pip install --quiet --no-cache-dir --disable-pip-version-check
     && /opt/venv/bin/uv pip install --python /opt/venv/bin/python --require-hashes --no-cache --compile-bytecode --quiet -r /opt/requirements.txt \
     && /opt/venv/bin/pip uninstall --quiet --yes uv && rm -rf /root/.cache
 
-COPY config/*.py /app/config/
+COPY config/__init__.py config/calendar.py config/durations.py config/errors.py /app/config/
+COPY config/catalog/__init__.py config/catalog/base.py config/catalog/trainer.py /app/config/catalog/
 COPY lake/__init__.py lake/artifact.py /app/lake/
 COPY serving/__init__.py /app/serving/
 COPY serving/predictors /app/serving/predictors
-COPY training /app/training
+COPY training/*.py /app/training/
+COPY training/search /app/training/search
+COPY training/trainers /app/training/trainers
 RUN /opt/venv/bin/python -m compileall -q /app && chmod -R a+rX /app
 
 ARG CODE=unknown

@@ -17,7 +17,9 @@ from features.online_store import NewestWinsSqliteOnlineStore
 class ColumnarComputeEngineConfig(FeastConfigBaseModel):  # type: ignore[misc]  # Feast ships no types
     """Configuration of the engine: it has none."""
 
-    type: Literal["features.compute_engine.ColumnarComputeEngine", "nightfleet_stores.ColumnarComputeEngine"] = "features.compute_engine.ColumnarComputeEngine"
+    type: Literal["features.compute_engine.ColumnarComputeEngine", "nightfleet_stores.ColumnarComputeEngine"] = (
+        "features.compute_engine.ColumnarComputeEngine"
+    )
 
 
 @dataclass
@@ -51,7 +53,14 @@ class Materialized(MaterializationJob):  # type: ignore[misc]  # Feast ships no 
 class ColumnarComputeEngine(ComputeEngine):  # type: ignore[misc]  # Feast ships no types
     """Writes each view's window as one Arrow table."""
 
-    def update(self, project: str, views_to_delete: Sequence[Any], views_to_keep: Sequence[Any], entities_to_delete: Any, entities_to_keep: Any) -> None:
+    def update(
+        self,
+        project: str,
+        views_to_delete: Sequence[Any],
+        views_to_keep: Sequence[Any],
+        entities_to_delete: Any,
+        entities_to_keep: Any,
+    ) -> None:
         """Nothing to prepare."""
 
     def teardown_infra(self, project: str, fvs: Sequence[Any], entities: Sequence[Any]) -> None:

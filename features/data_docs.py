@@ -1,8 +1,8 @@
 """GX's own data docs of the validated nights, as pages that open without a network.
 
 Below `<reports>/data_docs/`: `static/` (what the pages load), `<dataset>/index.html`, `<dataset>/suites/<suite>.html`
-(what is expected), `<dataset>/<interval>/<suite>.html` (what was found). GX's renderers make the pages; its site builder
-is not used, because it writes the whole site anew each time.
+(what is expected), `<dataset>/<interval>/<suite>.html` (what was found). GX's renderers make the pages; its site
+builder is not used, because it writes the whole site anew each time.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ _LOCAL = """
 """
 
 
-def write_data_docs(settings: Settings, dataset: str, interval: Interval, suites: Mapping[str, Suite], results: Mapping[str, Any]) -> Path:
+def write_data_docs(
+    settings: Settings, dataset: str, interval: Interval, suites: Mapping[str, Suite], results: Mapping[str, Any]
+) -> Path:
     """Write the pages of a validated interval, and the index anew.
 
     Args:
@@ -64,7 +66,9 @@ def write_data_docs(settings: Settings, dataset: str, interval: Interval, suites
         page = _SUITE.sub(f'href="../suites/{_file(name)}.html"', page)
         _write(folder / f"{_file(name)}.html", offline(page, up="../../", title=f"{name}, {interval}"))
         counts = result.statistics
-        summary.append({"suite": name, "broken": counts["unsuccessful_expectations"], "of": counts["evaluated_expectations"]})
+        summary.append(
+            {"suite": name, "broken": counts["unsuccessful_expectations"], "of": counts["evaluated_expectations"]}
+        )
     _write(folder / "summary.json", json.dumps(summary, indent=1))
     for name, suite in suites.items():
         _write_suite(site / dataset / "suites", name, suite)
@@ -98,7 +102,9 @@ def offline(page: str, *, up: str, title: str) -> str:
     page = _REMOTE_BACKGROUND.sub("none", page)
     page = _LOGO.sub("Great Expectations", page)
     page = _HOME.sub(f'href="{up.removesuffix("../")}index.html"', page)
-    page = page.replace("<title>Data documentation compiled by Great Expectations</title>", f"<title>{html.escape(title)}</title>", 1)
+    page = page.replace(
+        "<title>Data documentation compiled by Great Expectations</title>", f"<title>{html.escape(title)}</title>", 1
+    )
     return page.replace("<style>", _LOCAL.format(up=up) + "<style>", 1)
 
 
@@ -109,7 +115,9 @@ def _file(suite: str) -> str:
 def _install(site: Path) -> None:
     """Copy the static files once; a folder of another content is replaced."""
     target = site / "static"
-    mark = "\n".join(f"{p.relative_to(STATIC).as_posix()} {p.stat().st_size}" for p in sorted(STATIC.rglob("*")) if p.is_file())
+    mark = "\n".join(
+        f"{p.relative_to(STATIC).as_posix()} {p.stat().st_size}" for p in sorted(STATIC.rglob("*")) if p.is_file()
+    )
     if (target / "files.txt").is_file() and (target / "files.txt").read_text(encoding="utf-8") == mark:
         return
     site.mkdir(parents=True, exist_ok=True)
@@ -154,9 +162,18 @@ def _index(folder: Path, dataset: str) -> str:
         columns = max(columns, len(entries))
         cells = []
         for entry in entries:
-            name, target = html.escape(entry["suite"].removeprefix(f"{dataset}.")), html.escape(f"{_file(entry['suite'])}.html")
-            colour, found = ("warning", f"{entry['broken']} of {entry['of']} broken") if entry["broken"] else ("success", "all hold")
-            cells.append(f'<td><a href="{night}/{target}">{name}</a> <span class="badge badge-{colour}">{found}</span></td>')
+            name, target = (
+                html.escape(entry["suite"].removeprefix(f"{dataset}.")),
+                html.escape(f"{_file(entry['suite'])}.html"),
+            )
+            colour, found = (
+                ("warning", f"{entry['broken']} of {entry['of']} broken")
+                if entry["broken"]
+                else ("success", "all hold")
+            )
+            cells.append(
+                f'<td><a href="{night}/{target}">{name}</a> <span class="badge badge-{colour}">{found}</span></td>'
+            )
         rows.append(f"<tr><th>{night}</th>{''.join(cells)}</tr>")
     suites = ", ".join(
         f'<a href="suites/{html.escape(path.name)}">{html.escape(path.stem.replace("_by_night", " by night"))}</a>'
@@ -164,6 +181,13 @@ def _index(folder: Path, dataset: str) -> str:
     )
     title = f"Data docs of {html.escape(dataset)}"
     head = f'<head><meta charset="UTF-8"><title>{title}</title>{_LOCAL.format(up="../")}</head>'
-    table = f'<table class="table table-sm"><thead><tr><th>Nights</th><th colspan="{columns}">What was found</th></tr></thead>'
-    body = f"<h1>{title}</h1>\n<p>What is expected: {suites}.</p>\n{table}<tbody>\n" + "\n".join(rows) + "\n</tbody></table>"
+    table = (
+        f'<table class="table table-sm"><thead><tr><th>Nights</th><th colspan="{columns}">What was'
+        " found</th></tr></thead>"
+    )
+    body = (
+        f"<h1>{title}</h1>\n<p>What is expected: {suites}.</p>\n{table}<tbody>\n"
+        + "\n".join(rows)
+        + "\n</tbody></table>"
+    )
     return f'<!DOCTYPE html>\n<html>{head}\n<body class="container-fluid p-4">{body}</body></html>\n'

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from config.catalog import Catalog, ColumnType, Dataset
+from config.catalog.data import ColumnType, Dataset
+from config.catalog.load import Catalog
 from config.settings import Settings
 from lake.lake import Lake
 from lake.tables import feature_table
@@ -83,10 +84,15 @@ def feast_objects(settings: Settings, catalog: Catalog) -> list[Entity | Feature
                         owner=dataset.owner,
                     ),
                 )
-            schema = [Field(name=name, dtype=feast_type(kind), description=_describe(dataset, name)) for name, kind in kinds.items()]
+            schema = [
+                Field(name=name, dtype=feast_type(kind), description=_describe(dataset, name))
+                for name, kind in kinds.items()
+            ]
             for name, column in declared.columns.items():
                 tags = {"unit": column.unit} if column.unit else {}
-                schema.append(Field(name=name, dtype=feast_type(column.type), description=column.description, tags=tags))
+                schema.append(
+                    Field(name=name, dtype=feast_type(column.type), description=column.description, tags=tags)
+                )
             table = feature_table(settings, dataset, view)
             views[view_name(dataset.name, view)] = FeatureView(
                 name=view_name(dataset.name, view),
@@ -126,7 +132,8 @@ def repo_config(settings: Settings, pins: Mapping[str, int] | None = None, *, st
     """Feast's configuration of an installation, as `feature_store.yaml` holds it.
 
     Args:
-        pins: Delta version by feature table (`flights/features/carrier_daily`); what is not named is read at its newest version.
+        pins: Delta version by feature table (`flights/features/carrier_daily`); what is not named is read at its newest
+            version.
         stores: module that holds all three classes, where they are not imported from their own.
     """
     return {
@@ -140,7 +147,10 @@ def repo_config(settings: Settings, pins: Mapping[str, int] | None = None, *, st
             "threads": settings.duckdb_threads,
             "scratch": str(settings.scratch),
         },
-        "online_store": {"type": f"{stores or 'features.online_store'}.NewestWinsSqliteOnlineStore", "path": str(settings.online_store)},
+        "online_store": {
+            "type": f"{stores or 'features.online_store'}.NewestWinsSqliteOnlineStore",
+            "path": str(settings.online_store),
+        },
         "batch_engine": {"type": f"{stores or 'features.compute_engine'}.ColumnarComputeEngine"},
         "entity_key_serialization_version": 3,
     }
@@ -178,7 +188,10 @@ def definitions_digest(lake: Lake) -> str:
         "lake": str(lake.settings.lake),
         "online": str(lake.settings.online_store),
         "registry": lake.settings.registry_url,
-        "catalog": [lake.catalog.digest(name) for name in (*(d.name for d in lake.catalog.datasets), *(m.name for m in lake.catalog.models))],
+        "catalog": [
+            lake.catalog.digest(name)
+            for name in (*(d.name for d in lake.catalog.datasets), *(m.name for m in lake.catalog.models))
+        ],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -230,9 +243,16 @@ def _apply(lake: Lake) -> None:
     store = FeatureStore(config=RepoConfig(**config))
     wanted = feast_objects(lake.settings, lake.catalog)
     names = {type(o).__name__: {x.name for x in wanted if type(x) is type(o)} for o in wanted}
-    known = [*store.list_feature_services(), *store.list_feature_views(), *store.list_entities(), *store.list_data_sources()]
+    known = [
+        *store.list_feature_services(),
+        *store.list_feature_views(),
+        *store.list_entities(),
+        *store.list_data_sources(),
+    ]
     sources = {getattr(o, "batch_source", o).name for o in wanted if hasattr(o, "batch_source")}
     gone = [o for o in known if o.name not in names.get(type(o).__name__, set()) | sources | {"__dummy"}]
     store.apply(wanted, objects_to_delete=gone, partial=not gone)
     # For the plain `feast` command on an installation elsewhere: `feast -f <home>/feast/feature_store.yaml …`.
-    (folder / "feature_store.yaml").write_text(yaml.safe_dump(repo_config(lake.settings, stores="nightfleet_stores"), sort_keys=False))
+    (folder / "feature_store.yaml").write_text(
+        yaml.safe_dump(repo_config(lake.settings, stores="nightfleet_stores"), sort_keys=False)
+    )

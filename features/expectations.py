@@ -10,8 +10,20 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from config.catalog import ColumnType, Dataset, Table
-from config.checks import Between, InSet, Matches, NotNull, PairGreater, RowCount, RowRule, TableRule, Unique, When, check_name
+from config.catalog.checks import (
+    Between,
+    InSet,
+    Matches,
+    NotNull,
+    PairGreater,
+    RowCount,
+    RowRule,
+    TableRule,
+    Unique,
+    When,
+    check_name,
+)
+from config.catalog.data import ColumnType, Dataset, Table
 
 Suite = dict[str, Any]
 
@@ -30,7 +42,9 @@ BAD_SHARE = "bad_share"
 
 def row_rules(table: Table) -> tuple[RowRule, ...]:
     """Every rule a row of the table is held to: declared nullability, a unique key, then the declared checks."""
-    implied: list[RowRule] = [NotNull(rule="not_null", column=name) for name, column in table.columns.items() if not column.nullable]
+    implied: list[RowRule] = [
+        NotNull(rule="not_null", column=name) for name, column in table.columns.items() if not column.nullable
+    ]
     implied.append(Unique(rule="unique", columns=table.key))
     names = {check_name(rule) for rule in implied}
     return (*implied, *(rule for rule in table.row_rules if check_name(rule) not in names))
@@ -39,12 +53,17 @@ def row_rules(table: Table) -> tuple[RowRule, ...]:
 def row_suite(dataset: Dataset, name: str) -> Suite:
     """The suite over the rows of a table: declared types, and every row rule; `meta.check` names the rule."""
     table = dataset.tables[name]
-    types = [_expectation("expect_column_values_to_be_of_type", {"column": c, "type_": _TYPE_NAMES[d.type]}, f"type({c})") for c, d in table.columns.items()]
+    types = [
+        _expectation("expect_column_values_to_be_of_type", {"column": c, "type_": _TYPE_NAMES[d.type]}, f"type({c})")
+        for c, d in table.columns.items()
+    ]
     return _suite(f"{dataset.name}.{name}", [*types, *(_row_expectation(rule) for rule in row_rules(table))])
 
 
 def night_suite(dataset: Dataset, name: str) -> Suite:
-    """The suite over the nights of a table, one row a night: share of bad rows, row count against history, freshness."""
+    """The suite over the nights of a table, one row a night: share of bad rows, row count against history,
+    freshness.
+    """
     table = dataset.tables[name]
     quality = table.quality
     expectations = [
@@ -53,7 +72,11 @@ def night_suite(dataset: Dataset, name: str) -> Suite:
     ]
     for rule in table.table_rules:
         low, high = table_bounds(rule)
-        expectations.append(_between(table_measure(rule), low, high, check_name(rule), "critical" if rule.severity == "stop" else "warning"))
+        expectations.append(
+            _between(
+                table_measure(rule), low, high, check_name(rule), "critical" if rule.severity == "stop" else "warning"
+            )
+        )
     return _suite(f"{dataset.name}.{name} by night", expectations)
 
 
@@ -74,11 +97,18 @@ def _suite(name: str, expectations: list[dict[str, Any]]) -> Suite:
 
 
 def _expectation(kind: str, kwargs: dict[str, Any], check: str, severity: str = "critical") -> dict[str, Any]:
-    return {"type": kind, "kwargs": {k: v for k, v in kwargs.items() if v is not None}, "meta": {"check": check}, "severity": severity}
+    return {
+        "type": kind,
+        "kwargs": {k: v for k, v in kwargs.items() if v is not None},
+        "meta": {"check": check},
+        "severity": severity,
+    }
 
 
 def _between(column: str, low: float | None, high: float | None, check: str, severity: str) -> dict[str, Any]:
-    return _expectation("expect_column_values_to_be_between", {"column": column, "min_value": low, "max_value": high}, check, severity)
+    return _expectation(
+        "expect_column_values_to_be_between", {"column": column, "min_value": low, "max_value": high}, check, severity
+    )
 
 
 def _row_expectation(rule: RowRule) -> dict[str, Any]:
@@ -87,7 +117,10 @@ def _row_expectation(rule: RowRule) -> dict[str, Any]:
         case NotNull():
             kind, kwargs = "expect_column_values_to_not_be_null", {"column": rule.column}
         case Between():
-            kind, kwargs = "expect_column_values_to_be_between", {"column": rule.column, "min_value": rule.min, "max_value": rule.max}
+            kind, kwargs = (
+                "expect_column_values_to_be_between",
+                {"column": rule.column, "min_value": rule.min, "max_value": rule.max},
+            )
         case InSet():
             kind, kwargs = "expect_column_values_to_be_in_set", {"column": rule.column, "value_set": list(rule.values)}
         case Matches():
@@ -98,7 +131,12 @@ def _row_expectation(rule: RowRule) -> dict[str, Any]:
             kwargs = {"column_list": ["data_date", *rule.columns], "ignore_row_if": "any_value_is_missing"}
         case PairGreater():
             kind = "expect_column_pair_values_a_to_be_greater_than_b"
-            kwargs = {"column_A": rule.a, "column_B": rule.b, "or_equal": rule.or_equal, "ignore_row_if": "either_value_is_missing"}
+            kwargs = {
+                "column_A": rule.a,
+                "column_B": rule.b,
+                "or_equal": rule.or_equal,
+                "ignore_row_if": "either_value_is_missing",
+            }
     return _expectation(kind, kwargs | {"row_condition": _condition(rule.when)}, check_name(rule))
 
 
@@ -107,7 +145,10 @@ def _condition(when: When | None) -> dict[str, Any] | None:
         return None
     compared = {"type": "comparison", "column": {"name": when.column}, "operator": when.op, "parameter": when.value}
     # A null satisfies `!=` in pandas and not in SQL: said aloud, it is left out in both.
-    return {"type": "and", "conditions": [compared, {"type": "nullity", "column": {"name": when.column}, "is_null": False}]}
+    return {
+        "type": "and",
+        "conditions": [compared, {"type": "nullity", "column": {"name": when.column}, "is_null": False}],
+    }
 
 
 # ---- compilation -----------------------------------------------------------------------------------------------
@@ -148,19 +189,32 @@ def _compile(expectation: dict[str, Any], relation: str, alias: str) -> Compiled
         present = " AND ".join(f"{_name(c)} IS NOT NULL" for c in columns)
         listed = ", ".join(_name(c) for c in columns)
         keys = ", ".join(f"{_name(c)} AS key_{number}" for number, c in enumerate(columns))
-        clash = f"SELECT {keys}, true AS hit FROM {_name(relation)} WHERE ({condition}) AND {present} GROUP BY {listed} HAVING count(*) > 1"  # noqa: S608
+        clash = (
+            f"SELECT {keys}, true AS hit FROM {_name(relation)} WHERE ({condition}) AND {present}"  # noqa: S608
+            f" GROUP BY {listed} HAVING count(*) > 1"
+        )
         return CompiledRule(check, columns[1:], f"coalesce({alias}.hit AND ({condition}), false)", clash)
     match expectation["type"]:
         case "expect_column_values_to_not_be_null":
             columns, holds = (kwargs["column"],), f"{_name(kwargs['column'])} IS NOT NULL"
         case "expect_column_values_to_be_between":
             column = _name(kwargs["column"])
-            parts = [f"{column} {sign} {_literal(kwargs[bound])}" for bound, sign in (("min_value", ">="), ("max_value", "<=")) if bound in kwargs]
+            parts = [
+                f"{column} {sign} {_literal(kwargs[bound])}"
+                for bound, sign in (("min_value", ">="), ("max_value", "<="))
+                if bound in kwargs
+            ]
             columns, holds = (kwargs["column"],), " AND ".join(parts)
         case "expect_column_values_to_be_in_set":
-            columns, holds = (kwargs["column"],), f"{_name(kwargs['column'])} IN ({', '.join(_literal(v) for v in kwargs['value_set'])})"
+            columns, holds = (
+                (kwargs["column"],),
+                f"{_name(kwargs['column'])} IN ({', '.join(_literal(v) for v in kwargs['value_set'])})",
+            )
         case "expect_column_values_to_match_regex":
-            columns, holds = (kwargs["column"],), f"regexp_matches({_name(kwargs['column'])}, {_literal(kwargs['regex'])})"
+            columns, holds = (
+                (kwargs["column"],),
+                f"regexp_matches({_name(kwargs['column'])}, {_literal(kwargs['regex'])})",
+            )
         case "expect_column_pair_values_a_to_be_greater_than_b":
             columns = (kwargs["column_A"], kwargs["column_B"])
             holds = f"{_name(columns[0])} {'>=' if kwargs['or_equal'] else '>'} {_name(columns[1])}"
@@ -183,11 +237,15 @@ def _sql_condition(condition: dict[str, Any]) -> str:
 
 
 def marking_sql(rules: list[CompiledRule], relation: str) -> str:
-    """One SELECT over `relation`: its columns, `broken_0..n` (BOOLEAN, one a rule) and `broken_rules` (names joined by `; `, null when none)."""
+    """One SELECT over `relation`: its columns, `broken_0..n` (BOOLEAN, one a rule) and `broken_rules` (names joined by
+    `; `, null when none).
+    """
     joins, flags = [], []
     for number, rule in enumerate(rules):
         if rule.clash is not None:
-            on = " AND ".join(f"clash_{number}.key_{part} = r.{_name(c)}" for part, c in enumerate(("data_date", *rule.columns)))
+            on = " AND ".join(
+                f"clash_{number}.key_{part} = r.{_name(c)}" for part, c in enumerate(("data_date", *rule.columns))
+            )
             joins.append(f"LEFT JOIN ({rule.clash}) AS clash_{number} ON {on}")
         flags.append(f"{rule.broken} AS broken_{number}")
     names = ", ".join(f"CASE WHEN broken_{number} THEN {_literal(rule.check)} END" for number, rule in enumerate(rules))

@@ -31,7 +31,11 @@ def suite_runner(connection: duckdb.DuckDBPyConnection) -> Iterator[Callable[[st
 
     sources = _context().data_sources
     name = f"duckdb-{uuid.uuid4().hex}"
-    source = sources.add_sql(name, connection_string="duckdb:///:memory:", kwargs={"creator": lambda: duckdb_engine.ConnectionWrapper(connection.cursor())})
+    source = sources.add_sql(
+        name,
+        connection_string="duckdb:///:memory:",
+        kwargs={"creator": lambda: duckdb_engine.ConnectionWrapper(connection.cursor())},
+    )
 
     def run(table: str, suite: Suite) -> Any:
         batch = source.add_table_asset(table, table_name=table).add_batch_definition_whole_table("all").get_batch()
@@ -61,7 +65,10 @@ def _great_expectations() -> Any:
     import great_expectations as gx
     import sqlalchemy as sa
     from great_expectations.execution_engine import SqlAlchemyExecutionEngine, sqlalchemy_execution_engine
-    from great_expectations.expectations.metrics.map_metric_provider import ColumnMapMetricProvider, column_condition_partial
+    from great_expectations.expectations.metrics.map_metric_provider import (
+        ColumnMapMetricProvider,
+        column_condition_partial,
+    )
     from great_expectations.expectations.metrics.metric_provider import metric_value
     from great_expectations.expectations.metrics.table_metric_provider import TableMetricProvider
 
@@ -102,6 +109,8 @@ def _great_expectations() -> Any:
             data = execution_engine.batch_manager.active_batch_data
             with execution_engine.get_connection() as connection:
                 rows = connection.exec_driver_sql(f'DESCRIBE "{data.source_table_name}"').fetchall()
-            return [{"name": row[0], "type": types.get(row[1], sa.types.NullType()), "primary_key": False} for row in rows]
+            return [
+                {"name": row[0], "type": types.get(row[1], sa.types.NullType()), "primary_key": False} for row in rows
+            ]
 
     return gx

@@ -22,9 +22,17 @@ from typing import Any
 import duckdb
 
 from config.calendar import ONE_DAY, Interval
-from config.catalog import Dataset
+from config.catalog.data import Dataset
 from config.errors import NightfleetError
-from features.sources import SourceMissing, SourceRead, SourceSchemaMismatch, SourceUnavailable, SourceUnreadable, is_dated, read_source
+from features.sources import (
+    SourceMissing,
+    SourceRead,
+    SourceSchemaMismatch,
+    SourceUnavailable,
+    SourceUnreadable,
+    is_dated,
+    read_source,
+)
 from features.sources.columns import quoted
 from lake.events import logged
 from lake.lake import Lake, StageResult, register_nights
@@ -35,7 +43,15 @@ from lake.tables import DUCKDB_TYPES, LakeTable, raw_table
 _BATCH_ROWS = 131_072
 _EXAMPLES = 3
 
-__all__ = ["SourceChanged", "SourceMissing", "SourceSchemaMismatch", "SourceUnavailable", "SourceUnreadable", "ingest", "restate"]
+__all__ = [
+    "SourceChanged",
+    "SourceMissing",
+    "SourceSchemaMismatch",
+    "SourceUnavailable",
+    "SourceUnreadable",
+    "ingest",
+    "restate",
+]
 
 
 class SourceChanged(NightfleetError):
@@ -75,11 +91,13 @@ def ingest(lake: Lake, dataset: str, interval: Interval, *, run_id: str) -> Stag
     Where every night of every table is published, the run is a check: the partitions are worked out again and compared.
 
     Returns:
-        `details` has for each table rows, late, corrections, waiting (known after the interval), before_start (known before the
-        data set begins), and undated (rows that do not say when they became known, and count as known when they were seen).
+        `details` has for each table rows, late, corrections, waiting (known after the interval), before_start (known
+        before the data set begins), and undated (rows that do not say when they became known, and count as known when
+        they were seen).
     Raises:
         PartitionNotReady: the night before the interval is not published.
-        SourceMissing, SourceUnreadable, SourceSchemaMismatch, SourceUnavailable: a source cannot be read; nothing is written.
+        SourceMissing, SourceUnreadable, SourceSchemaMismatch, SourceUnavailable: a source cannot be read; nothing is
+            written.
         SourceChanged: a check found a difference; nothing is written.
         StalePublish: another run published in between.
     """
@@ -91,7 +109,11 @@ def ingest(lake: Lake, dataset: str, interval: Interval, *, run_id: str) -> Stag
     with _session(lake, "ingest") as (connection, folder):
         due = {plan.name: interval if check else plan.open for plan in plans}
         # Every source is read before anything is published: one bad source, and nothing is written.
-        reads = {plan.name: _read(lake, entry, plan, nights, connection, folder) for plan in plans if (nights := due[plan.name]) is not None}
+        reads = {
+            plan.name: _read(lake, entry, plan, nights, connection, folder)
+            for plan in plans
+            if (nights := due[plan.name]) is not None
+        }
         for plan in plans:
             nights = due[plan.name]
             if nights is None:
@@ -105,29 +127,36 @@ def ingest(lake: Lake, dataset: str, interval: Interval, *, run_id: str) -> Stag
             done = _publish(lake, connection, plan, nights, computed, run_id, fingerprint=reads[plan.name].fingerprint)
             committed += len(done.committed)
             details[plan.name] = _counts(plan, interval, computed.counts) | {"rows": _rows(plan, interval, done)}
-    return StageResult("ingest", dataset, str(interval), sum(table["rows"] for table in details.values()), committed, details)
+    return StageResult(
+        "ingest", dataset, str(interval), sum(table["rows"] for table in details.values()), committed, details
+    )
 
 
 @logged("restate")
 def restate(lake: Lake, dataset: str, interval: Interval, *, run_id: str) -> StageResult:
     """Rewrite published raw partitions from the sources as they are now: a deliberate act, after a bug in a source.
 
-    Published nights after the interval keep their rows, but for those that the rewritten nights make redundant; revisions
-    are counted anew.
+    Published nights after the interval keep their rows, but for those that the rewritten nights make redundant;
+    revisions are counted anew.
 
     Returns:
-        `details` has for each table the counts of `ingest`, and `restated`: the nights whose partitions changed. Validate and
-        transform again from the first of them; predictions that used them are stale until they are rescored.
+        `details` has for each table the counts of `ingest`, and `restated`: the nights whose partitions changed.
+        Validate and transform again from the first of them; predictions that used them are stale until they are
+        rescored.
     Raises:
         PartitionNotReady: a night of the interval is not published; ingest publishes it.
-        SourceMissing, SourceUnreadable, SourceSchemaMismatch, SourceUnavailable: a source cannot be read; nothing is written.
+        SourceMissing, SourceUnreadable, SourceSchemaMismatch, SourceUnavailable: a source cannot be read; nothing is
+            written.
         StalePublish: another run published in between.
     """
     entry = lake.dataset(dataset)
     plans = [_plan(lake, entry, name, interval) for name in entry.tables]
     for plan in plans:
         if plan.open is not None:
-            raise PartitionNotReady(f"{plan.raw.name} has no partition {plan.open.start}: nothing to restate. Run `{dataset}_ingest` for it.")
+            raise PartitionNotReady(
+                f"{plan.raw.name} has no partition {plan.open.start}: nothing to restate. Run `{dataset}_ingest` for "
+                "it."
+            )
     details: dict[str, Any] = {}
     committed = 0
     with _session(lake, "restate") as (connection, folder):
@@ -139,8 +168,13 @@ def restate(lake: Lake, dataset: str, interval: Interval, *, run_id: str) -> Sta
             done = _publish(lake, connection, plan, whole, computed, run_id, fingerprint=None)
             committed += len(done.committed)
             restated = [day.isoformat() for day in done.committed]
-            details[plan.name] = _counts(plan, interval, computed.counts) | {"rows": _rows(plan, interval, done), "restated": restated}
-    return StageResult("restate", dataset, str(interval), sum(table["rows"] for table in details.values()), committed, details)
+            details[plan.name] = _counts(plan, interval, computed.counts) | {
+                "rows": _rows(plan, interval, done),
+                "restated": restated,
+            }
+    return StageResult(
+        "restate", dataset, str(interval), sum(table["rows"] for table in details.values()), committed, details
+    )
 
 
 @contextmanager
@@ -158,20 +192,28 @@ def _plan(lake: Lake, dataset: Dataset, name: str, interval: Interval) -> _Plan:
     first_open = max(published) + ONE_DAY if published else dataset.first_data_date
     if interval.start < dataset.first_data_date:
         raise PartitionNotReady(
-            f"{raw.name} has no partition {interval.start}: {dataset.name} begins with data date {dataset.first_data_date}. Ingest from there."
+            f"{raw.name} has no partition {interval.start}: {dataset.name} begins with data date "
+            f"{dataset.first_data_date}. Ingest from there."
         )
     if interval.start > first_open:
         latest = f"latest is {first_open - ONE_DAY}" if published else "nothing is published"
         raise PartitionNotReady(
-            f"{raw.name} has no partition {interval.start - ONE_DAY} ({latest}).\n  Ingesting {interval.start} needs every night before it. "
+            f"{raw.name} has no partition {interval.start - ONE_DAY} ({latest}).\n"
+            f"  Ingesting {interval.start} needs every night before it. "
             f"Run `{dataset.name}_ingest` or `{dataset.name}_history` from {first_open} on, then clear this task."
         )
-    return _Plan(name, raw, version, published, Interval(first_open, interval.end) if interval.end > first_open else None)
+    return _Plan(
+        name, raw, version, published, Interval(first_open, interval.end) if interval.end > first_open else None
+    )
 
 
-def _read(lake: Lake, dataset: Dataset, plan: _Plan, nights: Interval, connection: duckdb.DuckDBPyConnection, folder: Path) -> SourceRead:
+def _read(
+    lake: Lake, dataset: Dataset, plan: _Plan, nights: Interval, connection: duckdb.DuckDBPyConnection, folder: Path
+) -> SourceRead:
     also = _still_waiting(plan, nights) if is_dated(dataset.tables[plan.name]) else ()
-    return read_source(lake, dataset.name, plan.name, nights, connection, name=f"source_of_{plan.name}", folder=folder, also=also)
+    return read_source(
+        lake, dataset.name, plan.name, nights, connection, name=f"source_of_{plan.name}", folder=folder, also=also
+    )
 
 
 def _still_waiting(plan: _Plan, nights: Interval) -> tuple[date, ...]:
@@ -179,12 +221,26 @@ def _still_waiting(plan: _Plan, nights: Interval) -> tuple[date, ...]:
     waiting: dict[str, str] = {}
     for day, publication in plan.published.items():
         if day < nights.start:
-            waiting |= {night: until for night, until in publication.details.get("waiting", {}).items() if date.fromisoformat(night) < nights.start}
-    return tuple(sorted(date.fromisoformat(night) for night, until in waiting.items() if date.fromisoformat(until) >= nights.start))
+            waiting |= {
+                night: until
+                for night, until in publication.details.get("waiting", {}).items()
+                if date.fromisoformat(night) < nights.start
+            }
+    return tuple(
+        sorted(
+            date.fromisoformat(night) for night, until in waiting.items() if date.fromisoformat(until) >= nights.start
+        )
+    )
 
 
 def _compute(
-    connection: duckdb.DuckDBPyConnection, dataset: Dataset, plan: _Plan, nights: Interval, read: SourceRead, *, fresh: Interval | None = None
+    connection: duckdb.DuckDBPyConnection,
+    dataset: Dataset,
+    plan: _Plan,
+    nights: Interval,
+    read: SourceRead,
+    *,
+    fresh: Interval | None = None,
 ) -> _Computed:
     """Work out the raw rows of `nights`, into a DuckDB table.
 
@@ -216,14 +272,22 @@ def _compute(
         return connection.execute(template.format_map(names)).fetchall()
 
     before = {day: publication for day, publication in plan.published.items() if day < fresh.start}
-    alone = bool(before) and read.fingerprint is not None and all(p.details.get("source") == read.fingerprint for p in before.values())
+    alone = (
+        bool(before)
+        and read.fingerprint is not None
+        and all(p.details.get("source") == read.fingerprint for p in before.values())
+    )
     run(_CANDIDATES + (" AND natural_date >= {start}" if alone else "") + _NEWEST)
     kept = [day for day in plan.published if fresh.end <= day < nights.end]
     if kept:
         plan.raw.register(connection, "kept", kept, plan.version)
-        run("INSERT INTO candidates SELECT {columns}, known_at_utc, data_date, data_date, data_date, {content} FROM kept")
+        run(
+            "INSERT INTO candidates SELECT {columns}, known_at_utc, data_date, data_date, data_date, {content} FROM "
+            "kept"
+        )
     if alone and run(_SEEN_EARLIER)[0][0]:
-        # Every night before was made from these very bytes, so none of their rows is late; but some of tonight's keys have earlier rows.
+        # Every night before was made from these very bytes, so none of their rows is late; but some of tonight's keys
+        # have earlier rows.
         alone = False
     plan.raw.register(connection, "before", [] if alone else before, max(plan.version, 0))
     run(_KNOWN)
@@ -272,7 +336,8 @@ compared AS (
     LEFT JOIN known AS b ON {same_key}
     WINDOW w AS (PARTITION BY {a_key} ORDER BY a.landing)
 )
-SELECT {key}, landing, CAST(coalesce(known_revision + 1, 0) + row_number() OVER (PARTITION BY {key} ORDER BY landing) - 1 AS INTEGER) AS revision
+SELECT {key}, landing, CAST(coalesce(known_revision + 1, 0) + row_number() OVER (PARTITION BY {key}
+  ORDER BY landing) - 1 AS INTEGER) AS revision
 FROM compared
 WHERE is_new
 """
@@ -290,10 +355,12 @@ INNER JOIN landed AS b ON a.landing = b.landing AND {same_key}
 INNER JOIN nights AS n ON n.data_date = a.landing
 """
 _COUNT_COMPUTED = """
-SELECT count(*) FILTER (revision = 0 AND natural_date < data_date), count(*) FILTER (revision > 0) FROM {computed} WHERE data_date < {end}
+SELECT count(*) FILTER (revision = 0 AND natural_date < data_date), count(*) FILTER (revision > 0)
+  FROM {computed} WHERE data_date < {end}
 """
 _COUNT_SOURCE = """
-SELECT count(*) FILTER (natural_date >= {end}), count(*) FILTER (natural_date < {first}), count(*) FILTER (natural_date IS NULL) FROM {source}
+SELECT count(*) FILTER (natural_date >= {end}), count(*) FILTER (natural_date < {first}),
+  count(*) FILTER (natural_date IS NULL) FROM {source}
 """
 _WAITING = """
 SELECT delivered, max(natural_date) FROM {source} WHERE natural_date >= {end} GROUP BY delivered ORDER BY delivered
@@ -304,7 +371,13 @@ def _count(run: Callable[[str], list[tuple[Any, ...]]], dated: bool) -> tuple[di
     late, corrections = run(_COUNT_COMPUTED)[0]
     waiting, before_start, undated = run(_COUNT_SOURCE)[0]
     until = {night.isoformat(): last.isoformat() for night, last in run(_WAITING)} if dated else {}
-    return {"late": late, "corrections": corrections, "waiting": waiting, "before_start": before_start, "undated": undated}, until
+    return {
+        "late": late,
+        "corrections": corrections,
+        "waiting": waiting,
+        "before_start": before_start,
+        "undated": undated,
+    }, until
 
 
 def _listed(columns: Sequence[str], relation: str | None = None) -> str:
@@ -312,7 +385,14 @@ def _listed(columns: Sequence[str], relation: str | None = None) -> str:
 
 
 def _counts(plan: _Plan, interval: Interval, counts: Mapping[str, int]) -> dict[str, int]:
-    none = {"rows": _rows(plan, interval, None), "late": 0, "corrections": 0, "waiting": 0, "before_start": 0, "undated": 0}
+    none = {
+        "rows": _rows(plan, interval, None),
+        "late": 0,
+        "corrections": 0,
+        "waiting": 0,
+        "before_start": 0,
+        "undated": 0,
+    }
     return none | dict(counts)
 
 
@@ -322,25 +402,41 @@ def _rows(plan: _Plan, interval: Interval, done: Published | None) -> int:
 
 
 def _publish(
-    lake: Lake, connection: duckdb.DuckDBPyConnection, plan: _Plan, nights: Interval, computed: _Computed, run_id: str, *, fingerprint: str | None
+    lake: Lake,
+    connection: duckdb.DuckDBPyConnection,
+    plan: _Plan,
+    nights: Interval,
+    computed: _Computed,
+    run_id: str,
+    *,
+    fingerprint: str | None,
 ) -> Published:
     order = _listed(["data_date", *plan.raw.key])
     names = _listed(plan.raw.schema.names)
-    reader = connection.sql(f"SELECT {names} FROM {quoted(computed.view)} ORDER BY {order}").to_arrow_reader(_BATCH_ROWS)  # noqa: S608 (quoted)
-    lineage = replace(lake.lineage(plan.raw.name.split("/")[0], run_id), details={"source": fingerprint, "waiting": computed.waiting})
+    reader = connection.sql(f"SELECT {names} FROM {quoted(computed.view)} ORDER BY {order}").to_arrow_reader(  # noqa: S608 (quoted)
+        _BATCH_ROWS
+    )
+    lineage = replace(
+        lake.lineage(plan.raw.name.split("/")[0], run_id), details={"source": fingerprint, "waiting": computed.waiting}
+    )
     replaces = {day: plan.published[day].digest if day in plan.published else None for day in nights}
     with lake.scratch("publish") as scratch:
         return publish(lake.publications, plan.raw, reader, nights, replaces=replaces, lineage=lineage, scratch=scratch)
 
 
-def _compare(connection: duckdb.DuckDBPyConnection, dataset: Dataset, plan: _Plan, nights: Interval, computed: _Computed) -> None:
+def _compare(
+    connection: duckdb.DuckDBPyConnection, dataset: Dataset, plan: _Plan, nights: Interval, computed: _Computed
+) -> None:
     """Raise SourceChanged where the computed rows are not those published."""
     plan.raw.register(connection, "published", nights, plan.version)
     names = _listed(plan.raw.schema.names)
     kinds = {name: DUCKDB_TYPES[column.type] for name, column in dataset.tables[plan.name].columns.items()}
     fresh = f"SELECT {names} FROM {quoted(computed.view)}"  # noqa: S608 (quoted)
     stands = f"SELECT {names} FROM published"  # noqa: S608 (quoted)
-    difference = f"SELECT 'source' AS side, * FROM ({fresh} EXCEPT ALL {stands}) UNION ALL SELECT 'published', * FROM ({stands} EXCEPT ALL {fresh})"  # noqa: S608
+    difference = (
+        f"SELECT 'source' AS side, * FROM ({fresh} EXCEPT ALL {stands})"  # noqa: S608
+        f" UNION ALL SELECT 'published', * FROM ({stands} EXCEPT ALL {fresh})"
+    )
     count = connection.execute(f"SELECT count(*) FROM ({difference})").fetchall()[0][0]  # noqa: S608
     if not count:
         return
@@ -352,8 +448,10 @@ def _compare(connection: duckdb.DuckDBPyConnection, dataset: Dataset, plan: _Pla
     else:
         remedy = "The next unpublished night lands the difference as late rows and revisions"
     raise SourceChanged(
-        f"the source of {plan.raw.name} has other rows for {nights} than when they were published: {count} rows differ. For example\n{examples}\n"
-        f"  Nothing was written. {remedy}. To rewrite these nights on purpose: `python -m cli restate {dataset.name} {nights.start} {nights.last}`."
+        f"the source of {plan.raw.name} has other rows for {nights} than when they were published: {count} rows "
+        f"differ. For example\n{examples}\n"
+        f"  Nothing was written. {remedy}. To rewrite these nights on purpose: `python -m cli restate {dataset.name} "
+        f"{nights.start} {nights.last}`."
     )
 
 

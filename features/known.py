@@ -27,8 +27,8 @@ class KnownTable:
 
     Attributes:
         column: the rows are those whose `column` lies in a range.
-        dates: published partitions from the earliest that may hold such a row, to the last night asked for. Every one between
-            belongs to it, since it may hold a revision that moved the row elsewhere.
+        dates: published partitions from the earliest that may hold such a row, to the last night asked for. Every one
+            between belongs to it, since it may hold a revision that moved the row elsewhere.
     """
 
     table: LakeTable
@@ -39,14 +39,16 @@ class KnownTable:
     _files: pa.Table
 
     def register(self, connection: duckdb.DuckDBPyConnection, view: str, key: tuple[str, ...]) -> None:
-        """DuckDB view of every revision in those partitions, with `superseded_on`: the night its next revision arrived in, else null.
+        """DuckDB view of every revision in those partitions, with `superseded_on`: the night its next revision arrived
+        in, else null.
 
         Night n knows the rows with `data_date <= n AND (superseded_on IS NULL OR superseded_on > n)`.
         """
         self.table.register(connection, f"{view}_revisions", self.dates, self.version)
         keys = ", ".join(f'"{name}"' for name in key)
         connection.execute(
-            f'CREATE OR REPLACE TEMP VIEW "{view}" AS SELECT *, lead(data_date) OVER (PARTITION BY {keys} ORDER BY data_date, revision) AS superseded_on '
+            f'CREATE OR REPLACE TEMP VIEW "{view}" AS SELECT *, lead(data_date) OVER (PARTITION BY {keys} ORDER BY '
+            "data_date, revision) AS superseded_on "
             f'FROM "{view}_revisions"'
         )
 
@@ -55,15 +57,30 @@ class KnownTable:
         return [self.published[day].as_input() for day in self.dates]
 
     def inputs_of(self, night: date, low: Any, high: Any) -> list[Input]:
-        """The partitions that tell what `night` knew of rows in `[low, high]`, its own among them: the same however many nights are read at once."""
+        """The partitions that tell what `night` knew of rows in `[low, high]`, its own among them: the same however
+        many nights are read at once.
+        """
         first = _first_overlap(self._files, self.column, low, high)
-        return [p.as_input() for day, p in self.published.items() if day == night or (first is not None and first <= day <= night)]
+        return [
+            p.as_input()
+            for day, p in self.published.items()
+            if day == night or (first is not None and first <= day <= night)
+        ]
 
 
 def known_table(
-    lake: Lake, table: LakeTable, last: date, *, column: str, low: Any, high: Any, first: date | None = None, version: int | None = None
+    lake: Lake,
+    table: LakeTable,
+    last: date,
+    *,
+    column: str,
+    low: Any,
+    high: Any,
+    first: date | None = None,
+    version: int | None = None,
 ) -> KnownTable:
-    """The partitions that can tell what was known by `last` of rows whose `column` lies in `[low, high]` (None: there are no such rows).
+    """The partitions that can tell what was known by `last` of rows whose `column` lies in `[low, high]` (None: there
+    are no such rows).
 
     Files are judged by their own statistics; nothing is read. Those from `first` on belong to it in any case.
     """

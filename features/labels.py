@@ -1,7 +1,7 @@
 """What came true, as known by a night, and when that may be relied on.
 
-A data date t is mature at the first T where all its target times + `matures_after` lie at or before cutoff(T). Before that
-its labels are biased, since those that come early differ from those that come late; some never come.
+A data date t is mature at the first T where all its target times + `matures_after` lie at or before cutoff(T). Before
+that its labels are biased, since those that come early differ from those that come late; some never come.
 """
 
 # ruff: noqa: S608 (names come from the typed catalog, quoted)
@@ -15,7 +15,9 @@ import duckdb
 import pyarrow as pa
 
 from config.calendar import ONE_DAY, Interval, cutoff
-from config.catalog import BadCatalog, CalendarSpine, Dataset, ModelEntry
+from config.catalog.base import BadCatalog
+from config.catalog.data import Dataset
+from config.catalog.model import CalendarSpine, ModelEntry
 from features.known import KnownTable, known_table
 from features.retrieval import horizon_end, spine
 from lake.lake import Lake
@@ -61,15 +63,22 @@ def baseline(lake: Lake, model: str, interval: Interval) -> pa.Table:
     """What a row-wise baseline says for every row the nights of `interval` score, by what each night itself knew.
 
     Returns:
-        The entity columns, data_date, and baseline (float64): for `same_hour_last_week` the label of the step that began at
-        the same local time seven days earlier; null where that had not come, and for baselines that are one number for all.
+        The entity columns, data_date, and baseline (float64): for `same_hour_last_week` the label of the step that
+        began at the same local time seven days earlier; null where that had not come, and for baselines that are one
+        number for all.
     """
     return _over_spine(lake, model, interval, as_of=None, name="baseline")
 
 
 def _over_spine(lake: Lake, model: str, interval: Interval, *, as_of: date | None, name: str) -> pa.Table:
     entry, dataset = _entries(lake, model)
-    schema = pa.schema([*((key, _entity_type(entry, dataset, key)) for key in entry.entity), ("data_date", pa.date32()), (name, pa.float64())])
+    schema = pa.schema(
+        [
+            *((key, _entity_type(entry, dataset, key)) for key in entry.entity),
+            ("data_date", pa.date32()),
+            (name, pa.float64()),
+        ]
+    )
     with lake.duckdb() as connection, lake.scratch("labels") as folder:
         rows = spine(lake, model, interval, folder=folder)
         register_rows(connection, "spine_rows", rows.path)
@@ -78,7 +87,11 @@ def _over_spine(lake: Lake, model: str, interval: Interval, *, as_of: date | Non
         else:
             query = baseline_query(lake, model, connection, "spine_rows", last=interval.last)
         keys = ", ".join(f'"{key}"' for key in entry.entity)
-        return connection.sql(f"SELECT {keys}, data_date, {name} FROM ({query.sql}) ORDER BY data_date, {keys}").to_arrow_table().cast(schema)
+        return (
+            connection.sql(f"SELECT {keys}, data_date, {name} FROM ({query.sql}) ORDER BY data_date, {keys}")
+            .to_arrow_table()
+            .cast(schema)
+        )
 
 
 def register_rows(connection: duckdb.DuckDBPyConnection, view: str, path: Path) -> None:
@@ -87,18 +100,25 @@ def register_rows(connection: duckdb.DuckDBPyConnection, view: str, path: Path) 
     connection.execute(f"CREATE OR REPLACE TEMP VIEW \"{view}\" AS SELECT * FROM read_parquet('{quoted}')")
 
 
-def label_query(lake: Lake, model: str, connection: duckdb.DuckDBPyConnection, rows: str, *, as_of: date, version: int | None = None) -> LabelQuery:
+def label_query(
+    lake: Lake, model: str, connection: duckdb.DuckDBPyConnection, rows: str, *, as_of: date, version: int | None = None
+) -> LabelQuery:
     """The rows of relation `rows` with column `label`: the newest revision of partitions up to `as_of`.
 
     Registers what it reads on `connection`.
     """
     entry, _ = _entries(lake, model)
     known = _register_labels(lake, entry, connection, rows, last=as_of, version=version)
-    sql = f'SELECT r.*, l.label FROM "{rows}" AS r LEFT JOIN known_labels AS l ON {_same_entity(entry)} AND l.superseded_on IS NULL'
+    sql = (
+        f'SELECT r.*, l.label FROM "{rows}" AS r LEFT JOIN known_labels AS l ON {_same_entity(entry)} AND'
+        " l.superseded_on IS NULL"
+    )
     return LabelQuery(sql, known.inputs())
 
 
-def baseline_query(lake: Lake, model: str, connection: duckdb.DuckDBPyConnection, rows: str, *, last: date, version: int | None = None) -> LabelQuery:
+def baseline_query(
+    lake: Lake, model: str, connection: duckdb.DuckDBPyConnection, rows: str, *, last: date, version: int | None = None
+) -> LabelQuery:
     """The rows of relation `rows` with column `baseline`, from revisions that each row's own night knew.
 
     Registers what it reads on `connection`; `last` is the newest night among the rows.
@@ -110,22 +130,35 @@ def baseline_query(lake: Lake, model: str, connection: duckdb.DuckDBPyConnection
     if entry.gate.baseline != "same_hour_last_week":
         return LabelQuery(f'SELECT r.*, CAST(NULL AS DOUBLE) AS baseline FROM "{rows}" AS r', [])
     if not isinstance(entry.spine, CalendarSpine):
-        raise BadCatalog(f"{model}: gate.baseline = 'same_hour_last_week' needs a calendar spine (every: 1 hour). Name median or mean instead.")
+        raise BadCatalog(
+            f"{model}: gate.baseline = 'same_hour_last_week' needs a calendar spine (every: 1 hour). Name median or "
+            "mean instead."
+        )
     known = _register_labels(lake, entry, connection, rows, last=last, version=version, before=True)
     zone, name = dataset.time_zone, entry.entity[0]
     # The same hour on the clock: across a change of clocks that is not 168 hours ago.
     earlier = f"timezone('{zone}', timezone('{zone}', r.\"{name}\") - INTERVAL 7 DAY)"
     sql = f"""
         SELECT r.*, l.label AS baseline FROM "{rows}" AS r LEFT JOIN known_labels AS l
-        ON l."{name}" = {earlier} AND l.data_date <= r.data_date AND (l.superseded_on IS NULL OR l.superseded_on > r.data_date)
+        ON l."{name}" = {earlier} AND l.data_date <= r.data_date
+          AND (l.superseded_on IS NULL OR l.superseded_on > r.data_date)
     """
     return LabelQuery(sql, known.inputs())
 
 
 def _register_labels(
-    lake: Lake, entry: ModelEntry, connection: duckdb.DuckDBPyConnection, rows: str, *, last: date, version: int | None, before: bool = False
+    lake: Lake,
+    entry: ModelEntry,
+    connection: duckdb.DuckDBPyConnection,
+    rows: str,
+    *,
+    last: date,
+    version: int | None,
+    before: bool = False,
 ) -> KnownTable:
-    """DuckDB view `known_labels`: entity, label as double, data_date, superseded_on; of the entities of `rows`, and a week before them."""
+    """DuckDB view `known_labels`: entity, label as double, data_date, superseded_on; of the entities of `rows`, and a
+    week before them.
+    """
     dataset = lake.dataset(entry.dataset)
     table = valid_table(lake.settings, dataset, entry.label.table)
     span, low, high = _span(connection, entry, rows)
@@ -135,14 +168,17 @@ def _register_labels(
     known.register(connection, "label_rows", dataset.tables[entry.label.table].key)
     columns = ", ".join(f'"{name}"' for name in entry.entity)
     connection.execute(
-        f'CREATE OR REPLACE TEMP VIEW known_labels AS SELECT {columns}, CAST("{entry.label.column}" AS DOUBLE) AS label, data_date, superseded_on '
+        f'CREATE OR REPLACE TEMP VIEW known_labels AS SELECT {columns}, CAST("{entry.label.column}" AS DOUBLE) AS '
+        "label, data_date, superseded_on "
         "FROM label_rows"
     )
     return known
 
 
 def _span(connection: duckdb.DuckDBPyConnection, entry: ModelEntry, rows: str) -> tuple[str, date | None, date | None]:
-    """The entity column that tells best which files matter, and its range: a date or timestamp, since labels come in the order of time."""
+    """The entity column that tells best which files matter, and its range: a date or timestamp, since labels come in
+    the order of time.
+    """
     kinds = {str(row[0]): str(row[1]) for row in connection.execute(f'DESCRIBE "{rows}"').fetchall()}
     name = next((key for key in entry.entity if kinds[key].startswith(("DATE", "TIMESTAMP"))), entry.entity[0])
     low, high = connection.execute(f'SELECT min("{name}"), max("{name}") FROM "{rows}"').fetchone() or (None, None)

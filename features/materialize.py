@@ -1,8 +1,9 @@
 """From the offline feature tables into the online store, night by night, by explicit intervals.
 
-The online store is a projection: it keeps the digest of every partition it holds, an unchanged one is not written again, and a
-replaced one is taken out and projected anew. Values older than a view's TTL, seen from its newest night, are dropped: what is
-read online is what retrieval gives at that night's cutoff. So of a long interval only the last TTL's nights are written.
+The online store is a projection: it keeps the digest of every partition it holds, an unchanged one is not written
+again, and a replaced one is taken out and projected anew. Values older than a view's TTL, seen from its newest night,
+are dropped: what is read online is what retrieval gives at that night's cutoff. So of a long interval only the last
+TTL's nights are written.
 """
 
 # ruff: noqa: S608 (table names are Feast's own, quoted)
@@ -18,7 +19,7 @@ from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from config.calendar import ONE_DAY, Interval, cutoff
-from config.catalog import Dataset
+from config.catalog.data import Dataset
 from features.definitions import ensure_applied, feast_lock, feature_store, view_name
 from features.online_store import NewestWinsSqliteOnlineStore, online_table, stored_time
 from features.retrieval import require_partitions
@@ -32,15 +33,18 @@ if TYPE_CHECKING:
 
 _INSTANT = timedelta(microseconds=1)
 _log = logging.getLogger(__name__)
-_PROJECTED = "CREATE TABLE IF NOT EXISTS projected_partitions (view TEXT, data_date TEXT, digest TEXT, PRIMARY KEY (view, data_date))"
+_PROJECTED = (
+    "CREATE TABLE IF NOT EXISTS projected_partitions (view TEXT, data_date TEXT, digest TEXT, PRIMARY KEY (view,"
+    " data_date))"
+)
 
 
 @logged("materialize")
 def materialize(lake: Lake, dataset: str, interval: Interval, *, run_id: str) -> StageResult:
     """Project the nights of the interval of every feature view of a data set into the online store.
 
-    Nothing is written for partitions that are there already. An older night never replaces a newer value; a correction of
-    the same night does. One process at a time writes; others wait.
+    Nothing is written for partitions that are there already. An older night never replaces a newer value; a correction
+    of the same night does. One process at a time writes; others wait.
 
     Raises:
         PartitionNotReady: a night of a view is not published.
@@ -49,25 +53,46 @@ def materialize(lake: Lake, dataset: str, interval: Interval, *, run_id: str) ->
     ensure_applied(lake)
     with feast_lock(lake.settings):
         published = {view: _published(lake, entry, view, interval) for view in entry.features}
-        store = feature_store(lake, {feature_table(lake.settings, entry, view).name: version for view, (version, _) in published.items()})
-        projections = {view: _Projection(store, view_name(dataset, view), entry, entry.features[view].ttl) for view in entry.features}
+        store = feature_store(
+            lake, {feature_table(lake.settings, entry, view).name: version for view, (version, _) in published.items()}
+        )
+        projections = {
+            view: _Projection(store, view_name(dataset, view), entry, entry.features[view].ttl)
+            for view in entry.features
+        }
         plans = {view: projections[view].plan(interval, publications) for view, (_, publications) in published.items()}
         rows: dict[str, int] = {}
         # Views of one window go in one call: each costs Feast a reading of its registry.
         for begin, end in sorted({(plan.begin, plan.end) for plan in plans.values() if plan.changed}):
-            named = {view_name(dataset, view): view for view, plan in plans.items() if plan.changed and (plan.begin, plan.end) == (begin, end)}
+            named = {
+                view_name(dataset, view): view
+                for view, plan in plans.items()
+                if plan.changed and (plan.begin, plan.end) == (begin, end)
+            }
             rows |= {named[name]: count for name, count in _run(store, begin, end, list(named)).items()}
         for view, plan in plans.items():
             if plan.changed:
                 projections[view].settle(plan)
-    views = {view: {"rows": rows.get(view, 0), "partitions": len(plan.changed), "first": str(plan.first)} for view, plan in plans.items()}
+    views = {
+        view: {"rows": rows.get(view, 0), "partitions": len(plan.changed), "first": str(plan.first)}
+        for view, plan in plans.items()
+    }
     written, partitions = sum(rows.values()), sum(len(plan.changed) for plan in plans.values())
     _log.info("%s: materialized %s %s: %d entities from %d partitions", run_id, dataset, interval, written, partitions)
-    return StageResult(stage="materialize", subject=dataset, interval=str(interval), rows=written, committed=partitions, details={"views": views})
+    return StageResult(
+        stage="materialize",
+        subject=dataset,
+        interval=str(interval),
+        rows=written,
+        committed=partitions,
+        details={"views": views},
+    )
 
 
 def _published(lake: Lake, dataset: Dataset, view: str, interval: Interval) -> tuple[int, dict[date, Publication]]:
-    """The Delta version of a view's table now, and what it holds of the nights that a TTL reaches back to from the last."""
+    """The Delta version of a view's table now, and what it holds of the nights that a TTL reaches back to from the
+    last.
+    """
     table, ttl, zone = feature_table(lake.settings, dataset, view), dataset.features[view].ttl, dataset.time_zone
     oldest = cutoff(interval.last, zone) - ttl
     first = next(day for day in interval if not ttl or cutoff(day, zone) >= oldest)
@@ -137,13 +162,19 @@ class _Projection:
         if replaced:
             # What those nights brought goes; what other nights say of the same entities comes back.
             self.forget(replaced)
-            reach = cutoff(replaced[0], zone) - self._ttl if self._ttl else cutoff(self._dataset.first_data_date - ONE_DAY, zone)
+            reach = (
+                cutoff(replaced[0], zone) - self._ttl
+                if self._ttl
+                else cutoff(self._dataset.first_data_date - ONE_DAY, zone)
+            )
             begin, end = min(begin, reach), cutoff(newest, zone)
         return _Plan(digests, changed, begin, end, cutoff(newest, zone) - self._ttl if self._ttl else None)
 
     def digests(self) -> dict[date, str]:
         """Digest of each partition that is held; empty for one whose replacement was begun and not finished."""
-        rows = self._connection.execute("SELECT data_date, digest FROM projected_partitions WHERE view = ?", (self._name,))
+        rows = self._connection.execute(
+            "SELECT data_date, digest FROM projected_partitions WHERE view = ?", (self._name,)
+        )
         return {date.fromisoformat(day): digest for day, digest in rows}
 
     def forget(self, days: Sequence[date]) -> None:
@@ -152,14 +183,18 @@ class _Projection:
             times = [(stored_time(cutoff(day, self._dataset.time_zone)),) for day in days]
             self._connection.executemany(f'DELETE FROM "{self._table}" WHERE event_ts = ?', times)
             self._connection.executemany(
-                "UPDATE projected_partitions SET digest = '' WHERE view = ? AND data_date = ?", [(self._name, day.isoformat()) for day in days]
+                "UPDATE projected_partitions SET digest = '' WHERE view = ? AND data_date = ?",
+                [(self._name, day.isoformat()) for day in days],
             )
 
     def settle(self, plan: _Plan) -> None:
         """Record what is held now, and drop what is older than the TTL."""
         with self._connection:
             self._connection.executemany(
-                "INSERT OR REPLACE INTO projected_partitions VALUES (?, ?, ?)", [(self._name, day.isoformat(), digest) for day, digest in plan.digests.items()]
+                "INSERT OR REPLACE INTO projected_partitions VALUES (?, ?, ?)",
+                [(self._name, day.isoformat(), digest) for day, digest in plan.digests.items()],
             )
             if plan.expired_before is not None:
-                self._connection.execute(f'DELETE FROM "{self._table}" WHERE event_ts < ?', (stored_time(plan.expired_before),))
+                self._connection.execute(
+                    f'DELETE FROM "{self._table}" WHERE event_ts < ?', (stored_time(plan.expired_before),)
+                )

@@ -1,8 +1,8 @@
 """Feast's offline store on Delta tables: point-in-time joins by DuckDB's ASOF JOIN.
 
 Every entity row comes back, in its place. A feature row serves an entity row when its keys are equal (null equals
-nothing) and its time is not after the entity's; of those the newest, even where its values are null; and nothing when that
-one is older than the view's TTL (exactly as old still serves; a TTL of zero is none).
+nothing) and its time is not after the entity's; of those the newest, even where its values are null; and nothing when
+that one is older than the view's TTL (exactly as old still serves; a TTL of zero is none).
 """
 
 # ruff: noqa: S608 (names are quoted, values are instants of ours; an entity query is the caller's own)
@@ -138,18 +138,23 @@ class DuckDBDeltaOfflineStore(OfflineStore):  # type: ignore[misc]  # Feast ship
         """Join features to entity rows as they stood at each row's time.
 
         Args:
-            entity_df: rows as pandas, or DuckDB SQL (for example `SELECT * FROM read_parquet('spine.parquet')`), which keeps
-                memory bounded. It holds the join keys and a time, `event_timestamp` or its only timestamp column; a time
-                without zone is UTC. Its order is kept where the SQL has one.
+            entity_df: rows as pandas, or DuckDB SQL (for example `SELECT * FROM read_parquet('spine.parquet')`), which
+                keeps memory bounded. It holds the join keys and a time, `event_timestamp` or its only timestamp column;
+                a time without zone is UTC. Its order is kept where the SQL has one.
         Raises:
             BadEntityFrame: a join key is missing, or no time is found.
             NotImplementedError: retrieval by a range of times, without entity rows.
         """
         if entity_df is None:
-            raise NotImplementedError("retrieval without entity rows is not offered: a range of times has no point in time to join at")
+            raise NotImplementedError(
+                "retrieval without entity rows is not offered: a range of times has no point in time to join at"
+            )
         store = _own_config(config)
         wanted = _features_by_view(feature_refs)
-        joins = [_Join(view, _join_keys(view, registry, project), wanted[view.projection.name_to_use()]) for view in feature_views]
+        joins = [
+            _Join(view, _join_keys(view, registry, project), wanted[view.projection.name_to_use()])
+            for view in feature_views
+        ]
 
         def query(connection: duckdb.DuckDBPyConnection) -> str:
             return _point_in_time(connection, entity_df, joins, store.pins, full_names=full_feature_names)
@@ -169,7 +174,17 @@ class DuckDBDeltaOfflineStore(OfflineStore):  # type: ignore[misc]  # Feast ship
         end_date: datetime,
     ) -> RetrievalJob:
         """The newest row of each entity with a time in `[start_date, end_date]`: what materialization writes."""
-        return _pull(config, data_source, join_key_columns, feature_name_columns, timestamp_field, created_timestamp_column, start_date, end_date, latest=True)
+        return _pull(
+            config,
+            data_source,
+            join_key_columns,
+            feature_name_columns,
+            timestamp_field,
+            created_timestamp_column,
+            start_date,
+            end_date,
+            latest=True,
+        )
 
     @staticmethod
     def pull_all_from_table_or_query(
@@ -183,13 +198,26 @@ class DuckDBDeltaOfflineStore(OfflineStore):  # type: ignore[misc]  # Feast ship
         end_date: datetime | None = None,
     ) -> RetrievalJob:
         """Every row with a time in `[start_date, end_date]`."""
-        return _pull(config, data_source, join_key_columns, feature_name_columns, timestamp_field, created_timestamp_column, start_date, end_date, latest=False)
+        return _pull(
+            config,
+            data_source,
+            join_key_columns,
+            feature_name_columns,
+            timestamp_field,
+            created_timestamp_column,
+            start_date,
+            end_date,
+            latest=False,
+        )
 
     @staticmethod
-    def offline_write_batch(config: RepoConfig, feature_view: FeatureView, table: pa.Table, progress: Callable[[int], Any] | None) -> None:
+    def offline_write_batch(
+        config: RepoConfig, feature_view: FeatureView, table: pa.Table, progress: Callable[[int], Any] | None
+    ) -> None:
         """Refused: a partition of the lake is published whole, with its lineage, or not at all."""
         raise NotImplementedError(
-            f"{feature_view.name} is written by the night's transform alone, which publishes whole partitions. Correct its source and clear that night instead."
+            f"{feature_view.name} is written by the night's transform alone, which publishes whole partitions. Correct "
+            "its source and clear that night instead."
         )
 
 
@@ -241,7 +269,10 @@ class _Join:
         conditions = []
         for key, entity in self.keys.items():
             if entity not in kinds:
-                raise BadEntityFrame(f"the entity rows lack {entity!r}, a join key of {name}; they have {', '.join(kinds)}. Add the column.")
+                raise BadEntityFrame(
+                    f"the entity rows lack {entity!r}, a join key of {name}; they have {', '.join(kinds)}. Add the "
+                    "column."
+                )
             kind = feature_kinds[key]
             value = f"e.{_quote(entity)}" if kinds[entity] == kind else f"CAST(e.{_quote(entity)} AS {kind})"
             conditions.append(f"{value} = {alias}.{_quote(key)}")
@@ -250,11 +281,15 @@ class _Join:
     def values(self, alias: str, time: str, *, full_names: bool) -> list[str]:
         """The features, null where the row they come from is older than the TTL."""
         prefix = f"{self.view.projection.name_to_use()}__" if full_names else ""
-        fresh = f"epoch_us({time}) - epoch_us({alias}.{_quote(self.timestamp)}) <= {self.ttl // timedelta(microseconds=1)}"
+        fresh = (
+            f"epoch_us({time}) - epoch_us({alias}.{_quote(self.timestamp)}) <= {self.ttl // timedelta(microseconds=1)}"
+        )
         columns = []
         for feature in self.features:
             value = f"{alias}.{_quote(feature)}"
-            columns.append(f"{f'CASE WHEN {fresh} THEN {value} END' if self.ttl else value} AS {_quote(prefix + feature)}")
+            columns.append(
+                f"{f'CASE WHEN {fresh} THEN {value} END' if self.ttl else value} AS {_quote(prefix + feature)}"
+            )
         return columns
 
     @property
@@ -269,7 +304,12 @@ class _Join:
 
 
 def _point_in_time(
-    connection: duckdb.DuckDBPyConnection, entity_df: pd.DataFrame | str, joins: Sequence[_Join], pins: Mapping[str, int], *, full_names: bool
+    connection: duckdb.DuckDBPyConnection,
+    entity_df: pd.DataFrame | str,
+    joins: Sequence[_Join],
+    pins: Mapping[str, int],
+    *,
+    full_names: bool,
 ) -> str:
     """Register what a retrieval reads on `connection`, and return its SQL."""
     if isinstance(entity_df, str):
@@ -279,14 +319,21 @@ def _point_in_time(
     kinds = _column_kinds(connection, "entity_frame")
     time_column = _time_column(kinds)
     time = f"CAST(e.{_quote(time_column)} AS TIMESTAMPTZ)"
-    first, last = connection.execute(f"SELECT min({time}), max({time}) FROM entity_frame AS e").fetchone() or (None, None)
+    first, last = connection.execute(f"SELECT min({time}), max({time}) FROM entity_frame AS e").fetchone() or (
+        None,
+        None,
+    )
     selected = [f"e.{_quote(name)}" for name in kinds]
-    tables = [f"(SELECT *, row_number() OVER () AS {_ROW} FROM entity_frame) AS e"]  # numbered in the order of its source
+    tables = [
+        f"(SELECT *, row_number() OVER () AS {_ROW} FROM entity_frame) AS e"
+    ]  # numbered in the order of its source
     for number, join in enumerate(joins):
         alias = f"feature_rows_{number}"
         oldest = first - join.ttl if first is not None and join.ttl else None
         source = _source(join.view)
-        register_source(connection, alias, source, [*join.keys, *join.features], oldest, last, version=pins.get(source.name))
+        register_source(
+            connection, alias, source, [*join.keys, *join.features], oldest, last, version=pins.get(source.name)
+        )
         feature_kinds = _column_kinds(connection, alias)
         tables.append(f"ASOF LEFT JOIN {alias} ON {join.on(alias, kinds, feature_kinds, time)}")
         selected += join.values(alias, time, full_names=full_names)
@@ -303,7 +350,9 @@ def _time_column(kinds: Mapping[str, str]) -> str:
     times = [name for name, kind in kinds.items() if kind.startswith("TIMESTAMP")]
     if len(times) != 1:
         found = f"timestamps in {', '.join(times)}" if times else "no timestamp"
-        raise BadEntityFrame(f"the entity rows have no event_timestamp and {found}. Name the time of each row event_timestamp.")
+        raise BadEntityFrame(
+            f"the entity rows have no event_timestamp and {found}. Name the time of each row event_timestamp."
+        )
     return times[0]
 
 
@@ -326,24 +375,33 @@ def register_source(
 ) -> None:
     """Make the rows of a Delta source with a time in `[first, last]` (None: unbounded) readable as DuckDB view `name`.
 
-    Files of partitions (`data_date`) that cannot hold such a time are not opened. The view has `columns` and the source's time.
+    Files of partitions (`data_date`) that cannot hold such a time are not opened. The view has `columns` and the
+    source's time.
 
     Raises:
         SourceUnreadable: the source is no Delta table, is not there, or uses what is not applied here.
     """
     if not isinstance(source, FileSource) or source.field_mapping:
         raise SourceUnreadable(
-            f"{source.name} is a {type(source).__name__} with field mapping {source.field_mapping}; only Delta tables with columns as they are can be read."
+            f"{source.name} is a {type(source).__name__} with field mapping {source.field_mapping}; only Delta tables "
+            "with columns as they are can be read."
         )
     try:
         table = DeltaTable(source.path, version=version)
     except TableNotFoundError as error:
-        raise SourceUnreadable(f"{source.name}: there is no Delta table at {source.path}. Run the data set's history or ingest DAG first.") from error
+        raise SourceUnreadable(
+            f"{source.name}: there is no Delta table at {source.path}. Run the data set's history or ingest DAG first."
+        ) from error
     if "deletionVectors" in (table.protocol().reader_features or []):
-        raise SourceUnreadable(f"{source.name} uses deletion vectors, which are not applied here: deleted rows would come back. Rewrite it without them.")
+        raise SourceUnreadable(
+            f"{source.name} uses deletion vectors, which are not applied here: deleted rows would come back. Rewrite "
+            "it without them."
+        )
     kinds = {f.name: f.type for f in pa.schema(table.schema().to_arrow())}
     wanted = list(dict.fromkeys([*columns, source.timestamp_field]))
-    selected = ", ".join(f"CAST({_quote(column)} AS {_duckdb_kind(kinds[column])}) AS {_quote(column)}" for column in wanted)
+    selected = ", ".join(
+        f"CAST({_quote(column)} AS {_duckdb_kind(kinds[column])}) AS {_quote(column)}" for column in wanted
+    )
     files = _files(table, first, last)
     if not files:
         empty = ", ".join(f"CAST(NULL AS {_duckdb_kind(kinds[column])}) AS {_quote(column)}" for column in wanted)
@@ -362,7 +420,8 @@ def _files(table: DeltaTable, first: datetime | None, last: datetime | None) -> 
     uris = sorted(table.file_uris())
     if _PARTITION not in table.metadata().partition_columns:
         return uris
-    # The event time of partition D is 24:00 of D in the data set's time zone: from D 10:00 to D+1 12:00 UTC, wherever that is.
+    # The event time of partition D is 24:00 of D in the data set's time zone: from D 10:00 to D+1 12:00 UTC, wherever
+    # that is.
     lowest = first.astimezone(UTC).date() - timedelta(days=1) if first is not None else date.min
     highest = last.astimezone(UTC).date() if last is not None else date.max
     return [uri for uri in uris if lowest <= date.fromisoformat(uri.rsplit("/", 2)[-2].partition("=")[2]) <= highest]
@@ -406,7 +465,10 @@ def _pull(
         # Feast has no dates: online they are their ISO text.
         kinds = _column_kinds(connection, "pulled")
         dates = {name for name, kind in kinds.items() if kind == "DATE"}
-        selected = ", ".join(f"CAST({_quote(n)} AS VARCHAR) AS {_quote(n)}" if n in dates else _quote(n) for n in dict.fromkeys([*columns, timestamp]))
+        selected = ", ".join(
+            f"CAST({_quote(n)} AS VARCHAR) AS {_quote(n)}" if n in dates else _quote(n)
+            for n in dict.fromkeys([*columns, timestamp])
+        )
         named = [_quote(name) for name in keys if name != DUMMY_ENTITY_ID]
         newest = ", ".join(f"{_quote(name)} DESC" for name in (timestamp, *([created] if created else [])))
         partition = f"PARTITION BY {', '.join(named)} " if named else ""

@@ -1,4 +1,6 @@
-"""Feast's SQLite online store, with two things mended: an older value never replaces a newer one, and writing goes by columns."""
+"""Feast's SQLite online store, with two things mended: an older value never replaces a newer one, and writing goes by
+columns.
+"""
 
 # ruff: noqa: S608 (table names are Feast's own, quoted)
 from __future__ import annotations
@@ -30,7 +32,9 @@ class NewestWinsSqliteOnlineStoreConfig(SqliteOnlineStoreConfig):  # type: ignor
 
 
 class NewestWinsSqliteOnlineStore(SqliteOnlineStore):  # type: ignore[misc]  # Feast ships no types
-    """SQLite online store in which the newest event time wins, however windows are materialized; equal times are corrections."""
+    """SQLite online store in which the newest event time wins, however windows are materialized; equal times are
+    corrections.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,26 +70,33 @@ class NewestWinsSqliteOnlineStore(SqliteOnlineStore):  # type: ignore[misc]  # F
         connection.commit()
 
     def write_columns(self, config: RepoConfig, view: FeatureView, rows: pa.Table) -> int:
-        """Write rows of join keys, features and the source's time: the same bytes as `online_write_batch`, encoded by columns.
+        """Write rows of join keys, features and the source's time: the same bytes as `online_write_batch`, encoded by
+        columns.
 
         Returns:
             Entities written.
         """
         assert view.batch_source is not None  # the offline store read it
         rows = rows.combine_chunks()
-        keys = entity_keys(rows, {column.name: column.dtype.to_value_type() for column in view.entity_columns}).to_pylist()
+        keys = entity_keys(
+            rows, {column.name: column.dtype.to_value_type() for column in view.entity_columns}
+        ).to_pylist()
         times = _encode(rows[view.batch_source.timestamp_field], stored_time)
         statement = (
-            f'INSERT INTO "{online_table(config, view)}" (entity_key, feature_name, value, value_text, event_ts, created_ts) VALUES (?, ?, ?, ?, ?, NULL) '
+            f'INSERT INTO "{online_table(config, view)}" (entity_key, feature_name, value, value_text, event_ts, '
+            "created_ts) VALUES (?, ?, ?, ?, ?, NULL) "
             "ON CONFLICT (entity_key, feature_name) DO UPDATE SET "
-            "value = excluded.value, value_text = excluded.value_text, event_ts = excluded.event_ts, created_ts = excluded.created_ts"
+            "value = excluded.value, value_text = excluded.value_text, event_ts = excluded.event_ts, created_ts = "
+            "excluded.created_ts"
         )
         connection = self._get_conn(config)
         with connection:
             for feature in view.features:
                 values = _protos(rows[feature.name], feature.dtype.to_value_type())
                 names = [feature.name] * rows.num_rows
-                connection.executemany(statement, zip(keys, names, [v[0] for v in values], [v[1] for v in values], times, strict=True))
+                connection.executemany(
+                    statement, zip(keys, names, [v[0] for v in values], [v[1] for v in values], times, strict=True)
+                )
         self.entities_written[view.name] = self.entities_written.get(view.name, 0) + rows.num_rows
         return int(rows.num_rows)
 
@@ -121,7 +132,9 @@ def _protos(column: pa.ChunkedArray, kind: ValueType) -> list[tuple[bytes, str |
 
 
 def entity_keys(rows: pa.Table, kinds: dict[str, ValueType]) -> pa.Array:
-    """Feast's serialized entity key (version 3) of each row, as binary: number of keys, their names, then their values in the same order."""
+    """Feast's serialized entity key (version 3) of each row, as binary: number of keys, their names, then their values
+    in the same order.
+    """
     names = sorted(kinds)
     prefix = struct.pack("<I", len(names))
     for name in names:
@@ -129,10 +142,14 @@ def entity_keys(rows: pa.Table, kinds: dict[str, ValueType]) -> pa.Array:
     parts: list[Any] = [pa.scalar(prefix, pa.binary())]
     for name in names:
         coded = rows[name].combine_chunks().dictionary_encode()
-        protos = python_values_to_proto_values(coded.dictionary.to_pylist(), kinds[name]) if len(coded.dictionary) else []
+        protos = (
+            python_values_to_proto_values(coded.dictionary.to_pylist(), kinds[name]) if len(coded.dictionary) else []
+        )
         pieces = pa.array([_key_piece(proto) for proto in protos], pa.binary())
         parts.append(pieces.take(coded.indices))
-    return pc.binary_join_element_wise(*parts, pa.scalar(b"", pa.binary())) if rows.num_rows else pa.array([], pa.binary())
+    return (
+        pc.binary_join_element_wise(*parts, pa.scalar(b"", pa.binary())) if rows.num_rows else pa.array([], pa.binary())
+    )
 
 
 def _key_piece(value: Value) -> bytes:
@@ -146,5 +163,8 @@ def _key_piece(value: Value) -> bytes:
         case "unix_timestamp_val":
             data, kind = struct.pack("<q", value.unix_timestamp_val), ValueType.UNIX_TIMESTAMP
         case other:
-            raise ValueError(f"a join key of type {other} has no place in Feast's entity key; use a string, an integer, a date or a timestamp")
+            raise ValueError(
+                f"a join key of type {other} has no place in Feast's entity key; use a string, an integer, a date or a "
+                "timestamp"
+            )
     return struct.pack("<II", kind.value, len(data)) + data

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from config.calendar import ONE_DAY, Interval, cutoff
-from config.catalog import CalendarSpine, Dataset, ModelEntry, TableSpine
+from config.catalog.data import Dataset
+from config.catalog.model import CalendarSpine, ModelEntry, TableSpine
 from features.known import KnownTable, known_table
 from lake.lake import Lake
 from lake.lineage import Input, PartitionNotReady, Publication
@@ -28,11 +29,13 @@ _TIMESTAMP = ARROW_TYPES["timestamp"]
 class Spine:
     """The rows that the nights of an interval score, sorted by `(data_date, *entity)`.
 
-    Columns: the entity, every other column of the spine's table, data_date, target_time_utc, event_timestamp (the cutoff).
+    Columns: the entity, every other column of the spine's table, data_date, target_time_utc, event_timestamp (the
+        cutoff).
 
     Attributes:
         source: a Parquet file, or the rows themselves where no folder was given.
-        too_late: rows that came too late to be scored, by night: first seen in it, with a target time not after its cutoff.
+        too_late: rows that came too late to be scored, by night: first seen in it, with a target time not after its
+            cutoff.
         inputs: partitions each night's rows come from.
         version: Delta version of the spine's table, None for a calendar.
     """
@@ -92,12 +95,14 @@ class Retrieval:
         return read_features(self._lake, self._model, self._entities, self.schema, self.pins, batch_rows)
 
 
-def spine(lake: Lake, model: str, interval: Interval, *, folder: Path | None = None, version: int | None = None) -> Spine:
+def spine(
+    lake: Lake, model: str, interval: Interval, *, folder: Path | None = None, version: int | None = None
+) -> Spine:
     """The rows each night of the interval scores.
 
-    From a table: the rows night T knows (newest revision that had arrived) with cutoff(T) < target time <= cutoff(T + horizon).
-    From a calendar: every step that begins in [cutoff(T), cutoff(T + horizon)); on the days the clocks change a day has
-    23 or 25 hours.
+    From a table: the rows night T knows (newest revision that had arrived) with cutoff(T) < target time <= cutoff(T +
+    horizon). From a calendar: every step that begins in [cutoff(T), cutoff(T + horizon)); on the days the clocks change
+    a day has 23 or 25 hours.
 
     Args:
         folder: where to write `spine.parquet`; without one the rows are held in memory.
@@ -129,11 +134,22 @@ def spine(lake: Lake, model: str, interval: Interval, *, folder: Path | None = N
             rows = write_parquet(source, schema, reader)
     inputs: dict[date, list[Input]] = {day: [] for day in interval}
     if known:
-        inputs = {day: known.inputs_of(day, cutoff(day, dataset.time_zone), horizon_end(entry, dataset, day)) for day in interval}
+        inputs = {
+            day: known.inputs_of(day, cutoff(day, dataset.time_zone), horizon_end(entry, dataset, day))
+            for day in interval
+        }
     return Spine(source, schema, rows, too_late, inputs, known.version if known else None)
 
 
-def retrieve(lake: Lake, model: str, interval: Interval, *, pins: Mapping[str, int] | None = None, spine_version: int | None = None, folder: Path) -> Retrieval:
+def retrieve(
+    lake: Lake,
+    model: str,
+    interval: Interval,
+    *,
+    pins: Mapping[str, int] | None = None,
+    spine_version: int | None = None,
+    folder: Path,
+) -> Retrieval:
     """Spine and features of every night of the interval, by Feast's point-in-time join over pinned partitions.
 
     Args:
@@ -164,7 +180,8 @@ def view_inputs(
     """Partitions of the model's views that each night reads, and the Delta version each view is pinned at.
 
     Raises:
-        PartitionNotReady: a night has no published partition of a view: a TTL covers an absent entity, never a missing night.
+        PartitionNotReady: a night has no published partition of a view: a TTL covers an absent entity, never a missing
+            night.
     """
     entry, dataset = lake.model(model), lake.dataset(lake.model(model).dataset)
     inputs: dict[date, list[Input]] = {day: [] for day in interval}
@@ -183,16 +200,24 @@ def view_inputs(
     return inputs, versions
 
 
-def read_features(lake: Lake, model: str, entities: Path, schema: pa.Schema, pins: Mapping[str, int], batch_rows: int = BATCH_ROWS) -> pa.RecordBatchReader:
-    """Join the model's features to the rows of a Parquet file, in the file's order; they are joined while they are read."""
+def read_features(
+    lake: Lake, model: str, entities: Path, schema: pa.Schema, pins: Mapping[str, int], batch_rows: int = BATCH_ROWS
+) -> pa.RecordBatchReader:
+    """Join the model's features to the rows of a Parquet file, in the file's order; they are joined while they are
+    read.
+    """
     from features.definitions import feature_store
     from features.offline_store import DuckDBRetrievalJob
 
     dataset = lake.dataset(lake.model(model).dataset)
-    store = feature_store(lake, {feature_table(lake.settings, dataset, view).name: version for view, version in pins.items()})
+    store = feature_store(
+        lake, {feature_table(lake.settings, dataset, view).name: version for view, version in pins.items()}
+    )
     quoted = str(entities).replace("'", "''")
     job = store.get_historical_features(
-        entity_df=f"SELECT * FROM read_parquet('{quoted}')", features=store.get_feature_service(model, allow_cache=True), full_feature_names=True
+        entity_df=f"SELECT * FROM read_parquet('{quoted}')",
+        features=store.get_feature_service(model, allow_cache=True),
+        full_feature_names=True,
     )
     assert isinstance(job, DuckDBRetrievalJob)
 
@@ -206,13 +231,19 @@ def read_features(lake: Lake, model: str, entities: Path, schema: pa.Schema, pin
 
 def feature_fields(lake: Lake, model: str) -> list[pa.Field]:
     """`<view>__<column>` of every feature; any may be null, since an entity may be new."""
-    return [pa.field(name, ARROW_TYPES[column.type]) for name, column in lake.catalog.feature_columns(lake.model(model)).items()]
+    return [
+        pa.field(name, ARROW_TYPES[column.type])
+        for name, column in lake.catalog.feature_columns(lake.model(model)).items()
+    ]
 
 
 def spine_schema(entry: ModelEntry, dataset: Dataset) -> pa.Schema:
     """Columns of a model's spine."""
     fields = [pa.field(name, kind, nullable=nullable) for name, kind, nullable in _entity_columns(entry, dataset)]
-    fields += [pa.field("data_date", pa.date32(), nullable=False), pa.field("target_time_utc", _TIMESTAMP, nullable=False)]
+    fields += [
+        pa.field("data_date", pa.date32(), nullable=False),
+        pa.field("target_time_utc", _TIMESTAMP, nullable=False),
+    ]
     return pa.schema([*fields, pa.field("event_timestamp", _TIMESTAMP, nullable=False)])
 
 
@@ -221,7 +252,9 @@ def _entity_columns(entry: ModelEntry, dataset: Dataset) -> list[tuple[str, pa.D
         return [(entry.entity[0], _TIMESTAMP, False)]
     columns = dataset.tables[entry.spine.table].columns
     named = [*entry.entity, *(name for name in columns if name not in entry.entity)]
-    return [(name, ARROW_TYPES[columns[name].type], columns[name].nullable) for name in named if name != "target_time_utc"]
+    return [
+        (name, ARROW_TYPES[columns[name].type], columns[name].nullable) for name in named if name != "target_time_utc"
+    ]
 
 
 def horizon_end(entry: ModelEntry, dataset: Dataset, data_date: date) -> datetime:
@@ -230,7 +263,9 @@ def horizon_end(entry: ModelEntry, dataset: Dataset, data_date: date) -> datetim
     return cutoff(data_date + timedelta(days=whole), dataset.time_zone) + rest
 
 
-def _register_windows(connection: duckdb.DuckDBPyConnection, entry: ModelEntry, dataset: Dataset, interval: Interval) -> None:
+def _register_windows(
+    connection: duckdb.DuckDBPyConnection, entry: ModelEntry, dataset: Dataset, interval: Interval
+) -> None:
     """Table `windows(data_date, cutoff_utc, end_utc)`: the target times each night scores."""
     windows = pa.table(
         {
@@ -250,10 +285,14 @@ def _calendar_sql(calendar: CalendarSpine) -> str:
     """
 
 
-def _spine_table(lake: Lake, entry: ModelEntry, source: TableSpine, dataset: Dataset, interval: Interval, version: int | None) -> KnownTable:
+def _spine_table(
+    lake: Lake, entry: ModelEntry, source: TableSpine, dataset: Dataset, interval: Interval, version: int | None
+) -> KnownTable:
     table = valid_table(lake.settings, dataset, source.table)
     low, high = cutoff(interval.start, dataset.time_zone), horizon_end(entry, dataset, interval.last)
-    known = known_table(lake, table, interval.last, column=source.target_time, low=low, high=high, first=interval.start, version=version)
+    known = known_table(
+        lake, table, interval.last, column=source.target_time, low=low, high=high, first=interval.start, version=version
+    )
     require_partitions(lake, table, dataset, interval, known.published, f"Scoring {entry.name}")
     return known
 
@@ -261,7 +300,8 @@ def _spine_table(lake: Lake, entry: ModelEntry, source: TableSpine, dataset: Dat
 def _table_sql(source: TableSpine, columns: list[str]) -> str:
     carried = ", ".join(f'known."{name}"' for name in columns if name != "target_time_utc")
     target = f'known."{source.target_time}"'
-    # A target time lies in the windows of as many nights as the horizon has days: the last one before it, found by an ASOF join, and those before that.
+    # A target time lies in the windows of as many nights as the horizon has days: the last one before it, found by an
+    # ASOF join, and those before that.
     nights = -(-source.horizon // ONE_DAY)
     return f"""
         SELECT {carried}, windows.data_date, {target} AS target_time_utc, windows.cutoff_utc AS event_timestamp
@@ -281,7 +321,14 @@ def _too_late(connection: duckdb.DuckDBPyConnection, source: TableSpine, interva
     return dict.fromkeys(interval, 0) | dict(counted)
 
 
-def require_partitions(lake: Lake, table: LakeTable, dataset: Dataset, interval: Interval, found: Mapping[date, Publication], needed_by: str) -> None:
+def require_partitions(
+    lake: Lake,
+    table: LakeTable,
+    dataset: Dataset,
+    interval: Interval,
+    found: Mapping[date, Publication],
+    needed_by: str,
+) -> None:
     """Check that every night of the interval is among the publications `found`.
 
     Raises:
@@ -295,7 +342,8 @@ def require_partitions(lake: Lake, table: LakeTable, dataset: Dataset, interval:
     begin = min(missing[0], newest.data_date + ONE_DAY) if newest else dataset.first_data_date
     raise PartitionNotReady(
         f"{table.name} has no partition {missing[0]} ({latest}).\n"
-        f"  {needed_by} for data date {missing[0]} needs it. Run {_runs(dataset.name, begin, missing[-1])}, then clear this task."
+        f"  {needed_by} for data date {missing[0]} needs it. Run {_runs(dataset.name, begin, missing[-1])}, then clear "
+        "this task."
     )
 
 
@@ -331,7 +379,9 @@ class RowGroupWriter:
     def close(self) -> None:
         """Write what is left, and the footer."""
         if self._waiting:
-            self._writer.write_table(pa.Table.from_batches(self._pending, self._schema).combine_chunks(), row_group_size=BATCH_ROWS)
+            self._writer.write_table(
+                pa.Table.from_batches(self._pending, self._schema).combine_chunks(), row_group_size=BATCH_ROWS
+            )
         self._writer.close()
 
 

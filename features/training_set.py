@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from config.calendar import ONE_DAY, Interval
-from config.catalog import Dataset, ModelEntry
+from config.catalog.data import Dataset
+from config.catalog.model import ModelEntry
 from config.errors import NightfleetError
 from features.labels import baseline_query, label_query, newest_mature, register_rows
 from features.retrieval import RowGroupWriter, feature_fields, read_features, spine, view_inputs, write_parquet
@@ -36,9 +37,9 @@ class TrainingSet:
     """Two Parquet files and where they come from.
 
     Attributes:
-        training_path, test_path: splits train and validation, and split test, which the trainer never sees. Columns: entity,
-            the spine's other columns, data_date, target_time_utc, split, label, baseline, `<view>__<column>` features; sorted by
-            `(data_date, *entity)`.
+        training_path, test_path: splits train and validation, and split test, which the trainer never sees. Columns:
+            entity, the spine's other columns, data_date, target_time_utc, split, label, baseline, `<view>__<column>`
+            features; sorted by `(data_date, *entity)`.
         training_digest, test_digest: SHA-256 of the files.
         rows, unlabelled: by split: rows written, and rows left out because no label had come.
         in_earlier_split: by split: rows left out because their group (`split.groups`) occurs in an earlier one.
@@ -62,8 +63,14 @@ class TrainingSet:
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON document; paths by their file name."""
-        document = asdict(self) | {"training_path": self.training_path.name, "test_path": self.test_path.name, "as_of": self.as_of.isoformat()}
-        document["windows"] = {name: {"start": w.start.isoformat(), "end": w.end.isoformat()} for name, w in self.windows.items()}
+        document = asdict(self) | {
+            "training_path": self.training_path.name,
+            "test_path": self.test_path.name,
+            "as_of": self.as_of.isoformat(),
+        }
+        document["windows"] = {
+            name: {"start": w.start.isoformat(), "end": w.end.isoformat()} for name, w in self.windows.items()
+        }
         document["inputs"] = [asdict(item) | {"data_date": item.data_date.isoformat()} for item in self.inputs]
         return document
 
@@ -82,8 +89,8 @@ def split_windows(lake: Lake, model: str, as_of: date) -> dict[str, Interval]:
 def build_training_set(lake: Lake, model: str, as_of: date, folder: Path) -> TrainingSet:
     """Write `training_set.parquet` and `test_set.parquet` to `folder`; the same lake gives the same bytes.
 
-    Labels are those known on `as_of`; rows without one are left out and counted. With `split.groups` so are rows whose group
-    occurs in an earlier split, labelled there or not: no group is in two splits.
+    Labels are those known on `as_of`; rows without one are left out and counted. With `split.groups` so are rows whose
+    group occurs in an earlier split, labelled there or not: no group is in two splits.
 
     Raises:
         NotEnoughHistory: nights are not published, lie before the data set begins, or a split has no labelled row.
@@ -99,22 +106,37 @@ def build_training_set(lake: Lake, model: str, as_of: date, folder: Path) -> Tra
         in_earlier_split = _split(connection, windows, entry.split.groups)
         label = label_query(lake, model, connection, "split_rows", as_of=as_of)
         connection.execute(f"CREATE TEMP TABLE labelled AS {label.sql}")
-        unlabelled = dict.fromkeys(SPLITS, 0) | dict(connection.execute("SELECT split, count(*) FROM labelled WHERE label IS NULL GROUP BY ALL").fetchall())
+        unlabelled = dict.fromkeys(SPLITS, 0) | dict(
+            connection.execute("SELECT split, count(*) FROM labelled WHERE label IS NULL GROUP BY ALL").fetchall()
+        )
         base = baseline_query(lake, model, connection, "labelled", last=whole.last)
         fields = [f for f in rows.schema if f.name != "event_timestamp"]
-        fields += [pa.field("split", pa.string(), nullable=False), pa.field("label", pa.float64(), nullable=False), pa.field("baseline", pa.float64())]
+        fields += [
+            pa.field("split", pa.string(), nullable=False),
+            pa.field("label", pa.float64(), nullable=False),
+            pa.field("baseline", pa.float64()),
+        ]
         order = ", ".join(f'"{name}"' for name in ("data_date", *entry.entity))
         entities = scratch / "entities.parquet"
         schema = pa.schema([*fields, rows.schema.field("event_timestamp")])
-        write_parquet(entities, schema, connection.sql(f"SELECT * FROM ({base.sql}) WHERE label IS NOT NULL ORDER BY {order}").to_arrow_reader())
+        write_parquet(
+            entities,
+            schema,
+            connection.sql(f"SELECT * FROM ({base.sql}) WHERE label IS NOT NULL ORDER BY {order}").to_arrow_reader(),
+        )
         schema = pa.schema([*fields, *feature_fields(lake, model)])
         training, test = folder / "training_set.parquet", folder / "test_set.parquet"
         counted = _write(read_features(lake, model, entities, schema, pins), schema, training, test)
     empty = [name for name in SPLITS if not counted[name]]
     if empty:
-        grouped = f"; {in_earlier_split[empty[0]]} more are of a {entry.split.groups} that an earlier split has" if in_earlier_split[empty[0]] else ""
+        grouped = (
+            f"; {in_earlier_split[empty[0]]} more are of a {entry.split.groups} that an earlier split has"
+            if in_earlier_split[empty[0]]
+            else ""
+        )
         raise NotEnoughHistory(
-            f"{model} as of {as_of}: split {empty[0]} ({windows[empty[0]]}) has no labelled row, of {unlabelled[empty[0]]} in all{grouped}.\n"
+            f"{model} as of {as_of}: split {empty[0]} ({windows[empty[0]]}) has no labelled row, of "
+            f"{unlabelled[empty[0]]} in all{grouped}.\n"
             f"  Train as of another night, or change split in config/models/{model}.yaml."
         )
     inputs = {item for day in whole for item in (*rows.inputs[day], *by_night[day])} | {*label.inputs, *base.inputs}
@@ -134,13 +156,22 @@ def build_training_set(lake: Lake, model: str, as_of: date, folder: Path) -> Tra
     )
 
 
-def _split(connection: duckdb.DuckDBPyConnection, windows: Mapping[str, Interval], groups: str | None) -> dict[str, int]:
-    """View `split_rows`: the rows of `spine_rows` with their split; returns, by split, the rows left out because an earlier split has their group.
+def _split(
+    connection: duckdb.DuckDBPyConnection, windows: Mapping[str, Interval], groups: str | None
+) -> dict[str, int]:
+    """View `split_rows`: the rows of `spine_rows` with their split; returns, by split, the rows left out because an
+    earlier split has their group.
 
     A missing group is one too: what cannot be told apart is not taken for new.
     """
-    within = " ".join(f"WHEN data_date >= DATE '{w.start}' AND data_date < DATE '{w.end}' THEN '{name}'" for name, w in windows.items())
-    connection.execute(f"CREATE OR REPLACE TEMP VIEW dated_rows AS SELECT *, CASE {within} END AS split FROM spine_rows WHERE split IS NOT NULL")
+    within = " ".join(
+        f"WHEN data_date >= DATE '{w.start}' AND data_date < DATE '{w.end}' THEN '{name}'"
+        for name, w in windows.items()
+    )
+    connection.execute(
+        f"CREATE OR REPLACE TEMP VIEW dated_rows AS SELECT *, CASE {within} END AS split FROM spine_rows WHERE split "
+        "IS NOT NULL"
+    )
     counted = dict.fromkeys(SPLITS, 0)
     if groups is None:
         connection.execute("CREATE OR REPLACE TEMP VIEW split_rows AS SELECT * FROM dated_rows")
@@ -149,8 +180,14 @@ def _split(connection: duckdb.DuckDBPyConnection, windows: Mapping[str, Interval
     first = f'"{groups}" AS group_value, min(CASE split {order} END) AS first_split'
     connection.execute(f"CREATE OR REPLACE TEMP TABLE first_splits AS SELECT {first} FROM dated_rows GROUP BY ALL")
     joined = f'FROM dated_rows AS r JOIN first_splits AS f ON f.group_value IS NOT DISTINCT FROM r."{groups}"'
-    connection.execute(f"CREATE OR REPLACE TEMP VIEW split_rows AS SELECT r.* {joined} WHERE CASE r.split {order} END = f.first_split")
-    return counted | dict(connection.execute(f"SELECT r.split, count(*) {joined} WHERE CASE r.split {order} END > f.first_split GROUP BY ALL").fetchall())
+    connection.execute(
+        f"CREATE OR REPLACE TEMP VIEW split_rows AS SELECT r.* {joined} WHERE CASE r.split {order} END = f.first_split"
+    )
+    return counted | dict(
+        connection.execute(
+            f"SELECT r.split, count(*) {joined} WHERE CASE r.split {order} END > f.first_split GROUP BY ALL"
+        ).fetchall()
+    )
 
 
 def _write(reader: pa.RecordBatchReader, schema: pa.Schema, training: Path, test: Path) -> dict[str, int]:
@@ -168,7 +205,10 @@ def _write(reader: pa.RecordBatchReader, schema: pa.Schema, training: Path, test
 
 def _require_history(lake: Lake, entry: ModelEntry, dataset: Dataset, whole: Interval, as_of: date) -> None:
     split = entry.split
-    lengths = f"train {split.train.days}, validation {split.validation.days}, test {split.test.days}, two embargoes of {split.embargo.days}"
+    lengths = (
+        f"train {split.train.days}, validation {split.validation.days}, test {split.test.days}, two embargoes of"
+        f" {split.embargo.days}"
+    )
     asked = f"{entry.name} as of {as_of} needs the {len(whole)} data dates {whole} ({lengths})"
     if whole.start < dataset.first_data_date:
         earliest = as_of + (dataset.first_data_date - whole.start)
@@ -176,7 +216,9 @@ def _require_history(lake: Lake, entry: ModelEntry, dataset: Dataset, whole: Int
             f"{asked}, but {dataset.name} begins with {dataset.first_data_date}.\n"
             f"  Train as of {earliest} or later, or shorten split in config/models/{entry.name}.yaml."
         )
-    wanted: list[tuple[LakeTable, Interval]] = [(feature_table(lake.settings, dataset, view), whole) for view in entry.features]
+    wanted: list[tuple[LakeTable, Interval]] = [
+        (feature_table(lake.settings, dataset, view), whole) for view in entry.features
+    ]
     wanted.append((valid_table(lake.settings, dataset, entry.label.table), Interval.closed(whole.start, as_of)))
     for table, interval in wanted:
         found: Mapping[date, Any] = lake.publications.current(table, interval)

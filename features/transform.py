@@ -2,9 +2,9 @@
 
 What a view's SQL sees
     `nights(data_date, cutoff_utc)`: the nights of the interval.
-    Each table the view reads, under its name: every revision in partitions [start - lookback, end), and `superseded_on`,
-    the first night that no longer sees the row: the one its next revision arrived in, or the one it leaves the lookback.
-    Night n sees the rows with `data_date <= n.data_date AND superseded_on > n.data_date`.
+    Each table the view reads, under its name: every revision in partitions [start - lookback, end), and
+    `superseded_on`, the first night that no longer sees the row: the one its next revision arrived in, or the one it
+    leaves the lookback. Night n sees the rows with `data_date <= n.data_date AND superseded_on > n.data_date`.
 
 A file that joins that way, and takes its windows from event times, gives the same rows for 90 nights at once as for
 90 single nights: late rows and corrections change only the nights that came after them.
@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from config.calendar import ONE_DAY, Interval
-from config.catalog import Dataset, FeatureView
+from config.catalog.data import Dataset, FeatureView
 from config.errors import NightfleetError
 from lake.events import logged
 from lake.lake import Lake, StageResult, register_nights
@@ -32,8 +32,11 @@ from lake.publish import DuplicateKey, Published, publish
 from lake.tables import ARROW_TYPES, DUCKDB_TYPES, LakeTable, feature_table, valid_table
 
 _BATCH_ROWS = 131_072
-_INTEGERS = frozenset({"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "UHUGEINT"})
-# What a SQL expression may have as its type where the catalog declares the key; a cast to the declared type loses nothing but digits of a DECIMAL.
+_INTEGERS = frozenset(
+    {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "UHUGEINT"}
+)
+# What a SQL expression may have as its type where the catalog declares the key; a cast to the declared type loses
+# nothing but digits of a DECIMAL.
 _ACCEPTED = {
     "string": frozenset({"VARCHAR"}),
     "int32": _INTEGERS,
@@ -77,8 +80,10 @@ def transform(lake: Lake, dataset: str, interval: Interval, *, run_id: str) -> S
     Views go one at a time, streamed, in DuckDB's bounded memory. Every night gets a partition, possibly empty.
 
     Raises:
-        PartitionNotReady: a night of a valid table within a view's lookback, or the night before `interval` of a view, is not published.
-        FeatureSqlMissing, FeatureSqlFailed, FeatureSqlMismatch: a view's SQL file is absent, does not run, or gives other rows than declared.
+        PartitionNotReady: a night of a valid table within a view's lookback, or the night before `interval` of a view,
+            is not published.
+        FeatureSqlMissing, FeatureSqlFailed, FeatureSqlMismatch: a view's SQL file is absent, does not run, or gives
+            other rows than declared.
     """
     entry = lake.dataset(dataset)
     targets = {view: feature_table(lake.settings, entry, view) for view in entry.features}
@@ -92,10 +97,19 @@ def transform(lake: Lake, dataset: str, interval: Interval, *, run_id: str) -> S
             lineage = replace(lake.lineage(dataset, run_id, view=view), inputs=inputs)
             reader = _compute(connection, lake, entry, view, interval, pins)
             try:
-                published[view] = publish(lake.publications, target, reader, interval, replaces=replaces[view], lineage=lineage, scratch=scratch)
+                published[view] = publish(
+                    lake.publications,
+                    target,
+                    reader,
+                    interval,
+                    replaces=replaces[view],
+                    lineage=lineage,
+                    scratch=scratch,
+                )
             except DuplicateKey as error:
                 raise FeatureSqlMismatch(
-                    f"{_sql_path(lake, dataset, view)} gives an entity twice in one night. Group by ({', '.join(declared.entities)}).\n  {error}"
+                    f"{_sql_path(lake, dataset, view)} gives an entity twice in one night. Group by "
+                    f"({', '.join(declared.entities)}).\n  {error}"
                 ) from error
     return StageResult(
         stage="transform",
@@ -103,17 +117,24 @@ def transform(lake: Lake, dataset: str, interval: Interval, *, run_id: str) -> S
         interval=str(interval),
         rows=sum(p.rows for p in published.values()),
         committed=sum(len(p.committed) for p in published.values()),
-        details={"rows": {view: p.rows for view, p in published.items()}, "committed": {view: len(p.committed) for view, p in published.items()}},
+        details={
+            "rows": {view: p.rows for view, p in published.items()},
+            "committed": {view: len(p.committed) for view, p in published.items()},
+        },
     )
 
 
-def compute_view(lake: Lake, dataset: str, view: str, interval: Interval, *, versions: Mapping[str, int] | None = None) -> pa.Table:
+def compute_view(
+    lake: Lake, dataset: str, view: str, interval: Interval, *, versions: Mapping[str, int] | None = None
+) -> pa.Table:
     """The rows `transform` would publish for one view, and nothing is published.
 
     Args:
-        versions: Delta version by valid table (`flights/valid/outcomes`), to compute from what the lake held then; newest where left out.
+        versions: Delta version by valid table (`flights/valid/outcomes`), to compute from what the lake held then;
+            newest where left out.
     Returns:
-        Columns as `feature_table(...)`, sorted by `(data_date, *entities)`; in memory whole, so meant for some nights at a time.
+        Columns as `feature_table(...)`, sorted by `(data_date, *entities)`; in memory whole, so meant for some nights
+        at a time.
     Raises:
         PartitionNotReady: a partition within the lookback was not published at that version.
         UnknownInput: `versions` names a table the view does not read.
@@ -125,10 +146,15 @@ def compute_view(lake: Lake, dataset: str, view: str, interval: Interval, *, ver
 
 
 def inputs_of_view(lake: Lake, dataset: str, view: str, day: date) -> list[tuple[LakeTable, Interval]]:
-    """What night `day` of the view may read: partitions [day - lookback, day] of each valid table, from the first data date on."""
+    """What night `day` of the view may read: partitions [day - lookback, day] of each valid table, from the first data
+    date on.
+    """
     entry = lake.dataset(dataset)
     declared = entry.features[view]
-    return [(valid_table(lake.settings, entry, table), _window(entry, declared, Interval.of(day))) for table in declared.reads]
+    return [
+        (valid_table(lake.settings, entry, table), _window(entry, declared, Interval.of(day)))
+        for table in declared.reads
+    ]
 
 
 def _window(dataset: Dataset, view: FeatureView, interval: Interval) -> Interval:
@@ -143,7 +169,10 @@ def _digests_at_start(lake: Lake, dataset: Dataset, target: LakeTable, interval:
     """What the view has published of the interval now; refuses an interval that would leave a gap before it."""
     first = dataset.first_data_date
     if interval.start < first:
-        raise PartitionNotReady(f"{dataset.name} begins with data date {first}; there is no {interval.start}. Start the interval at {first} or later.")
+        raise PartitionNotReady(
+            f"{dataset.name} begins with data date {first}; there is no {interval.start}. Start the interval at "
+            f"{first} or later."
+        )
     night_before = Interval.of(interval.start - ONE_DAY)
     found = lake.publications.current(target, Interval(night_before.start, interval.end))
     if interval.start > first and night_before.start not in found:
@@ -151,12 +180,17 @@ def _digests_at_start(lake: Lake, dataset: Dataset, target: LakeTable, interval:
             target,
             night_before,
             needed_by=f"Transforming {dataset.name} for data date {interval}",
-            remedy=f"Run `{dataset.name}_ingest`, or `{dataset.name}_history` for many nights, from the first missing night on; then clear this task.",
+            remedy=(
+                f"Run `{dataset.name}_ingest`, or `{dataset.name}_history` for many nights, from the first missing"
+                " night on; then clear this task."
+            ),
         )
     return {day: found[day].digest if day in found else None for day in interval}
 
 
-def _pin(lake: Lake, dataset: Dataset, views: list[str], interval: Interval, versions: Mapping[str, int] | None = None) -> dict[str, _Pin]:
+def _pin(
+    lake: Lake, dataset: Dataset, views: list[str], interval: Interval, versions: Mapping[str, int] | None = None
+) -> dict[str, _Pin]:
     """One version per table for all views, so that they agree among themselves whatever is published meanwhile."""
     windows: dict[str, Interval] = {}
     for view in views:
@@ -167,7 +201,8 @@ def _pin(lake: Lake, dataset: Dataset, views: list[str], interval: Interval, ver
     unknown = sorted(set(versions or {}) - {table.name for table in tables.values()})
     if unknown:
         raise UnknownInput(
-            f"a version is pinned for {unknown[0]!r}, which {', '.join(views)} does not read. It reads {', '.join(t.name for t in tables.values())}."
+            f"a version is pinned for {unknown[0]!r}, which {', '.join(views)} does not read. It reads "
+            f"{', '.join(t.name for t in tables.values())}."
         )
     pins = {}
     for name, table in tables.items():
@@ -177,16 +212,29 @@ def _pin(lake: Lake, dataset: Dataset, views: list[str], interval: Interval, ver
         found = lake.publications.current(table, window, loaded=delta, as_of_version=version)
         missing = [day for day in window if day not in found]
         if missing:
-            needed_by = f"Transforming {', '.join(v for v in views if name in dataset.features[v].reads)} of {dataset.name} for data date {interval}"
-            remedy = f"Run `{dataset.name}_ingest`, or `{dataset.name}_history` for many nights, so that {window} is valid; then clear this task."
+            needed_by = (
+                f"Transforming {', '.join(v for v in views if name in dataset.features[v].reads)} of {dataset.name} for"
+                f" data date {interval}"
+            )
+            remedy = (
+                f"Run `{dataset.name}_ingest`, or `{dataset.name}_history` for many nights, so that {window} is valid;"
+                " then clear this task."
+            )
             lake.publications.require(table, window, needed_by=needed_by, remedy=remedy)
-            raise PartitionNotReady(f"{table.name} had no partition {missing[0]} at version {version}.\n  {needed_by} needs it. Take a later version.")
+            raise PartitionNotReady(
+                f"{table.name} had no partition {missing[0]} at version {version}.\n"
+                f"  {needed_by} needs it. Take a later version."
+            )
         pins[name] = _Pin(table, version, found)
     return pins
 
 
 def _inputs(dataset: Dataset, view: FeatureView, pins: Mapping[str, _Pin], day: date) -> list[Input]:
-    return [pins[table].publications[night].as_input() for table in view.reads for night in _window(dataset, view, Interval.of(day))]
+    return [
+        pins[table].publications[night].as_input()
+        for table in view.reads
+        for night in _window(dataset, view, Interval.of(day))
+    ]
 
 
 def _sql_path(lake: Lake, dataset: str, view: str) -> Path:
@@ -194,31 +242,51 @@ def _sql_path(lake: Lake, dataset: str, view: str) -> Path:
 
 
 def _compute(
-    connection: duckdb.DuckDBPyConnection, lake: Lake, dataset: Dataset, view: str, interval: Interval, pins: Mapping[str, _Pin]
+    connection: duckdb.DuckDBPyConnection,
+    lake: Lake,
+    dataset: Dataset,
+    view: str,
+    interval: Interval,
+    pins: Mapping[str, _Pin],
 ) -> pa.RecordBatchReader:
-    """The view's rows as the feature table has them, sorted by `(data_date, *entities)`, read while they are consumed."""
+    """The view's rows as the feature table has them, sorted by `(data_date, *entities)`, read while they are
+    consumed.
+    """
     declared = dataset.features[view]
     target = feature_table(lake.settings, dataset, view)
     path = _sql_path(lake, dataset.name, view)
     if not path.is_file():
-        raise FeatureSqlMissing(f"feature view {view!r} of {dataset.name} has no SQL: {path} does not exist. Write it, or take the view out of the catalog.")
+        raise FeatureSqlMissing(
+            f"feature view {view!r} of {dataset.name} has no SQL: {path} does not exist. Write it, or take the view "
+            "out of the catalog."
+        )
     # All order comes from the outer ORDER BY; without this DuckDB holds back batches to keep an order nobody asked for.
     connection.execute("SET preserve_insertion_order = false")
     register_nights(connection, interval, dataset.time_zone)
     for table in declared.reads:
-        _register_revisions(connection, pins[table], table, dataset.tables[table].key, _window(dataset, declared, interval), _lookback_days(declared))
+        _register_revisions(
+            connection,
+            pins[table],
+            table,
+            dataset.tables[table].key,
+            _window(dataset, declared, interval),
+            _lookback_days(declared),
+        )
     sql = path.read_text(encoding="utf-8").strip().rstrip(";")
     try:
         statements = connection.extract_statements(sql)
         if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
-            raise FeatureSqlFailed(f"{path} holds {[s.type.name for s in statements] or 'nothing'}. It must be one SELECT.")
+            raise FeatureSqlFailed(
+                f"{path} holds {[s.type.name for s in statements] or 'nothing'}. It must be one SELECT."
+            )
         relation = connection.sql(sql)
         _check_columns(path, view, declared, target, dict(zip(relation.columns, map(str, relation.types), strict=True)))
         order = ", ".join(f'"{name}"' for name in ("data_date", *declared.entities))
         columns = ", ".join(_output(field, declared) for field in target.schema)
         checked = relation.query(
             "computed",
-            f"SELECT {columns} FROM computed LEFT JOIN nights ON nights.data_date = computed.data_date ORDER BY {order}",  # noqa: S608 (names from the typed catalog)
+            f"SELECT {columns} FROM computed LEFT JOIN nights ON nights.data_date = computed.data_date "  # noqa: S608
+            f"ORDER BY {order}",
         )
         assert checked is not None  # a SELECT always gives a relation
         batches = checked.to_arrow_reader(_BATCH_ROWS)
@@ -227,19 +295,26 @@ def _compute(
     return pa.RecordBatchReader.from_batches(target.schema, _checked(path, batches, target, declared, interval))
 
 
-def _register_revisions(connection: duckdb.DuckDBPyConnection, pin: _Pin, name: str, key: tuple[str, ...], window: Interval, lookback_days: int) -> None:
+def _register_revisions(
+    connection: duckdb.DuckDBPyConnection,
+    pin: _Pin,
+    name: str,
+    key: tuple[str, ...],
+    window: Interval,
+    lookback_days: int,
+) -> None:
     """View `name`: all revisions of the window, with `superseded_on`."""
     pin.table.register(connection, f"{name}_rows", window, pin.version)
     keys = ", ".join(f'"{column}"' for column in key)
-    # Only a key that has a later revision than its first can be superseded: mostly a handful, found from the files' statistics.
-    connection.execute(
-        f"""
+    # Only a key that has a later revision than its first can be superseded: mostly a handful, found from the files'
+    # statistics.
+    connection.execute(f"""
         CREATE OR REPLACE TEMP TABLE "{name}_superseded" AS
-        SELECT {keys}, revision, data_date, lead(data_date) OVER (PARTITION BY {keys} ORDER BY data_date, revision) AS superseded_on
+        SELECT {keys}, revision, data_date, lead(data_date) OVER (PARTITION BY {keys} ORDER BY data_date,
+          revision) AS superseded_on
         FROM "{name}_rows" SEMI JOIN (SELECT {keys} FROM "{name}_rows" WHERE revision > 0) AS revised USING ({keys})
         QUALIFY superseded_on IS NOT NULL
-        """  # noqa: S608 (names from the typed catalog)
-    )
+        """)  # noqa: S608 (names from the typed catalog)
     counted = connection.execute(f'SELECT count(*) FROM "{name}_superseded"').fetchone()  # noqa: S608 (a name from the typed catalog)
     leaves = f"r.data_date + {lookback_days + 1}"
     if counted and counted[0]:
@@ -247,11 +322,19 @@ def _register_revisions(connection: duckdb.DuckDBPyConnection, pin: _Pin, name: 
         superseded_on = f"least(s.superseded_on, {leaves})"
     else:
         join, superseded_on = "", leaves
-    connection.execute(f'CREATE OR REPLACE TEMP VIEW "{name}" AS SELECT r.*, {superseded_on} AS superseded_on FROM "{name}_rows" AS r {join}')  # noqa: S608 (names from the typed catalog)
+    connection.execute(
+        f'CREATE OR REPLACE TEMP VIEW "{name}" AS SELECT r.*, {superseded_on} AS superseded_on FROM "{name}_rows" AS r '  # noqa: S608 (names from the typed catalog)
+        f"{join}"
+    )
 
 
 def _check_columns(path: Path, view: str, declared: FeatureView, target: LakeTable, found: Mapping[str, str]) -> None:
-    kinds = {name: kind for kind, arrow in ARROW_TYPES.items() for name in target.schema.names if target.schema.field(name).type == arrow}
+    kinds = {
+        name: kind
+        for kind, arrow in ARROW_TYPES.items()
+        for name in target.schema.names
+        if target.schema.field(name).type == arrow
+    }
     needed = {name: kinds[name] for name in target.schema.names if name != "event_timestamp"}
     problems = [f"{name} is missing" for name in needed if name not in found]
     problems += [f"{name} is not declared" for name in found if name not in needed]
@@ -262,8 +345,10 @@ def _check_columns(path: Path, view: str, declared: FeatureView, target: LakeTab
     ]
     if problems:
         raise FeatureSqlMismatch(
-            f"{path} gives other columns than feature view {view!r} declares: {'; '.join(problems)}. Nothing was written.\n"
-            f"  It needs data_date, {', '.join(declared.entities)} and {', '.join(declared.columns)}. Mend the SQL or the catalog."
+            f"{path} gives other columns than feature view {view!r} declares: {'; '.join(problems)}. Nothing was "
+            "written.\n"
+            f"  It needs data_date, {', '.join(declared.entities)} and {', '.join(declared.columns)}. Mend the SQL or "
+            "the catalog."
         )
 
 
@@ -276,12 +361,18 @@ def _output(field: pa.Field, declared: FeatureView) -> str:
     expression = f'CAST(computed."{field.name}" AS {DUCKDB_TYPES[kind]})'
     if kind == "float64":
         problem = f"'{field.name} is not finite; guard the division with nullif'"
-        expression = f"CASE WHEN isfinite({expression}) OR {expression} IS NULL THEN {expression} ELSE error({problem}) END"
+        expression = (
+            f"CASE WHEN isfinite({expression}) OR {expression} IS NULL THEN {expression} ELSE error({problem}) END"
+        )
     return f'{expression} AS "{field.name}"'
 
 
-def _checked(path: Path, batches: pa.RecordBatchReader, target: LakeTable, declared: FeatureView, interval: Interval) -> Iterator[pa.RecordBatch]:
-    """The batches in the table's types; refuses nights outside the interval, null entities and nulls where none are declared."""
+def _checked(
+    path: Path, batches: pa.RecordBatchReader, target: LakeTable, declared: FeatureView, interval: Interval
+) -> Iterator[pa.RecordBatch]:
+    """The batches in the table's types; refuses nights outside the interval, null entities and nulls where none are
+    declared.
+    """
     try:
         for batch in batches:
             if batch.num_rows == 0:
@@ -290,12 +381,14 @@ def _checked(path: Path, batches: pa.RecordBatchReader, target: LakeTable, decla
             for name in ("data_date", *declared.entities, *(n for n, c in declared.columns.items() if not c.nullable)):
                 if batch[name].null_count:
                     raise FeatureSqlMismatch(
-                        f"{path} gives {batch[name].null_count} rows without {name}, which must not be null. Nothing was written. Leave them out."
+                        f"{path} gives {batch[name].null_count} rows without {name}, which must not be null. Nothing "
+                        "was written. Leave them out."
                     )
             for day in (days["min"].as_py(), days["max"].as_py()):
                 if day not in interval:
                     raise FeatureSqlMismatch(
-                        f"{path} gives rows for data_date {day}, outside {interval}. Nothing was written. Join `nights` and take its data_date."
+                        f"{path} gives rows for data_date {day}, outside {interval}. Nothing was written. Join "
+                        "`nights` and take its data_date."
                     )
             yield batch.cast(target.schema)
     except duckdb.Error as error:

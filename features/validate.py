@@ -16,10 +16,19 @@ import duckdb
 import pyarrow as pa
 
 from config.calendar import ONE_DAY, Interval, cutoff
-from config.catalog import Dataset, Table
-from config.checks import Freshness, RowCount, TableRule, check_name
+from config.catalog.checks import Freshness, RowCount, TableRule, check_name
+from config.catalog.data import Dataset, Table
 from config.errors import NightfleetError
-from features.expectations import BAD_SHARE, CompiledRule, compile_suite, marking_sql, night_suite, row_suite, table_bounds, table_measure
+from features.expectations import (
+    BAD_SHARE,
+    CompiledRule,
+    compile_suite,
+    marking_sql,
+    night_suite,
+    row_suite,
+    table_bounds,
+    table_measure,
+)
 from lake.events import logged
 from lake.lake import Lake, StageResult
 from lake.lineage import Input, Publication
@@ -90,7 +99,9 @@ class TableNight:
 
     @property
     def score(self) -> float | None:
-        """Share of rows that broke no rule, times the share of evaluated table checks that hold; in [0, 1], None without rows."""
+        """Share of rows that broke no rule, times the share of evaluated table checks that hold; in [0, 1], None
+        without rows.
+        """
         if not self.rows:
             return None
         evaluated = [check.holds for check in self.checks if check.holds is not None]
@@ -112,7 +123,8 @@ class _Marked:
 
 @logged("validate")
 def validate(lake: Lake, dataset: str, interval: Interval, *, run_id: str) -> StageResult:
-    """Judge the raw partitions of every table of a data set, and publish valid, quarantine and quality metrics of each night.
+    """Judge the raw partitions of every table of a data set, and publish valid, quarantine and quality metrics of each
+    night.
 
     In a bulk interval the nights before the first one that stops are published, then `DataRejected` is raised.
 
@@ -131,23 +143,40 @@ def validate(lake: Lake, dataset: str, interval: Interval, *, run_id: str) -> St
     raw = {name: _require_raw(lake, entry, name, interval) for name in entry.tables}
     with lake.duckdb() as connection:
         marked = [_mark(lake, entry, name, interval, raw[name], connection) for name in entry.tables]
-        stopping = [night for table in marked for night in table.nights.values() if _stops(entry.tables[table.name], night)]
+        stopping = [
+            night for table in marked for night in table.nights.values() if _stops(entry.tables[table.name], night)
+        ]
         first_stop = min((night.data_date for night in stopping), default=None)
         until = first_stop or interval.last
         results = _run_gx(entry, marked, connection, until=until)
         docs = _write_docs(lake, entry, Interval.closed(interval.start, until), results)
-        passed = interval if first_stop is None else (Interval(interval.start, first_stop) if first_stop > interval.start else None)
+        passed = (
+            interval
+            if first_stop is None
+            else (Interval(interval.start, first_stop) if first_stop > interval.start else None)
+        )
         committed = rows = 0
         if passed is not None:
             for table in marked:
                 committed += _publish(lake, dataset, table, passed, replaces, run_id, connection)
                 rows += sum(table.nights[day].rows for day in passed)
-            metrics = [metric for table in marked for day in passed for metric in _metrics(dataset, entry.tables[table.name], table, table.nights[day])]
+            metrics = [
+                metric
+                for table in marked
+                for day in passed
+                for metric in _metrics(dataset, entry.tables[table.name], table, table.nights[day])
+            ]
             inputs = {day: [table.inputs[day].as_input() for table in marked] for day in passed}
             before = {day: metrics_before[day] for day in passed}
-            committed += len(publish_metrics(lake, dataset, "quality", metrics, passed, run_id=run_id, inputs=inputs, replaces=before).committed)
+            committed += len(
+                publish_metrics(
+                    lake, dataset, "quality", metrics, passed, run_id=run_id, inputs=inputs, replaces=before
+                ).committed
+            )
         if first_stop is not None:
-            raise DataRejected(_rejection(entry, marked, [n for n in stopping if n.data_date == first_stop], passed, docs, connection))
+            raise DataRejected(
+                _rejection(entry, marked, [n for n in stopping if n.data_date == first_stop], passed, docs, connection)
+            )
     bad: dict[str, int] = {}
     for table in marked:
         for night in table.nights.values():
@@ -165,18 +194,32 @@ def validate(lake: Lake, dataset: str, interval: Interval, *, run_id: str) -> St
 def _require_raw(lake: Lake, dataset: Dataset, name: str, interval: Interval) -> dict[date, Publication]:
     raw = raw_table(lake.settings, dataset, name)
     remedy = f"Run `{dataset.name}_ingest` for the missing nights, then clear this task."
-    published = lake.publications.require(raw, interval, needed_by=f"Validating {dataset.name} for data date {interval}", remedy=remedy)
+    published = lake.publications.require(
+        raw, interval, needed_by=f"Validating {dataset.name} for data date {interval}", remedy=remedy
+    )
     before = interval.start - ONE_DAY
     if interval.start > dataset.first_data_date:
         valid = valid_table(lake.settings, dataset, name)
-        lake.publications.require(valid, Interval.of(before), needed_by=f"Validating {dataset.name} for data date {interval.start}", remedy=remedy)
+        lake.publications.require(
+            valid,
+            Interval.of(before),
+            needed_by=f"Validating {dataset.name} for data date {interval.start}",
+            remedy=remedy,
+        )
     return published
 
 
 # ---- marking ---------------------------------------------------------------------------------------------------
 
 
-def _mark(lake: Lake, dataset: Dataset, name: str, interval: Interval, inputs: Mapping[date, Publication], connection: duckdb.DuckDBPyConnection) -> _Marked:
+def _mark(
+    lake: Lake,
+    dataset: Dataset,
+    name: str,
+    interval: Interval,
+    inputs: Mapping[date, Publication],
+    connection: duckdb.DuckDBPyConnection,
+) -> _Marked:
     raw = raw_table(lake.settings, dataset, name)
     table = dataset.tables[name]
     raw.register(connection, f"raw_{name}", list(interval), max(p.version for p in inputs.values()))
@@ -215,12 +258,18 @@ def _history(lake: Lake, valid: LakeTable, quarantine: LakeTable, table: Table, 
         return {}
     before = Interval(interval.start - timedelta(weeks=weeks), interval.start)
     aside = lake.publications.current(quarantine, before)
-    return {day: p.rows + aside[day].rows for day, p in lake.publications.current(valid, before).items() if day in aside}
+    return {
+        day: p.rows + aside[day].rows for day, p in lake.publications.current(valid, before).items() if day in aside
+    }
 
 
-def _judge(rule: TableRule, day: date, rows: int, row: Mapping[str, Any], history: Mapping[date, int], dataset: Dataset) -> TableCheck:
+def _judge(
+    rule: TableRule, day: date, rows: int, row: Mapping[str, Any], history: Mapping[date, int], dataset: Dataset
+) -> TableCheck:
     if isinstance(rule, RowCount):
-        earlier = [history[past] for week in range(1, rule.weeks + 1) if (past := day - timedelta(weeks=week)) in history]
+        earlier = [
+            history[past] for week in range(1, rule.weeks + 1) if (past := day - timedelta(weeks=week)) in history
+        ]
         weekday = f"{day:%A}s"
         if not earlier:
             return TableCheck(rule, None, f"no earlier {weekday} to compare with", None)
@@ -232,7 +281,12 @@ def _judge(rule: TableRule, day: date, rows: int, row: Mapping[str, Any], histor
     if newest is None:
         return TableCheck(rule, None, f"no row with a {rule.column}", None)
     end = cutoff(day, dataset.time_zone)
-    return TableCheck(rule, (end - newest) / timedelta(hours=1), None, f"newest {rule.column} {newest:%Y-%m-%d %H:%M} UTC, cutoff {end:%Y-%m-%d %H:%M} UTC")
+    return TableCheck(
+        rule,
+        (end - newest) / timedelta(hours=1),
+        None,
+        f"newest {rule.column} {newest:%Y-%m-%d %H:%M} UTC, cutoff {end:%Y-%m-%d %H:%M} UTC",
+    )
 
 
 def _stops(table: Table, night: TableNight) -> bool:
@@ -244,7 +298,9 @@ def _stops(table: Table, night: TableNight) -> bool:
 # ---- Great Expectations ----------------------------------------------------------------------------------------
 
 
-def _run_gx(dataset: Dataset, marked: Sequence[_Marked], connection: duckdb.DuckDBPyConnection, *, until: date) -> dict[str, Any]:
+def _run_gx(
+    dataset: Dataset, marked: Sequence[_Marked], connection: duckdb.DuckDBPyConnection, *, until: date
+) -> dict[str, Any]:
     """GX's result of every suite, by suite name, over the nights up to `until`."""
     from features.gx_duckdb import suite_runner
 
@@ -257,7 +313,9 @@ def _run_gx(dataset: Dataset, marked: Sequence[_Marked], connection: duckdb.Duck
         for table in marked:
             suite = row_suite(dataset, table.name)
             result = run(table.name, suite)
-            expected = {rule.check: sum(night.broken[rule.check] for night in nights[table.name]) for rule in table.rules}
+            expected = {
+                rule.check: sum(night.broken[rule.check] for night in nights[table.name]) for rule in table.rules
+            }
             _compare(result, expected, suite["name"], f"{nights[table.name][0].data_date}..{until}")
             _hide_personal(result, dataset.tables[table.name])
             by_night = night_suite(dataset, table.name)
@@ -265,12 +323,16 @@ def _run_gx(dataset: Dataset, marked: Sequence[_Marked], connection: duckdb.Duck
     return results
 
 
-def _show_to_gx(entry: Table, table: _Marked, nights: Sequence[TableNight], connection: duckdb.DuckDBPyConnection) -> None:
+def _show_to_gx(
+    entry: Table, table: _Marked, nights: Sequence[TableNight], connection: duckdb.DuckDBPyConnection
+) -> None:
     """The view `<table>` of its rows, and the table `<table>_by_night` of its nights, up to the last of `nights`."""
     columns = ", ".join(f'"{c}"' for c in (*entry.columns, "known_at_utc", "revision", "data_date"))
     # The date is a literal: a view cannot hold a parameter.
     seen = f"data_date <= DATE '{nights[-1].data_date.isoformat()}'"
-    connection.execute(f'CREATE OR REPLACE VIEW "{table.name}" AS SELECT {columns} FROM "marked_{table.name}" WHERE {seen}')  # noqa: S608
+    connection.execute(
+        f'CREATE OR REPLACE VIEW "{table.name}" AS SELECT {columns} FROM "marked_{table.name}" WHERE {seen}'  # noqa: S608
+    )
     connection.register("nights_to_judge", _nights_table(entry, nights))
     connection.execute(f'CREATE OR REPLACE TABLE "{table.name}_by_night" AS SELECT * FROM nights_to_judge')  # noqa: S608 (name from the typed catalog)
     connection.unregister("nights_to_judge")
@@ -281,7 +343,10 @@ def _hide_personal(result: Any, entry: Table) -> None:
     personal = {name for name, column in entry.columns.items() if column.pii}
     for outcome in result.results:
         kwargs = outcome.expectation_config.kwargs
-        if personal & {*kwargs.get("column_list", ()), *(kwargs.get(key) for key in ("column", "column_A", "column_B"))}:
+        if personal & {
+            *kwargs.get("column_list", ()),
+            *(kwargs.get(key) for key in ("column", "column_A", "column_B")),
+        }:
             for key in [key for key in outcome.result if "partial_unexpected" in key or key == "unexpected_list"]:
                 del outcome.result[key]
 
@@ -303,28 +368,41 @@ def _compare(result: Any, expected: Mapping[str, int], suite: str, nights: str) 
         check = outcome.expectation_config.meta["check"]
         if outcome.exception_info and outcome.exception_info.get("raised_exception") is not False:
             cause = _first_line(outcome.exception_info)
-            raise ValidatorsDisagree(f"{suite}, {check}: Great Expectations could not evaluate it: {cause}. Nothing was published.")
+            raise ValidatorsDisagree(
+                f"{suite}, {check}: Great Expectations could not evaluate it: {cause}. Nothing was published."
+            )
         if check not in expected:
             if not outcome.success:
-                raise ValidatorsDisagree(f"{suite}, {check}: Great Expectations found {outcome.result.get('observed_value')}. Nothing was published.")
+                raise ValidatorsDisagree(
+                    f"{suite}, {check}: Great Expectations found {outcome.result.get('observed_value')}. Nothing was "
+                    "published."
+                )
             continue
         found = outcome.result["unexpected_count"] or 0  # None: no row to look at
         if found != expected[check]:
             raise ValidatorsDisagree(
-                f"{suite}, {check}, nights {nights}: the SQL pass marked {expected[check]} rows, Great Expectations {found}. Nothing was published.\n"
-                "  One of the two is wrong about this rule. Compare both on these rows, and mend features/expectations.py or the rule in the catalog."
+                f"{suite}, {check}, nights {nights}: the SQL pass marked {expected[check]} rows, Great Expectations "
+                f"{found}. Nothing was published.\n"
+                "  One of the two is wrong about this rule. Compare both on these rows, and mend "
+                "features/expectations.py or the rule in the catalog."
             )
 
 
 def _first_line(info: Mapping[str, Any]) -> str:
     details = [info, *(value for value in info.values() if isinstance(value, Mapping))]
-    return next((str(d["exception_message"]).splitlines()[0] for d in details if d.get("exception_message")), "no message")
+    return next(
+        (str(d["exception_message"]).splitlines()[0] for d in details if d.get("exception_message")), "no message"
+    )
 
 
 def _write_docs(lake: Lake, dataset: Dataset, interval: Interval, results: Mapping[str, Any]) -> str:
     from features.data_docs import write_data_docs
 
-    suites = {suite["name"]: suite for name in dataset.tables for suite in (row_suite(dataset, name), night_suite(dataset, name))}
+    suites = {
+        suite["name"]: suite
+        for name in dataset.tables
+        for suite in (row_suite(dataset, name), night_suite(dataset, name))
+    }
     return str(write_data_docs(lake.settings, dataset.name, interval, suites, results))
 
 
@@ -350,18 +428,23 @@ def _publish(
         order = ", ".join(f'"{name}" NULLS LAST' for name in ("data_date", *target.key))
         query = (
             f'SELECT {columns} FROM "marked_{table.name}" WHERE {kept}'  # noqa: S608 (names from the typed catalog)
-            f" AND data_date >= DATE '{interval.start.isoformat()}' AND data_date < DATE '{interval.end.isoformat()}' ORDER BY {order}"
+            f" AND data_date >= DATE '{interval.start.isoformat()}' AND data_date < DATE '{interval.end.isoformat()}' "
+            f"ORDER BY {order}"
         )
         reader = connection.sql(query).to_arrow_reader(_BATCH_ROWS)
         before = {day: replaces[target.name][day] for day in interval}
         with lake.scratch("validate") as scratch:
-            published = publish(lake.publications, target, reader, interval, replaces=before, lineage=lineage, scratch=scratch)
+            published = publish(
+                lake.publications, target, reader, interval, replaces=before, lineage=lineage, scratch=scratch
+            )
         committed += len(published.committed)
     return committed
 
 
 def _metrics(dataset: str, entry: Table, table: _Marked, night: TableNight) -> Iterator[Metric]:
-    """One row per check, and the quality score; `column` is `<table>.<column>`, or the table for what concerns it as a whole."""
+    """One row per check, and the quality score; `column` is `<table>.<column>`, or the table for what concerns it as a
+    whole.
+    """
     warn, stop = entry.quality.warn_share, entry.quality.stop_share
 
     def metric(check: str, status: Status, column: str = "", **values: Any) -> Metric:
@@ -374,7 +457,15 @@ def _metrics(dataset: str, entry: Table, table: _Marked, night: TableNight) -> I
         share = count / night.rows
         status: Status = "failing" if share > stop else "warning" if share > warn else "ok"
         reason = f"{count} of {night.rows} rows" if count else None
-        return metric(check, status, column, value=share, threshold=stop if status == "failing" else warn, n=night.rows, reason=reason)
+        return metric(
+            check,
+            status,
+            column,
+            value=share,
+            threshold=stop if status == "failing" else warn,
+            n=night.rows,
+            reason=reason,
+        )
 
     for rule in table.rules:
         yield share_metric(rule.check, night.broken[rule.check], rule.columns[0] if len(rule.columns) == 1 else "")
@@ -386,18 +477,34 @@ def _metrics(dataset: str, entry: Table, table: _Marked, night: TableNight) -> I
             yield metric(name, "not_evaluated", column, n=night.rows, reason=check.reason)
         else:
             status: Status = "ok" if check.holds else "warning" if check.rule.severity == "warn" else "failing"
-            yield metric(name, status, column, value=check.value, threshold=check.bound, n=night.rows, reason=check.reference, reference=check.reference)
+            yield metric(
+                name,
+                status,
+                column,
+                value=check.value,
+                threshold=check.bound,
+                n=night.rows,
+                reason=check.reference,
+                reference=check.reference,
+            )
     if night.score is None:
         yield metric(SCORE, "not_evaluated", n=0, reason="the night has no rows")
     else:
-        yield metric(SCORE, "ok" if night.score >= 1 - warn else "warning", value=night.score, threshold=1 - warn, n=night.rows)
+        yield metric(
+            SCORE, "ok" if night.score >= 1 - warn else "warning", value=night.score, threshold=1 - warn, n=night.rows
+        )
 
 
 # ---- refusal ---------------------------------------------------------------------------------------------------
 
 
 def _rejection(
-    dataset: Dataset, marked: Sequence[_Marked], nights: Sequence[TableNight], passed: Interval | None, docs: str, connection: duckdb.DuckDBPyConnection
+    dataset: Dataset,
+    marked: Sequence[_Marked],
+    nights: Sequence[TableNight],
+    passed: Interval | None,
+    docs: str,
+    connection: duckdb.DuckDBPyConnection,
 ) -> str:
     tables = {table.name: table for table in marked}
     lines = []
@@ -405,30 +512,50 @@ def _rejection(
         entry, name = dataset.tables[night.table], f"{dataset.name}/raw/{night.table}"
         if night.rows and night.bad_share > entry.quality.stop_share:
             lines.append(
-                f"{name} for {night.data_date}: {night.bad_rows} of {night.rows} rows break a rule, share {night.bad_share:.3f}, "
+                f"{name} for {night.data_date}: {night.bad_rows} of {night.rows} rows break a rule, share "
+                f"{night.bad_share:.3f}, "
                 f"more than stop_share {entry.quality.stop_share:g}."
             )
-            worst = sorted(((count, check) for check, count in night.broken.items() if count), key=lambda item: (-item[0], item[1]))
+            worst = sorted(
+                ((count, check) for check, count in night.broken.items() if count), key=lambda item: (-item[0], item[1])
+            )
             for count, check in worst:
                 lines.append(f"  {check}: {count} rows, share {count / night.rows:.3f}")
-            lines += [f"    for example {row}" for row in _examples(entry, tables[night.table], night, worst[0][1], connection)]
+            lines += [
+                f"    for example {row}"
+                for row in _examples(entry, tables[night.table], night, worst[0][1], connection)
+            ]
         for judged in night.checks:
             if judged.rule.severity == "stop" and judged.holds is False:
                 low, high = table_bounds(judged.rule)
-                bounds = " and ".join([*([f"at least {low:g}"] if low is not None else []), *([f"at most {high:g}"] if high is not None else [])])
-                lines.append(f"{name} for {night.data_date}: {check_name(judged.rule)} is {judged.value:.3f}, needs {bounds} ({judged.reference}).")
+                bounds = " and ".join(
+                    [
+                        *([f"at least {low:g}"] if low is not None else []),
+                        *([f"at most {high:g}"] if high is not None else []),
+                    ]
+                )
+                lines.append(
+                    f"{name} for {night.data_date}: {check_name(judged.rule)} is {judged.value:.3f}, needs {bounds} "
+                    f"({judged.reference})."
+                )
     before = f"The nights {passed} before it are published." if passed else "Nothing was published."
     lines.append(
-        f"  {before} See {docs}. Mend the source and run `restate`, or change the check or `quality` of the table in the catalog, then clear this task."
+        f"  {before} See {docs}. Mend the source and run `restate`, or change the check or `quality` of the table in "
+        "the catalog, then clear this task."
     )
     return "\n".join(lines)
 
 
-def _examples(entry: Table, table: _Marked, night: TableNight, check: str, connection: duckdb.DuckDBPyConnection) -> list[dict[str, str]]:
+def _examples(
+    entry: Table, table: _Marked, night: TableNight, check: str, connection: duckdb.DuckDBPyConnection
+) -> list[dict[str, str]]:
     number = next(i for i, rule in enumerate(table.rules) if rule.check == check)
     shown = [*entry.key, *(c for c in table.rules[number].columns if c not in entry.key)]
     columns = ", ".join(f'CAST("{c}" AS VARCHAR) AS "{c}"' for c in shown if not entry.columns[c].pii)
     order = ", ".join(f'"{c}"' for c in table.raw.key)
-    query = f'SELECT {columns} FROM "marked_{table.name}" WHERE broken_{number} AND data_date = ? ORDER BY {order} LIMIT {_EXAMPLES}'  # noqa: S608
+    query = (
+        f'SELECT {columns} FROM "marked_{table.name}" WHERE broken_{number} AND data_date = ?'  # noqa: S608
+        f" ORDER BY {order} LIMIT {_EXAMPLES}"
+    )
     examples: list[dict[str, str]] = connection.sql(query, params=[night.data_date]).to_arrow_table().to_pylist()
     return examples

@@ -54,4 +54,7 @@ def verify_files(folder: Path, digests: dict[str, str]) -> None:
             raise ArtifactMismatch(f"{path} is missing, though the manifest lists it. Restore it, or train again.")
         found = file_digest(path)
         if found != expected:
-            raise ArtifactMismatch(f"{path} has digest {found[:12]}…, the manifest says {expected[:12]}…: its bytes were changed. Nothing was loaded.")
+            raise ArtifactMismatch(
+                f"{path} has digest {found[:12]}…, the manifest says {expected[:12]}…: its bytes were changed. Nothing "
+                "was loaded."
+            )

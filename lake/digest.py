@@ -39,7 +39,9 @@ class RowsDigest:
                 numbers[np.isnan(numbers)] = np.nan
                 values.update(numbers.tobytes())
             else:
-                integers = column.cast(pa.int32()).cast(pa.int64()) if pa.types.is_date32(kind) else column.cast(pa.int64())
+                integers = (
+                    column.cast(pa.int32()).cast(pa.int64()) if pa.types.is_date32(kind) else column.cast(pa.int64())
+                )
                 values.update(np.asarray(integers.fill_null(0)).astype("<i8").tobytes())
 
     def hexdigest(self) -> str:

@@ -1,11 +1,12 @@
 """What each stage did, as events with fields, bound together by the night that caused them.
 
-A stage says when it began and how it ended: `stage`, `subject`, `data_date`, `run_id`, `correlation_id`, and at its end `rows`, `committed`
-(partitions, 0 where they were there already) and `seconds`. The correlation id names the data set and the night, so that ingest, scores,
-monitoring and trainings of one night share it, whichever run they belong to. Every other line that is logged meanwhile carries it too.
+A stage says when it began and how it ended: `stage`, `subject`, `data_date`, `run_id`, `correlation_id`, and at its end
+`rows`, `committed` (partitions, 0 where they were there already) and `seconds`. The correlation id names the data set
+and the night, so that ingest, scores, monitoring and trainings of one night share it, whichever run they belong to.
+Every other line that is logged meanwhile carries it too.
 
-In a task of Airflow events go to the task's log. Elsewhere they are lines of JSON in `<home>/logs/events.jsonl`: what a person reads in a
-terminal stays as it is.
+In a task of Airflow events go to the task's log. Elsewhere they are lines of JSON in `<home>/logs/events.jsonl`: what a
+person reads in a terminal stays as it is.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import structlog
 from structlog.contextvars import bound_contextvars
 
 from config.calendar import Interval
-from config.catalog import Catalog
+from config.catalog.load import Catalog
 from lake.lake import Lake, StageResult
 
 EVENTS_FILE = "events.jsonl"
@@ -50,7 +51,9 @@ def use_task_log(log: Any) -> None:
 
 
 @contextmanager
-def stage_events(lake: Lake, stage: str, subject: str, *, nights: str | None = None, run_id: str | None = None) -> Iterator[dict[str, Any]]:
+def stage_events(
+    lake: Lake, stage: str, subject: str, *, nights: str | None = None, run_id: str | None = None
+) -> Iterator[dict[str, Any]]:
     """Log begin and end, or failure, of what happens inside; yields a dictionary for more fields of the end.
 
     Args:
@@ -70,13 +73,17 @@ def stage_events(lake: Lake, stage: str, subject: str, *, nights: str | None = N
             yield told
         except BaseException as error:
             problem = (str(error).splitlines() or [""])[0][:500]
-            log.error("stage failed", error=type(error).__name__, problem=problem, seconds=round(time.monotonic() - began, 3))
+            log.error(
+                "stage failed", error=type(error).__name__, problem=problem, seconds=round(time.monotonic() - began, 3)
+            )
             raise
         log.info("stage ended", **told, seconds=round(time.monotonic() - began, 3))
 
 
 def logged(stage: str) -> Callable[[Callable[Concatenate[Lake, str, P], R]], Callable[Concatenate[Lake, str, P], R]]:
-    """Decorate a stage `(lake, subject, nights, ..., run_id=...)`: its begin and end are events, with rows and partitions of its `StageResult`."""
+    """Decorate a stage `(lake, subject, nights, ..., run_id=...)`: its begin and end are events, with rows and
+    partitions of its `StageResult`.
+    """
 
     def decorate(function: Callable[Concatenate[Lake, str, P], R]) -> Callable[Concatenate[Lake, str, P], R]:
         @functools.wraps(function)
@@ -84,7 +91,9 @@ def logged(stage: str) -> Callable[[Callable[Concatenate[Lake, str, P], R]], Cal
             given = arguments[0] if arguments else named.get("interval", named.get("data_date"))
             nights = str(given) if isinstance(given, Interval | date) else None
             run_id = named.get("run_id")
-            with stage_events(lake, stage, subject, nights=nights, run_id=None if run_id is None else str(run_id)) as told:
+            with stage_events(
+                lake, stage, subject, nights=nights, run_id=None if run_id is None else str(run_id)
+            ) as told:
                 result = function(lake, subject, *arguments, **named)
                 if isinstance(result, StageResult):
                     told |= {"rows": result.rows, "committed": result.committed}

@@ -14,7 +14,9 @@ import duckdb
 import sqlalchemy as sa
 
 from config.calendar import Interval
-from config.catalog import Catalog, Dataset, ModelEntry, load_catalog
+from config.catalog.data import Dataset
+from config.catalog.load import Catalog, load_catalog
+from config.catalog.model import ModelEntry
 from config.settings import Settings, code_version, load_settings
 from lake.ledger import Ledger
 from lake.lineage import Lineage, Publications, create_engine
@@ -22,7 +24,9 @@ from lake.lineage import Lineage, Publications, create_engine
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage did, small enough for XCom and for the live view. `committed` counts partitions; 0 means they were there already."""
+    """What a stage did, small enough for XCom and for the live view. `committed` counts partitions; 0 means they were
+    there already.
+    """
 
     stage: str
     subject: str
@@ -68,7 +72,9 @@ class Lake:
 
     def lineage(self, subject: str, run_id: str, **details: Any) -> Lineage:
         """Lineage without inputs yet; add them with `dataclasses.replace`."""
-        return Lineage(run_id=run_id, code_version=code_version(), catalog_digest=self.catalog.digest(subject), details=details)
+        return Lineage(
+            run_id=run_id, code_version=code_version(), catalog_digest=self.catalog.digest(subject), details=details
+        )
 
     @contextmanager
     def duckdb(self) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -92,10 +98,15 @@ class Lake:
             yield Path(folder)
 
 
-def register_nights(connection: duckdb.DuckDBPyConnection, interval: Interval, time_zone: str, name: str = "nights") -> None:
+def register_nights(
+    connection: duckdb.DuckDBPyConnection, interval: Interval, time_zone: str, name: str = "nights"
+) -> None:
     """Table `nights(data_date DATE, cutoff_utc TIMESTAMPTZ)` of the interval."""
     connection.execute(f'CREATE OR REPLACE TEMP TABLE "{name}" (data_date DATE, cutoff_utc TIMESTAMPTZ)')
-    connection.executemany(f'INSERT INTO "{name}" VALUES (?, ?)', [(day, instant) for day, instant in interval.cutoffs(time_zone).items()])  # noqa: S608 (fixed name)
+    connection.executemany(
+        f'INSERT INTO "{name}" VALUES (?, ?)',  # noqa: S608 (fixed name)
+        [(day, instant) for day, instant in interval.cutoffs(time_zone).items()],
+    )
 
 
 def open_lake(settings: Settings | None = None) -> Lake:

@@ -75,7 +75,8 @@ class LedgerSnapshot:
     promotions: tuple[Promotion, ...]
 
     def champion_of(self, data_date: date) -> Promotion:
-        """The promotion in force on that night: of those effective by then, the one with the highest `(effective_from, sequence)`.
+        """The promotion in force on that night: of those effective by then, the one with the highest `(effective_from,
+        sequence)`.
 
         Raises:
             NoChampion: none had taken effect, or its training data lie after that night.
@@ -86,7 +87,8 @@ class LedgerSnapshot:
             known = f"its first champion takes effect on {first}" if first else "it never had one"
             raise NoChampion(
                 f"{self.model} has no champion for data date {data_date}: {known}.\n"
-                f"  Train and promote one for that date (`{self.model}_train` with partition key {data_date}), or score a later night."
+                f"  Train and promote one for that date (`{self.model}_train` with partition key {data_date}), or "
+                "score a later night."
             )
         return max(eligible, key=lambda p: (p.effective_from, p.sequence))
 
@@ -115,7 +117,13 @@ class Ledger:
         if table is None:
             return LedgerSnapshot(self._model, -1, ())
         # Not `to_pyarrow_table`: the dataset scanner behind it now and then aborts the process as the interpreter ends.
-        rows = pa.concat_tables([_SCHEMA.empty_table(), *(pq.read_table(uri, schema=_SCHEMA) for uri in table.file_uris())]).sort_by("sequence").to_pylist()
+        rows = (
+            pa.concat_tables(
+                [_SCHEMA.empty_table(), *(pq.read_table(uri, schema=_SCHEMA) for uri in table.file_uris())]
+            )
+            .sort_by("sequence")
+            .to_pylist()
+        )
         promotions = tuple(Promotion(**row) for row in rows)
         return LedgerSnapshot(self._model, table.version(), promotions)
 
@@ -129,15 +137,30 @@ class Ledger:
         if table is None:
             self._path.mkdir(parents=True, exist_ok=True)
             table = DeltaTable.create(
-                self._path, schema=_SCHEMA, mode="ignore", configuration={"delta.appendOnly": "true", "delta.logRetentionDuration": "interval 3650 days"}
+                self._path,
+                schema=_SCHEMA,
+                mode="ignore",
+                configuration={"delta.appendOnly": "true", "delta.logRetentionDuration": "interval 3650 days"},
             )
-        # Two that create the ledger at once leave an empty version more: where none was seen, its lines count, not its versions.
+        # Two that create the ledger at once leave an empty version more: where none was seen, its lines count, not its
+        # versions.
         if table.file_uris() if seen.delta_version < 0 else table.version() != seen.delta_version:
-            raise LedgerConflict(f"the ledger of {self._model} changed while this decision was made. Nothing was written. Decide again on what is there now.")
+            raise LedgerConflict(
+                f"the ledger of {self._model} changed while this decision was made. Nothing was written. Decide again "
+                "on what is there now."
+            )
         sequence = max((p.sequence for p in seen.promotions), default=0) + 1
         row = {**promotion.__dict__, "sequence": sequence, "decided_at": promotion.decided_at.astimezone(UTC)}
         try:
-            write_deltalake(table, pa.Table.from_pylist([row], schema=_SCHEMA), mode="append", commit_properties=CommitProperties(max_commit_retries=0))
+            write_deltalake(
+                table,
+                pa.Table.from_pylist([row], schema=_SCHEMA),
+                mode="append",
+                commit_properties=CommitProperties(max_commit_retries=0),
+            )
         except CommitFailedError as error:
-            raise LedgerConflict(f"the ledger of {self._model} changed while this decision was written. Nothing was written. Decide again.") from error
+            raise LedgerConflict(
+                f"the ledger of {self._model} changed while this decision was written. Nothing was written. Decide "
+                "again."
+            ) from error
         return self.read()

@@ -95,7 +95,9 @@ _synced_table = sa.Table(
 
 
 def as_utc(instant: datetime) -> datetime:
-    """An instant of the projections' database in UTC: SQLite gives instants back without their zone, and all of ours are UTC."""
+    """An instant of the projections' database in UTC: SQLite gives instants back without their zone, and all of ours
+    are UTC.
+    """
     return instant.astimezone(UTC) if instant.tzinfo else instant.replace(tzinfo=UTC)
 
 
@@ -137,7 +139,9 @@ def _insert(dialect: str, table: sa.Table) -> Any:
     return sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)
 
 
-def commit_metadata(lineage: Lineage, partitions: Mapping[date, tuple[str, int]], committed_at: datetime) -> dict[str, str]:
+def commit_metadata(
+    lineage: Lineage, partitions: Mapping[date, tuple[str, int]], committed_at: datetime
+) -> dict[str, str]:
     """What a commit carries: digest, rows and inputs of each data date it wrote; inputs are pooled."""
     pool: dict[Input, int] = {}
     dates = {}
@@ -157,14 +161,18 @@ def commit_metadata(lineage: Lineage, partitions: Mapping[date, tuple[str, int]]
 
 
 class Publications:
-    """The index of publications in the projections' database, brought up to date with a table's log before each read."""
+    """The index of publications in the projections' database, brought up to date with a table's log before each
+    read.
+    """
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
         _create_all(engine)
 
     def sync(self, table: LakeTable, loaded: DeltaTable | None = None) -> None:
-        """Add the publications of every commit the index has not seen yet; forget those of a table that was made anew."""
+        """Add the publications of every commit the index has not seen yet; forget those of a table that was made
+        anew.
+        """
         delta = loaded or table.load()
         if delta is None:
             with self._engine.begin() as connection:
@@ -183,14 +191,25 @@ class Publications:
                 connection.execute(publications_table.delete().where(publications_table.c.table_name == table.name))
             # Two processes may project the same commits at once: the same primary key holds the same facts.
             if records:
-                connection.execute(_insert(connection.dialect.name, publications_table).on_conflict_do_nothing(), records)
-            synced = _insert(connection.dialect.name, _synced_table).values(table_name=table.name, delta_id=identity, version=version)
-            newer = sa.or_(_synced_table.c.delta_id != synced.excluded.delta_id, _synced_table.c.version < synced.excluded.version)
+                connection.execute(
+                    _insert(connection.dialect.name, publications_table).on_conflict_do_nothing(), records
+                )
+            synced = _insert(connection.dialect.name, _synced_table).values(
+                table_name=table.name, delta_id=identity, version=version
+            )
+            newer = sa.or_(
+                _synced_table.c.delta_id != synced.excluded.delta_id, _synced_table.c.version < synced.excluded.version
+            )
             values = {"delta_id": synced.excluded.delta_id, "version": synced.excluded.version}
             connection.execute(synced.on_conflict_do_update(index_elements=["table_name"], set_=values, where=newer))
 
     def current(
-        self, table: LakeTable, interval: Interval | None = None, *, loaded: DeltaTable | None = None, as_of_version: int | None = None
+        self,
+        table: LakeTable,
+        interval: Interval | None = None,
+        *,
+        loaded: DeltaTable | None = None,
+        as_of_version: int | None = None,
     ) -> dict[date, Publication]:
         """The newest publication of each published data date of the interval (None: all), in date order."""
         self.sync(table, loaded)
@@ -204,7 +223,9 @@ class Publications:
             return {row.data_date: _publication(row) for row in connection.execute(query)}
 
     def digests(self, table: LakeTable, interval: Interval) -> dict[date, str | None]:
-        """Digest of each data date of the interval, None where nothing is published: what `publish` takes as `replaces`."""
+        """Digest of each data date of the interval, None where nothing is published: what `publish` takes as
+        `replaces`.
+        """
         found = self.current(table, interval)
         return {day: found[day].digest if day in found else None for day in interval}
 
@@ -212,7 +233,12 @@ class Publications:
         """The publication with the latest data date, None when the table has none."""
         self.sync(table)
         c = publications_table.c
-        query = sa.select(publications_table).where(c.table_name == table.name).order_by(c.data_date.desc(), c.version.desc()).limit(1)
+        query = (
+            sa.select(publications_table)
+            .where(c.table_name == table.name)
+            .order_by(c.data_date.desc(), c.version.desc())
+            .limit(1)
+        )
         with self._engine.connect() as connection:
             row = connection.execute(query).first()
         return None if row is None else _publication(row)
@@ -229,7 +255,9 @@ class Publications:
             newest = self.newest(table)
             latest = f"latest is {newest.data_date}" if newest else "nothing is published"
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise PartitionNotReady(f"{table.name} has no partition {missing[0]}{more} ({latest}).\n  {needed_by} needs it. {remedy}")
+            raise PartitionNotReady(
+                f"{table.name} has no partition {missing[0]}{more} ({latest}).\n  {needed_by} needs it. {remedy}"
+            )
         return found
 
 
@@ -255,7 +283,9 @@ def _records(table_name: str, commit: Mapping[str, Any]) -> Iterable[dict[str, A
 
 
 def _publication(row: Any) -> Publication:
-    inputs = tuple(Input(i["table"], date.fromisoformat(i["data_date"]), i["digest"], i["version"]) for i in json.loads(row.inputs))
+    inputs = tuple(
+        Input(i["table"], date.fromisoformat(i["data_date"]), i["digest"], i["version"]) for i in json.loads(row.inputs)
+    )
     return Publication(
         row.table_name,
         row.data_date,

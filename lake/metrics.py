@@ -1,4 +1,6 @@
-"""The metrics table: one schema for every check, in Delta (`<subject>/metrics/<group>`) and in the indexed SQL table `metrics`."""
+"""The metrics table: one schema for every check, in Delta (`<subject>/metrics/<group>`) and in the indexed SQL table
+`metrics`.
+"""
 
 from __future__ import annotations
 
@@ -105,10 +107,12 @@ def publish_metrics(
     inputs: Mapping[date, Sequence[Input]] | None = None,
     replaces: Mapping[date, str | None] | None = None,
 ) -> Published:
-    """Make `rows` the metrics of that group in `interval`, in Delta, then in SQL; SQL is repaired even when nothing is committed.
+    """Make `rows` the metrics of that group in `interval`, in Delta, then in SQL; SQL is repaired even when nothing is
+    committed.
 
     Args:
-        rows: columns as in METRIC_SCHEMA; columns left out are null, `column` and `segment` empty. NaN is stored as null.
+        rows: columns as in METRIC_SCHEMA; columns left out are null, `column` and `segment` empty. NaN is stored as
+            null.
         replaces: what the stage saw there when it began (`lake.publications.digests`); None: what is there now.
     Raises:
         BadMetric: a status that is none, a row of another subject, or `not_evaluated` and `failing` without a reason.
@@ -118,7 +122,9 @@ def publish_metrics(
     checked = _checked(rows if isinstance(rows, pa.Table) else metric_rows(rows), subject, table.name)
     lineage = dataclasses.replace(lake.lineage(subject, run_id), inputs=dict(inputs or {}))
     with lake.scratch("metrics") as scratch:
-        published = publish(lake.publications, table, checked, interval, replaces=before, lineage=lineage, scratch=scratch)
+        published = publish(
+            lake.publications, table, checked, interval, replaces=before, lineage=lineage, scratch=scratch
+        )
     project_metrics(lake, subject, group, interval)
     return published
 
@@ -143,13 +149,28 @@ def _checked(rows: pa.Table, subject: str, name: str) -> pa.Table:
             rows = rows.append_column(field, blank)
     for name_of in ("value", "lower", "upper", "threshold"):
         index, column = rows.column_names.index(name_of), rows[name_of].cast(pa.float64())
-        rows = rows.set_column(index, pa.field(name_of, pa.float64()), pc.if_else(pc.fill_null(pc.is_nan(column), False), None, column))
+        rows = rows.set_column(
+            index, pa.field(name_of, pa.float64()), pc.if_else(pc.fill_null(pc.is_nan(column), False), None, column)
+        )
     for column_name, allowed in (("status", STATUSES), ("subject", (subject,))):
-        wrong = rows.filter(pc.invert(pc.is_in(rows[column_name], value_set=pa.array(allowed)))) if column_name in rows.column_names else rows.slice(0, 0)
+        wrong = (
+            rows.filter(pc.invert(pc.is_in(rows[column_name], value_set=pa.array(allowed))))
+            if column_name in rows.column_names
+            else rows.slice(0, 0)
+        )
         if wrong.num_rows:
-            raise BadMetric(f"{name}: {column_name} is {wrong[column_name][0].as_py()!r}, needs one of {', '.join(allowed)}. Nothing was written.")
-    unreasoned = pc.and_(pc.is_in(rows["status"], value_set=pa.array(["failing", "not_evaluated"])), pc.equal(pc.fill_null(rows["reason"], ""), ""))
+            raise BadMetric(
+                f"{name}: {column_name} is {wrong[column_name][0].as_py()!r}, needs one of {', '.join(allowed)}. "
+                "Nothing was written."
+            )
+    unreasoned = pc.and_(
+        pc.is_in(rows["status"], value_set=pa.array(["failing", "not_evaluated"])),
+        pc.equal(pc.fill_null(rows["reason"], ""), ""),
+    )
     if pc.any(unreasoned, min_count=0).as_py():
         check = rows.filter(unreasoned)["check"][0].as_py()
-        raise BadMetric(f"{name}: check {check!r} is failing or not evaluated without a reason. Nothing was written. Say why in `reason`.")
+        raise BadMetric(
+            f"{name}: check {check!r} is failing or not evaluated without a reason. Nothing was written. Say why in "
+            "`reason`."
+        )
     return rows

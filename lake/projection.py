@@ -1,4 +1,5 @@
-"""Delta is the truth, SQL a projection of it: rows of one Delta table copied to one SQL table, day by day, in one transaction.
+"""Delta is the truth, SQL a projection of it: rows of one Delta table copied to one SQL table, day by day, in one
+transaction.
 
 Each data date's row in the table `projections` names digest and version that SQL holds, so that a run which commits
 nothing to Delta still repairs SQL, and a late run never puts older rows over newer ones.
@@ -54,13 +55,19 @@ class _Recorded:
     rows: int
 
 
-def sql_columns(name: str, schema: pa.Schema, *, keep_replaced: bool = False, metadata: sa.MetaData | None = None) -> sa.Table:
+def sql_columns(
+    name: str, schema: pa.Schema, *, keep_replaced: bool = False, metadata: sa.MetaData | None = None
+) -> sa.Table:
     """The SQL table `name` that rows of `schema` are projected to; for queries, too.
 
     It has the schema's columns, `source_table` (the Delta table's name), `delta_version` (of the publication a row
-    came with) and, with `keep_replaced`, `superseded_at` (null: current). Timestamps are UTC; SQLite gives them back naive.
+    came with) and, with `keep_replaced`, `superseded_at` (null: current). Timestamps are UTC; SQLite gives them back
+    naive.
     """
-    columns: list[sa.Column[Any]] = [sa.Column("source_table", sa.String, nullable=False), sa.Column("delta_version", sa.BigInteger, nullable=False)]
+    columns: list[sa.Column[Any]] = [
+        sa.Column("source_table", sa.String, nullable=False),
+        sa.Column("delta_version", sa.BigInteger, nullable=False),
+    ]
     columns += [sa.Column(field.name, _sql_type(field.type), nullable=field.name != "data_date") for field in schema]
     if keep_replaced:
         columns.append(sa.Column("superseded_at", sa.DateTime(timezone=True)))
@@ -125,7 +132,11 @@ def project(
             connection.execute(target.delete().where(target.c.source_table == table.name, target.c.data_date.in_(days)))
             _load(connection, lake, table, target, delta, kept, published)
         record = projections_table
-        connection.execute(record.delete().where(record.c.sql_table == sql_table, record.c.table_name == table.name, record.c.data_date.in_(days)))
+        connection.execute(
+            record.delete().where(
+                record.c.sql_table == sql_table, record.c.table_name == table.name, record.c.data_date.in_(days)
+            )
+        )
         now = datetime.now(UTC)
         rows = [
             {
@@ -146,7 +157,9 @@ def project(
 
 
 def project_whole(lake: Lake, table: LakeTable, sql_table: str, *, indexes: Sequence[tuple[str, ...]] = ()) -> int:
-    """`project` for every data date of a small table, those that SQL alone still has included: what an earlier run left undone is done, too."""
+    """`project` for every data date of a small table, those that SQL alone still has included: what an earlier run left
+    undone is done, too.
+    """
     delta = table.load()
     if delta is None:
         return 0
@@ -154,7 +167,11 @@ def project_whole(lake: Lake, table: LakeTable, sql_table: str, *, indexes: Sequ
     with lake.engine.connect() as connection:
         if sa.inspect(connection).has_table(projections_table.name):
             p = projections_table.c
-            days |= set(connection.execute(sa.select(p.data_date).where(p.sql_table == sql_table, p.table_name == table.name)).scalars())
+            days |= set(
+                connection.execute(
+                    sa.select(p.data_date).where(p.sql_table == sql_table, p.table_name == table.name)
+                ).scalars()
+            )
     return project(lake, table, sql_table, Interval.closed(min(days), max(days)), indexes=indexes) if days else 0
 
 
@@ -183,7 +200,9 @@ def _is_there(connection: sa.Connection, target: sa.Table) -> bool:
     return {c["name"] for c in inspector.get_columns(target.name)} >= set(target.c.keys())
 
 
-def _prepare(connection: sa.Connection, target: sa.Table, identity: tuple[str, ...], indexes: Sequence[tuple[str, ...]]) -> None:
+def _prepare(
+    connection: sa.Connection, target: sa.Table, identity: tuple[str, ...], indexes: Sequence[tuple[str, ...]]
+) -> None:
     _metadata.create_all(connection, checkfirst=True)
     inspector = sa.inspect(connection)
     if not inspector.has_table(target.name):
@@ -201,26 +220,43 @@ def _prepare(connection: sa.Connection, target: sa.Table, identity: tuple[str, .
         if column.name not in there:
             # A new output or feature of a model: rows from before it simply have none.
             added = sa.schema.CreateColumn(sa.Column(column.name, column.type)).compile(dialect=connection.dialect)
-            connection.exec_driver_sql(f"ALTER TABLE {connection.dialect.identifier_preparer.format_table(target)} ADD COLUMN {added}")
+            connection.exec_driver_sql(
+                f"ALTER TABLE {connection.dialect.identifier_preparer.format_table(target)} ADD COLUMN {added}"
+            )
             continue
         found = there[column.name]
         if found._type_affinity is not column.type._type_affinity:
             raise ProjectionMismatch(
-                f"SQL table {target.name}, column {column.name}: is {found}, needs {column.type.compile(connection.dialect)}. Nothing was written.\n"
-                f"  Drop the SQL table {target.name}: it is a projection, and the next run writes it anew from the lake."
+                f"SQL table {target.name}, column {column.name}: is {found}, needs "
+                f"{column.type.compile(connection.dialect)}. Nothing was written.\n"
+                f"  Drop the SQL table {target.name}: it is a projection, and the next run writes it anew from the "
+                "lake."
             )
 
 
 def _outdated(
-    connection: sa.Connection, target: sa.Table, table: LakeTable, delta_id: str, published: Mapping[date, Publication], interval: Interval
+    connection: sa.Connection,
+    target: sa.Table,
+    table: LakeTable,
+    delta_id: str,
+    published: Mapping[date, Publication],
+    interval: Interval,
 ) -> list[date]:
     """Data dates of the interval whose rows in SQL are not those of `published` and not newer."""
     p, t = projections_table.c, target.c
     query = sa.select(p.data_date, p.delta_id, p.version, p.digest, p.row_count).where(
-        p.sql_table == target.name, p.table_name == table.name, p.data_date >= interval.start, p.data_date < interval.end
+        p.sql_table == target.name,
+        p.table_name == table.name,
+        p.data_date >= interval.start,
+        p.data_date < interval.end,
     )
-    recorded = {row.data_date: _Recorded(row.delta_id, row.version, row.digest, row.row_count) for row in connection.execute(query)}
-    count = sa.select(t.data_date, sa.func.count()).where(t.source_table == table.name, t.data_date >= interval.start, t.data_date < interval.end)
+    recorded = {
+        row.data_date: _Recorded(row.delta_id, row.version, row.digest, row.row_count)
+        for row in connection.execute(query)
+    }
+    count = sa.select(t.data_date, sa.func.count()).where(
+        t.source_table == table.name, t.data_date >= interval.start, t.data_date < interval.end
+    )
     if "superseded_at" in t:
         count = count.where(t.superseded_at.is_(None))
     counted = {row[0]: int(row[1]) for row in connection.execute(count.group_by(t.data_date))}
@@ -233,7 +269,11 @@ def _outdated(
                 outdated.append(day)
             continue
         new = seen is None or seen.delta_id != delta_id
-        if new or (seen is not None and seen.version <= wanted.version and (seen.digest != wanted.digest or counted.get(day, 0) != wanted.rows)):
+        if new or (
+            seen is not None
+            and seen.version <= wanted.version
+            and (seen.digest != wanted.digest or counted.get(day, 0) != wanted.rows)
+        ):
             outdated.append(day)
     return outdated
 
@@ -252,11 +292,19 @@ def _load(
     with lake.duckdb() as duck:
         table.register(duck, "source_rows", days, delta.version())
         duck.execute("CREATE TEMP TABLE day_versions (data_date DATE, delta_version BIGINT)")
-        duck.register("versions", pa.table({"d": pa.array(days, pa.date32()), "v": pa.array([published[d].version for d in days], pa.int64())}))
+        duck.register(
+            "versions",
+            pa.table(
+                {"d": pa.array(days, pa.date32()), "v": pa.array([published[d].version for d in days], pa.int64())}
+            ),
+        )
         duck.execute("INSERT INTO day_versions SELECT d, v FROM versions")
         names = [c.name for c in into.columns if c.name not in {"source_table", "delta_version", "superseded_at"}]
         listed = ", ".join('r."' + name.replace('"', '""') + '"' for name in names)
-        query = f"SELECT CAST(? AS VARCHAR) AS source_table, v.delta_version, {listed} FROM source_rows r JOIN day_versions v USING (data_date)"  # noqa: S608
+        query = (
+            f"SELECT CAST(? AS VARCHAR) AS source_table, v.delta_version, {listed} FROM source_rows r"  # noqa: S608
+            " JOIN day_versions v USING (data_date)"
+        )
         reader = duck.sql(query, params=[table.name]).to_arrow_reader(_BATCH_ROWS)
         columns = ["source_table", "delta_version", *names]
         if connection.dialect.name == "sqlite":
@@ -265,13 +313,18 @@ def _load(
             _copy(connection, into, columns, reader)
 
 
-def _insert(connection: sa.Connection, into: sa.Table, columns: Sequence[str], batches: Iterable[pa.RecordBatch]) -> None:
+def _insert(
+    connection: sa.Connection, into: sa.Table, columns: Sequence[str], batches: Iterable[pa.RecordBatch]
+) -> None:
     quote = connection.dialect.identifier_preparer.quote
-    statement = f"INSERT INTO {quote(into.name)} ({', '.join(quote(c) for c in columns)}) VALUES ({', '.join('?' * len(columns))})"  # noqa: S608
+    names, marks = ", ".join(quote(c) for c in columns), ", ".join("?" * len(columns))
+    statement = f"INSERT INTO {quote(into.name)} ({names}) VALUES ({marks})"  # noqa: S608
     cursor = connection.connection.cursor()
     try:
         for batch in batches:
-            cursor.executemany(statement, list(zip(*(_for_sqlite(column).to_pylist() for column in batch.columns), strict=True)))
+            cursor.executemany(
+                statement, list(zip(*(_for_sqlite(column).to_pylist() for column in batch.columns), strict=True))
+            )
     finally:
         cursor.close()
 
@@ -295,7 +348,9 @@ def _copy(connection: sa.Connection, into: sa.Table, columns: Sequence[str], bat
     listed = ", ".join(prepare.quote(c) for c in columns)
     cursor: Any = connection.connection.cursor()
     try:
-        cursor.copy_expert(f"COPY {prepare.format_table(into)} ({listed}) FROM STDIN WITH (FORMAT csv)", _CsvStream(batches))
+        cursor.copy_expert(
+            f"COPY {prepare.format_table(into)} ({listed}) FROM STDIN WITH (FORMAT csv)", _CsvStream(batches)
+        )
     finally:
         cursor.close()
 
@@ -338,14 +393,26 @@ def _supersede(
     days: Mapping[date, Publication | None],
 ) -> None:
     connection.execute(sa.schema.CreateIndex(sa.Index(f"ix_{_STAGING}", *(staging.c[c] for c in identity))))
-    same_row = [target.c[field.name].is_not_distinct_from(staging.c[field.name]) for field in table.schema if field.name not in identity]
+    same_row = [
+        target.c[field.name].is_not_distinct_from(staging.c[field.name])
+        for field in table.schema
+        if field.name not in identity
+    ]
     same_name = [target.c[c] == staging.c[c] for c in identity]
     current = sa.and_(target.c.source_table == table.name, target.c.superseded_at.is_(None))
     for day, publication in days.items():
         at = publication.committed_at if publication else datetime.now(UTC)
         unchanged = sa.exists(sa.select(sa.literal(1)).select_from(staging).where(*same_name, *same_row))
-        connection.execute(target.update().where(current, target.c.data_date == day, sa.not_(unchanged)).values(superseded_at=at))
+        connection.execute(
+            target.update().where(current, target.c.data_date == day, sa.not_(unchanged)).values(superseded_at=at)
+        )
     there = target.alias("there")
     names = [c.name for c in staging.columns]
-    still = sa.exists(sa.select(sa.literal(1)).select_from(there).where(*(there.c[c] == staging.c[c] for c in identity), there.c.superseded_at.is_(None)))
-    connection.execute(target.insert().from_select(names, sa.select(*(staging.c[n] for n in names)).where(sa.not_(still))))
+    still = sa.exists(
+        sa.select(sa.literal(1))
+        .select_from(there)
+        .where(*(there.c[c] == staging.c[c] for c in identity), there.c.superseded_at.is_(None))
+    )
+    connection.execute(
+        target.insert().from_select(names, sa.select(*(staging.c[n] for n in names)).where(sa.not_(still)))
+    )

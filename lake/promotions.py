@@ -30,7 +30,8 @@ promotions_table = sa.Table(
 
 
 def project_promotions(lake: Lake, model: str, *, seen: LedgerSnapshot | None = None) -> int:
-    """Make SQL hold the model's ledger as it is; lines written, 0 when there was nothing to do. A ledger that was never written changes nothing.
+    """Make SQL hold the model's ledger as it is; lines written, 0 when there was nothing to do. A ledger that was never
+    written changes nothing.
 
     Args:
         seen: the ledger as just read; None: it is read here.
@@ -41,7 +42,9 @@ def project_promotions(lake: Lake, model: str, *, seen: LedgerSnapshot | None = 
     engine = lake.engine
     with engine.connect() as connection:
         # Without a lock first: the usual rerun finds nothing to do and should not wait for a writer.
-        if sa.inspect(connection).has_table(promotions_table.name) and _stored(connection, (model,)) == _lines(snapshot):
+        if sa.inspect(connection).has_table(promotions_table.name) and _stored(connection, (model,)) == _lines(
+            snapshot
+        ):
             return 0
     with engine.connect() as connection, connection.begin():
         lock(connection, f"projection:{promotions_table.name}")
@@ -71,4 +74,7 @@ def _promotion(row: dict[str, Any]) -> Promotion:
 
 
 def _lines(snapshot: LedgerSnapshot) -> list[Promotion]:
-    return [Promotion(**line.__dict__ | {"decided_at": as_utc(line.decided_at)}) for line in sorted(snapshot.promotions, key=lambda p: p.sequence)]
+    return [
+        Promotion(**line.__dict__ | {"decided_at": as_utc(line.decided_at)})
+        for line in sorted(snapshot.promotions, key=lambda p: p.sequence)
+    ]

@@ -79,7 +79,8 @@ def publish(
         replaces: for each data date of `interval` the digest the caller saw there (`publications.digests`), None for
             an unpublished one. A date whose digest already equals that of `rows` is left alone whatever is said here.
         scratch: folder for the per-try staging file, on the lake's file system.
-        relabel: data dates that are committed though their rows may be equal, because they were computed from other inputs than recorded.
+        relabel: data dates that are committed though their rows may be equal, because they were computed from other
+            inputs than recorded.
     Raises:
         SchemaMismatch: a column is missing, unknown or of another type; nothing is written.
         RowsOutsideInterval: a `data_date` lies outside; nothing is written.
@@ -94,23 +95,39 @@ def publish(
         for _ in range(_ATTEMPTS):
             delta = table.load_or_create()
             current = publications.current(table, interval, loaded=delta, as_of_version=delta.version())
-            changed = [day for day in interval if day not in current or current[day].digest != digests[day][0] or day in relabel]
+            changed = [
+                day
+                for day in interval
+                if day not in current or current[day].digest != digests[day][0] or day in relabel
+            ]
             for day in changed:
                 found = current[day].digest if day in current else None
                 if found != replaces.get(day):
                     raise StalePublish(
-                        f"{table.name} for {day} holds {_short(found)}, but this run began when it held {_short(replaces.get(day))}: "
-                        "another run published in between. Nothing was written. Clear the task to run it on what is there now."
+                        f"{table.name} for {day} holds {_short(found)}, but this run began when it held "
+                        f"{_short(replaces.get(day))}: "
+                        "another run published in between. Nothing was written. Clear the task to run it on what is "
+                        "there now."
                     )
             if not changed:
                 return Published(table.name, {day: current[day] for day in interval}, ())
-            # One DeltaTable for check and write, no retries of its own: whatever was committed since it was loaded makes the write fail.
+            # One DeltaTable for check and write, no retries of its own: whatever was committed since it was loaded
+            # makes the write fail.
             with suppress(CommitFailedError):
-                _commit(table, delta, staged, changed, commit_metadata(lineage, {day: digests[day] for day in changed}, datetime.now(UTC)))
+                _commit(
+                    table,
+                    delta,
+                    staged,
+                    changed,
+                    commit_metadata(lineage, {day: digests[day] for day in changed}, datetime.now(UTC)),
+                )
                 if delta.version() and delta.version() % _CHECKPOINT_EVERY == 0:
                     delta.create_checkpoint()
                 return Published(table.name, publications.current(table, interval), tuple(changed))
-        raise StalePublish(f"{table.name} for {interval}: {_ATTEMPTS} commits in a row lost against other writers. Clear the task to try again.")
+        raise StalePublish(
+            f"{table.name} for {interval}: {_ATTEMPTS} commits in a row lost against other writers. Clear the task to "
+            "try again."
+        )
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -122,7 +139,9 @@ def _short(digest: str | None) -> str:
 def _commit(table: LakeTable, delta: DeltaTable, staged: Path, changed: list[date], metadata: dict[str, str]) -> None:
     wanted = pa.array(changed, pa.date32())
     file = pq.ParquetFile(staged)
-    batches = (batch.filter(pc.is_in(batch["data_date"], value_set=wanted)) for batch in file.iter_batches(batch_size=131_072))
+    batches = (
+        batch.filter(pc.is_in(batch["data_date"], value_set=wanted)) for batch in file.iter_batches(batch_size=131_072)
+    )
     reader = pa.RecordBatchReader.from_batches(table.schema, (b.cast(table.schema) for b in batches))
     listed = ", ".join(f"'{day.isoformat()}'" for day in changed)
     write_deltalake(
@@ -136,12 +155,18 @@ def _commit(table: LakeTable, delta: DeltaTable, staged: Path, changed: list[dat
 
 
 def _writer(schema: pa.Schema) -> WriterProperties:
-    """No dictionaries for decimal fractions, which hardly repeat: in bulk each would cost memory for every column of every open partition."""
-    fractions = {field.name: ColumnProperties(dictionary_enabled=False) for field in schema if pa.types.is_floating(field.type)}
+    """No dictionaries for decimal fractions, which hardly repeat: in bulk each would cost memory for every column of
+    every open partition.
+    """
+    fractions = {
+        field.name: ColumnProperties(dictionary_enabled=False) for field in schema if pa.types.is_floating(field.type)
+    }
     return WriterProperties(compression="SNAPPY", column_properties=fractions or None)
 
 
-def _stage(table: LakeTable, rows: pa.Table | pa.RecordBatchReader, interval: Interval, staged: Path) -> dict[date, tuple[str, int]]:
+def _stage(
+    table: LakeTable, rows: pa.Table | pa.RecordBatchReader, interval: Interval, staged: Path
+) -> dict[date, tuple[str, int]]:
     """Check the rows, write them to `staged`, and return digest and row count of every data date of the interval."""
     digests = {day: RowsDigest(table.schema) for day in interval}
     with pq.ParquetWriter(staged, table.schema, compression="zstd") as writer:
@@ -152,7 +177,10 @@ def _stage(table: LakeTable, rows: pa.Table | pa.RecordBatchReader, interval: In
             previous = _check_order(table, previous, batch)
             for day, part in _by_date(batch):
                 if day not in digests:
-                    raise RowsOutsideInterval(f"{table.name}: {part.num_rows} rows have data_date {day}, outside {interval}. Nothing was written.")
+                    raise RowsOutsideInterval(
+                        f"{table.name}: {part.num_rows} rows have data_date {day}, outside {interval}. Nothing was "
+                        "written."
+                    )
                 digests[day].update(part)
             writer.write_batch(batch)
     return {day: (digest.hexdigest(), digest.rows) for day, digest in digests.items()}
@@ -165,11 +193,19 @@ def _ordered(table: LakeTable, rows: pa.Table | pa.RecordBatchReader) -> Iterato
     retyped = [
         f"{f.name} is {found.field(f.name).type}, needs {f.type}"
         for f in needed
-        if f.name in found.names and found.field(f.name).type != f.type and not _widens(found.field(f.name).type, f.type)
+        if f.name in found.names
+        and found.field(f.name).type != f.type
+        and not _widens(found.field(f.name).type, f.type)
     ]
     if missing or unknown or retyped:
-        problems = [*(f"{name} is missing" for name in missing), *(f"{name} is not declared" for name in unknown), *retyped]
-        raise SchemaMismatch(f"{table.name}: {'; '.join(problems)}. Nothing was written. Mend the catalog or what feeds the table.")
+        problems = [
+            *(f"{name} is missing" for name in missing),
+            *(f"{name} is not declared" for name in unknown),
+            *retyped,
+        ]
+        raise SchemaMismatch(
+            f"{table.name}: {'; '.join(problems)}. Nothing was written. Mend the catalog or what feeds the table."
+        )
     if isinstance(rows, pa.Table):
         rows = rows.select(needed.names).sort_by([(name, "ascending") for name in ("data_date", *table.key)])
         batches: Iterator[pa.RecordBatch] = iter(rows.to_batches(max_chunksize=131_072))
@@ -178,7 +214,10 @@ def _ordered(table: LakeTable, rows: pa.Table | pa.RecordBatchReader) -> Iterato
     for batch in batches:
         for field, column in zip(needed, batch.columns, strict=True):
             if not field.nullable and column.null_count:
-                raise SchemaMismatch(f"{table.name}: {column.null_count} rows have no {field.name}, which must not be null. Nothing was written.")
+                raise SchemaMismatch(
+                    f"{table.name}: {column.null_count} rows have no {field.name}, which must not be null. Nothing was "
+                    "written."
+                )
         yield batch.cast(needed)
 
 
@@ -204,9 +243,15 @@ def _check_order(table: LakeTable, previous: pa.RecordBatch | None, batch: pa.Re
     if pc.any(equal, min_count=0).as_py():
         index = pc.index(equal, True).as_py()
         key = {name: whole[name][index].as_py() for name in ("data_date", *table.key)}
-        raise DuplicateKey(f"{table.name}: two rows share the key {key}. Nothing was written. Make the key unique where the rows are made.")
+        raise DuplicateKey(
+            f"{table.name}: two rows share the key {key}. Nothing was written. Make the key unique where the rows are "
+            "made."
+        )
     if not pc.all(less, min_count=0).as_py():
-        raise RowsNotSorted(f"{table.name}: streamed rows are not sorted by ({', '.join(('data_date', *table.key))}). Nothing was written.")
+        raise RowsNotSorted(
+            f"{table.name}: streamed rows are not sorted by ({', '.join(('data_date', *table.key))}). Nothing was "
+            "written."
+        )
     return batch.slice(batch.num_rows - 1)
 
 

@@ -1,11 +1,13 @@
 """Signatures of stored models: an HMAC over what a model is, where it comes from and which bytes it has.
 
 A digest says that bytes are those that were named; whoever can write to the store can name others. The signature is
-made when a model is stored, with a key that the store does not hold, and is checked before anything of the model is loaded.
+made when a model is stored, with a key that the store does not hold, and is checked before anything of the model is
+loaded.
 
-Keys. `model_signing_key` signs and verifies, `model_signing_key_previous` only verifies. To change the key, give the old one as
-the previous, and a new one. Models that are stored from then on carry the new key's signature. Once no champion and no version that one
-would roll back to carries the old one's, take the previous away. A key that became known is not kept as previous: train the models again.
+Keys. `model_signing_key` signs and verifies, `model_signing_key_previous` only verifies. To change the key, give the
+old one as the previous, and a new one. Models that are stored from then on carry the new key's signature. Once no
+champion and no version that one would roll back to carries the old one's, take the previous away. A key that became
+known is not kept as previous: train the models again.
 """
 
 from __future__ import annotations
@@ -70,51 +72,83 @@ def sign(settings: Settings, folder: Path, model: str) -> Signed:
 
 
 def verify(settings: Settings, folder: Path, model: str, artifact_digest: str) -> Signed:
-    """What the signature of a stored model says, once it is known to be true of the folder, save for the model's own files.
+    """What the signature of a stored model says, once it is known to be true of the folder, save for the model's own
+    files.
 
     Those are verified by their digests, which the manifest lists, when they are loaded.
 
     Args:
         model, artifact_digest: what the caller asks for: the ledger's line, or what was registered.
     Raises:
-        UntrustedModel: there is no signature, it was made with another key, or it is about something else than lies there or is asked for.
+        UntrustedModel: there is no signature, it was made with another key, or it is about something else than lies
+            there or is asked for.
         MissingSecret: there is no key to verify with.
     """
     path = folder / SIGNATURE_FILE
     keys = _verifying_keys(settings)
     if not path.is_file():
-        raise UntrustedModel(_refusal(folder, f"it has no {SIGNATURE_FILE}, so nobody vouches for it", "Train the model again, or restore the folder."))
+        raise UntrustedModel(
+            _refusal(
+                folder,
+                f"it has no {SIGNATURE_FILE}, so nobody vouches for it",
+                "Train the model again, or restore the folder.",
+            )
+        )
     raw = path.read_bytes()
     try:
         document = json.loads(raw)
         written = document["hmac"]
         signed = Signed(**document["signed"])
         # Only one spelling is accepted: nothing in the file may change unnoticed.
-        if _canonical(document) != raw or not isinstance(written, str) or not written.isascii() or signed.format != FORMAT:
+        if (
+            _canonical(document) != raw
+            or not isinstance(written, str)
+            or not written.isascii()
+            or signed.format != FORMAT
+        ):
             raise ValueError("it is not as `sign` writes it")
     except (ValueError, KeyError, TypeError) as error:
-        raise UntrustedModel(_refusal(folder, f"its {SIGNATURE_FILE} is damaged ({error})", "Restore the folder, or train the model again.")) from error
+        raise UntrustedModel(
+            _refusal(
+                folder, f"its {SIGNATURE_FILE} is damaged ({error})", "Restore the folder, or train the model again."
+            )
+        ) from error
     if not any(hmac.compare_digest(_mac(key, signed), written) for key in keys):
         raise UntrustedModel(
             _refusal(
                 folder,
                 f"its {SIGNATURE_FILE} was edited, or made with another key than {KEY} ({len(keys)} tried)",
-                f"If the key was changed, give the old one as {PREVIOUS_KEY}; else restore the folder, or train the model again.",
+                f"If the key was changed, give the old one as {PREVIOUS_KEY}; else restore the folder, or train the "
+                "model again.",
             )
         )
     if signed.model != model:
-        raise UntrustedModel(_refusal(folder, f"its signature is that of a version of {signed.model}, asked for is {model}", "Restore the folder."))
+        raise UntrustedModel(
+            _refusal(
+                folder,
+                f"its signature is that of a version of {signed.model}, asked for is {model}",
+                "Restore the folder.",
+            )
+        )
     if signed.artifact_digest != artifact_digest:
-        known = f"its signature is about the files {signed.artifact_digest[:12]}…, asked for are {artifact_digest[:12]}…"
+        known = (
+            f"its signature is about the files {signed.artifact_digest[:12]}…, asked for are {artifact_digest[:12]}…"
+        )
         raise UntrustedModel(_refusal(folder, known, "Restore the folder."))
     try:
         found = _found(folder, model)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UntrustedModel(_refusal(folder, f"it is not as it was signed ({type(error).__name__}: {error})", "Restore the folder.")) from error
+        raise UntrustedModel(
+            _refusal(folder, f"it is not as it was signed ({type(error).__name__}: {error})", "Restore the folder.")
+        ) from error
     for field in fields(Signed):
         wanted, there = getattr(signed, field.name), getattr(found, field.name)
         if wanted != there:
-            raise UntrustedModel(_refusal(folder, _difference(field.name, wanted, there), "Restore the folder, or train the model again."))
+            raise UntrustedModel(
+                _refusal(
+                    folder, _difference(field.name, wanted, there), "Restore the folder, or train the model again."
+                )
+            )
     return signed
 
 
@@ -137,7 +171,10 @@ def _verifying_keys(settings: Settings) -> list[bytes]:
 def _key(settings: Settings, name: str) -> bytes:
     text = secret(settings, name)
     if len(text) < LEAST_KEY_CHARACTERS:
-        raise MissingSecret(f"{name} has {len(text)} characters, needs at least {LEAST_KEY_CHARACTERS}: a short key can be guessed. Make a random one.")
+        raise MissingSecret(
+            f"{name} has {len(text)} characters, needs at least {LEAST_KEY_CHARACTERS}: a short key can be guessed. "
+            "Make a random one."
+        )
     return text.encode()
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
 
-from config.catalog import Column, Dataset
+from config.catalog.data import Column, Dataset
 from config.errors import NightfleetError
 from config.settings import Settings
 
@@ -35,7 +35,10 @@ DUCKDB_TYPES: dict[str, str] = {
     "timestamp": "TIMESTAMPTZ",
 }
 DATA_DATE = pa.field("data_date", pa.date32(), nullable=False)
-_RETENTION = {"delta.logRetentionDuration": "interval 3650 days", "delta.deletedFileRetentionDuration": "interval 3650 days"}
+_RETENTION = {
+    "delta.logRetentionDuration": "interval 3650 days",
+    "delta.deletedFileRetentionDuration": "interval 3650 days",
+}
 
 
 class TableUnreadable(NightfleetError):
@@ -65,7 +68,10 @@ class LakeTable:
             return None
         features = table.protocol().reader_features or []
         if "deletionVectors" in features:
-            raise TableUnreadable(f"{self.name} uses deletion vectors, which are not applied here: deleted rows would come back. Rewrite it without them.")
+            raise TableUnreadable(
+                f"{self.name} uses deletion vectors, which are not applied here: deleted rows would come back. Rewrite "
+                "it without them."
+            )
         return table
 
     def load_or_create(self) -> DeltaTable:
@@ -74,7 +80,9 @@ class LakeTable:
         if table is not None:
             return table
         self.path.mkdir(parents=True, exist_ok=True)
-        return DeltaTable.create(self.path, schema=self.schema, mode="ignore", partition_by=["data_date"], configuration=_RETENTION)
+        return DeltaTable.create(
+            self.path, schema=self.schema, mode="ignore", partition_by=["data_date"], configuration=_RETENTION
+        )
 
     def files(self, dates: Iterable[date] | None = None, version: int | None = None) -> list[str]:
         """Parquet files of those partitions (None: all) at a version, sorted."""
@@ -87,7 +95,13 @@ class LakeTable:
         wanted = {f"data_date={day.isoformat()}" for day in dates}
         return [uri for uri in uris if uri.rsplit("/", 2)[-2] in wanted]
 
-    def register(self, connection: duckdb.DuckDBPyConnection, view: str, dates: Iterable[date] | None = None, version: int | None = None) -> None:
+    def register(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        view: str,
+        dates: Iterable[date] | None = None,
+        version: int | None = None,
+    ) -> None:
         """Make the rows of those partitions readable in DuckDB as `view`; an empty view where there are none."""
         files = self.files(dates, version)
         columns = ", ".join(f'CAST("{f.name}" AS {_duckdb_type(f.type)}) AS "{f.name}"' for f in self.schema)
@@ -127,31 +141,48 @@ def arrow_schema(columns: Mapping[str, Column] | Mapping[str, str]) -> pa.Schema
 
 def _row_fields(dataset: Dataset, table: str) -> list[pa.Field]:
     declared = arrow_schema(dict(dataset.tables[table].columns))
-    return [*declared, pa.field("known_at_utc", ARROW_TYPES["timestamp"], nullable=False), pa.field("revision", pa.int32(), nullable=False)]
+    return [
+        *declared,
+        pa.field("known_at_utc", ARROW_TYPES["timestamp"], nullable=False),
+        pa.field("revision", pa.int32(), nullable=False),
+    ]
 
 
 def raw_table(settings: Settings, dataset: Dataset, table: str) -> LakeTable:
     """`<dataset>/raw/<table>`: declared columns (all nullable), known_at_utc, revision (0 first), data_date."""
-    fields = [f.with_nullable(True) if f.name in dataset.tables[table].columns else f for f in _row_fields(dataset, table)]
+    fields = [
+        f.with_nullable(True) if f.name in dataset.tables[table].columns else f for f in _row_fields(dataset, table)
+    ]
     # The key may be null or repeated in raw: it is validation that sets such rows aside; `row_number` keeps them apart.
     fields.append(pa.field("row_number", pa.int64(), nullable=False))
-    return _table(settings, f"{dataset.name}/raw/{table}", fields, (*dataset.tables[table].key, "revision", "row_number"))
+    return _table(
+        settings, f"{dataset.name}/raw/{table}", fields, (*dataset.tables[table].key, "revision", "row_number")
+    )
 
 
 def valid_table(settings: Settings, dataset: Dataset, table: str) -> LakeTable:
     """`<dataset>/valid/<table>`: declared columns, known_at_utc, revision, data_date."""
-    return _table(settings, f"{dataset.name}/valid/{table}", _row_fields(dataset, table), (*dataset.tables[table].key, "revision"))
+    return _table(
+        settings, f"{dataset.name}/valid/{table}", _row_fields(dataset, table), (*dataset.tables[table].key, "revision")
+    )
 
 
 def quarantine_table(settings: Settings, dataset: Dataset, table: str) -> LakeTable:
     """`<dataset>/quarantine/<table>`: raw's columns and `broken_rules`, names joined by `; `."""
     raw = raw_table(settings, dataset, table)
     fields = [f for f in raw.schema if f.name != "data_date"]
-    return _table(settings, f"{dataset.name}/quarantine/{table}", [*fields, pa.field("broken_rules", pa.string(), nullable=False)], raw.key)
+    return _table(
+        settings,
+        f"{dataset.name}/quarantine/{table}",
+        [*fields, pa.field("broken_rules", pa.string(), nullable=False)],
+        raw.key,
+    )
 
 
 def feature_table(settings: Settings, dataset: Dataset, view: str) -> LakeTable:
-    """`<dataset>/features/<view>`: entity columns, declared features, event_timestamp = cutoff(data_date), data_date."""
+    """`<dataset>/features/<view>`: entity columns, declared features, event_timestamp = cutoff(data_date),
+    data_date.
+    """
     declared = dataset.features[view]
     kinds: dict[str, pa.DataType] = {}
     for table in declared.reads:

@@ -1,1 +1,1 @@
-"""Drift, performance, reports, and the decision to retrain."""
+"""Drift, performance, the retraining policy and its requests."""

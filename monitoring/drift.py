@@ -16,7 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from config.calendar import ONE_DAY, Interval
-from config.catalog import Dataset, FeatureColumn, ModelEntry, TableSpine
+from config.catalog.data import Dataset, FeatureColumn
+from config.catalog.model import ModelEntry, TableSpine
 from config.settings import Settings
 from features.retrieval import Retrieval, retrieve
 from lake.events import logged
@@ -26,7 +27,16 @@ from lake.metrics import Metric, metrics_table, publish_metrics
 from lake.tables import LakeTable, feature_table, valid_table
 from serving.predictions import CHAMPION, predictions_table
 from serving.score import recorded_champion
-from training.reference import READABLE_FORMATS, Counts, ExactSum, as_numbers, count_bins, exact_sum, is_averaged, window_values
+from training.registry.reference import (
+    READABLE_FORMATS,
+    Counts,
+    ExactSum,
+    as_numbers,
+    count_bins,
+    exact_sum,
+    is_averaged,
+    window_values,
+)
 
 GROUP = "drift"
 MEAN = "mean"
@@ -39,7 +49,7 @@ class VersionReference:
 
     Attributes:
         version: MLflow's number.
-        profile: as `training.reference.build_reference` made it.
+        profile: as `training.registry.reference.build_reference` made it.
     """
 
     version: int
@@ -60,14 +70,20 @@ class VersionReference:
 
 
 def load_reference(settings: Settings, model: str, version: int, artifact_digest: str) -> VersionReference:
-    """The reference profile beside a version's files; never fails: a version without one is *not evaluated*, with the reason."""
+    """The reference profile beside a version's files; never fails: a version without one is *not evaluated*, with the
+    reason.
+    """
     path = settings.artifacts / model / artifact_digest / "reference.json"
     if not path.is_file():
-        return VersionReference(version, artifact_digest, {}, f"version {version} has no reference.json beside its files; register it again")
+        return VersionReference(
+            version, artifact_digest, {}, f"version {version} has no reference.json beside its files; register it again"
+        )
     try:
         profile = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        return VersionReference(version, artifact_digest, {}, f"reference.json of version {version} is no JSON; register it again")
+        return VersionReference(
+            version, artifact_digest, {}, f"reference.json of version {version} is no JSON; register it again"
+        )
     if profile.get("format") not in READABLE_FORMATS:
         needed = " or ".join(map(str, READABLE_FORMATS))
         why = f"reference.json of version {version} has format {profile.get('format')}, needs {needed}; train it again"
@@ -90,15 +106,21 @@ def scored_versions(lake: Lake, model: str, scored: Mapping[date, Publication]) 
 
 @dataclass
 class _Night:
-    """Rows of one night, per (artifact digest, column) its rows per bin and its nulls, and the sum of each column of numbers."""
+    """Rows of one night, per (artifact digest, column) its rows per bin and its nulls, and the sum of each column of
+    numbers.
+    """
 
     rows: int = 0
     sums: dict[str, ExactSum] = field(default_factory=dict)
     counts: dict[tuple[str, str], Counts] = field(default_factory=dict)
     nulls: dict[tuple[str, str], int] = field(default_factory=dict)
 
-    def add(self, reference: VersionReference, profiles: Mapping[str, Mapping[str, Any]], rows: pa.RecordBatch | pa.Table) -> None:
-        """Count rows of this night into the bins of that version's profiles; columns that are not there are left out."""
+    def add(
+        self, reference: VersionReference, profiles: Mapping[str, Mapping[str, Any]], rows: pa.RecordBatch | pa.Table
+    ) -> None:
+        """Count rows of this night into the bins of that version's profiles; columns that are not there are left
+        out.
+        """
         together = np.zeros(rows.num_rows, dtype=np.int64)
         for name, profile in profiles.items():
             if not _comparable(rows.schema, name, profile):
@@ -146,7 +168,9 @@ def drift(lake: Lake, model: str, interval: Interval, *, run_id: str) -> StageRe
     dataset = lake.dataset(entry.dataset)
     before = lake.publications.digests(metrics_table(lake.settings, model, GROUP), interval)
     table = predictions_table(lake.settings, entry, dataset)
-    lake.publications.require(table, interval, needed_by=f"Drift of {model}", remedy=f"Run `{model}_score` for it, then clear this task.")
+    lake.publications.require(
+        table, interval, needed_by=f"Drift of {model}", remedy=f"Run `{model}_score` for it, then clear this task."
+    )
     longest = max(entry.retrain.drift.window.days, 1)
     scored = lake.publications.current(table, interval.widened(longest - 1))
     references = scored_versions(lake, model, scored)
@@ -167,8 +191,13 @@ def drift(lake: Lake, model: str, interval: Interval, *, run_id: str) -> StageRe
     published = publish_metrics(lake, model, GROUP, rows, interval, run_id=run_id, inputs=unique, replaces=before)
     shares = {m.about_date.isoformat(): m for m in rows if m.check == "drift_share"}
     details = {
-        "nights": {day: {"drift_share": m.value, "threshold": m.threshold, "status": m.status, "reason": m.reason} for day, m in shares.items()},
-        "statuses": {status: sum(m.status == status for m in rows) for status in ("ok", "warning", "failing", "not_evaluated")},
+        "nights": {
+            day: {"drift_share": m.value, "threshold": m.threshold, "status": m.status, "reason": m.reason}
+            for day, m in shares.items()
+        },
+        "statuses": {
+            status: sum(m.status == status for m in rows) for status in ("ok", "warning", "failing", "not_evaluated")
+        },
     }
     return StageResult("drift", model, str(interval), published.rows, len(published.committed), details)
 
@@ -234,14 +263,20 @@ def pinned_versions(entry: ModelEntry, inputs: Iterable[Input]) -> tuple[dict[st
     pins: dict[str, int] = {}
     for item in inputs:
         pins[item.table] = max(pins.get(item.table, 0), item.version)
-    views = {view: pins[f"{entry.dataset}/features/{view}"] for view in entry.features if f"{entry.dataset}/features/{view}" in pins}
+    views = {
+        view: pins[f"{entry.dataset}/features/{view}"]
+        for view in entry.features
+        if f"{entry.dataset}/features/{view}" in pins
+    }
     spine = f"{entry.dataset}/valid/{entry.spine.table}" if isinstance(entry.spine, TableSpine) else None
     return views, pins.get(spine) if spine else None
 
 
 def _same_inputs(entry: ModelEntry, then: Iterable[Input], now: Iterable[Input]) -> bool:
     prefix = f"{entry.dataset}/"
-    return {(i.table, i.data_date, i.digest) for i in then if i.table.startswith(prefix)} == {(i.table, i.data_date, i.digest) for i in now}
+    return {(i.table, i.data_date, i.digest) for i in then if i.table.startswith(prefix)} == {
+        (i.table, i.data_date, i.digest) for i in now
+    }
 
 
 def first_available(lake: Lake, entry: ModelEntry, dataset: Dataset, whole: Interval, judged: date) -> date:
@@ -260,7 +295,13 @@ def first_available(lake: Lake, entry: ModelEntry, dataset: Dataset, whole: Inte
     return first
 
 
-def _count(lake: Lake, entry: ModelEntry, found: Retrieval, wanted: Mapping[date, Mapping[str, VersionReference]], nights: Interval) -> dict[date, _Night]:
+def _count(
+    lake: Lake,
+    entry: ModelEntry,
+    found: Retrieval,
+    wanted: Mapping[date, Mapping[str, VersionReference]],
+    nights: Interval,
+) -> dict[date, _Night]:
     counted = {day: _Night() for day in nights}
     profiles: dict[str, dict[str, Mapping[str, Any]]] = {}
     for batch in found.reader():
@@ -270,7 +311,9 @@ def _count(lake: Lake, entry: ModelEntry, found: Retrieval, wanted: Mapping[date
                 if digest not in profiles:
                     profiles[digest] = feature_profiles(lake, entry, reference)
                 counted[day].add(reference, profiles[digest], rows)
-            counted[day].add_sums(dict.fromkeys(name for digest in wanted.get(day, {}) for name in profiles[digest]), rows)
+            counted[day].add_sums(
+                dict.fromkeys(name for digest in wanted.get(day, {}) for name in profiles[digest]), rows
+            )
     return counted
 
 
@@ -284,15 +327,23 @@ def _by_night(batch: pa.RecordBatch) -> Iterator[tuple[date, pa.RecordBatch]]:
 
 
 def _count_predictions(
-    lake: Lake, table: LakeTable, interval: Interval, scored: Mapping[date, Publication], references: Mapping[date, VersionReference]
+    lake: Lake,
+    table: LakeTable,
+    interval: Interval,
+    scored: Mapping[date, Publication],
+    references: Mapping[date, VersionReference],
 ) -> dict[date, _Night]:
     wanted = _wanted(interval, references)
     nights = {day: _Night() for day in wanted if day in scored}
-    outputs = sorted({name for r in references.values() for name in r.profile.get("predictions", {}) if name in table.schema.names})
+    outputs = sorted(
+        {name for r in references.values() for name in r.profile.get("predictions", {}) if name in table.schema.names}
+    )
     listed = ", ".join(f'"{name}"' for name in ("data_date", *outputs))
     with lake.duckdb() as connection:
         table.register(connection, "p", nights)
-        for batch in connection.sql(f"SELECT {listed} FROM p WHERE role = '{CHAMPION}' ORDER BY data_date").to_arrow_reader(65_536):
+        for batch in connection.sql(
+            f"SELECT {listed} FROM p WHERE role = '{CHAMPION}' ORDER BY data_date"
+        ).to_arrow_reader(65_536):
             for day, rows in _by_night(batch):
                 nights[day].rows += rows.num_rows
                 for reference in wanted[day].values():
@@ -333,20 +384,35 @@ class _Judge:
         method = self.reference.profile.get("method", self.entry.retrain.drift.method)
         problem = self._features_problem()
         profiles = feature_profiles(self.lake, self.entry, self.reference)
-        drifts = [self._column(f"drift_{method}", name, profile, self.features, problem) for name, profile in profiles.items()]
+        drifts = [
+            self._column(f"drift_{method}", name, profile, self.features, problem) for name, profile in profiles.items()
+        ]
         nulls = [self._null_rate(name, profile, problem) for name, profile in profiles.items()]
         means = [m for name, profile in profiles.items() for m in self._means(name, profile, self.features, problem)]
         problem = self._predictions_problem()
         outputs: Mapping[str, Mapping[str, Any]] = self.reference.profile.get("predictions", {})
-        predicted = [self._column("prediction_drift", name, profile, self.predictions, problem) for name, profile in outputs.items()]
+        predicted = [
+            self._column("prediction_drift", name, profile, self.predictions, problem)
+            for name, profile in outputs.items()
+        ]
         means += [m for name, profile in outputs.items() for m in self._means(name, profile, self.predictions, problem)]
         if not outputs:
-            why = self.reference.missing or f"version {self.reference.version} was stored without a profile of its predictions"
+            why = (
+                self.reference.missing
+                or f"version {self.reference.version} was stored without a profile of its predictions"
+            )
             predicted = [self._metric("prediction_drift", status="not_evaluated", reason=why)]
         return [self._volume(), self._share(drifts), *drifts, *nulls, *predicted, *means]
 
     def _metric(self, check: str, **values: Any) -> Metric:
-        return Metric(subject=self.entry.name, about_date=self.day, data_date=self.day, check=check, reference=self.reference.described(), **values)
+        return Metric(
+            subject=self.entry.name,
+            about_date=self.day,
+            data_date=self.day,
+            check=check,
+            reference=self.reference.described(),
+            **values,
+        )
 
     def _features_problem(self) -> str | None:
         if self.reference.missing:
@@ -363,12 +429,21 @@ class _Judge:
             return self.reference.missing
         if not self.scored[self.day].rows:
             return "nothing was scored in this night"
-        own = [day for day in self.window if day in self.scored and self.references[day].artifact_digest == self.reference.artifact_digest]
+        own = [
+            day
+            for day in self.window
+            if day in self.scored and self.references[day].artifact_digest == self.reference.artifact_digest
+        ]
         if len(own) < len(self.window):
-            return f"the window needs {len(self.window)} nights scored by version {self.reference.version}, {len(own)} are there"
+            return (
+                f"the window needs {len(self.window)} nights scored by version {self.reference.version}, {len(own)} are"
+                " there"
+            )
         return None
 
-    def _column(self, check: str, name: str, profile: Mapping[str, Any], nights: Mapping[date, _Night], problem: str | None) -> Metric:
+    def _column(
+        self, check: str, name: str, profile: Mapping[str, Any], nights: Mapping[date, _Night], problem: str | None
+    ) -> Metric:
         """The statistic of one column over the window, against the version's own limit."""
         key = (self.reference.artifact_digest, name)
         if problem is None and any(key not in nights[day].counts for day in self.window if nights[day].rows):
@@ -380,7 +455,14 @@ class _Judge:
         counts = np.sum([nights[day].counts[key] for day in self.window if nights[day].rows], axis=0)
         present = int(counts.sum())
         if not present:
-            return self._metric(check, column=name, threshold=profile["limit"], n=0, status="not_evaluated", reason="every value is null")
+            return self._metric(
+                check,
+                column=name,
+                threshold=profile["limit"],
+                n=0,
+                status="not_evaluated",
+                reason="every value is null",
+            )
         value = float(window_values(profile["method"], profile["counts"], counts, ordered=profile["kind"] == "numeric"))
         if profile["limit"] is None:
             why = f"the training window gives no limit: {profile['windows']} windows with values"
@@ -388,50 +470,78 @@ class _Judge:
         status = "warning" if value > profile["limit"] else "ok"
         return self._metric(check, column=name, value=value, threshold=profile["limit"], n=present, status=status)
 
-    def _means(self, name: str, profile: Mapping[str, Any], nights: Mapping[date, _Night], problem: str | None) -> list[Metric]:
-        """Mean of a column over the window, and of the rows it is compared with; nothing for a column that is no number."""
+    def _means(
+        self, name: str, profile: Mapping[str, Any], nights: Mapping[date, _Night], problem: str | None
+    ) -> list[Metric]:
+        """Mean of a column over the window, and of the rows it is compared with; nothing for a column that is no
+        number.
+        """
         if profile["kind"] != "numeric" or not self._is_number(name, nights):
             return []
         summed = sum((nights[day].sums.get(name, ExactSum()) for day in self.window if day in nights), ExactSum())
         if problem is not None:
-            return [self._metric(check, column=name, status="not_evaluated", reason=problem) for check in (MEAN, REFERENCE_MEAN)]
+            return [
+                self._metric(check, column=name, status="not_evaluated", reason=problem)
+                for check in (MEAN, REFERENCE_MEAN)
+            ]
         return [self._mean(name, summed), self._reference_mean(name, profile)]
 
     def _is_number(self, name: str, nights: Mapping[date, _Night]) -> bool:
         """As the catalog says; of a column that it no longer has, as what was read says."""
         if name in self.declared:
             return is_averaged(self.declared[name].type)
-        return name in self.entry.output_columns or any(name in nights[day].sums for day in self.window if day in nights)
+        return name in self.entry.output_columns or any(
+            name in nights[day].sums for day in self.window if day in nights
+        )
 
     def _mean(self, name: str, summed: ExactSum) -> Metric:
         value = summed.mean()
         left_out = f"{summed.infinite:,} infinite values are left out" if summed.infinite else None
         if value is None:
-            return self._metric(MEAN, column=name, n=0, status="not_evaluated", reason=left_out or "every value is null")
+            return self._metric(
+                MEAN, column=name, n=0, status="not_evaluated", reason=left_out or "every value is null"
+            )
         return self._metric(MEAN, column=name, value=value, n=summed.count, status="ok", reason=left_out)
 
     def _reference_mean(self, name: str, profile: Mapping[str, Any]) -> Metric:
         value, rows = profile.get("mean"), profile.get("mean_rows")
         if value is None:
             stored = "mean" in profile
-            why = "the column has no finite value in the training window" if stored else f"version {self.reference.version} was stored without means"
+            why = (
+                "the column has no finite value in the training window"
+                if stored
+                else f"version {self.reference.version} was stored without means"
+            )
             return self._metric(REFERENCE_MEAN, column=name, n=rows, status="not_evaluated", reason=why)
         return self._metric(REFERENCE_MEAN, column=name, value=value, n=rows, status="ok")
 
     def _null_rate(self, name: str, profile: Mapping[str, Any], problem: str | None) -> Metric:
         key = (self.reference.artifact_digest, name)
-        if problem is None and any(key not in self.features[day].nulls for day in self.window if self.features[day].rows):
+        if problem is None and any(
+            key not in self.features[day].nulls for day in self.window if self.features[day].rows
+        ):
             problem = "the catalog no longer has this column, or has it with another type"
         rows = 0 if problem else sum(self.features[day].rows for day in self.window)
         if problem is None and not rows:
             problem = "the window holds no row"
         if problem is not None:
-            return self._metric("null_rate", column=name, threshold=profile["null_limit"], status="not_evaluated", reason=problem)
+            return self._metric(
+                "null_rate", column=name, threshold=profile["null_limit"], status="not_evaluated", reason=problem
+            )
         value = round(sum(self.features[day].nulls.get(key, 0) for day in self.window) / rows, 6)
         if profile["null_limit"] is None:
-            return self._metric("null_rate", column=name, value=value, n=rows, status="not_evaluated", reason="the training window gives no limit")
+            return self._metric(
+                "null_rate",
+                column=name,
+                value=value,
+                n=rows,
+                status="not_evaluated",
+                reason="the training window gives no limit",
+            )
         status = "warning" if value > profile["null_limit"] else "ok"
-        return self._metric("null_rate", column=name, value=value, threshold=profile["null_limit"], n=rows, status=status)
+        return self._metric(
+            "null_rate", column=name, value=value, threshold=profile["null_limit"], n=rows, status=status
+        )
 
     def _volume(self) -> Metric:
         """Rows scored in the night itself; `lower` and `upper` are the bounds."""
@@ -443,8 +553,14 @@ class _Judge:
             return self._metric("volume", value=float(rows), n=rows, status="not_evaluated", reason=why)
         outside = rows < lower or rows > upper
         status = "failing" if rows == 0 and lower > 0 else "warning" if outside else "ok"
-        reason = f"{rows:,} rows were scored; nights of the training window allow {lower:,} to {upper:,}" if outside else None
-        return self._metric("volume", value=float(rows), lower=float(lower), upper=float(upper), n=rows, status=status, reason=reason)
+        reason = (
+            f"{rows:,} rows were scored; nights of the training window allow {lower:,} to {upper:,}"
+            if outside
+            else None
+        )
+        return self._metric(
+            "volume", value=float(rows), lower=float(lower), upper=float(upper), n=rows, status=status, reason=reason
+        )
 
     def _share(self, drifts: list[Metric]) -> Metric:
         """Share of the columns with a verdict that lie beyond their limit."""
@@ -458,7 +574,14 @@ class _Judge:
         worst = f": {', '.join(m.column for m in beyond[:3])}{', …' if len(beyond) > 3 else ''}" if beyond else ""
         unjudged = f"; {len(drifts) - len(judged)} not evaluated" if len(judged) < len(drifts) else ""
         reason = f"{len(beyond)} of {len(judged)} columns lie beyond their limit{worst}{unjudged}"
-        return self._metric("drift_share", value=value, threshold=threshold, n=len(judged), status="failing" if value >= threshold else "ok", reason=reason)
+        return self._metric(
+            "drift_share",
+            value=value,
+            threshold=threshold,
+            n=len(judged),
+            status="failing" if value >= threshold else "ok",
+            reason=reason,
+        )
 
 
 def _excess(metric: Metric) -> float:

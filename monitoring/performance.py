@@ -1,4 +1,6 @@
-"""Performance: predictions against what came true, once a night's labels are mature, beside what a trivial baseline would have said."""
+"""Performance: predictions against what came true, once a night's labels are mature, beside what a trivial baseline
+would have said.
+"""
 
 # ruff: noqa: S608 (names come from the typed catalog, quoted)
 from __future__ import annotations
@@ -16,7 +18,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from config.calendar import ONE_DAY, Interval
-from config.catalog import BinaryOutput, Dataset, ModelEntry, Output, RegressionOutput
+from config.catalog.data import Dataset
+from config.catalog.model import BinaryOutput, ModelEntry, Output, RegressionOutput
 from features.labels import baseline_query, is_mature, label_query, register_rows
 from features.retrieval import retrieve, spine, write_parquet
 from lake.events import logged
@@ -26,10 +29,10 @@ from lake.metrics import Metric, metrics_table, publish_metrics
 from lake.tables import valid_table
 from monitoring.drift import VersionReference, pinned_versions, scored_versions
 from serving.predictions import CHAMPION, predictions_table
-from training.decision import read_decisions
 from training.evaluate import THRESHOLD
-from training.gate import row_losses
-from training.segments import NULL
+from training.registry.decision import read_decisions
+from training.registry.gate import row_losses
+from training.registry.segments import NULL
 
 GROUP = "performance"
 ERROR_RATIO = "error_ratio"
@@ -47,7 +50,9 @@ Floats = npt.NDArray[np.float64]
 
 
 def maturing(lake: Lake, model: str, data_date: date) -> list[date]:
-    """The data dates whose labels are mature on `data_date` and were not the night before; none, one, or two where clocks change."""
+    """The data dates whose labels are mature on `data_date` and were not the night before; none, one, or two where
+    clocks change.
+    """
     newest = data_date
     while not is_mature(lake, model, newest, as_of=data_date):
         newest -= ONE_DAY
@@ -59,11 +64,17 @@ def maturing(lake: Lake, model: str, data_date: date) -> list[date]:
 
 
 def gate_ratios(lake: Lake, model: str) -> dict[int, dict[str, float]]:
-    """By version and output: error over the baseline's on the gate's test nights, from the newest decision on each version."""
+    """By version and output: error over the baseline's on the gate's test nights, from the newest decision on each
+    version.
+    """
     ratios: dict[int, dict[str, float]] = {}
     for decision in read_decisions(lake, model):
         outputs: Mapping[str, Mapping[str, Any]] = decision.evidence.get("outputs", {})
-        found = {name: o["challenger"] / o["baseline"] for name, o in outputs.items() if o.get("challenger") is not None and o.get("baseline")}
+        found = {
+            name: o["challenger"] / o["baseline"]
+            for name, o in outputs.items()
+            if o.get("challenger") is not None and o.get("baseline")
+        }
         if found:
             ratios[decision.version] = found
     return ratios
@@ -71,18 +82,20 @@ def gate_ratios(lake: Lake, model: str) -> dict[int, dict[str, float]]:
 
 @logged("performance")
 def performance(lake: Lake, model: str, interval: Interval, *, run_id: str) -> StageResult:
-    """Publish `<model>/metrics/performance`: night T judges the data dates whose labels became mature in T, as they were scored.
+    """Publish `<model>/metrics/performance`: night T judges the data dates whose labels became mature in T, as they
+    were scored.
 
     A row's `about_date` is the night judged, its `data_date` is T. Checks, per output: `mae`, `rmse`, `bias`,
-    `interval_coverage`; `brier`, `log_loss`, `auc`, `bias`, `accuracy` (a probability of at least 0.5 says yes); the gate's
-    metric of the baseline (`<metric>_baseline`) and `error_ratio`, the former over the latter, against the same ratio at
-    the gate. `label_share` is the share of scored rows whose label came. `lower` and `upper` are a 95 % interval that takes
-    rows as independent: nights differ by more. What cannot be judged is `not_evaluated` with its reason.
+    `interval_coverage`; `brier`, `log_loss`, `auc`, `bias`, `accuracy` (a probability of at least 0.5 says yes); the
+    gate's metric of the baseline (`<metric>_baseline`) and `error_ratio`, the former over the latter, against the same
+    ratio at the gate. `label_share` is the share of scored rows whose label came. `lower` and `upper` are a 95 %
+    interval that takes rows as independent: nights differ by more. What cannot be judged is `not_evaluated` with its
+    reason.
 
     The gate's metric and that of the baseline are measured per segment, too, of each of the gate's segment columns:
-    `segment` is `<column>=<value>` (see `segment_names`), `n` its rows with a label. The 50 with the most of them stand for
-    themselves, the others are `<column>=(other)`. Their sums are those of the night: `value * n` (squared for a rooted
-    metric) over that of the night is a segment's share of the loss. A segment never alarms by itself.
+    `segment` is `<column>=<value>` (see `segment_names`), `n` its rows with a label. The 50 with the most of them stand
+    for themselves, the others are `<column>=(other)`. Their sums are those of the night: `value * n` (squared for a
+    rooted metric) over that of the night is a segment's share of the loss. A segment never alarms by itself.
 
     Raises:
         PartitionNotReady: the label's table is not published up to a night of the interval.
@@ -113,7 +126,9 @@ def performance(lake: Lake, model: str, interval: Interval, *, run_id: str) -> S
     published = publish_metrics(lake, model, GROUP, rows, interval, run_id=run_id, inputs=unique, replaces=before)
     details = {
         "judged": {night.isoformat(): [day.isoformat() for day in days] for night, days in judged.items()},
-        "error_ratios": {f"{m.about_date} {m.column}": m.value for m in rows if m.check == ERROR_RATIO and m.value is not None},
+        "error_ratios": {
+            f"{m.about_date} {m.column}": m.value for m in rows if m.check == ERROR_RATIO and m.value is not None
+        },
         "not_evaluated": sorted({f"{m.about_date}: {m.reason}" for m in rows if m.status == "not_evaluated"})[:20],
     }
     return StageResult("performance", model, str(interval), published.rows, len(published.committed), details)
@@ -136,17 +151,26 @@ def _night(
         return judge.unjudged("nothing was scored in this night: it had no row"), [publication.as_input()]
     label, baseline, predicted, inputs = outcomes(lake, entry, dataset, about, night)
     segments, read = segment_values(lake, entry, dataset, publication)
-    return judge.metrics(label, baseline, predicted, segments), list(dict.fromkeys([publication.as_input(), *inputs, *read]))
+    return judge.metrics(label, baseline, predicted, segments), list(
+        dict.fromkeys([publication.as_input(), *inputs, *read])
+    )
 
 
-def outcomes(lake: Lake, entry: ModelEntry, dataset: Dataset, about: date, night: date) -> tuple[Floats, Floats, dict[str, Floats], list[Input]]:
-    """Labels known by `night` (NaN: never came), the row-wise baseline (NaN: none) and each output column, of one night's rows by key."""
+def outcomes(
+    lake: Lake, entry: ModelEntry, dataset: Dataset, about: date, night: date
+) -> tuple[Floats, Floats, dict[str, Floats], list[Input]]:
+    """Labels known by `night` (NaN: never came), the row-wise baseline (NaN: none) and each output column, of one
+    night's rows by key.
+    """
     table = predictions_table(lake.settings, entry, dataset)
     keys = ", ".join(f'"{name}"' for name in entry.entity)
     outputs = ", ".join(f'"{name}"' for name in entry.output_columns)
     with lake.duckdb() as connection:
         table.register(connection, "published", [about])
-        connection.execute(f"CREATE TEMP TABLE predicted AS SELECT {keys}, data_date, {outputs} FROM published WHERE role = '{CHAMPION}'")
+        connection.execute(
+            f"CREATE TEMP TABLE predicted AS SELECT {keys}, data_date, {outputs} FROM published WHERE role = "
+            f"'{CHAMPION}'"
+        )
         labels = label_query(lake, entry.name, connection, "predicted", as_of=night)
         # A table, not a view: the next query registers other label rows under the same name.
         connection.execute(f"CREATE TEMP TABLE labelled AS {labels.sql}")
@@ -156,8 +180,11 @@ def outcomes(lake: Lake, entry: ModelEntry, dataset: Dataset, about: date, night
     return numbers.pop("label"), numbers.pop("baseline"), numbers, [*labels.inputs, *base.inputs]
 
 
-def segment_values(lake: Lake, entry: ModelEntry, dataset: Dataset, publication: Publication) -> tuple[dict[str, pa.ChunkedArray], list[Input]]:
-    """The gate's segment columns of one scored night's rows, as text, by key as `outcomes` has them; and what was read for it.
+def segment_values(
+    lake: Lake, entry: ModelEntry, dataset: Dataset, publication: Publication
+) -> tuple[dict[str, pa.ChunkedArray], list[Input]]:
+    """The gate's segment columns of one scored night's rows, as text, by key as `outcomes` has them; and what was read
+    for it.
 
     A column that the predictions do not hold is read as it was when the night was scored.
     """
@@ -182,7 +209,9 @@ def segment_values(lake: Lake, entry: ModelEntry, dataset: Dataset, publication:
                 rows = spine(lake, entry.name, Interval.of(about), folder=folder, version=version)
                 path, inputs = rows.path, rows.inputs[about]
             register_rows(connection, "scored_rows", path)
-            connection.execute(f"CREATE TEMP VIEW segmented AS SELECT * FROM predicted LEFT JOIN scored_rows USING ({keys})")
+            connection.execute(
+                f"CREATE TEMP VIEW segmented AS SELECT * FROM predicted LEFT JOIN scored_rows USING ({keys})"
+            )
         query = f"SELECT {listed} FROM {'segmented' if elsewhere else 'predicted'} ORDER BY {keys}"
         rows_by_key = connection.sql(query).to_arrow_table()
     return {name: rows_by_key[f"s{number}"] for number, name in enumerate(columns)}, inputs
@@ -191,14 +220,17 @@ def segment_values(lake: Lake, entry: ModelEntry, dataset: Dataset, publication:
 def segment_names(column: str, values: Sequence[str | None]) -> list[str]:
     """`<column>=<value>` of each distinct value; a null is `(null)`.
 
-    A value that is longer than 120 characters, holds control characters (a null byte is no text to Postgres) or reads like
-    `(null)` or `(other)` is cut and cleaned, and carries a digest of the whole, so that no two values share a name.
+    A value that is longer than 120 characters, holds control characters (a null byte is no text to Postgres) or reads
+    like `(null)` or `(other)` is cut and cleaned, and carries a digest of the whole, so that no two values share a
+    name.
     """
     return [f"{column}={NULL if value is None else _shown_value(value)}" for value in values]
 
 
 def _shown_value(value: str) -> str:
-    cleaned = "".join("\ufffd" if unicodedata.category(letter) in {"Cc", "Cs"} else letter for letter in value[:_LONGEST_SEGMENT])
+    cleaned = "".join(
+        "\ufffd" if unicodedata.category(letter) in {"Cc", "Cs"} else letter for letter in value[:_LONGEST_SEGMENT]
+    )
     if cleaned == value and value not in {NULL, OTHER}:
         return value
     return f"{cleaned} #{hashlib.sha256(value.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
@@ -216,7 +248,9 @@ def _mean_with_interval(values: Floats) -> tuple[float, float, float]:
 
 
 def share_with_interval(hits: int, rows: int) -> tuple[float, float, float]:
-    """A share and its 95 % interval by Wilson (1927), which does not claim to be certain where all rows came out alike."""
+    """A share and its 95 % interval by Wilson (1927), which does not claim to be certain where all rows came out
+    alike.
+    """
     share, square = hits / rows, _CONFIDENT**2
     middle = (share + square / (2 * rows)) / (1 + square / rows)
     half = _CONFIDENT * math.sqrt(share * (1 - share) / rows + square / (4 * rows**2)) / (1 + square / rows)
@@ -234,8 +268,12 @@ def area_under_curve(event: npt.NDArray[np.bool_], score: Floats) -> float | Non
     return float((ranks[event].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def _largest_segments(column: str, values: pa.ChunkedArray, came: npt.NDArray[np.bool_]) -> tuple[list[str], npt.NDArray[np.int64]]:
-    """Names of the segments, and each row's position in them: most rows with a label first, ties by name, `(other)` last."""
+def _largest_segments(
+    column: str, values: pa.ChunkedArray, came: npt.NDArray[np.bool_]
+) -> tuple[list[str], npt.NDArray[np.int64]]:
+    """Names of the segments, and each row's position in them: most rows with a label first, ties by name, `(other)`
+    last.
+    """
     encoded = values.combine_chunks().dictionary_encode(null_encoding="encode")
     if isinstance(encoded, pa.ChunkedArray):
         encoded = encoded.unify_dictionaries().combine_chunks()
@@ -249,8 +287,11 @@ def _largest_segments(column: str, values: pa.ChunkedArray, came: npt.NDArray[np
     return [*names, *([f"{column}={OTHER}"] if len(ranked) > LARGEST_SEGMENTS else [])], position[codes]
 
 
-def _means_with_intervals(values: Floats, codes: npt.NDArray[np.int64], counts: npt.NDArray[np.int64], *, rooted: bool) -> list[tuple[float, float, float]]:
-    """Mean of each segment's values with its 95 % interval (NaN for a single row), rows taken as independent; the root of them for a rooted metric.
+def _means_with_intervals(
+    values: Floats, codes: npt.NDArray[np.int64], counts: npt.NDArray[np.int64], *, rooted: bool
+) -> list[tuple[float, float, float]]:
+    """Mean of each segment's values with its 95 % interval (NaN for a single row), rows taken as independent; the root
+    of them for a rooted metric.
 
     `bincount` adds in the order of the rows, which is that of their keys.
     """
@@ -277,7 +318,14 @@ class _Judge:
 
     def _metric(self, check: str, **values: Any) -> Metric:
         reference = self.version.described() if self.version else None
-        return Metric(subject=self.entry.name, about_date=self.about, data_date=self.night, check=check, reference=reference, **values)
+        return Metric(
+            subject=self.entry.name,
+            about_date=self.about,
+            data_date=self.night,
+            check=check,
+            reference=reference,
+            **values,
+        )
 
     def unjudged(self, why: str) -> list[Metric]:
         """One row an output, so that the night is visible."""
@@ -287,14 +335,18 @@ class _Judge:
             rows += [self._metric(check, column=name, status="not_evaluated", reason=why) for check in checks]
         return rows
 
-    def metrics(self, label: Floats, baseline: Floats, predicted: Mapping[str, Floats], segments: Mapping[str, pa.ChunkedArray]) -> list[Metric]:
+    def metrics(
+        self, label: Floats, baseline: Floats, predicted: Mapping[str, Floats], segments: Mapping[str, pa.ChunkedArray]
+    ) -> list[Metric]:
         """All rows about the night; arrays have one element a scored row."""
         came = ~np.isnan(label)
         total, count = len(label), int(came.sum())
         share = _rounded(count / total)
         missing = f"the label of {total - count:,} of {total:,} rows never came" if count < total else None
         status = "ok" if share >= LEAST_LABEL_SHARE else "warning"
-        rows = [self._metric(LABEL_SHARE, value=share, threshold=LEAST_LABEL_SHARE, n=total, status=status, reason=missing)]
+        rows = [
+            self._metric(LABEL_SHARE, value=share, threshold=LEAST_LABEL_SHARE, n=total, status=status, reason=missing)
+        ]
         if not count:
             why = f"no label came for any of the {total:,} rows"
             return rows + [m for m in self.unjudged(why) if m.check != LABEL_SHARE]
@@ -304,7 +356,9 @@ class _Judge:
             rows += self._errors(name, output, actual, found)
             rows += self._beside_baseline(name, output, actual, found[name], trivial)
         for column, values in segments.items():
-            rows += self._by_segment(column, values, came, actual, {name: values[came] for name, values in predicted.items()}, trivial)
+            rows += self._by_segment(
+                column, values, came, actual, {name: values[came] for name, values in predicted.items()}, trivial
+            )
         return rows
 
     def _errors(self, name: str, output: Output, actual: Floats, found: Mapping[str, Floats]) -> list[Metric]:
@@ -321,7 +375,10 @@ class _Judge:
             ]
             area = area_under_curve(event, predicted)
             if area is None:
-                why = f"all {len(event):,} rows came out alike ({'above' if event.any() else 'not above'} {output.above:g}), so nothing can be ranked"
+                why = (
+                    f"all {len(event):,} rows came out alike ({'above' if event.any() else 'not above'}"
+                    f" {output.above:g}), so nothing can be ranked"
+                )
                 return [*rows, self._metric("auc", column=name, n=len(event), status="not_evaluated", reason=why)]
             return [*rows, self._metric("auc", column=name, value=_rounded(area), n=len(event), status="ok")]
         error = predicted - actual
@@ -347,42 +404,94 @@ class _Judge:
         share, lower, upper = _mean_with_interval(inside.astype(np.float64))
         short = not math.isnan(upper) and upper < wanted - COVERAGE_TOLERANCE
         reason = f"the interval should hold {wanted:.0%} of outcomes, it held {share:.0%}" if short else None
-        values = {"value": share, "lower": max(lower, 0.0), "upper": min(upper, 1.0), "threshold": wanted, "n": len(inside)}
-        return self._metric("interval_coverage", column=name, status="warning" if short else "ok", reason=reason, **values)
+        values = {
+            "value": share,
+            "lower": max(lower, 0.0),
+            "upper": min(upper, 1.0),
+            "threshold": wanted,
+            "n": len(inside),
+        }
+        return self._metric(
+            "interval_coverage", column=name, status="warning" if short else "ok", reason=reason, **values
+        )
 
-    def _beside_baseline(self, name: str, output: Output, actual: Floats, predicted: Floats, trivial: Floats) -> list[Metric]:
+    def _beside_baseline(
+        self, name: str, output: Output, actual: Floats, predicted: Floats, trivial: Floats
+    ) -> list[Metric]:
         check = f"{output.gate}_baseline"
         said, why = self._baseline(name, output, trivial)
         if said is None:
             return [self._metric(c, column=name, status="not_evaluated", reason=why) for c in (check, ERROR_RATIO)]
         losses = [row_losses(output, actual, values) for values in (predicted, said)]
-        own, base = (_rounded(math.sqrt(values.mean())) if output.gate == "rmse" else _rounded(values.mean()) for values in losses)
+        own, base = (
+            _rounded(math.sqrt(values.mean())) if output.gate == "rmse" else _rounded(values.mean())
+            for values in losses
+        )
         rows = [self._metric(check, column=name, value=base, n=len(actual), status="ok")]
         if not base:
-            return [*rows, self._metric(ERROR_RATIO, column=name, n=len(actual), status="not_evaluated", reason="the baseline made no error at all")]
+            return [
+                *rows,
+                self._metric(
+                    ERROR_RATIO,
+                    column=name,
+                    n=len(actual),
+                    status="not_evaluated",
+                    reason="the baseline made no error at all",
+                ),
+            ]
         ratio = _rounded(own / base)
         at_gate = self.gate.get(name)
         if at_gate is None:
             why = f"the gate left no ratio to compare with for version {self.version.version if self.version else '?'}"
-            return [*rows, self._metric(ERROR_RATIO, column=name, value=ratio, n=len(actual), status="not_evaluated", reason=why)]
+            return [
+                *rows,
+                self._metric(ERROR_RATIO, column=name, value=ratio, n=len(actual), status="not_evaluated", reason=why),
+            ]
         bound = _rounded(at_gate * (1 + self.entry.retrain.performance.worse_by))
         worse = ratio > bound
-        reason = f"{output.gate} over the baseline's is {ratio:.3f} in this night, it was {at_gate:.3f} at the gate" if worse else None
-        return [*rows, self._metric(ERROR_RATIO, column=name, value=ratio, threshold=bound, n=len(actual), status="warning" if worse else "ok", reason=reason)]
+        reason = (
+            f"{output.gate} over the baseline's is {ratio:.3f} in this night, it was {at_gate:.3f} at the gate"
+            if worse
+            else None
+        )
+        return [
+            *rows,
+            self._metric(
+                ERROR_RATIO,
+                column=name,
+                value=ratio,
+                threshold=bound,
+                n=len(actual),
+                status="warning" if worse else "ok",
+                reason=reason,
+            ),
+        ]
 
     def _by_segment(
-        self, column: str, values: pa.ChunkedArray, came: npt.NDArray[np.bool_], actual: Floats, predicted: Mapping[str, Floats], trivial: Floats
+        self,
+        column: str,
+        values: pa.ChunkedArray,
+        came: npt.NDArray[np.bool_],
+        actual: Floats,
+        predicted: Mapping[str, Floats],
+        trivial: Floats,
     ) -> list[Metric]:
-        """The gate's metric of every output, and the baseline's, in each segment of a column; `actual` and what follows: rows with a label."""
+        """The gate's metric of every output, and the baseline's, in each segment of a column; `actual` and what
+        follows: rows with a label.
+        """
         names, codes = _largest_segments(column, values, came)
         labelled = codes[came]
         counts, scored = np.bincount(labelled, minlength=len(names)), np.bincount(codes, minlength=len(names))
         rows = []
         for output_name, output in self.entry.outputs.items():
             said, _ = self._baseline(output_name, output, trivial)
-            sides = [(output.gate, predicted[output_name])] + ([(f"{output.gate}_baseline", said)] if said is not None else [])
+            sides = [(output.gate, predicted[output_name])] + (
+                [(f"{output.gate}_baseline", said)] if said is not None else []
+            )
             for check, numbers in sides:
-                means = _means_with_intervals(row_losses(output, actual, numbers), labelled, counts, rooted=output.gate == "rmse")
+                means = _means_with_intervals(
+                    row_losses(output, actual, numbers), labelled, counts, rooted=output.gate == "rmse"
+                )
                 for segment, count, all_rows, (value, lower, upper) in zip(names, counts, scored, means, strict=True):
                     told = {"column": output_name, "segment": segment, "n": int(count)}
                     if not count:
@@ -393,9 +502,13 @@ class _Judge:
         return rows
 
     def _baseline(self, name: str, output: Output, trivial: Floats) -> tuple[Floats | None, str | None]:
-        """What the baseline said of each row: as at the gate, row by row where it is one, else a number of the training window."""
+        """What the baseline said of each row: as at the gate, row by row where it is one, else a number of the training
+        window.
+        """
         facts: Mapping[str, Any] = self.version.profile.get("label", {}) if self.version else {}
-        missing = (self.version.missing if self.version else None) or "the reference of this version holds no facts about its labels"
+        missing = (
+            self.version.missing if self.version else None
+        ) or "the reference of this version holds no facts about its labels"
         if isinstance(output, BinaryOutput):
             rate = facts.get("rates", {}).get(name)
             return (None, missing) if rate is None else (np.full(len(trivial), float(rate)), None)
@@ -407,7 +520,8 @@ class _Judge:
 
 
 def pooled_ratio(own: Sequence[tuple[float, int]], base: Sequence[tuple[float, int]], *, rooted: bool) -> float | None:
-    """Error over baseline of several nights together, from each night's (error, rows); None without rows or with a faultless baseline.
+    """Error over baseline of several nights together, from each night's (error, rows); None without rows or with a
+    faultless baseline.
 
     `rooted`: the error is a root of a mean of squares (rmse), so squares are pooled.
     """

@@ -1,4 +1,6 @@
-"""When to ask for a retraining: a pure function of what was measured and of the catalog, so that a year can be replayed in seconds."""
+"""When to ask for a retraining: a pure function of what was measured and of the catalog, so that a year can be replayed
+in seconds.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from datetime import date
 from typing import Any, Literal
 
 from config.calendar import ONE_DAY
-from config.catalog import Retrain
+from config.catalog.policy import Retrain
 from monitoring.performance import pooled_ratio
 
 Trigger = Literal["performance", "drift", "calendar", "none"]
@@ -110,13 +112,15 @@ def decide(
 ) -> RetrainDecision:
     """The decision of night `as_of`.
 
-    A retraining is asked for when errors over the baseline's in the last mature nights exceed the ratio at the gate by more
-    than `performance.worse_by`, when the share of drifted columns reaches `drift.share`, or when `every` has passed since
-    the last training. What was not evaluated never asks. Within `cooldown` of the last training's as-of date nothing asks.
+    A retraining is asked for when errors over the baseline's in the last mature nights exceed the ratio at the gate by
+    more than `performance.worse_by`, when the share of drifted columns reaches `drift.share`, or when `every` has
+    passed since the last training. What was not evaluated never asks. Within `cooldown` of the last training's as-of
+    date nothing asks.
 
     Args:
         history: nights after `as_of` are not looked at.
-        last_training_as_of: as-of date of the last training before `as_of`, whatever its gate decided; None: none is known.
+        last_training_as_of: as-of date of the last training before `as_of`, whatever its gate decided; None: none is
+            known.
         gate_ratios: by output: error over baseline of the champion at its gate.
         champion_version: the version that scored `as_of`; only nights that it scored are held against its gate.
         newest_night: the newest scored night; no other may ask.
@@ -130,7 +134,9 @@ def decide(
     quiet_until = last_training_as_of + retrain.cooldown if last_training_as_of else None
     cooling = quiet_until is not None and as_of < quiet_until
     evidence: dict[str, Any] = {"as_of": as_of.isoformat(), "champion_version": champion_version}
-    evidence |= {name: {"due": finding.due, "says": finding.text, **finding.numbers} for name, finding in findings.items()}
+    evidence |= {
+        name: {"due": finding.due, "says": finding.text, **finding.numbers} for name, finding in findings.items()
+    }
     evidence["cooldown"] = {
         "last_training_as_of": last_training_as_of.isoformat() if last_training_as_of else None,
         "days": retrain.cooldown // ONE_DAY,
@@ -139,11 +145,19 @@ def decide(
     }
     said = "; ".join(findings[name].text for name in (due or findings))
     if as_of != newest_night:
-        return RetrainDecision(False, "none", f"{as_of} is not the newest scored night ({newest_night} is), so it asks for nothing; {said}", evidence)
+        return RetrainDecision(
+            False,
+            "none",
+            f"{as_of} is not the newest scored night ({newest_night} is), so it asks for nothing; {said}",
+            evidence,
+        )
     if not due:
         return RetrainDecision(False, "none", said, evidence)
     if cooling:
-        held = f"the cooldown of {retrain.cooldown // ONE_DAY} days since the training as of {last_training_as_of} lasts until {quiet_until}"
+        held = (
+            f"the cooldown of {retrain.cooldown // ONE_DAY} days since the training as of {last_training_as_of} lasts"
+            f" until {quiet_until}"
+        )
         return RetrainDecision(False, "none", f"{held}, or else: {said}", evidence)
     return RetrainDecision(True, due[0], said, evidence)
 
@@ -163,23 +177,44 @@ def _drift(history: History, retrain: Retrain, as_of: date) -> _Finding:
     # The run that a request starts is noted "requested by " and this.
     named = f"drift of {worst.column} ({worst.statistic} {worst.value:.2f})" if due and worst else "drift"
     text = f"{named}: {share:.0%} of {night.columns} columns beyond their limit {verb} {allowed:.0%}"
-    numbers = {"share": share, "threshold": allowed, "columns": night.columns, "reason": night.reason, "worst": worst and dataclasses.asdict(worst)}
+    numbers = {
+        "share": share,
+        "threshold": allowed,
+        "columns": night.columns,
+        "reason": night.reason,
+        "worst": worst and dataclasses.asdict(worst),
+    }
     return _Finding(due, text, numbers)
 
 
-def _performance(history: History, retrain: Retrain, as_of: date, gate_ratios: Mapping[str, float], version: int | None) -> _Finding:
+def _performance(
+    history: History, retrain: Retrain, as_of: date, gate_ratios: Mapping[str, float], version: int | None
+) -> _Finding:
     policy = retrain.performance
     known = [n for n in history.performance if n.night <= as_of and n.version == version]
     nights = sorted({n.night for n in known})[-policy.nights :]
-    numbers: dict[str, Any] = {"nights": len(nights), "needed": policy.nights, "worse_by": policy.worse_by, "outputs": {}}
+    numbers: dict[str, Any] = {
+        "nights": len(nights),
+        "needed": policy.nights,
+        "worse_by": policy.worse_by,
+        "outputs": {},
+    }
     if len(nights) < policy.nights:
-        return _Finding(None, f"performance not evaluated: {len(nights)} of {policy.nights} mature nights of version {version}", numbers)
+        return _Finding(
+            None,
+            f"performance not evaluated: {len(nights)} of {policy.nights} mature nights of version {version}",
+            numbers,
+        )
     worse: list[str] = []
     fine: list[str] = []
     unjudged: list[str] = []
     for output in sorted({n.output for n in known}):
         at_gate = gate_ratios.get(output)
-        judged = [n for n in known if n.output == output and n.night in nights and n.error is not None and n.baseline is not None and n.rows]
+        judged = [
+            n
+            for n in known
+            if n.output == output and n.night in nights and n.error is not None and n.baseline is not None and n.rows
+        ]
         if at_gate is None:
             unjudged.append(f"the gate left no ratio for {output}")
             continue
@@ -204,7 +239,10 @@ def _performance(history: History, retrain: Retrain, as_of: date, gate_ratios: M
             "first": judged[0].night.isoformat(),
             "last": judged[-1].night.isoformat(),
         }
-        text = f"{output} {judged[0].metric} over the baseline's {ratio:.3f} in {len(judged)} nights, {at_gate:.3f} at the gate, {bound:.3f} allowed"
+        text = (
+            f"{output} {judged[0].metric} over the baseline's {ratio:.3f} in {len(judged)} nights, {at_gate:.3f} at the"
+            f" gate, {bound:.3f} allowed"
+        )
         (worse if ratio > bound else fine).append(text)
     if worse:
         return _Finding(True, "performance: " + ", ".join(worse), numbers)
@@ -218,10 +256,17 @@ def _calendar(retrain: Retrain, as_of: date, last_training_as_of: date | None) -
         return _Finding(False, "calendar: no interval is set", {"every_days": None})
     days = retrain.every // ONE_DAY
     if last_training_as_of is None:
-        return _Finding(True, f"calendar: no training is on record, one is due every {days} days", {"every_days": days, "due_on": None})
+        return _Finding(
+            True,
+            f"calendar: no training is on record, one is due every {days} days",
+            {"every_days": days, "due_on": None},
+        )
     due_on = last_training_as_of + retrain.every
     if as_of >= due_on:
-        text = f"calendar: {(as_of - last_training_as_of).days} days since the training as of {last_training_as_of}, one is due every {days}"
+        text = (
+            f"calendar: {(as_of - last_training_as_of).days} days since the training as of {last_training_as_of}, one"
+            f" is due every {days}"
+        )
     else:
         text = f"calendar: next training due {due_on}"
     return _Finding(as_of >= due_on, text, {"every_days": days, "due_on": due_on.isoformat()})

@@ -1,6 +1,7 @@
 """Waits for a person's word on a promotion: Airflow's human-in-the-loop form, filled with the gate's evidence.
 
-The task waits in state `awaiting_input`: no process, no slot of a pool, no triggerer. A restart of Airflow changes nothing.
+The task waits in state `awaiting_input`: no process, no slot of a pool, no triggerer. A restart of Airflow changes
+nothing.
 """
 
 from __future__ import annotations
@@ -15,21 +16,23 @@ from airflow.sdk.definitions.param import ParamsDict
 from airflow.sdk.exceptions import AirflowSkipException, TaskAwaitingInput
 from mlops_links import ModelCardLink, RetrainingLink
 
-# As `training.approval` knows them, which is too heavy to import where a DAG is parsed.
+# As `training.registry.approval` knows them, which is too heavy to import where a DAG is parsed.
 OPTIONS = ["Approve", "Reject"]
 
 
 class PromotionApproval(HITLOperator):  # type: ignore[misc]  # airflow ships no types for it
     """Green only when a person approved, with a reason, the evidence of this run's decision.
 
-    Skipped where there is nothing to ask. Failed, with the sentence that says so, when it was rejected, when nobody answered in time, and when
-    an answer had no reason. Cleared, it asks again.
+    Skipped where there is nothing to ask. Failed, with the sentence that says so, when it was rejected, when nobody
+    answered in time, and when an answer had no reason. Cleared, it asks again.
     """
 
     template_fields: Sequence[str] = ("subject", "body", "decision", "model_card")
     operator_extra_links = (ModelCardLink(), RetrainingLink())
 
-    def __init__(self, *, model_name: str, decision: Any, model_card: Any = None, response_timeout: timedelta, **kwargs: Any) -> None:
+    def __init__(
+        self, *, model_name: str, decision: Any, model_card: Any = None, response_timeout: timedelta, **kwargs: Any
+    ) -> None:
         # What is asked is known when the task runs; until then the form is empty.
         super().__init__(subject=f"Promote {model_name}?", options=OPTIONS, response_timeout=response_timeout, **kwargs)
         self.model_name = model_name
@@ -39,29 +42,48 @@ class PromotionApproval(HITLOperator):  # type: ignore[misc]  # airflow ships no
     def execute(self, context: Any) -> Any:
         """Ask, then wait."""
         from lake.lake import open_lake
-        from monitoring.runs import Waiting, record_waiting
-        from training.approval import answered_before, approval_form
+        from monitoring.alerting.runs import Waiting, record_waiting
+        from training.registry.approval import answered_before, approval_form
 
         if self.decision["verdict"] != "promote":
-            raise AirflowSkipException(f"nothing to approve, verdict {self.decision['verdict']}: " + " ".join(self.decision["reasons"]))
+            raise AirflowSkipException(
+                f"nothing to approve, verdict {self.decision['verdict']}: " + " ".join(self.decision["reasons"])
+            )
         if context["params"]["dry_run"]:
-            raise AirflowSkipException("nothing to approve: this is a dry run. The gate would have passed the challenger.")
+            raise AirflowSkipException(
+                "nothing to approve: this is a dry run. The gate would have passed the challenger."
+            )
         lake, asking = open_lake(), {"run_id": context["dag_run"].run_id, "asking": _asking(context)}
         before = answered_before(lake, self.model_name, self.decision, **asking)
         if before is not None:
             return before  # the task was killed after it had taken the answer: nobody is asked twice
         # Nobody else's answer is taken, whatever Airflow's roles let them do; empty: whoever Airflow lets.
-        self.assigned_users = [{"id": user, "name": name} for user, name in lake.settings.approver_names.items()] or None
+        self.assigned_users = [
+            {"id": user, "name": name} for user, name in lake.settings.approver_names.items()
+        ] or None
         form = approval_form(lake, self.model_name, self.decision, model_card=self.model_card)
         self.subject, self.body = form.subject, form.body
-        # Here and not in the DAG: a parameter of the task would take the run's own `reason`, why it was trained, for the answer's.
-        self.params = ParamsDict({"reason": Param("", type="string", minLength=1, maxLength=1000, description="Why; kept with your name.")})
+        # Here and not in the DAG: a parameter of the task would take the run's own `reason`, why it was trained, for
+        # the answer's.
+        self.params = ParamsDict(
+            {"reason": Param("", type="string", minLength=1, maxLength=1000, description="Why; kept with your name.")}
+        )
         for link in self.operator_extra_links:
             # Airflow keeps links when a task ends; who is asked needs them while it waits.
             context["ti"].xcom_push(key=link.xcom_key, value=link.get_link(self, ti_key=context["ti"]))
         now = datetime.now(UTC)
         until = now + lake.model(self.model_name).approval_timeout
-        record_waiting(lake, Waiting(self.model_name, dag_id=context["dag_run"].dag_id, title=form.subject, asked_at=now, until=until, **asking))
+        record_waiting(
+            lake,
+            Waiting(
+                self.model_name,
+                dag_id=context["dag_run"].dag_id,
+                title=form.subject,
+                asked_at=now,
+                until=until,
+                **asking,
+            ),
+        )
         try:
             return super().execute(context)
         except TaskAwaitingInput as parked:
@@ -72,13 +94,21 @@ class PromotionApproval(HITLOperator):  # type: ignore[misc]  # airflow ships no
     def execute_complete(self, context: Any, event: Mapping[str, Any], shown: str = "") -> Any:
         """Record the answer, and end as it says."""
         from lake.lake import open_lake
-        from monitoring.runs import end_waiting
-        from training.approval import answered, lapsed
+        from monitoring.alerting.runs import end_waiting
+        from training.registry.approval import answered, lapsed
 
         run_id, asking = context["dag_run"].run_id, _asking(context)
         end_waiting(open_lake(), self.model_name, run_id, asking)
         if event.get("error_type") == "timeout":
-            return lapsed(open_lake(), self.model_name, self.decision, shown=shown, at=datetime.now(UTC), run_id=run_id, asking=asking)
+            return lapsed(
+                open_lake(),
+                self.model_name,
+                self.decision,
+                shown=shown,
+                at=datetime.now(UTC),
+                run_id=run_id,
+                asking=asking,
+            )
         if "error" in event:
             self.process_trigger_event_error(dict(event))
         self.validate_chosen_options(event["chosen_options"])

@@ -8,7 +8,7 @@ import structlog
 from airflow.listeners import hookimpl
 from airflow.plugins_manager import AirflowPlugin
 
-from config.catalog import load_catalog
+from config.catalog.load import load_catalog
 
 
 class TaskEvents:
@@ -27,7 +27,9 @@ class TaskEvents:
         subject = str(params.get("model") or "") if dag_run.dag_id == "rollback" else dag_run.dag_id.rpartition("_")[0]
         if not nights or not subject:
             return  # of a rollback or a watch no one night is the cause
-        structlog.contextvars.bind_contextvars(subject=subject, data_date=nights, correlation_id=correlation_id(load_catalog(), subject, nights))
+        structlog.contextvars.bind_contextvars(
+            subject=subject, data_date=nights, correlation_id=correlation_id(load_catalog(), subject, nights)
+        )
 
 
 class NightfleetEvents(AirflowPlugin):  # type: ignore[misc]  # airflow ships no types for it

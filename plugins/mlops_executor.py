@@ -12,7 +12,7 @@ import time
 import structlog
 from airflow.executors.local_executor import LocalExecutor
 
-from config.catalog import load_catalog
+from config.catalog.load import load_catalog
 from config.settings import load_settings
 
 _LIBRARIES = (
@@ -36,19 +36,19 @@ _STAGES = (
     "features.materialize",
     "features.training_set",
     "serving.score",
-    "serving.publish",
-    "training.job",
-    "training.runner",
-    "training.register",
-    "training.gate",
-    "training.promote",
-    "training.approval",
-    "training.rivals",
-    "training.model_card",
+    "serving.projection",
+    "training.registry.job",
+    "training.registry.runner",
+    "training.registry.register",
+    "training.registry.gate",
+    "training.registry.promotion",
+    "training.registry.approval",
+    "training.registry.candidates",
+    "monitoring.pages.model_card",
     "monitoring.drift",
     "monitoring.performance",
-    "monitoring.reports",
-    "monitoring.requests",
+    "monitoring.pages.reports",
+    "monitoring.retraining_requests",
 )
 # skops imports all of scikit-learn, to know its types.
 _FAMILY_LIBRARIES = {

@@ -1,7 +1,8 @@
 """Links from a task to what it made: the night's page, the table's version, the run in MLflow, the model card.
 
-A link is made in the task's own process when it ends, whatever the end, and kept as an XCom: the API server only reads it. What a link
-is about is in the DAG's id, the run's partition key and the task's result, so that mapped tasks and cleared ones need nothing else.
+A link is made in the task's own process when it ends, whatever the end, and kept as an XCom: the API server only reads
+it. What a link is about is in the DAG's id, the run's partition key and the task's result, so that mapped tasks and
+cleared ones need nothing else.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ def _subject(ti: Any) -> str:
 
 
 def _result(ti: Any) -> dict[str, Any]:
-    found = ti.xcom_pull(task_ids=ti.task_id, key="return_value", map_indexes=ti.map_index if ti.map_index >= 0 else None)
+    found = ti.xcom_pull(
+        task_ids=ti.task_id, key="return_value", map_indexes=ti.map_index if ti.map_index >= 0 else None
+    )
     return found if isinstance(found, dict) else {}
 
 
@@ -156,7 +159,12 @@ LINKS: dict[str, dict[str, tuple[type[_Link], ...]]] = {
     "history": dict.fromkeys(("ingest", "validate", "transform", "materialize"), _OF_DATA),
     "score": {"score": (PredictionsLink, ModelLink), "publish": (PredictionsLink, TonightLink)},
     "monitor": dict.fromkeys(("drift", "performance", "report"), _MONITORED)
-    | {"decide": (DriftReportLink, RetrainingLink), "request": (RetrainingLink,), "align": (ModelLink,), "alarms": (TonightLink, DriftReportLink)},
+    | {
+        "decide": (DriftReportLink, RetrainingLink),
+        "request": (RetrainingLink,),
+        "align": (ModelLink,),
+        "alarms": (TonightLink, DriftReportLink),
+    },
     "train": {
         "prepare": (RetrainingLink,),
         "register": (MlflowRunLink, ModelLink),

@@ -1,7 +1,9 @@
-"""Notes on runs, and runs on record: why a training started is readable on the run itself, and what ran outlives Airflow's own database.
+"""Notes on runs, and runs on record: why a training started is readable on the run itself, and what ran outlives
+Airflow's own database.
 
-Airflow calls this in the scheduler (and the api-server, when a person sets a state) with every change of a run, and in a task's process when it
-fails. Nothing here may raise or keep the scheduler waiting: what a busy database does not take within a second is kept, and written with a later event.
+Airflow calls this in the scheduler (and the api-server, when a person sets a state) with every change of a run, and in
+a task's process when it fails. Nothing here may raise or keep the scheduler waiting: what a busy database does not take
+within a second is kept, and written with a later event.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from airflow.plugins_manager import AirflowPlugin
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
-    from monitoring.runs import Run
+    from monitoring.alerting.runs import Run
 
 _SCHEDULER_SECONDS, _TASK_SECONDS = 1.0, 10.0
 _PAUSE_SECONDS = 5.0
@@ -29,14 +31,18 @@ log = structlog.get_logger(__name__)
 
 
 class RunNotes:
-    """Writes the reason of the consumed request onto a training run that has no note yet; a task cannot note its own run."""
+    """Writes the reason of the consumed request onto a training run that has no note yet; a task cannot note its own
+    run.
+    """
 
     @hookimpl  # type: ignore[untyped-decorator]  # airflow ships no types for it
     def on_dag_run_running(self, dag_run: Any, msg: str) -> None:
         """The run starts."""
         if not dag_run.dag_id.endswith("_train") or dag_run.note:
             return
-        reasons = [event.extra["reason"] for event in dag_run.consumed_asset_events if event.extra and "reason" in event.extra]
+        reasons = [
+            event.extra["reason"] for event in dag_run.consumed_asset_events if event.extra and "reason" in event.extra
+        ]
         reason = reasons[0] if reasons else (dag_run.conf or {}).get("reason")
         if reason:
             dag_run.note = f"requested by {reason}"[:900]
@@ -72,10 +78,12 @@ class RunRecords:
         try:
             self._failure(task_instance, error)
         except Exception as problem:  # noqa: BLE001 (a record that cannot be made must not end a task another way)
-            log.warning("a task's failure was not recorded", task_id=getattr(task_instance, "task_id", None), why=repr(problem))
+            log.warning(
+                "a task's failure was not recorded", task_id=getattr(task_instance, "task_id", None), why=repr(problem)
+            )
 
     def _state(self, dag_run: Any, state: str) -> None:
-        from monitoring.runs import record_run
+        from monitoring.alerting.runs import record_run
 
         try:
             run = described_run(dag_run, state)
@@ -86,7 +94,7 @@ class RunRecords:
             log.warning("a run was not recorded", dag_id=getattr(dag_run, "dag_id", None), why=repr(problem))
 
     def _failure(self, task_instance: Any, error: Any) -> None:
-        from monitoring.runs import record_failure
+        from monitoring.alerting.runs import record_failure
 
         # In the task's own process; a scheduler or an api-server that ends a task hands over the row of its database.
         context = getattr(task_instance, "_ti_context_from_server", None)
@@ -99,12 +107,18 @@ class RunRecords:
         at, task = datetime.now(UTC), task_instance.task_id
         seconds = _TASK_SECONDS if context is not None else _SCHEDULER_SECONDS
         # A task's process has no later event to wait for.
-        self._write(lambda engine: record_failure(engine, run, task=task, error=error_text(error), at=at), seconds, last=context is not None)
+        self._write(
+            lambda engine: record_failure(engine, run, task=task, error=error_text(error), at=at),
+            seconds,
+            last=context is not None,
+        )
 
     def _write(self, write: Callable[[sa.Engine], None], seconds: float, *, last: bool = False) -> None:
-        """Write this and what was kept before it, in order; keep it all for later where the database does not answer."""
+        """Write this and what was kept before it, in order; keep it all for later where the database does not
+        answer.
+        """
         from config.settings import load_settings
-        from monitoring.runs import impatient_engine
+        from monitoring.alerting.runs import impatient_engine
 
         self._kept.append(write)
         if time.monotonic() < self._not_before and not last:
@@ -123,7 +137,7 @@ class RunRecords:
 
 def described_run(dag_run: Any, state: str) -> Run | None:
     """What is recorded of a run of Airflow's; None for a DAG that is not one of ours."""
-    from monitoring.runs import FAILED, RUNNING, Run, described
+    from monitoring.alerting.runs import FAILED, RUNNING, Run, described
 
     about = described(dag_run.dag_id, getattr(dag_run, "conf", None))
     if about is None:
@@ -153,7 +167,9 @@ def first_failed_task(dag_run: Any) -> str | None:
 
         session = object_session(dag_run)
         if session is not None:
-            failed = dag_run.fetch_task_instances(dag_id=dag_run.dag_id, run_id=dag_run.run_id, state="failed", session=session)
+            failed = dag_run.fetch_task_instances(
+                dag_id=dag_run.dag_id, run_id=dag_run.run_id, state="failed", session=session
+            )
             ended = sorted((ti.end_date or datetime.max.replace(tzinfo=UTC), ti.task_id) for ti in failed)
             return ended[0][1] if ended else None
     return None

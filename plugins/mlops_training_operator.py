@@ -22,23 +22,24 @@ _REMOVED = 143  # what a container that was stopped from outside ends with
 class TrainingOperator(DockerOperator):  # type: ignore[misc]  # airflow ships no types for it
     """`python -m training` on one job folder; returns the manifest's path.
 
-    The container sees the job folder alone, has no network (several workers: a network of their own without a way out), no
-    capability, no root, a read-only file system, capped memory and CPU. It carries labels of its task; whatever an earlier
-    try of the same task left behind is removed before it starts.
+    The container sees the job folder alone, has no network (several workers: a network of their own without a way out),
+    no capability, no root, a read-only file system, capped memory and CPU. It carries labels of its task; whatever an
+    earlier try of the same task left behind is removed before it starts.
     """
 
     template_fields: Sequence[str] = ("model_name", "job_dir", "force")
     operator_extra_links = (MlflowRunLink(),)
 
     def __init__(self, *, model_name: str, job_dir: Any, force: Any = False, **kwargs: Any) -> None:
-        # `retrieve_output` would unpickle what a container wrote, `mount_tmp_dir` would mount a second folder: neither is used.
+        # `retrieve_output` would unpickle what a container wrote, `mount_tmp_dir` would mount a second folder: neither
+        # is used.
         super().__init__(image="chosen when it runs", mount_tmp_dir=False, auto_remove="never", **kwargs)
         self.model_name = model_name
         self.job_dir = job_dir
         self.force = force
 
     def execute(self, context: Any) -> str:
-        """Train where catalog and profile say; see `training.runner` for what may be raised."""
+        """Train where catalog and profile say; see `training.registry.runner` for what may be raised."""
         from lake.events import stage_events
         from lake.lake import open_lake
 
@@ -48,8 +49,8 @@ class TrainingOperator(DockerOperator):  # type: ignore[misc]  # airflow ships n
             return self._trained(lake, context)
 
     def _trained(self, lake: Any, context: Any) -> str:
-        from training.containers import engine, remove_containers
-        from training.runner import choose_runner, ready_manifest, run_job
+        from training.registry.containers import engine, remove_containers
+        from training.registry.runner import choose_runner, ready_manifest, run_job
 
         job_dir = Path(self.job_dir)
         # Only a first try is forced: a retry resumes from the checkpoint that the forced one left.
@@ -84,9 +85,9 @@ class TrainingOperator(DockerOperator):  # type: ignore[misc]  # airflow ships n
         from docker.errors import NotFound
         from docker.types import DeviceRequest, Mount
 
-        from training.containers import JOB_MOUNT, hand_over
-        from training.curves import CurveStream
-        from training.runner import LOG_FILE, checked_end, mlflow_run_of
+        from training.registry.containers import JOB_MOUNT, hand_over
+        from training.registry.curves import CurveStream
+        from training.registry.runner import LOG_FILE, checked_end, mlflow_run_of
 
         entry, limits = lake.model(self.model_name), chosen.limits
         chosen.note(job_dir)
@@ -99,7 +100,8 @@ class TrainingOperator(DockerOperator):  # type: ignore[misc]  # airflow ships n
         given = (job_dir / "job.json", job_dir / "training_set.parquet")
         self.mounts = [Mount(JOB_MOUNT, str(job_dir), "bind")]
         self.mounts += [Mount(f"{JOB_MOUNT}/{path.name}", str(path), "bind", read_only=True) for path in given]
-        # DockerOperator has no argument for these; a client of the operator's own makes every host configuration with them.
+        # DockerOperator has no argument for these; a client of the operator's own makes every host configuration with
+        # them.
         self.cli.create_host_config = functools.partial(self.cli.create_host_config, **limits.host_config())
         overdue = threading.Event()
         timeout_seconds = entry.training.timeout_minutes * 60.0
@@ -112,8 +114,10 @@ class TrainingOperator(DockerOperator):  # type: ignore[misc]  # airflow ships n
         timer = threading.Timer(timeout_seconds, end_overdue)
         timer.daemon = True
         say(
-            f"container of {self.image}: {entry.training.memory_gb:g} GB, {entry.training.cpus:g} CPUs, {limits.gpus} GPUs, "
-            f"at most {entry.training.timeout_minutes:g} minutes" + (f", {entry.training.workers} workers" if entry.training.workers > 1 else "")
+            f"container of {self.image}: {entry.training.memory_gb:g} GB, {entry.training.cpus:g} CPUs, {limits.gpus} "
+            "GPUs, "
+            f"at most {entry.training.timeout_minutes:g} minutes"
+            + (f", {entry.training.workers} workers" if entry.training.workers > 1 else "")
         )
         code, lines, state = 0, [], {}
         with ExitStack() as stack:
@@ -150,7 +154,7 @@ class TrainingOperator(DockerOperator):  # type: ignore[misc]  # airflow ships n
 
     def _start_workers(self, count: int, labels: dict[str, str]) -> None:
         """Start all data-parallel workers but the first, on a network of their own that leads nowhere else."""
-        from training.containers import JOB_MOUNT
+        from training.registry.containers import JOB_MOUNT
 
         if count == 1:
             return
@@ -169,7 +173,11 @@ class TrainingOperator(DockerOperator):  # type: ignore[misc]  # airflow ships n
                 user=self.user,
                 labels=labels,
                 host_config=self.cli.create_host_config(
-                    mounts=self.mounts, mem_limit=self.mem_limit, shm_size=self.shm_size, device_requests=self.device_requests, network_mode=name
+                    mounts=self.mounts,
+                    mem_limit=self.mem_limit,
+                    shm_size=self.shm_size,
+                    device_requests=self.device_requests,
+                    network_mode=name,
                 ),
             )
             self.cli.start(container["Id"])
@@ -177,8 +185,10 @@ class TrainingOperator(DockerOperator):  # type: ignore[misc]  # airflow ships n
 
 
 def _labels(settings: Any, context: Any) -> dict[str, str]:
-    from training.containers import INSTALLATION_LABEL, LABEL, installation_id
+    from training.registry.containers import INSTALLATION_LABEL, LABEL, installation_id
 
     ti = context["ti"]
     named = {"dag": ti.dag_id, "run": ti.run_id, "task": ti.task_id, "map_index": ti.map_index, "try": ti.try_number}
-    return {INSTALLATION_LABEL: installation_id(settings)} | {f"{LABEL}{name}": str(value) for name, value in named.items()}
+    return {INSTALLATION_LABEL: installation_id(settings)} | {
+        f"{LABEL}{name}": str(value) for name, value in named.items()
+    }

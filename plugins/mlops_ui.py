@@ -1,4 +1,6 @@
-"""The pages of analyst and operator inside Airflow's UI: registered here, made in `mlops_ui_app` by the API server alone."""
+"""The pages of analyst and operator inside Airflow's UI: registered here, made in `mlops_ui_app` by the API server
+alone.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ class Pages:
                 self._app = make_app()
             return self._app
 
-    async def __call__(self, scope: Scope, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]) -> None:
+    async def __call__(
+        self, scope: Scope, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
+    ) -> None:
         """Serve, once the app is made; the server's loop goes on meanwhile."""
         app = self._app or await asyncio.to_thread(self.app)
         # Actions go through Airflow's own API, as the person who acts: that app is the one this one is mounted in.
@@ -43,7 +47,13 @@ class NightfleetPages(AirflowPlugin):  # type: ignore[misc]  # airflow ships no 
 
     name = "nightfleet_pages"
     external_views = [  # noqa: RUF012 (Airflow wants a list)
-        {"name": "Models", "href": f"{PREFIX}/", "destination": "nav", "url_route": "models", "icon": f"{PREFIX}/static/icon.svg"},
+        {
+            "name": "Models",
+            "href": f"{PREFIX}/",
+            "destination": "nav",
+            "url_route": "models",
+            "icon": f"{PREFIX}/static/icon.svg",
+        },
         {"name": "Nightfleet", "href": f"{PREFIX}/dags/{{DAG_ID}}", "destination": "dag", "url_route": "nightfleet"},
     ]
 

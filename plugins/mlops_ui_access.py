@@ -36,7 +36,11 @@ def _role(manager: Any, user: Any) -> Role:
         admin = bool(manager.is_authorized_custom_view(method="PUT", resource_name="Roles", user=user))
     if admin:
         return "admin"
-    return "operator" if manager.is_authorized_pool(method="PUT", details=PoolDetails(name="training"), user=user) else "viewer"
+    return (
+        "operator"
+        if manager.is_authorized_pool(method="PUT", details=PoolDetails(name="training"), user=user)
+        else "viewer"
+    )
 
 
 def may_read(user: Any) -> Callable[[str], bool]:

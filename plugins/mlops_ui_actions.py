@@ -1,7 +1,8 @@
 """What the forms of the pages do: each action with the role it needs, recorded whatever came of it.
 
-What Airflow has to do (a training, an answer to its question, a rollback) is asked of its own REST API, in this process, as the person
-who acts: Airflow checks and logs it as if it had been done in its own pages, and what it refuses is told in words.
+What Airflow has to do (a training, an answer to its question, a rollback) is asked of its own REST API, in this
+process, as the person who acts: Airflow checks and logs it as if it had been done in its own pages, and what it refuses
+is told in words.
 """
 
 from __future__ import annotations
@@ -19,16 +20,21 @@ from fastapi import Request
 
 from config.errors import NightfleetError
 from lake.tables import feature_table
-from monitoring.actions import REFUSED, Action, record_action
-from monitoring.alarms import AlarmNotOpen, acknowledge, fingerprint_parts, open_alarms, silence, unsilence
+from monitoring.alerting.actions import REFUSED, Action, record_action
+from monitoring.alerting.alarms import AlarmNotOpen, acknowledge, fingerprint_parts, open_alarms, silence, unsilence
+from monitoring.alerting.reading import newest_nights
 from monitoring.pages.page import BadAddress, Context, NotAllowed, NotFound, Page, Role, read_date, shortened
-from monitoring.pages.reading import newest_nights
 
 LONGEST_REASON = 400
 _LONGEST_FIELD = 1_000
 _LONGEST_REFUSAL = 300
-_WORDS = {"approve": "approve a promotion", "reject": "reject a promotion", "rollback": "roll back", "request_retraining": "ask for a retraining"}
-_APPROVE, _REJECT = "Approve", "Reject"  # as `training.approval` knows them
+_WORDS = {
+    "approve": "approve a promotion",
+    "reject": "reject a promotion",
+    "rollback": "roll back",
+    "request_retraining": "ask for a retraining",
+}
+_APPROVE, _REJECT = "Approve", "Reject"  # as `training.registry.approval` knows them
 
 
 class BadForm(NightfleetError):
@@ -78,7 +84,9 @@ class Asked:
         if not value and needed:
             raise BadForm(f"{label} is missing. Nothing was done. Say it in 1 to {longest} characters.")
         if len(value) > longest:
-            raise BadForm(f"{label} has {len(value):,} characters, at most {longest} fit. Nothing was done. Say it shorter.")
+            raise BadForm(
+                f"{label} has {len(value):,} characters, at most {longest} fit. Nothing was done. Say it shorter."
+            )
         return value
 
     def reason(self) -> str:
@@ -99,7 +107,9 @@ class Asked:
     def action(self, **told: Any) -> Action:
         """This action for the audit table."""
         viewer = self.context.viewer
-        return Action(at_utc=self.context.now.astimezone(UTC), by=viewer.name, role=viewer.role, action=self.name, **told)
+        return Action(
+            at_utc=self.context.now.astimezone(UTC), by=viewer.name, role=viewer.role, action=self.name, **told
+        )
 
     def identity(self, *parts: object) -> str:
         """The same for the same action of the same person: what is sent twice is done once."""
@@ -120,8 +130,11 @@ def _attempt(asked: Asked, outcome: str) -> Action:
     return asked.action(**told, details={"form": cut})
 
 
-async def perform(request: Request, context: Context, action: str, form: Mapping[str, str], *, own_form: bool) -> str | Page:
-    """Do it; returns the sentence that says what was done, or a page to show. Refused or done, it is in the audit table.
+async def perform(
+    request: Request, context: Context, action: str, form: Mapping[str, str], *, own_form: bool
+) -> str | Page:
+    """Do it; returns the sentence that says what was done, or a page to show. Refused or done, it is in the audit
+    table.
 
     Raises:
         NotFound: there is no such action, or not what it is about.
@@ -134,11 +147,15 @@ async def perform(request: Request, context: Context, action: str, form: Mapping
     try:
         if not own_form:
             raise NotAllowed(
-                "this form was not made for you by these pages, or is older than twelve hours. Nothing was done. Open the page again, and send it from there."
+                "this form was not made for you by these pages, or is older than twelve hours. Nothing was done. Open "
+                "the page again, and send it from there."
             )
         if not context.viewer.may(ROLE_OF[action]):
             needed, has = ROLE_OF[action], context.viewer.role
-            raise NotAllowed(f"to {_WORDS.get(action, action)} takes the role {needed}, you are {has}. Nothing was done. Ask an admin of this Airflow.")
+            raise NotAllowed(
+                f"to {_WORDS.get(action, action)} takes the role {needed}, you are {has}. Nothing was done. Ask an "
+                "admin of this Airflow."
+            )
         done = await _DOES[action](asked)
     except NightfleetError as refusal:
         await asyncio.to_thread(record_action, context.lake, _attempt(asked, REFUSED + " ".join(str(refusal).split())))
@@ -173,8 +190,14 @@ async def _acknowledge(asked: Asked) -> Outcome:
 
     def do() -> str:
         reason = asked.reason()
-        held = next((a for a in open_alarms(lake, [fingerprint_parts(fingerprint)[0]]) if a.fingerprint == fingerprint), None)
-        if held is not None and held.acknowledged is not None and (held.acknowledged.by, held.acknowledged.reason) == (viewer.name, reason):
+        held = next(
+            (a for a in open_alarms(lake, [fingerprint_parts(fingerprint)[0]]) if a.fingerprint == fingerprint), None
+        )
+        if (
+            held is not None
+            and held.acknowledged is not None
+            and (held.acknowledged.by, held.acknowledged.reason) == (viewer.name, reason)
+        ):
             return f"You had acknowledged {_words(fingerprint)} already."
         acknowledge(lake, fingerprint, by=viewer.name, role=viewer.role, reason=reason)
         return f"Acknowledged: {_words(fingerprint)}. It holds until the alarm clears."
@@ -189,7 +212,9 @@ async def _silence(asked: Asked) -> Outcome:
         until, reason = asked.day("until", "the last date of the silence"), asked.reason()
         if until is None:
             raise BadForm("the last date of the silence is missing. Nothing was done. Give a date as 2013-07-01.")
-        held = next((a for a in open_alarms(lake, [fingerprint_parts(fingerprint)[0]]) if a.fingerprint == fingerprint), None)
+        held = next(
+            (a for a in open_alarms(lake, [fingerprint_parts(fingerprint)[0]]) if a.fingerprint == fingerprint), None
+        )
         if held is not None and held.silenced_until == until:
             return f"{_words(fingerprint)} was silenced until {until} already."
         silence(lake, fingerprint, until=until, by=viewer.name, role=viewer.role, reason=reason)
@@ -224,25 +249,51 @@ class Answered:
         return AirflowRefused(f"Airflow did not {what} (status {self.status}): {text}. Nothing was done.")
 
 
-async def _airflow(asked: Asked, method: str, path: str, *, json: Mapping[str, Any] | None = None, params: Mapping[str, Any] | None = None) -> Answered:
-    """Ask the Airflow these pages are mounted in, with the person's own login. Only from the event loop: it is the one that answers."""
+async def _airflow(
+    asked: Asked,
+    method: str,
+    path: str,
+    *,
+    json: Mapping[str, Any] | None = None,
+    params: Mapping[str, Any] | None = None,
+) -> Answered:
+    """Ask the Airflow these pages are mounted in, with the person's own login. Only from the event loop: it is the one
+    that answers.
+    """
     request = asked.request
     app = request.scope.get("nightfleet.airflow")
     if app is None:
-        raise AirflowRefused("these pages run without an Airflow that could do this. Nothing was done. Open them inside Airflow's UI.")
-    headers = {name: request.headers[name] for name in ("authorization", "cookie", "referer", "user-agent") if name in request.headers}
+        raise AirflowRefused(
+            "these pages run without an Airflow that could do this. Nothing was done. Open them inside Airflow's UI."
+        )
+    headers = {
+        name: request.headers[name]
+        for name in ("authorization", "cookie", "referer", "user-agent")
+        if name in request.headers
+    }
     # What breaks in Airflow comes back as status 500 here, as it would over the network.
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False, client=request.client or ("127.0.0.1", 0))
-    async with httpx.AsyncClient(transport=transport, base_url=f"{request.url.scheme}://{request.url.netloc}", timeout=60) as client:
+    async with httpx.AsyncClient(
+        transport=transport, base_url=f"{request.url.scheme}://{request.url.netloc}", timeout=60
+    ) as client:
         address = f"{asked.context.airflow_url}/api/v2{path}"
-        response = await client.request(method, address, json=json, params=params, headers=headers | {"accept": "application/json"})
+        response = await client.request(
+            method, address, json=json, params=params, headers=headers | {"accept": "application/json"}
+        )
     is_json = response.headers.get("content-type", "").startswith("application/json")
     return Answered(response.status_code, response.json() if is_json else response.text)
 
 
-async def _start(asked: Asked, dag_id: str, run_id: str, *, key: date | None, conf: Mapping[str, Any], what: str) -> bool:
+async def _start(
+    asked: Asked, dag_id: str, run_id: str, *, key: date | None, conf: Mapping[str, Any], what: str
+) -> bool:
     """Start a run; False where there is one of that id already."""
-    body = {"dag_run_id": run_id, "logical_date": None, "partition_key": key.isoformat() if key else None, "conf": dict(conf)}
+    body = {
+        "dag_run_id": run_id,
+        "logical_date": None,
+        "partition_key": key.isoformat() if key else None,
+        "conf": dict(conf),
+    }
     answered = await _airflow(asked, "POST", f"/dags/{quote(dag_id, safe='')}/dagRuns", json=body)
     if answered.status == 409:
         return False
@@ -258,16 +309,30 @@ async def _request_retraining(asked: Asked) -> Outcome:
     known = await asyncio.to_thread(newest_nights, lake, tables)
     missing = next((table for table in tables if table not in known), None)
     if missing is not None:
-        raise BadForm(f"{missing} has no night yet, so {model} cannot be trained. Nothing was done. Run the ingest DAG of {entry.dataset} first.")
+        raise BadForm(
+            f"{missing} has no night yet, so {model} cannot be trained. Nothing was done. Run the ingest DAG of "
+            f"{entry.dataset} first."
+        )
     newest = min(known.values())
     as_of = asked.day("as_of", "the as-of date") or newest
     if as_of > newest:
-        raise BadForm(f"the as-of date is {as_of}, but the newest night of {entry.dataset} is {newest}. Nothing was done. Give that one, or an earlier one.")
+        raise BadForm(
+            f"the as-of date is {as_of}, but the newest night of {entry.dataset} is {newest}. Nothing was done. Give "
+            "that one, or an earlier one."
+        )
     identity = asked.identity(model, as_of, reason)
     run_id = f"asked__{as_of}__{identity}"
-    new = await _start(asked, f"{model}_train", run_id, key=as_of, conf={"reason": reason}, what=f"start a training of {model}")
-    action = asked.action(subject=model, reason=reason, details={"as_of": as_of.isoformat(), "dag_run_id": run_id}, action_id=identity)
-    said = f"Asked for: a training of {model} as of {as_of}." if new else f"You had asked for this training of {model} as of {as_of} already, with this reason."
+    new = await _start(
+        asked, f"{model}_train", run_id, key=as_of, conf={"reason": reason}, what=f"start a training of {model}"
+    )
+    action = asked.action(
+        subject=model, reason=reason, details={"as_of": as_of.isoformat(), "dag_run_id": run_id}, action_id=identity
+    )
+    said = (
+        f"Asked for: a training of {model} as of {as_of}."
+        if new
+        else f"You had asked for this training of {model} as of {as_of} already, with this reason."
+    )
     return Outcome(f"{said} Its run is {run_id}.", action)
 
 
@@ -275,28 +340,43 @@ async def _answer(asked: Asked, option: str) -> Outcome:
     model, reason = asked.model(), asked.reason()
     digest = asked.text("evidence_digest", "the evidence", 64)
     dag = f"/dags/{quote(model, safe='')}_train/dagRuns"
-    open_ones = await _airflow(asked, "GET", f"{dag}/~/hitlDetails", params={"response_received": "false", "limit": 100})
+    open_ones = await _airflow(
+        asked, "GET", f"{dag}/~/hitlDetails", params={"response_received": "false", "limit": 100}
+    )
     if open_ones.status != 200:
         raise open_ones.refused(f"say which promotions of {model} wait")
-    # The evidence that was on the person's screen is the one that is answered: after another judgement the question is another one.
+    # The evidence that was on the person's screen is the one that is answered: after another judgement the question is
+    # another one.
     waiting = [
         detail["task_instance"]
         for detail in open_ones.document["hitl_details"]
-        if detail["task_instance"]["task_id"] == "approve" and len(digest) == 64 and digest in (detail.get("body") or "")
+        if detail["task_instance"]["task_id"] == "approve"
+        and len(digest) == 64
+        and digest in (detail.get("body") or "")
     ]
     if not waiting:
         raise NothingWaits(
-            f"no promotion of {model} on evidence {digest[:12]}… waits for an answer: it was answered, it lapsed, or it was judged again. Nothing was done. "
+            f"no promotion of {model} on evidence {digest[:12]}… waits for an answer: it was answered, it lapsed, or "
+            "it was judged again. Nothing was done. "
             "Look at the page again."
         )
     task = waiting[-1]
     path = f"{dag}/{quote(task['dag_run_id'], safe='')}/taskInstances/approve/{task['map_index']}/hitlDetails"
-    answered = await _airflow(asked, "PATCH", path, json={"chosen_options": [option], "params_input": {"reason": reason}})
+    answered = await _airflow(
+        asked, "PATCH", path, json={"chosen_options": [option], "params_input": {"reason": reason}}
+    )
     if answered.status == 409:
-        raise NothingWaits(f"the promotion of {model} was answered by somebody else in between. Nothing was done. Look at the page again.")
+        raise NothingWaits(
+            f"the promotion of {model} was answered by somebody else in between. Nothing was done. Look at the page "
+            "again."
+        )
     if answered.status != 200:
         raise answered.refused(f"{option.lower()} the promotion of {model}")
-    said = "Approved. The new version scores from the next night on." if option == _APPROVE else "Rejected. The champion stays."
+    said = (
+        "Approved. The new version scores from the next night on."
+        if option == _APPROVE
+        else "Rejected. The champion stays."
+    )
     details = {"evidence_digest": digest, "dag_run_id": task["dag_run_id"]}
     return Outcome(f"{model}: {said}", asked.action(subject=model, reason=reason, details=details))
 
@@ -313,24 +393,40 @@ async def _rollback(asked: Asked) -> Outcome:
     model, reason, lake = asked.model(), asked.reason(), asked.context.lake
     wanted = asked.text("version", "the version", 20, needed=False)
     if wanted and not (wanted.isascii() and wanted.isdigit() and int(wanted) >= 1):
-        raise BadForm(f"the version is {shortened(wanted)}, needs a number, or nothing for the champion before the present one. Nothing was done.")
+        raise BadForm(
+            f"the version is {shortened(wanted)}, needs a number, or nothing for the champion before the present one. "
+            "Nothing was done."
+        )
     allowed = lake.settings.approver_names.values()
     if allowed and asked.context.viewer.name not in allowed:
-        raise NotAllowed(f"to roll back takes one of the approvers ({', '.join(sorted(allowed))}), you are {asked.context.viewer.name}. Nothing was done.")
+        raise NotAllowed(
+            f"to roll back takes one of the approvers ({', '.join(sorted(allowed))}), you are "
+            f"{asked.context.viewer.name}. Nothing was done."
+        )
     ledger = await asyncio.to_thread(lake.ledger(model).read)
     version = int(wanted) if wanted else None
     former = {p.version for p in ledger.promotions} - ({ledger.newest.version} if ledger.newest else set())
     if not former or (version is not None and version not in former):
-        known = f"former champions are {', '.join(map(str, sorted(former)))}" if former else "it never had another champion"
-        raise BadForm(f"{model} cannot be rolled back{f' to version {version}' if version else ''}: {known}. Nothing was done.")
+        known = (
+            f"former champions are {', '.join(map(str, sorted(former)))}" if former else "it never had another champion"
+        )
+        raise BadForm(
+            f"{model} cannot be rolled back{f' to version {version}' if version else ''}: {known}. Nothing was done."
+        )
     # One more line in the ledger, and the same request is another one.
     identity = asked.identity(model, len(ledger.promotions), version, reason)
     run_id = f"asked__{model}__{identity}"
     conf = {"model": model, "reason": reason, "version": version}
     new = await _start(asked, "rollback", run_id, key=None, conf=conf, what=f"roll {model} back")
-    action = asked.action(subject=model, reason=reason, details={"version": version, "dag_run_id": run_id}, action_id=identity)
+    action = asked.action(
+        subject=model, reason=reason, details={"version": version, "dag_run_id": run_id}, action_id=identity
+    )
     back_to = f"version {version}" if version else "the champion before the present one"
-    said = f"Asked for: {model} goes back to {back_to}, from the next night on." if new else f"You had asked to roll {model} back already, with this reason."
+    said = (
+        f"Asked for: {model} goes back to {back_to}, from the next night on."
+        if new
+        else f"You had asked to roll {model} back already, with this reason."
+    )
     return Outcome(f"{said} Its run is {run_id}.", action)
 
 

@@ -1,4 +1,5 @@
-"""The pages as a FastAPI app: addresses to page modules, logins, forms, headers. What a page says is made in `monitoring.pages`.
+"""The pages as a FastAPI app: addresses to page modules, logins, forms, headers. What a page says is made in
+`monitoring.pages`.
 
 Every route needs a login: a router has no route outside `_ROUTES` and the catch-all at its end, and both carry the same
 dependency. A test walks them.
@@ -20,7 +21,7 @@ from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Redirect
 from mlops_ui_access import form_token, is_own_form, may_read, notice_of, signed_notice, viewer_of
 from mlops_ui_metrics import may_scrape, metrics_route
 
-from config.catalog import load_catalog
+from config.catalog.load import load_catalog
 from config.errors import NightfleetError
 from config.settings import load_settings
 from lake.lake import Lake
@@ -28,7 +29,8 @@ from monitoring.pages.page import BadAddress, Context, NotAllowed, NotFound, Pag
 from monitoring.pages.render import FOLDER, STATIC, render
 
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; frame-src 'self'; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; frame-src "
+    "'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'self'"
 )
 HEADERS = {
@@ -65,11 +67,19 @@ class _Headers:
     def __init__(self, app: Any) -> None:
         self._app = app
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]) -> None:
+    async def __call__(
+        self,
+        scope: MutableMapping[str, Any],
+        receive: Callable[[], Awaitable[Any]],
+        send: Callable[[Any], Awaitable[None]],
+    ) -> None:
         async def with_headers(message: Any) -> None:
             if message["type"] == "http.response.start":
                 there = {name.lower() for name, _ in message["headers"]}
-                message["headers"] = [*message["headers"], *((n.encode(), v.encode()) for n, v in HEADERS.items() if n.encode() not in there)]
+                message["headers"] = [
+                    *message["headers"],
+                    *((n.encode(), v.encode()) for n, v in HEADERS.items() if n.encode() not in there),
+                ]
             await send(message)
 
         await self._app(scope, receive, with_headers)
@@ -121,7 +131,11 @@ def answer(request: Request, context: Context, page: Page, *, status: int = 200)
     if query.get("format") == "csv" and status == 200:
         table = page.table(query.get("table"))
         name = f"{table.name}.csv"
-        return Response(to_csv(table), media_type="text/csv; charset=utf-8", headers={"content-disposition": f'attachment; filename="{name}"'})
+        return Response(
+            to_csv(table),
+            media_type="text/csv; charset=utf-8",
+            headers={"content-disposition": f'attachment; filename="{name}"'},
+        )
     kept = "&".join(f"{quote(k)}={quote(v)}" for k, v in query.items() if k not in {"format", "table"})
     response = HTMLResponse(render(page, context, path=request.url.path, query=kept), status_code=status)
     if context.notice:
@@ -136,7 +150,9 @@ def _message(request: Request, context: Context, title: str, message: str, statu
 def _page_route(module: ModuleType) -> Callable[..., Response]:
     def show(request: Request, context: ContextDep) -> Response:
         try:
-            return answer(request, context, module.page(context, query=dict(request.query_params), **request.path_params))
+            return answer(
+                request, context, module.page(context, query=dict(request.query_params), **request.path_params)
+            )
         except NightfleetError as error:
             status, title = _STATUS.get(type(error), (500, "This page cannot be shown"))
             return _message(request, context, title, str(error), status)
@@ -165,14 +181,24 @@ def _of_dag(request: Request, dag_id: str, context: ContextDep) -> Response:
         return RedirectResponse(context.url("models", subject), status_code=307)
     if kind == "train" and subject in context.models:
         return RedirectResponse(context.url("retraining", model=subject), status_code=307)
-    return _message(request, context, "Not found", f"The DAG {shortened(dag_id)} is about no model or data set of the catalog that you may see.", 404)
+    return _message(
+        request,
+        context,
+        "Not found",
+        f"The DAG {shortened(dag_id)} is about no model or data set of the catalog that you may see.",
+        404,
+    )
 
 
 def _static(name: str, context: ContextDep) -> Response:
     if name not in STATIC:
         raise HTTPException(404, "no such file")
     # The address holds the file's digest, so it may be kept for good; a login is needed all the same.
-    return FileResponse(FOLDER / "static" / name, media_type=STATIC[name], headers={"cache-control": "private, max-age=31536000, immutable"})
+    return FileResponse(
+        FOLDER / "static" / name,
+        media_type=STATIC[name],
+        headers={"cache-control": "private, max-age=31536000, immutable"},
+    )
 
 
 def _embedded(request: Request, path: str, context: ContextDep) -> Response:
@@ -203,7 +229,13 @@ async def _act(request: Request, action: str, user: GetUserDep, context: Context
         return answer(request, context, said)
     response = RedirectResponse(back, status_code=303)
     response.set_cookie(
-        NOTICE_COOKIE, signed_notice(said), max_age=60, path=context.base, httponly=True, samesite="strict", secure=request.url.scheme == "https"
+        NOTICE_COOKIE,
+        signed_notice(said),
+        max_age=60,
+        path=context.base,
+        httponly=True,
+        samesite="strict",
+        secure=request.url.scheme == "https",
     )
     return response
 
@@ -238,9 +270,16 @@ def make_app() -> FastAPI:
     router.add_api_route("/static/{name}", _static, methods=READ, name="static")
     router.add_api_route("/embedded/{path:path}", _embedded, methods=READ, name="embedded")
     router.add_api_route("/actions/{action}", _act, methods=["POST"], name="action")
-    router.add_api_route("/{path:path}", _nothing_here, methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"], name="nothing")
+    router.add_api_route(
+        "/{path:path}",
+        _nothing_here,
+        methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"],
+        name="nothing",
+    )
     # Prometheus has no login: a dependency of its own, which lets in its token or a login.
-    app.add_api_route("/metrics", metrics_route(_lake), methods=READ, name="metrics", dependencies=[Depends(may_scrape)])
+    app.add_api_route(
+        "/metrics", metrics_route(_lake), methods=READ, name="metrics", dependencies=[Depends(may_scrape)]
+    )
     app.include_router(router)
     app.add_exception_handler(HTTPException, _refused)
     app.add_middleware(_Headers)

@@ -11,13 +11,15 @@ from mlops_ui_access import viewer_of
 
 from config.settings import MissingSecret, Settings, load_settings, secret
 from lake.lake import Lake
-from monitoring.prometheus import scrape
+from monitoring.alerting.prometheus import scrape
 
 TOKEN = "metrics_token"  # noqa: S105 (the secret's name)
 
 
 def is_metrics_token(settings: Settings, given: str) -> bool:
-    """Whether that is the installation's token for metrics; compared in constant time. Without such a secret no token is."""
+    """Whether that is the installation's token for metrics; compared in constant time. Without such a secret no token
+    is.
+    """
     try:
         wanted = secret(settings, TOKEN)
     except MissingSecret:

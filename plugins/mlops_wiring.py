@@ -11,7 +11,8 @@ from airflow.sdk import Asset, CronPartitionTimetable, Param, PartitionedAssetTi
 from airflow.sdk.definitions.retry_policy import ExceptionRetryPolicy, RetryAction, RetryRule
 
 from config.calendar import ONE_DAY
-from config.catalog import AirflowKnobs, Dataset, ModelEntry
+from config.catalog.data import AirflowKnobs, Dataset
+from config.catalog.model import ModelEntry
 from config.errors import NightfleetError, TransientError
 
 KEY_FORMAT = "%Y-%m-%d"
@@ -25,7 +26,12 @@ RETRY_POLICY = ExceptionRetryPolicy(
 )
 
 INTERVAL_FORM = {
-    "start": Param(None, type=["null", "string"], format="date", description="First data date. Leave both empty when a partition key is given."),
+    "start": Param(
+        None,
+        type=["null", "string"],
+        format="date",
+        description="First data date. Leave both empty when a partition key is given.",
+    ),
     "end": Param(None, type=["null", "string"], format="date", description="Last data date, included."),
 }
 
@@ -41,7 +47,9 @@ def predictions_asset(model: str) -> Asset:
 
 
 def retraining_asset(model: str) -> Asset:
-    """Emitted, keyed by the as-of data date, with the evidence as extra, when somebody or something asks for a retraining."""
+    """Emitted, keyed by the as-of data date, with the evidence as extra, when somebody or something asks for a
+    retraining.
+    """
     return Asset(name=f"{model}/retraining", uri=f"nightfleet://{model}/retraining")
 
 

@@ -1,1 +1,1 @@
-"""Predictors, scoring, publishing, trace."""
+"""Predictors, scoring, predictions and their projection to SQL."""

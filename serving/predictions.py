@@ -1,9 +1,11 @@
-"""The predictions table of a model: its columns, the identity of a row, and what a row must satisfy before anybody sees it.
+"""The predictions table of a model: its columns, the identity of a row, and what a row must satisfy before anybody sees
+it.
 
-The bytes that are hashed are laid out here and nowhere else, so that an id made today is the id made by another version of any library:
-SHA-256 over `header | cell | cell | …`, where the header is the SHA-256 of a JSON text that names columns and kinds, and a cell is one byte
-(1: there is a value) followed by 8 little-endian bytes (numbers, dates as days, instants as microseconds UTC) or the 32 bytes of the text's SHA-256.
-A null is a cell of zeros, every NaN is the same NaN, and neither equals any text.
+The bytes that are hashed are laid out here and nowhere else, so that an id made today is the id made by another version
+of any library: SHA-256 over `header | cell | cell | …`, where the header is the SHA-256 of a JSON text that names
+columns and kinds, and a cell is one byte (1: there is a value) followed by 8 little-endian bytes (numbers, dates as
+days, instants as microseconds UTC) or the 32 bytes of the text's SHA-256. A null is a cell of zeros, every NaN is the
+same NaN, and neither equals any text.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from config.catalog import BinaryOutput, Dataset, ModelEntry, RegressionOutput, TableSpine, load_catalog
+from config.catalog.data import Dataset
+from config.catalog.load import load_catalog
+from config.catalog.model import BinaryOutput, ModelEntry, RegressionOutput, TableSpine
 from config.errors import NightfleetError
 from config.settings import Settings
 from lake.tables import LakeTable, named_table
@@ -40,9 +44,17 @@ class FeatureMissing(NightfleetError):
 
 
 def predictions_table(settings: Settings, model: ModelEntry, dataset: Dataset | None = None) -> LakeTable:
-    """`<model>/predictions`, key `(role, *entity)`; `dataset` is the model's, read from the catalog of `settings` when left out."""
+    """`<model>/predictions`, key `(role, *entity)`; `dataset` is the model's, read from the catalog of `settings` when
+    left out.
+    """
     dataset = dataset or load_catalog(settings).dataset(model.dataset)
-    columns = {"prediction_id": "string", "role": "string", "model": "string", "version": "int64", "artifact_digest": "string"}
+    columns = {
+        "prediction_id": "string",
+        "role": "string",
+        "model": "string",
+        "version": "int64",
+        "artifact_digest": "string",
+    }
     columns |= entity_types(model, dataset)
     columns["target_time_utc"] = "timestamp"
     columns |= dict.fromkeys(model.output_columns, "float64")
@@ -73,8 +85,11 @@ def input_digests(rows: pa.RecordBatch | pa.Table, columns: Iterable[str]) -> pa
     return _hex(_row_digests(rows, tuple(columns), {"what": "input"}))
 
 
-def prediction_ids(rows: pa.RecordBatch | pa.Table, *, model: str, version: int, role: str, entity: Iterable[str]) -> pa.Array:
-    """`hash(model, version, role, entity key, data date, target time, input digest)` of each row: 32 hexadecimal digits.
+def prediction_ids(
+    rows: pa.RecordBatch | pa.Table, *, model: str, version: int, role: str, entity: Iterable[str]
+) -> pa.Array:
+    """`hash(model, version, role, entity key, data date, target time, input digest)` of each row: 32 hexadecimal
+    digits.
 
     Args:
         rows: n rows with the entity columns, `data_date`, `target_time_utc` and `input_digest`.
@@ -87,11 +102,15 @@ def _row_digests(rows: pa.RecordBatch | pa.Table, columns: tuple[str, ...], abou
     missing = [name for name in columns if name not in rows.schema.names]
     if missing:
         raise FeatureMissing(
-            f"the model reads {missing[0]!r}{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}, which retrieval does not give. "
-            "The catalog no longer has a feature that this version was trained with: put it back, or train and promote a version without it."
+            f"the model reads {missing[0]!r}{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}, which "
+            "retrieval does not give. "
+            "The catalog no longer has a feature that this version was trained with: put it back, or train and promote "
+            "a version without it."
         )
     cells = [_cells(_flat(rows.column(name))) for name in columns]
-    header = json.dumps({**about, "columns": [[name, kind] for name, (kind, _, _) in zip(columns, cells, strict=True)]}, sort_keys=True)
+    header = json.dumps(
+        {**about, "columns": [[name, kind] for name, (kind, _, _) in zip(columns, cells, strict=True)]}, sort_keys=True
+    )
     widths = [1 + values.shape[1] for _, _, values in cells]
     packed = np.empty((rows.num_rows, 32 + sum(widths)), dtype=np.uint8)
     packed[:, :32] = _sha256(pa.array([header.encode()], pa.binary()))
@@ -101,7 +120,9 @@ def _row_digests(rows: pa.RecordBatch | pa.Table, columns: tuple[str, ...], abou
         packed[:, begin + 1 : begin + width] = values
         begin += width
     offsets = np.arange(0, (rows.num_rows + 1) * packed.shape[1], packed.shape[1], dtype=np.int64)
-    return _sha256(pa.Array.from_buffers(pa.large_binary(), rows.num_rows, [None, pa.py_buffer(offsets), pa.py_buffer(packed)]))
+    return _sha256(
+        pa.Array.from_buffers(pa.large_binary(), rows.num_rows, [None, pa.py_buffer(offsets), pa.py_buffer(packed)])
+    )
 
 
 def _flat(column: pa.Array | pa.ChunkedArray) -> pa.Array:
@@ -147,7 +168,9 @@ def _hasher() -> duckdb.DuckDBPyConnection:
 
 
 def _sha256(blobs: pa.Array) -> _Bytes:
-    """SHA-256 of each blob, as an (n, 32) array. DuckDB does it off Python's loop; the function is the standard one, so any library could."""
+    """SHA-256 of each blob, as an (n, 32) array. DuckDB does it off Python's loop; the function is the standard one, so
+    any library could.
+    """
     with _hashing, _hasher().cursor() as connection:
         connection.register("blobs", pa.table({"b": blobs}))
         found = connection.sql("SELECT unhex(sha256(b)) AS d FROM blobs").to_arrow_table()["d"].combine_chunks()
@@ -172,7 +195,8 @@ def _hex(digests: _Bytes) -> pa.Array:
 
 
 def check_outputs(model: ModelEntry, outputs: pa.Table, rows: int, *, version: int) -> None:
-    """Refuse outputs that are not one finite number per row, probabilities outside [0, 1], intervals whose lower end lies above the upper.
+    """Refuse outputs that are not one finite number per row, probabilities outside [0, 1], intervals whose lower end
+    lies above the upper.
 
     Raises:
         BadPredictions: names the output, how many rows, and the first value met.
@@ -181,21 +205,39 @@ def check_outputs(model: ModelEntry, outputs: pa.Table, rows: int, *, version: i
     def refuse(what: str) -> None:
         raise BadPredictions(
             f"{model.name} version {version}: {what}. Nothing was published.\n"
-            f"  Look at the version's run in MLflow, and go back to the champion before it (`rollback {model.name}`) when the version is at fault."
+            f"  Look at the version's run in MLflow, and go back to the champion before it (`rollback {model.name}`) "
+            "when the version is at fault."
         )
 
     missing = [name for name in model.output_columns if name not in outputs.column_names]
     if missing or outputs.num_rows != rows:
-        refuse(f"predicted columns {outputs.column_names} of {outputs.num_rows} rows, needs {list(model.output_columns)} of {rows} rows")
+        refuse(
+            f"predicted columns {outputs.column_names} of {outputs.num_rows} rows, needs {list(model.output_columns)} "
+            f"of {rows} rows"
+        )
     for name in model.output_columns:
-        _count(refuse, name, outputs[name], pc.invert(pc.fill_null(pc.is_finite(outputs[name]), False)), "are not finite numbers")
+        _count(
+            refuse,
+            name,
+            outputs[name],
+            pc.invert(pc.fill_null(pc.is_finite(outputs[name]), False)),
+            "are not finite numbers",
+        )
     for name, output in model.outputs.items():
         values = outputs[name]
         if isinstance(output, BinaryOutput):
-            _count(refuse, name, values, pc.or_(pc.less(values, 0.0), pc.greater(values, 1.0)), "are no probabilities in [0, 1]")
+            _count(
+                refuse,
+                name,
+                values,
+                pc.or_(pc.less(values, 0.0), pc.greater(values, 1.0)),
+                "are no probabilities in [0, 1]",
+            )
         elif isinstance(output, RegressionOutput) and output.interval:
             lower = outputs[f"{name}_lower"]
-            _count(refuse, f"{name}_lower", lower, pc.greater(lower, outputs[f"{name}_upper"]), f"lie above {name}_upper")
+            _count(
+                refuse, f"{name}_lower", lower, pc.greater(lower, outputs[f"{name}_upper"]), f"lie above {name}_upper"
+            )
 
 
 def _count(refuse: Any, name: str, values: pa.ChunkedArray, bad: pa.ChunkedArray, what: str) -> None:

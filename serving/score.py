@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from config.calendar import Interval
-from config.catalog import ModelEntry
+from config.catalog.model import ModelEntry
 from config.errors import NightfleetError
 from config.settings import Settings
 from features.retrieval import retrieve
@@ -66,16 +66,20 @@ class StaleNight:
 
 @logged("score")
 def score(lake: Lake, model: str, interval: Interval, *, run_id: str) -> StageResult:
-    """Publish `<model>/predictions` of the interval: one row per entity of the spine, scored by the champion of its night.
+    """Publish `<model>/predictions` of the interval: one row per entity of the spine, scored by the champion of its
+    night.
 
-    Rows stream from retrieval through the predictor into the table; memory does not grow with them. A night without entities is published empty
-    and named in `details["empty_nights"]`, with `details["status"] == "warning"`; `details["empty"]` is true when no night had any.
+    Rows stream from retrieval through the predictor into the table; memory does not grow with them. A night without
+    entities is published empty and named in `details["empty_nights"]`, with `details["status"] == "warning"`;
+    `details["empty"]` is true when no night had any.
 
     Raises:
         NoChampion: a night has none; nothing is computed.
         PartitionNotReady: an input partition is not published; nothing is written.
-        ModelMissing, UntrustedModel, ArtifactMismatch: the champion's files are not there, not signed, or not the promoted ones.
-        FeatureMissing, BadPredictions: the version needs a feature that is gone, or predicts what must not be published; nothing is written.
+        ModelMissing, UntrustedModel, ArtifactMismatch: the champion's files are not there, not signed, or not the
+            promoted ones.
+        FeatureMissing, BadPredictions: the version needs a feature that is gone, or predicts what must not be
+            published; nothing is written.
         OtherChampion: a night was scored by another champion before; it keeps it.
         AlreadyScored: a night is scored, and its rows would change now; `rescore` does that on purpose.
         StalePublish: another run published in between.
@@ -85,7 +89,8 @@ def score(lake: Lake, model: str, interval: Interval, *, run_id: str) -> StageRe
 
 @logged("rescore")
 def rescore(lake: Lake, model: str, interval: Interval, *, run_id: str) -> StageResult:
-    """As `score`, but rows of scored nights may change, for example after a `restate`: still by the champion each night had.
+    """As `score`, but rows of scored nights may change, for example after a `restate`: still by the champion each night
+    had.
 
     Raises:
         as `score`, save AlreadyScored.
@@ -94,13 +99,17 @@ def rescore(lake: Lake, model: str, interval: Interval, *, run_id: str) -> Stage
 
 
 def stale_predictions(lake: Lake, model: str) -> list[StaleNight]:
-    """Scored nights whose recorded inputs are no longer what is published, in date order; `rescore` brings them up to date."""
+    """Scored nights whose recorded inputs are no longer what is published, in date order; `rescore` brings them up to
+    date.
+    """
     entry = lake.model(model)
     scored = lake.publications.current(predictions_table(lake.settings, entry, lake.dataset(entry.dataset)))
     names = {item.table for publication in scored.values() for item in publication.inputs}
     # Only the name and the place of a table matter here: it is its publications that are compared.
     tables = {name: LakeTable(name, lake.settings.lake / name, pa.schema([]), ()) for name in sorted(names)}
-    published = {name: {day: p.digest for day, p in lake.publications.current(table).items()} for name, table in tables.items()}
+    published = {
+        name: {day: p.digest for day, p in lake.publications.current(table).items()} for name, table in tables.items()
+    }
     stale = []
     for day, publication in scored.items():
         changed = tuple(
@@ -130,7 +139,8 @@ def load_version(settings: Settings, model: str, version: int, artifact_digest: 
     if not folder.is_dir():
         raise ModelMissing(
             f"{model} version {version} was promoted, but its files are not in {folder}. Nothing was scored.\n"
-            f"  Restore that folder from a backup or from the version's MLflow artifacts, or go back to the champion before it (`rollback {model}`)."
+            "  Restore that folder from a backup or from the version's MLflow artifacts, or go back to the champion "
+            f"before it (`rollback {model}`)."
         )
     return _loaded(settings, model, artifact_digest)
 
@@ -142,30 +152,52 @@ def _score(lake: Lake, model: str, interval: Interval, *, run_id: str, rewrite: 
     reigns = _reigns(ledger, interval)
     before = lake.publications.current(table, interval)
     _keep_attribution(table, before, reigns)
-    predictors = {r.champion.artifact_digest: load_version(lake.settings, model, r.champion.version, r.champion.artifact_digest) for r in reigns}
+    predictors = {
+        r.champion.artifact_digest: load_version(lake.settings, model, r.champion.version, r.champion.artifact_digest)
+        for r in reigns
+    }
 
     seen = _Seen()
     with lake.scratch(f"score-{model}") as folder:
         retrieval = retrieve(lake, model, interval, folder=folder)
         batches = _predicted(entry, table, _rebatched(retrieval.reader()), reigns, predictors, seen)
         lineage = replace(
-            lake.lineage(model, run_id, role=CHAMPION, ledger_version=ledger.delta_version, champions=_champions(reigns)),
+            lake.lineage(
+                model, run_id, role=CHAMPION, ledger_version=ledger.delta_version, champions=_champions(reigns)
+            ),
             inputs={day: tuple(retrieval.inputs.get(day, ())) for day in interval},
         )
         # A scored night may only be replaced on purpose: saying that it holds nothing makes any other rows a conflict.
         replaces = {day: before[day].digest if day in before and rewrite else None for day in interval}
-        # Rows that come out equal from rewritten inputs are committed once more, so that they cite what is published and are stale no longer.
+        # Rows that come out equal from rewritten inputs are committed once more, so that they cite what is published
+        # and are stale no longer.
         relabel = {day for day, p in before.items() if rewrite and _digests(p.inputs) != _digests(lineage.inputs[day])}
         rows = pa.RecordBatchReader.from_batches(table.schema, batches)
         try:
-            published = publish(lake.publications, table, rows, interval, replaces=replaces, lineage=lineage, scratch=folder, relabel=relabel)
+            published = publish(
+                lake.publications,
+                table,
+                rows,
+                interval,
+                replaces=replaces,
+                lineage=lineage,
+                scratch=folder,
+                relabel=relabel,
+            )
         except StalePublish as error:
             now = lake.publications.digests(table, interval)
             unchanged = [day for day, publication in before.items() if now[day] == publication.digest]
             if rewrite or not unchanged:
                 raise
             raise AlreadyScored(_already_scored(lake, entry, interval, unchanged)) from error
-    return StageResult("score", model, str(interval), published.rows, len(published.committed), _details(reigns, ledger, published, retrieval.too_late, seen))
+    return StageResult(
+        "score",
+        model,
+        str(interval),
+        published.rows,
+        len(published.committed),
+        _details(reigns, ledger, published, retrieval.too_late, seen),
+    )
 
 
 def _reigns(ledger: LedgerSnapshot, interval: Interval) -> tuple[Reign, ...]:
@@ -211,10 +243,13 @@ def _keep_attribution(table: LakeTable, before: Mapping[date, Publication], reig
             then, now = recorded_champion(before[day]), reign.champion
             if (then["version"], then["artifact_digest"]) != (now.version, now.artifact_digest):
                 raise OtherChampion(
-                    f"{table.name} for {day} was scored by version {then['version']} (artifact {then['artifact_digest'][:12]}…), "
-                    f"but the ledger now gives version {now.version} (artifact {now.artifact_digest[:12]}…) for that night. Nothing was written: "
+                    f"{table.name} for {day} was scored by version {then['version']} (artifact "
+                    f"{then['artifact_digest'][:12]}…), "
+                    f"but the ledger now gives version {now.version} (artifact {now.artifact_digest[:12]}…) for that "
+                    "night. Nothing was written: "
                     "a scored night keeps its champion.\n"
-                    f"  A promotion or rollback took effect in the past: look at the lines of {now.model}/promotions with effective_from up to {day}. "
+                    f"  A promotion or rollback took effect in the past: look at the lines of {now.model}/promotions "
+                    f"with effective_from up to {day}. "
                     "Score only nights that are not scored yet."
                 )
 
@@ -245,7 +280,12 @@ def _rebatched(reader: pa.RecordBatchReader) -> Iterator[pa.Table]:
 
 
 def _predicted(
-    entry: ModelEntry, table: LakeTable, pieces: Iterator[pa.Table], reigns: Sequence[Reign], predictors: Mapping[str, Predictor], seen: _Seen
+    entry: ModelEntry,
+    table: LakeTable,
+    pieces: Iterator[pa.Table],
+    reigns: Sequence[Reign],
+    predictors: Mapping[str, Predictor],
+    seen: _Seen,
 ) -> Iterator[pa.RecordBatch]:
     for piece in pieces:
         for champion, rows in _by_reign(piece, reigns):
@@ -256,7 +296,9 @@ def _predicted(
             yield from scored.select(table.schema.names).cast(table.schema).combine_chunks().to_batches()
 
 
-def predict_rows(entry: ModelEntry, version: int, artifact_digest: str, predictor: Predictor, rows: pa.Table) -> pa.Table:
+def predict_rows(
+    entry: ModelEntry, version: int, artifact_digest: str, predictor: Predictor, rows: pa.Table
+) -> pa.Table:
     """Prediction rows, all columns of the predictions table, for n retrieved rows.
 
     Raises:
@@ -297,13 +339,16 @@ def _days(day: date) -> int:
     return (day - date(1970, 1, 1)).days
 
 
-def _details(reigns: Sequence[Reign], ledger: LedgerSnapshot, published: Published, too_late: int, seen: _Seen) -> dict[str, Any]:
+def _details(
+    reigns: Sequence[Reign], ledger: LedgerSnapshot, published: Published, too_late: int, seen: _Seen
+) -> dict[str, Any]:
     empty_nights = [str(day) for day, publication in published.publications.items() if publication.rows == 0]
     without_values = sorted(name for name, count in seen.values.items() if count == 0) if seen.rows else []
     warnings = []
     if empty_nights:
         warnings.append(
-            f"nothing to score on {', '.join(empty_nights[:3])}{f' and {len(empty_nights) - 3} more' if len(empty_nights) > 3 else ''}: "
+            "nothing to score on "
+            f"{', '.join(empty_nights[:3])}{f' and {len(empty_nights) - 3} more' if len(empty_nights) > 3 else ''}: "
             "the spine has no entity with a target time in the next day; the night is published, empty"
         )
     if without_values:
@@ -330,7 +375,9 @@ def _already_scored(lake: Lake, entry: ModelEntry, interval: Interval, days: Seq
     else:
         cause = "its inputs are the same, so the code, a library or the catalog changed since"
     return (
-        f"{entry.name}/predictions is published for {night or Interval.closed(days[0], days[-1])}, and scoring it again would change its rows: {cause}. "
+        f"{entry.name}/predictions is published for {night or Interval.closed(days[0], days[-1])}, and scoring it "
+        f"again would change its rows: {cause}. "
         "Nothing was written.\n"
-        f"  To replace what was published, on purpose, run `python -m cli rescore {entry.name} {interval.start} {interval.last}`."
+        f"  To replace what was published, on purpose, run `python -m cli rescore {entry.name} {interval.start} "
+        f"{interval.last}`."
     )

@@ -47,7 +47,9 @@ def chromium() -> Iterator[Browser]:
 
 @dataclass
 class Visit:
-    """One person's window. `problems` gathers errors of the console, scripts that fell over, and requests to anybody else."""
+    """One person's window. `problems` gathers errors of the console, scripts that fell over, and requests to anybody
+    else.
+    """
 
     context: BrowserContext
     page: Page
@@ -65,7 +67,9 @@ class Visit:
 def visit(browser: Browser, origin: str, *, width: int = 1440, theme: Theme = "light") -> Iterator[Visit]:
     """A window of its own: no cookies of another's, no request to another host."""
     height = 844 if width < 600 else 900
-    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme, accept_downloads=True)
+    context = browser.new_context(
+        viewport={"width": width, "height": height}, color_scheme=theme, accept_downloads=True
+    )
     context.add_init_script(f"try {{ localStorage.setItem('theme', '{theme}') }} catch {{}}")
     page = context.new_page()
     found = Visit(context, page, origin)
@@ -80,7 +84,12 @@ def visit(browser: Browser, origin: str, *, width: int = 1440, theme: Theme = "l
 
     context.route(lambda url: not url.startswith(("data:", "blob:", "about:")), guard)
     context.on(
-        "console", lambda message: found.problems.append(f"console: {message.text} ({message.location.get('url', '')})") if message.type == "error" else None
+        "console",
+        lambda message: (
+            found.problems.append(f"console: {message.text} ({message.location.get('url', '')})")
+            if message.type == "error"
+            else None
+        ),
     )
     context.on("weberror", lambda error: found.problems.append(f"script: {error.error}"))
     try:
@@ -97,16 +106,16 @@ def drawn(frame: Any) -> None:
 
 def sideways(page: Page) -> list[str]:
     """What sticks out of the window to the right and makes the page scroll sideways; empty where nothing does."""
-    found: list[str] = page.evaluate(
-        """() => {
+    found: list[str] = page.evaluate("""() => {
             const width = document.documentElement.clientWidth;
             if (document.documentElement.scrollWidth <= width) return [];
             const clips = (e) => getComputedStyle(e).overflowX !== 'visible';
-            const clipped = (e) => { for (let p = e.parentElement; p; p = p.parentElement) if (clips(p)) return true; return false; };
-            return [...document.querySelectorAll('body *')].filter((e) => e.getBoundingClientRect().right > width + 1 && !clipped(e))
+            const clipped = (e) => {
+                for (let p = e.parentElement; p; p = p.parentElement) if (clips(p)) return true; return false; };
+            return [...document.querySelectorAll('body *')].filter((e) => e.getBoundingClientRect().right > width
+              + 1 && !clipped(e))
                 .map((e) => `${e.tagName} ${e.className} ${e.textContent.trim().slice(0, 60)}`).slice(0, 5);
-        }"""
-    )
+        }""")
     return found
 
 
@@ -124,17 +133,21 @@ def violations(page: Page) -> list[str]:
 
 def _why(node: dict[str, Any]) -> str:
     found = [check["data"] for check in node.get("any", []) if isinstance(check.get("data"), dict)]
-    return ", ".join(f"{key} {data[key]}" for data in found for key in ("fgColor", "bgColor", "contrastRatio") if key in data)
+    return ", ".join(
+        f"{key} {data[key]}" for data in found for key in ("fgColor", "bgColor", "contrastRatio") if key in data
+    )
 
 
 def shown_table(page: Any, name: str) -> list[list[str]]:
     """Header and rows of a table as a person reads them, by its name in the CSV link."""
     rows: list[list[str]] = page.evaluate(
         """(name) => {
-            const link = [...document.querySelectorAll('a.csv')].find((a) => new URL(a.href).searchParams.get('table') === name);
+            const link = [...document.querySelectorAll('a.csv')].find((a) =>
+              new URL(a.href).searchParams.get('table') === name);
             let at = link;
             while (at && !at.querySelector('table')) at = at.parentElement;
-            const after = [...at.querySelectorAll('table')].find((t) => link.compareDocumentPosition(t) & Node.DOCUMENT_POSITION_FOLLOWING);
+            const after = [...at.querySelectorAll('table')].find((t) =>
+              link.compareDocumentPosition(t) & Node.DOCUMENT_POSITION_FOLLOWING);
             return [...after.rows].map((row) => [...row.cells].map((cell) => cell.innerText.trim()));
         }""",
         name,
@@ -144,12 +157,16 @@ def shown_table(page: Any, name: str) -> list[list[str]]:
 
 def table_names(page: Any) -> list[str]:
     """Tables that the page offers as CSV."""
-    names: list[str] = page.evaluate("[...document.querySelectorAll('a.csv')].map((a) => new URL(a.href).searchParams.get('table'))")
+    names: list[str] = page.evaluate(
+        "[...document.querySelectorAll('a.csv')].map((a) => new URL(a.href).searchParams.get('table'))"
+    )
     return names
 
 
 def controls(page: Any) -> list[str]:
-    """What a person can use: links, buttons, fields, handles of folded parts; those that are visible and enabled, in the document's order."""
+    """What a person can use: links, buttons, fields, handles of folded parts; those that are visible and enabled, in
+    the document's order.
+    """
     found: list[str] = page.evaluate(_NAMED + "visible().map(named)")
     return found
 
@@ -162,7 +179,10 @@ def tabbed_through(page: Page) -> list[str]:
     nowhere = 0
     for _ in range(3_000):
         page.keyboard.press("Tab")
-        name = page.evaluate(_NAMED + "document.activeElement === document.body || !document.activeElement ? '' : named(document.activeElement)")
+        name = page.evaluate(
+            _NAMED
+            + "document.activeElement === document.body || !document.activeElement ? '' : named(document.activeElement)"
+        )
         # Within a frame the page itself has no focus for a stop; past its end it has none for good.
         nowhere = 0 if name else nowhere + 1
         if nowhere == 3 or (reached and name == reached[0]):
@@ -177,13 +197,17 @@ def tabbed_through(page: Page) -> list[str]:
 
 _NAMED = """
 const selector = 'a[href], button, input:not([type=hidden]), select, textarea, summary, iframe';
-const visible = () => [...document.querySelectorAll(selector)].filter((e) => !e.disabled && e.tabIndex >= 0 && e.checkVisibility({visibilityProperty: true}));
-const named = (e) => `${e.tagName.toLowerCase()} ${[...document.querySelectorAll('*')].indexOf(e)} ${(e.innerText || e.name || '').trim().slice(0, 40)}`;
+const visible = () => [...document.querySelectorAll(selector)].filter((e) =>
+  !e.disabled && e.tabIndex >= 0 && e.checkVisibility({visibilityProperty: true}));
+const words = (e) => (e.innerText || e.name || '').trim().slice(0, 40);
+const named = (e) => `${e.tagName.toLowerCase()} ${[...document.querySelectorAll('*')].indexOf(e)} ${words(e)}`;
 """
 
 
 def same_cell(shown: str, value: str) -> bool:
-    """Whether a cell says what its value in the CSV is: numbers rounded, instants to the minute, words without underscores, a line for each part."""
+    """Whether a cell says what its value in the CSV is: numbers rounded, instants to the minute, words without
+    underscores, a line for each part.
+    """
     shown, value = " ".join(shown.split()), " ".join(value.split())
     if value == "":
         return shown in {"–", ""}

@@ -60,13 +60,24 @@ def postgres_url() -> Iterator[str]:
         options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
 
         def call(*command: str) -> None:
-            done = subprocess.run([f"{binaries}/{command[0]}", *command[1:]], cwd=folder, capture_output=True, text=True, check=False, **owner)  # type: ignore[call-overload]
+            done = subprocess.run(
+                [f"{binaries}/{command[0]}", *command[1:]],
+                cwd=folder,
+                capture_output=True,
+                text=True,
+                check=False,
+                **owner,
+            )  # type: ignore[call-overload]
             assert done.returncode == 0, f"{' '.join(command)} failed: {done.stderr or done.stdout}"
 
         call("initdb", "-D", data, "-U", "test", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
         # pg_ctl hands its output to the server, which outlives it: a pipe would never end.
         started = subprocess.run(
-            [f"{binaries}/pg_ctl", "-D", data, "-l", log, "-o", options, "-w", "start"], cwd=folder, stdout=subprocess.DEVNULL, check=False, **owner
+            [f"{binaries}/pg_ctl", "-D", data, "-l", log, "-o", options, "-w", "start"],
+            cwd=folder,
+            stdout=subprocess.DEVNULL,
+            check=False,
+            **owner,
         )  # type: ignore[call-overload]
         assert started.returncode == 0, Path(log).read_text()
         try:
@@ -78,7 +89,7 @@ def postgres_url() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def docker_engine() -> Any:
     """A client of the Docker engine, on a machine where the training image of this code was built (`make images`)."""
-    from training.containers import EngineUnavailable, ImageMissing, engine, find_image
+    from training.registry.containers import EngineUnavailable, ImageMissing, engine, find_image
 
     try:
         client = engine()

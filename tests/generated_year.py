@@ -1,12 +1,14 @@
 """A year of a fleet, made up: 16 models in four data sets, 365 nights, 30 features, for pages and their load times.
 
-`python -m tests.generated_year HOME [--serve PORT] [--role operator]` fills HOME and, with a port, shows the pages from it without
-Airflow. What pages read from SQL is inserted in bulk; the small tables that they read from Delta are published as the stages do.
+`python -m tests.generated_year HOME [--serve PORT] [--role operator]` fills HOME and, with a port, shows the pages from
+it without Airflow. What pages read from SQL is inserted in bulk; the small tables that they read from Delta are
+published as the stages do.
 
 Planted, so that there is something to see, by model's number (0 to 15; four to a data set):
     0  a view's features are null in 31 % of rows since three nights      7  a promotion was rolled back
     2  a view drifts, more every night, since 40 nights; then predictions 9  the newest night was not scored
-    5  errors grow since 45 nights; the gate refused the last challenger  12  its newest night, of a live data set, came late
+    5  errors grow since 45 nights; the gate refused the last challenger  12  its newest night, of a live data set, came
+       late
     3  a promotion waits for a person's approval (the gate has passed it)
 """
 
@@ -29,8 +31,10 @@ import pyarrow as pa
 import sqlalchemy as sa
 
 from config.calendar import ONE_DAY, Interval, cutoff
-from config.catalog import BinaryOutput, Dataset, ModelEntry, Output, load_catalog
-from config.checks import check_name
+from config.catalog.checks import check_name
+from config.catalog.data import Dataset
+from config.catalog.load import load_catalog
+from config.catalog.model import BinaryOutput, ModelEntry, Output
 from config.settings import Settings
 from features.expectations import BAD_SHARE
 from features.validate import SCORE
@@ -41,12 +45,12 @@ from lake.projection import _metadata as projection_metadata
 from lake.projection import _prepare, projections_table, sql_columns
 from lake.publish import publish
 from lake.tables import LakeTable, feature_table, quarantine_table, raw_table, valid_table
+from monitoring.alerting.runs import _metadata as runs_metadata
+from monitoring.alerting.runs import runs_table, waiting_table
 from monitoring.drift import MEAN, REFERENCE_MEAN
 from monitoring.performance import ACCURACY, ERROR_RATIO, LABEL_SHARE
-from monitoring.runs import _metadata as runs_metadata
-from monitoring.runs import runs_table, waiting_table
 from serving.predictions import predictions_table
-from serving.publish import sql_name
+from serving.projection import sql_name
 
 Floats = npt.NDArray[np.float64]
 NIGHTS = 365
@@ -87,11 +91,13 @@ def _dataset_yaml(name: str, first: date, last: date) -> str:
     views = []
     for number, (view, described) in enumerate(VIEWS.items()):
         columns = "\n".join(
-            f"      {_feature(number, i)}: {{type: float64, unit: {_UNITS[(number + i) % len(_UNITS)]}, description: number {i} of the view}}"
+            f"      {_feature(number, i)}: {{type: float64, unit: {_UNITS[(number + i) % len(_UNITS)]}, description: "
+            f"number {i} of the view}}"
             for i in range(PER_VIEW)
         )
         views.append(
-            f"  {view}:\n    description: {described.format(thing=thing)}\n    entities: [{thing}]\n    reads: [outcomes]\n"
+            f"  {view}:\n    description: {described.format(thing=thing)}\n    entities: [{thing}]\n"
+            "    reads: [outcomes]\n"
             f"    lookback: 14 days\n    ttl: 3 days\n    columns:\n{columns}"
         )
     bounds = f"from: {first - timedelta(days=200)}, to: {last + timedelta(days=30)}, first_night: {first}"
@@ -168,7 +174,8 @@ trainer: {{family: {"keras" if number % 5 == 4 else "xgboost"}, seed: 7, device:
 split: {{train: 90 days, validation: 14 days, test: 14 days, embargo: 1 day}}
 gate: {{better_by: 0.0, min_days: 7, segments: {{columns: [depot], min_rows: 20, worst: 1.2}}, baseline: median}}
 approval: {"required" if number == 3 else "none"}
-retrain: {{every: 42 days, drift: {{method: psi, limit_quantile: 0.99, share: 0.3}}, performance: {{worse_by: 0.1, nights: 14}}, cooldown: 7 days}}
+retrain: {{every: 42 days, drift: {{method: psi, limit_quantile: 0.99, share: 0.3}},
+  performance: {{worse_by: 0.1, nights: 14}}, cooldown: 7 days}}
 """
 
 
@@ -182,13 +189,17 @@ def write_catalog(home: Path, first: date, last: date) -> Settings:
     for kind in ("datasets", "models"):
         (home / "catalog" / kind).mkdir(parents=True, exist_ok=True)
     for place, dataset in enumerate(DATASETS):
-        (home / "catalog" / "datasets" / f"{dataset}.yaml").write_text(_dataset_yaml(dataset, first, last), encoding="utf-8")
+        (home / "catalog" / "datasets" / f"{dataset}.yaml").write_text(
+            _dataset_yaml(dataset, first, last), encoding="utf-8"
+        )
         (home / "sql" / dataset).mkdir(parents=True, exist_ok=True)
         for view in VIEWS:
             (home / "sql" / dataset / f"{view}.sql").write_text("SELECT data_date FROM nights\n", encoding="utf-8")
         for i in range(MODELS_PER_DATASET):
             name = f"{_THINGS[dataset]}_{_TARGETS[i]}"
-            (home / "catalog" / "models" / f"{name}.yaml").write_text(_model_yaml(name, dataset, place * MODELS_PER_DATASET + i), encoding="utf-8")
+            (home / "catalog" / "models" / f"{name}.yaml").write_text(
+                _model_yaml(name, dataset, place * MODELS_PER_DATASET + i), encoding="utf-8"
+            )
     return settings_of(home)
 
 
@@ -228,7 +239,12 @@ class Story:
     @property
     def reigns(self) -> npt.NDArray[np.int64]:
         """Position in `versions` of the champion of every night."""
-        return np.searchsorted([v.from_night for v in self.versions], np.arange(len(self.nights)), side="right").astype(np.int64) - 1
+        return (
+            np.searchsorted([v.from_night for v in self.versions], np.arange(len(self.nights)), side="right").astype(
+                np.int64
+            )
+            - 1
+        )
 
     def reference(self, night: int) -> str:
         """How the metrics table names what a night is compared with."""
@@ -294,7 +310,12 @@ class _Rows:
                 continue
             self.rows.append(
                 (
-                    *head, days[i], check, column, segment, _number(values[i]),
+                    *head,
+                    days[i],
+                    check,
+                    column,
+                    segment,
+                    _number(values[i]),
                     None if lower is None else _number(lower[i]),
                     None if upper is None else _number(upper[i]),
                     _number(threshold[i]) if isinstance(threshold, np.ndarray) else threshold,
@@ -304,7 +325,7 @@ class _Rows:
                     None if reference is None else reference[i],
                     days[i + judged_after],
                 )
-            )  # fmt: skip
+            )
 
 
 def _number(value: float) -> float | None:
@@ -351,18 +372,44 @@ def _drift_rows(story: Story) -> _Rows:
         nulls[random.integers(0, count, 2)] = random.uniform(0.06, 0.2, 2)
         if story.number == 0 and 2 * PER_VIEW <= number < 2 * PER_VIEW + 3:
             nulls[-3:] = 0.31 + 0.001 * number
-        rows.add("null_rate", nulls, column=name, threshold=0.05, status=np.where(nulls > 0.05, "warning", "ok").tolist(), n=volume, reference=reference)
+        rows.add(
+            "null_rate",
+            nulls,
+            column=name,
+            threshold=0.05,
+            status=np.where(nulls > 0.05, "warning", "ok").tolist(),
+            n=volume,
+            reference=reference,
+        )
     share = beyond / len(names)
     allowed = entry.retrain.drift.share
-    said = [f"{beyond[i]} of {len(names)} columns lie beyond their limit" + (f": {', '.join(worst[i][:3])}" if worst[i] else "") for i in range(count)]
+    said = [
+        f"{beyond[i]} of {len(names)} columns lie beyond their limit"
+        + (f": {', '.join(worst[i][:3])}" if worst[i] else "")
+        for i in range(count)
+    ]
     rows.add(
-        "drift_share", share, threshold=allowed, status=np.where(share >= allowed, "failing", "ok").tolist(), reason=said, n=len(names), reference=reference
+        "drift_share",
+        share,
+        threshold=allowed,
+        status=np.where(share >= allowed, "failing", "ok").tolist(),
+        reason=said,
+        n=len(names),
+        reference=reference,
     )
     for name in entry.output_columns:
         value = 0.08 * np.clip(0.4 + random.normal(0, 0.12, count), 0.02, None)
         if story.number == 2:
             value[-20:] += 0.2
-        rows.add("prediction_drift", value, column=name, threshold=0.08, status=np.where(value > 0.08, "warning", "ok").tolist(), n=volume, reference=reference)
+        rows.add(
+            "prediction_drift",
+            value,
+            column=name,
+            threshold=0.08,
+            status=np.where(value > 0.08, "warning", "ok").tolist(),
+            n=volume,
+            reference=reference,
+        )
         usual = 0.3 if name.endswith("probability") else 20.0
         rows.add(MEAN, usual * random.normal(1, 0.05, count), column=name, n=volume, reference=reference)
         rows.add(REFERENCE_MEAN, np.full(count, usual), column=name, n=8_400, reference=reference)
@@ -391,7 +438,14 @@ def _performance_rows(story: Story) -> _Rows:
 
 
 def _output_rows(
-    rows: _Rows, name: str, output: Output, random: np.random.Generator, season: Floats, worse: Floats, labelled: npt.NDArray[np.int64], shared: dict[str, Any]
+    rows: _Rows,
+    name: str,
+    output: Output,
+    random: np.random.Generator,
+    season: Floats,
+    worse: Floats,
+    labelled: npt.NDArray[np.int64],
+    shared: dict[str, Any],
 ) -> None:
     count = len(season)
     binary = isinstance(output, BinaryOutput)
@@ -417,11 +471,23 @@ def _output_rows(
         measured("bias", random.normal(0, 1, count), np.full(count, 1.0))
         coverage = np.clip(0.8 - 0.3 * worse + random.normal(0, 0.02, count), 0, 1)
         low = coverage + 0.02 < 0.7
-        reason = [f"the interval should hold 80% of outcomes, it held {coverage[i]:.0%}" if low[i] else None for i in range(count)]
-        measured("interval_coverage", coverage, np.full(count, 0.02), threshold=0.8, status=np.where(low, "warning", "ok").tolist(), reason=reason)
+        reason = [
+            f"the interval should hold 80% of outcomes, it held {coverage[i]:.0%}" if low[i] else None
+            for i in range(count)
+        ]
+        measured(
+            "interval_coverage",
+            coverage,
+            np.full(count, 0.02),
+            threshold=0.8,
+            status=np.where(low, "warning", "ok").tolist(),
+            reason=reason,
+        )
     ratio, bound = error / baseline, round(1 / 1.2 * 1.1 * 1.05, 6)
     said = [
-        f"{output.gate} over the baseline's is {ratio[i]:.3f} in this night, it was {1 / 1.2:.3f} at the gate" if ratio[i] > bound else None
+        f"{output.gate} over the baseline's is {ratio[i]:.3f} in this night, it was {1 / 1.2:.3f} at the gate"
+        if ratio[i] > bound
+        else None
         for i in range(count)
     ]
     measured(ERROR_RATIO, ratio, threshold=bound, status=np.where(ratio > bound, "warning", "ok").tolist(), reason=said)
@@ -429,8 +495,12 @@ def _output_rows(
         n = np.maximum(np.round(labelled * part), 1).astype(np.int64)
         own = error * (0.8 + 0.1 * k) * random.normal(1, 0.06, count)
         width = own * 1.2 / np.sqrt(n)
-        rows.add(output.gate, own, column=name, segment=f"depot={value}", lower=own - width, upper=own + width, n=n, **shared)
-        rows.add(f"{output.gate}_baseline", baseline * (0.8 + 0.1 * k), column=name, segment=f"depot={value}", n=n, **shared)
+        rows.add(
+            output.gate, own, column=name, segment=f"depot={value}", lower=own - width, upper=own + width, n=n, **shared
+        )
+        rows.add(
+            f"{output.gate}_baseline", baseline * (0.8 + 0.1 * k), column=name, segment=f"depot={value}", n=n, **shared
+        )
 
 
 @dataclass(frozen=True)
@@ -444,7 +514,10 @@ class Bad:
 def _bad_rows(dataset: Dataset, place: int, count: int, seed: int) -> Bad:
     random = np.random.default_rng([seed, place, 4])
     week = 1 + 0.15 * np.sin(2 * np.pi * np.arange(count) / 7)
-    rows = {table: np.round((1200 + 300 * place) * week * random.normal(1, 0.03, count)).astype(np.int64) for table in dataset.tables}
+    rows = {
+        table: np.round((1200 + 300 * place) * week * random.normal(1, 0.03, count)).astype(np.int64)
+        for table in dataset.tables
+    }
     counts = {}
     for table in dataset.tables:
         bad = np.where(random.random(count) < 0.04, random.integers(1, 40, count), 0)
@@ -464,13 +537,33 @@ def _quality_rows(dataset: Dataset, bad: Bad, nights: Sequence[date]) -> _Rows:
             statuses = np.where(values > stop, "failing", np.where(values > warn, "warning", "ok")).tolist()
             said = [f"{broken[i]} of {volume[i]} rows" if values[i] else None for i in range(len(share))]
             rows.add(
-                check_name(rule), values, column=f"{table}.{getattr(rule, 'column', '')}".rstrip("."), threshold=warn, status=statuses, reason=said, n=volume
+                check_name(rule),
+                values,
+                column=f"{table}.{getattr(rule, 'column', '')}".rstrip("."),
+                threshold=warn,
+                status=statuses,
+                reason=said,
+                n=volume,
             )
-        rows.add(BAD_SHARE, share, column=table, threshold=warn, status=np.where(share > warn, "warning", "ok").tolist(), n=volume)
+        rows.add(
+            BAD_SHARE,
+            share,
+            column=table,
+            threshold=warn,
+            status=np.where(share > warn, "warning", "ok").tolist(),
+            n=volume,
+        )
         for judged in entry.table_rules:
             rows.add(check_name(judged), np.ones(len(share)), column=table, threshold=2.0, n=volume)
         score = 1 - share
-        rows.add(SCORE, score, column=table, threshold=1 - warn, status=np.where(score >= 1 - warn, "ok", "warning").tolist(), n=volume)
+        rows.add(
+            SCORE,
+            score,
+            column=table,
+            threshold=1 - warn,
+            status=np.where(score >= 1 - warn, "ok", "warning").tolist(),
+            n=volume,
+        )
     return rows
 
 
@@ -483,11 +576,31 @@ def _committed(story_zone: str, day: date, hours: float) -> str:
 
 
 def _publication(
-    table: str, day: date, version: int, count: int, zone: str, hours: float, run_id: str, details: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]]
+    table: str,
+    day: date,
+    version: int,
+    count: int,
+    zone: str,
+    hours: float,
+    run_id: str,
+    details: Mapping[str, Any],
+    inputs: Sequence[Mapping[str, Any]],
 ) -> tuple[Any, ...]:
     digest = _digest(table, day, version)
     at = _committed(zone, day, hours)
-    return (table, day.isoformat(), version, digest, count, run_id, _CODE, _digest(table.split("/")[0]), at, json.dumps(list(inputs)), json.dumps(details))
+    return (
+        table,
+        day.isoformat(),
+        version,
+        digest,
+        count,
+        run_id,
+        _CODE,
+        _digest(table.split("/")[0]),
+        at,
+        json.dumps(list(inputs)),
+        json.dumps(details),
+    )
 
 
 def _input(table: str, day: date, version: int) -> dict[str, Any]:
@@ -506,15 +619,33 @@ def _dataset_publications(
     for table in dataset.tables:
         chains.append((raw_table(lake.settings, dataset, table), 0.0, bad.rows[table]))
         chains.append((valid_table(lake.settings, dataset, table), 0.02, bad.rows[table] - bad.counts[table]))
-    chains += [(feature_table(lake.settings, dataset, view), 0.05, np.full(len(nights), 400)) for view in dataset.features]
+    chains += [
+        (feature_table(lake.settings, dataset, view), 0.05, np.full(len(nights), 400)) for view in dataset.features
+    ]
     chains.append((metrics_table(lake.settings, dataset.name, "quality"), 0.03, np.full(len(nights), 14)))
     for target, more, counts in chains:
         rows = []
         for i, day in enumerate(nights):
             run_id = f"scheduled__{day}"
-            rows.append(_publication(target.name, day, i + 1, int(counts[i]), dataset.time_zone, float(hours[i]) + more, run_id, {}, []))
+            rows.append(
+                _publication(
+                    target.name, day, i + 1, int(counts[i]), dataset.time_zone, float(hours[i]) + more, run_id, {}, []
+                )
+            )
             if again[i] and not target.name.startswith(f"{dataset.name}/raw"):
-                rows.append(_publication(target.name, day, len(nights) + i + 1, int(counts[i]), dataset.time_zone, 30.0 + more, f"restate__{day}", {}, []))
+                rows.append(
+                    _publication(
+                        target.name,
+                        day,
+                        len(nights) + i + 1,
+                        int(counts[i]),
+                        dataset.time_zone,
+                        30.0 + more,
+                        f"restate__{day}",
+                        {},
+                        [],
+                    )
+                )
         yield target, rows
 
 
@@ -530,11 +661,27 @@ def _model_publications(lake: Lake, story: Story) -> Iterator[tuple[LakeTable, l
     for i in range(story.scored):
         version = story.versions[int(reigns[i])]
         day = story.nights[i].isoformat()
-        champion = {"version": version.number, "artifact_digest": version.digest, "sequence": version.number, "first": day, "last": day}
+        champion = {
+            "version": version.number,
+            "artifact_digest": version.digest,
+            "sequence": version.number,
+            "first": day,
+            "last": day,
+        }
         details = {"role": "champion", "ledger_version": version.number, "champions": [champion]}
         inputs = [_input(f"{dataset.name}/features/{view}", story.nights[i], i + 1) for view in entry.features]
         rows.append(
-            _publication(table.name, story.nights[i], i + 1, int(volume[i]), dataset.time_zone, float(hours[i]), f"asset_triggered__{day}", details, inputs)
+            _publication(
+                table.name,
+                story.nights[i],
+                i + 1,
+                int(volume[i]),
+                dataset.time_zone,
+                float(hours[i]),
+                f"asset_triggered__{day}",
+                details,
+                inputs,
+            )
         )
     yield table, rows
     for group, size in (("drift", 128), ("performance", 44)):
@@ -542,15 +689,29 @@ def _model_publications(lake: Lake, story: Story) -> Iterator[tuple[LakeTable, l
         yield (
             table,
             [
-                _publication(table.name, story.nights[i], i + 1, size, dataset.time_zone, float(hours[i]) + 0.1, f"asset_triggered__{story.nights[i]}", {}, [])
+                _publication(
+                    table.name,
+                    story.nights[i],
+                    i + 1,
+                    size,
+                    dataset.time_zone,
+                    float(hours[i]) + 0.1,
+                    f"asset_triggered__{story.nights[i]}",
+                    {},
+                    [],
+                )
                 for i in range(story.scored)
             ],
         )
 
 
-def _insert(connection: sa.Connection, table: sa.Table, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
+def _insert(
+    connection: sa.Connection, table: sa.Table, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]
+) -> None:
     quote = connection.dialect.identifier_preparer.quote
-    statement = f"INSERT INTO {quote(table.name)} ({', '.join(map(quote, columns))}) VALUES ({', '.join('?' * len(columns))})"
+    statement = (
+        f"INSERT INTO {quote(table.name)} ({', '.join(map(quote, columns))}) VALUES ({', '.join('?' * len(columns))})"
+    )
     connection.exec_driver_sql(statement, list(rows)) if rows else None
 
 
@@ -561,20 +722,41 @@ def _index(lake: Lake, connection: sa.Connection, table: LakeTable, rows: Sequen
     _insert(connection, publications_table, columns, rows)
     delta_id = str(delta.metadata().id)
     connection.execute(_synced_table.insert(), {"table_name": table.name, "delta_id": delta_id, "version": 1_000_000})
-    sql_table = SQL_TABLE if "/metrics/" in table.name else sql_name(table.name.split("/")[0]) if table.name.endswith("/predictions") else None
+    sql_table = (
+        SQL_TABLE
+        if "/metrics/" in table.name
+        else sql_name(table.name.split("/")[0])
+        if table.name.endswith("/predictions")
+        else None
+    )
     if sql_table:
         newest = {row[1]: row for row in rows}
         named = ["sql_table", "table_name", "data_date", "delta_id", "version", "digest", "row_count", "projected_at"]
-        _insert(connection, projections_table, named, [(sql_table, table.name, day, delta_id, r[2], r[3], r[4], r[8]) for day, r in newest.items()])
+        _insert(
+            connection,
+            projections_table,
+            named,
+            [(sql_table, table.name, day, delta_id, r[2], r[3], r[4], r[8]) for day, r in newest.items()],
+        )
 
 
 # ---- the small tables that pages read from Delta --------------------------------------------------------------------
 
 
-def _whole_table(lake: Lake, table: LakeTable, rows: Sequence[Mapping[str, Any]], interval: Interval, subject: str) -> None:
+def _whole_table(
+    lake: Lake, table: LakeTable, rows: Sequence[Mapping[str, Any]], interval: Interval, subject: str
+) -> None:
     found = pa.Table.from_pylist([dict(row) for row in rows], schema=table.schema)
     with lake.scratch("year") as scratch:
-        publish(lake.publications, table, found, interval, replaces=dict.fromkeys(interval), lineage=lake.lineage(subject, "generated"), scratch=scratch)
+        publish(
+            lake.publications,
+            table,
+            found,
+            interval,
+            replaces=dict.fromkeys(interval),
+            lineage=lake.lineage(subject, "generated"),
+            scratch=scratch,
+        )
 
 
 def _quarantine(lake: Lake, dataset: Dataset, bad: Bad, nights: Sequence[date]) -> None:
@@ -586,21 +768,43 @@ def _quarantine(lake: Lake, dataset: Dataset, bad: Bad, nights: Sequence[date]) 
             day = nights[int(i)]
             instant = cutoff(day, dataset.time_zone)
             for k in range(int(counts[i])):
-                own: dict[str, Any] = {"event_date": day, thing: "<script>alert('bad')</script>" if k == 0 else f"{thing}-{k}"}
-                own |= {"depot": "north", "due_utc": instant, "weight_kg": -5.0 - k} if table == "plans" else {"end_utc": instant, "minutes": 9_000.0 + k}
-                broken = f"between({'weight_kg' if table == 'plans' else 'minutes'})" + (f"; unique(event_date, {thing})" if k % 9 == 8 else "")
-                rows.append(own | {"known_at_utc": instant, "revision": 0, "row_number": k + 1, "broken_rules": broken, "data_date": day})
+                own: dict[str, Any] = {
+                    "event_date": day,
+                    thing: "<script>alert('bad')</script>" if k == 0 else f"{thing}-{k}",
+                }
+                own |= (
+                    {"depot": "north", "due_utc": instant, "weight_kg": -5.0 - k}
+                    if table == "plans"
+                    else {"end_utc": instant, "minutes": 9_000.0 + k}
+                )
+                broken = f"between({'weight_kg' if table == 'plans' else 'minutes'})" + (
+                    f"; unique(event_date, {thing})" if k % 9 == 8 else ""
+                )
+                rows.append(
+                    own
+                    | {
+                        "known_at_utc": instant,
+                        "revision": 0,
+                        "row_number": k + 1,
+                        "broken_rules": broken,
+                        "data_date": day,
+                    }
+                )
         _whole_table(lake, target, rows, Interval(nights[0], nights[-1] + ONE_DAY), dataset.name)
 
 
 def _requests(lake: Lake, story: Story) -> None:
-    from monitoring.requests import PERSON, POLICY, requests_table
+    from monitoring.retraining_requests import PERSON, POLICY, requests_table
 
     asked = {v.as_of for v in story.versions[1:]}
     rows = []
     for i in range(story.scored):
         trigger = "none"
-        if i in asked or (story.number == 5 and i == story.scored - 12) or (story.number == 2 and i == story.scored - 5):
+        if (
+            i in asked
+            or (story.number == 5 and i == story.scored - 12)
+            or (story.number == 2 and i == story.scored - 5)
+        ):
             trigger = "performance" if story.number == 5 else "drift" if story.number == 2 else "calendar"
         reason = {
             "none": "drift: 3% of 30 columns beyond their limit lies below 30%; calendar: next training due later",
@@ -613,17 +817,44 @@ def _requests(lake: Lake, story: Story) -> None:
             "drift": {"share": 0.43 if trigger == "drift" else 0.03, "threshold": 0.3},
             "as_of": story.nights[i].isoformat(),
         }
-        rows.append({"actor": POLICY, "by": POLICY, "requested": trigger != "none", "trigger": trigger, "reason": reason, "evidence": json.dumps(evidence)})
+        rows.append(
+            {
+                "actor": POLICY,
+                "by": POLICY,
+                "requested": trigger != "none",
+                "trigger": trigger,
+                "reason": reason,
+                "evidence": json.dumps(evidence),
+            }
+        )
         rows[-1]["data_date"] = story.nights[i]
     if story.number % 3 == 0:
         day = story.nights[story.scored - 20]
         words = "<b>Refit</b> after the depot's move, please; 'north' & \"south\" changed places"
         evidence = {"policy": None, "trigger": PERSON, "by": "ana", "reason": words, "as_of": day.isoformat()}
-        rows.append({"actor": PERSON, "by": "ana", "requested": True, "trigger": PERSON, "reason": words, "evidence": json.dumps(evidence), "data_date": day})
-    _whole_table(lake, requests_table(lake, story.entry.name), rows, Interval(story.nights[0], story.nights[story.scored - 1] + ONE_DAY), story.entry.name)
+        rows.append(
+            {
+                "actor": PERSON,
+                "by": "ana",
+                "requested": True,
+                "trigger": PERSON,
+                "reason": words,
+                "evidence": json.dumps(evidence),
+                "data_date": day,
+            }
+        )
+    _whole_table(
+        lake,
+        requests_table(lake, story.entry.name),
+        rows,
+        Interval(story.nights[0], story.nights[story.scored - 1] + ONE_DAY),
+        story.entry.name,
+    )
 
 
-_UNMEASURED: dict[str, Any] = dict.fromkeys(("output", "metric", "segment", "challenger", "rival", "improvement", "bound", "needed", "rows", "note"))
+_UNMEASURED: dict[str, Any] = dict.fromkeys(
+    ("output", "metric", "segment", "challenger", "rival", "improvement", "bound", "needed", "rows", "note")
+)
 
 
 def _evidence(story: Story, version: int, as_of: date, verdict: str, rival: int | None) -> dict[str, Any]:
@@ -637,14 +868,45 @@ def _evidence(story: Story, version: int, as_of: date, verdict: str, rival: int 
         improvement = 1 - own / beaten
         outputs[name] = {"metric": output.gate, "challenger": own, "baseline": base, "rival": beaten}
         told = {"output": name, "metric": output.gate, "challenger": own, "rival": beaten, "improvement": improvement}
-        checks.append({"name": "improvement", "passed": good, **told, "bound": improvement - 0.03, "needed": 0.0, "rows": 9_000})
+        checks.append(
+            {"name": "improvement", "passed": good, **told, "bound": improvement - 0.03, "needed": 0.0, "rows": 9_000}
+        )
         for segment in SEGMENTS[:5]:
-            checks.append({"name": "segment", "passed": True, **told, "segment": f"depot={segment}", "bound": own / beaten, "needed": 1.2, "rows": 900})
-    checks.append({"name": "latency", "passed": True, "challenger": 0.02, "needed": 5.0, "metric": "milliseconds_per_row", "rows": 9_000})
+            checks.append(
+                {
+                    "name": "segment",
+                    "passed": True,
+                    **told,
+                    "segment": f"depot={segment}",
+                    "bound": own / beaten,
+                    "needed": 1.2,
+                    "rows": 900,
+                }
+            )
     checks.append(
-        {"name": "leakage", "passed": True, "challenger": 0.0, "needed": 0.0, "note": "3 nights computed again on a lake cut off there: no cell differs"}
+        {
+            "name": "latency",
+            "passed": True,
+            "challenger": 0.02,
+            "needed": 5.0,
+            "metric": "milliseconds_per_row",
+            "rows": 9_000,
+        }
     )
-    text = "Better than its rival by more than 0 % with 95 % confidence." if good else "The error grew by 8 % against its rival; not to be worse was needed."
+    checks.append(
+        {
+            "name": "leakage",
+            "passed": True,
+            "challenger": 0.0,
+            "needed": 0.0,
+            "note": "3 nights computed again on a lake cut off there: no cell differs",
+        }
+    )
+    text = (
+        "Better than its rival by more than 0 % with 95 % confidence."
+        if good
+        else "The error grew by 8 % against its rival; not to be worse was needed."
+    )
     nights = [as_of - timedelta(days=k + 2) for k in range(14)][::-1]
     return {
         "model": story.entry.name,
@@ -654,34 +916,54 @@ def _evidence(story: Story, version: int, as_of: date, verdict: str, rival: int 
         "reasons": [{"code": "better" if good else "not_better", "text": text}],
         "checks": [_UNMEASURED | check for check in checks],
         "subject": {"artifact_digest": _digest(story.entry.name, version)},
-        "rival": {"name": f"champion version {rival}" if rival else "baseline median", "version": rival, "artifact_digest": None, "unusable_champion": None},
+        "rival": {
+            "name": f"champion version {rival}" if rival else "baseline median",
+            "version": rival,
+            "artifact_digest": None,
+            "unusable_champion": None,
+        },
         "test": {"nights": [d.isoformat() for d in nights], "left_out": [], "rows": 9_000},
         "windows": {},
         "rules": {},
         "bootstrap": {"resampled": "days", "resamples": 1000, "seed": 7},
         "outputs": outputs,
-    }  # fmt: skip
+    }
 
 
 def _decisions(lake: Lake, story: Story) -> None:
     """The gate's decisions and the ledger's lines; of model 7 the newest promotion was rolled back."""
     from lake.ledger import Promotion
-    from training.decision import Decision, _canonical, _text, decisions_table
+    from training.registry.decision import Decision, _canonical, _text, decisions_table
 
     documents = []
     for position, version in enumerate(story.versions):
         documents.append(_evidence(story, version.number, story.day(version.as_of), "promote", position or None))
     newest = story.versions[-1].number
     if story.number in {2, 5}:
-        documents.append(_evidence(story, newest + 1, story.nights[story.scored - (12 if story.number == 5 else 5)], "refuse", newest))
+        documents.append(
+            _evidence(
+                story, newest + 1, story.nights[story.scored - (12 if story.number == 5 else 5)], "refuse", newest
+            )
+        )
     if story.number == 3:
         documents.append(_evidence(story, newest + 1, story.nights[story.scored - 2], "promote", newest))
     table = decisions_table(lake, story.entry.name)
     rows: list[dict[str, Any]] = []
     for document in documents:
         decision = Decision.of(json.loads(_canonical(document)))
-        row: dict[str, Any] = {"version": decision.version, "judgement": 1, "verdict": decision.verdict, "rival": decision.rival, "nights": decision.nights}
-        row |= {"rows": decision.rows, "reasons": _text(document["reasons"]), "checks": _text(document["checks"]), "evidence": _canonical(document)}
+        row: dict[str, Any] = {
+            "version": decision.version,
+            "judgement": 1,
+            "verdict": decision.verdict,
+            "rival": decision.rival,
+            "nights": decision.nights,
+        }
+        row |= {
+            "rows": decision.rows,
+            "reasons": _text(document["reasons"]),
+            "checks": _text(document["checks"]),
+            "evidence": _canonical(document),
+        }
         rows.append(row | {"evidence_digest": decision.evidence_digest, "data_date": decision.as_of})
     for row in rows:
         _whole_table(lake, table, [row], Interval.of(row["data_date"]), story.entry.name)
@@ -692,16 +974,33 @@ def _decisions(lake: Lake, story: Story) -> None:
         at = datetime.combine(story.day(version.as_of) + ONE_DAY, time(3), UTC)
         by = "olga" if story.entry.approval == "required" else "gate"
         snapshot = ledger.append(
-            Promotion(story.entry.name, version.number, story.day(version.as_of), story.day(version.from_night), at, by, version.digest, evidence_digest),
+            Promotion(
+                story.entry.name,
+                version.number,
+                story.day(version.as_of),
+                story.day(version.from_night),
+                at,
+                by,
+                version.digest,
+                evidence_digest,
+            ),
             seen=snapshot,
         )
     if story.number == 7 and len(promoted) > 1:
         before, digest = promoted[-2]
         day = story.nights[-4]
         line = Promotion(
-            story.entry.name, before.number, story.day(before.as_of), day, datetime.combine(day, time(2), UTC), "olga", before.digest, digest, "rollback",
+            story.entry.name,
+            before.number,
+            story.day(before.as_of),
+            day,
+            datetime.combine(day, time(2), UTC),
+            "olga",
+            before.digest,
+            digest,
+            "rollback",
             reason="depot south complained about the estimates",
-        )  # fmt: skip
+        )
         ledger.append(line, seen=snapshot)
 
 
@@ -713,18 +1012,40 @@ def _artifacts(lake: Lake, story: Story) -> None:
         folder = lake.settings.artifacts / story.entry.name / version.digest
         folder.mkdir(parents=True, exist_ok=True)
         shares = random.dirichlet(np.full(len(names), 0.4))
-        importances = {output: {name: round(float(s), 6) for name, s in zip(names, shares, strict=True)} for output in story.entry.outputs}
+        importances = {
+            output: {name: round(float(s), 6) for name, s in zip(names, shares, strict=True)}
+            for output in story.entry.outputs
+        }
         (folder / "importances.json").write_text(json.dumps(importances))
         as_of = story.day(version.as_of)
         columns = {
-            name: {"kind": "numeric", "edges": [0.0, 5.0, 10.0], "counts": [100, 200, 200, 100], "limit": 0.04 + 0.02 * (k % 5), "null_limit": 0.05}
+            name: {
+                "kind": "numeric",
+                "edges": [0.0, 5.0, 10.0],
+                "counts": [100, 200, 200, 100],
+                "limit": 0.04 + 0.02 * (k % 5),
+                "null_limit": 0.05,
+            }
             for k, name in enumerate(names)
         }
         first, last = as_of - timedelta(days=120), as_of - timedelta(days=30)
-        profile = {"format": 2, "method": "psi", "window_nights": 1, "nights": 90, "rows": 54_000, "first": str(first), "last": str(last), "columns": columns}
-        (folder / "reference.json").write_text(json.dumps(profile | {"volume": {"lower": 400, "upper": 2_000}, "predictions": {}}))
+        profile = {
+            "format": 2,
+            "method": "psi",
+            "window_nights": 1,
+            "nights": 90,
+            "rows": 54_000,
+            "first": str(first),
+            "last": str(last),
+            "columns": columns,
+        }
+        (folder / "reference.json").write_text(
+            json.dumps(profile | {"volume": {"lower": 400, "upper": 2_000}, "predictions": {}})
+        )
         (folder / "manifest.json").write_text(
-            json.dumps({"family": story.entry.trainer.family, "artifacts": {}, "training_set_digest": _digest(version.digest)})
+            json.dumps(
+                {"family": story.entry.trainer.family, "artifacts": {}, "training_set_digest": _digest(version.digest)}
+            )
         )
 
 
@@ -737,11 +1058,15 @@ def _reports(lake: Lake, story: Story) -> None:
         folder = lake.settings.reports / story.entry.name / day.isoformat()
         folder.mkdir(parents=True, exist_ok=True)
         for group in ("drift", "performance"):
-            (folder / f"{group}.html").write_text(page.format(title=f"{group.capitalize()} of {story.entry.name}, {day}"), encoding="utf-8")
+            (folder / f"{group}.html").write_text(
+                page.format(title=f"{group.capitalize()} of {story.entry.name}, {day}"), encoding="utf-8"
+            )
     cards = lake.settings.reports / story.entry.name / "model_cards"
     cards.mkdir(parents=True, exist_ok=True)
     for version in story.versions:
-        (cards / f"{version.number}.html").write_text(page.format(title=f"Model card of version {version.number}"), encoding="utf-8")
+        (cards / f"{version.number}.html").write_text(
+            page.format(title=f"Model card of version {version.number}"), encoding="utf-8"
+        )
 
 
 # ---- rows of predictions ---------------------------------------------------------------------------------------
@@ -765,12 +1090,32 @@ def _predictions(lake: Lake, story: Story, connection: sa.Connection, *, nights:
         day, version = story.nights[i], story.versions[int(story.reigns[i])]
         due = (cutoff(day, dataset.time_zone) + timedelta(hours=9)).strftime("%Y-%m-%d %H:%M:%S.%f")
         for k in range(rows):
-            row: dict[str, Any] = {"source_table": table.name, "delta_version": i + 1, "prediction_id": prediction_id(entry.name, day, k), "role": "champion"}
-            row |= {"model": entry.name, "version": version.number, "artifact_digest": version.digest, "event_date": (day + ONE_DAY).isoformat()}
-            row |= {thing: f"{thing}-{k}", "target_time_utc": due, "input_digest": _digest(day, k)[:32], "data_date": day.isoformat(), "superseded_at": None}
+            row: dict[str, Any] = {
+                "source_table": table.name,
+                "delta_version": i + 1,
+                "prediction_id": prediction_id(entry.name, day, k),
+                "role": "champion",
+            }
+            row |= {
+                "model": entry.name,
+                "version": version.number,
+                "artifact_digest": version.digest,
+                "event_date": (day + ONE_DAY).isoformat(),
+            }
+            row |= {
+                thing: f"{thing}-{k}",
+                "target_time_utc": due,
+                "input_digest": _digest(day, k)[:32],
+                "data_date": day.isoformat(),
+                "superseded_at": None,
+            }
             value = float(random.normal(20, 6))
             for name in entry.output_columns:
-                row[name] = min(max(value / 60, 0.0), 1.0) if name.endswith("probability") else value + {"r": 0, "s": 0}.get(name[-1], 0)
+                row[name] = (
+                    min(max(value / 60, 0.0), 1.0)
+                    if name.endswith("probability")
+                    else value + {"r": 0, "s": 0}.get(name[-1], 0)
+                )
             found.append(row)
     columns = [c.name for c in target.c]
     _insert(connection, target, columns, [tuple(row[c] for c in columns) for row in found])
@@ -782,7 +1127,13 @@ def _predictions(lake: Lake, story: Story, connection: sa.Connection, *, nights:
 def _waiting(story: Story) -> dict[str, Any]:
     """Row of the SQL table `waiting`: the run that asks a person, and does so for ever."""
     name, night = story.entry.name, story.nights[story.scored - 1]
-    row = {"model": name, "run_id": f"asset_triggered__{night}", "asking": 0, "dag_id": f"{name}_train", "title": f"Promote {name}?"}
+    row = {
+        "model": name,
+        "run_id": f"asset_triggered__{night}",
+        "asking": 0,
+        "dag_id": f"{name}_train",
+        "title": f"Promote {name}?",
+    }
     return row | {"asked_at": cutoff(night, story.dataset.time_zone), "until": datetime(2200, 1, 1, tzinfo=UTC)}
 
 
@@ -790,12 +1141,35 @@ def _runs(stories: Sequence[Story], nights: Sequence[date]) -> list[dict[str, An
     """Rows of the SQL table `runs`: every night of every DAG, the planted failures among them."""
     rows: list[dict[str, Any]] = []
 
-    def add(subject: str, kind: str, day: date, zone: str, hours: float, minutes: float, note: str | None = None, error: str | None = None) -> None:
+    def add(
+        subject: str,
+        kind: str,
+        day: date,
+        zone: str,
+        hours: float,
+        minutes: float,
+        note: str | None = None,
+        error: str | None = None,
+    ) -> None:
         begun = cutoff(day, zone) + timedelta(hours=hours)
         ended = begun + timedelta(minutes=minutes)
-        row: dict[str, Any] = {"dag_id": f"{subject}_{kind}", "run_id": f"{'scheduled' if kind == 'ingest' else 'asset_triggered'}__{day}"}
-        row |= {"subject": subject, "kind": kind, "partition_key": day.isoformat(), "state": "failed" if error else "success", "started_at": begun}
-        row |= {"ended_at": ended, "note": note, "failed_task": kind if error else None, "errors": json.dumps([[kind, error]]) if error else None}
+        row: dict[str, Any] = {
+            "dag_id": f"{subject}_{kind}",
+            "run_id": f"{'scheduled' if kind == 'ingest' else 'asset_triggered'}__{day}",
+        }
+        row |= {
+            "subject": subject,
+            "kind": kind,
+            "partition_key": day.isoformat(),
+            "state": "failed" if error else "success",
+            "started_at": begun,
+        }
+        row |= {
+            "ended_at": ended,
+            "note": note,
+            "failed_task": kind if error else None,
+            "errors": json.dumps([[kind, error]]) if error else None,
+        }
         rows.append(row | {"state_at": ended, "error_at": ended if error else None})
 
     for dataset in DATASETS:
@@ -807,16 +1181,29 @@ def _runs(stories: Sequence[Story], nights: Sequence[date]) -> list[dict[str, An
             add(name, "score", day, zone, 0.8, 4)
             add(name, "monitor", day, zone, 0.95, 6)
         if story.scored < len(nights):
-            why = f"ArtifactMismatch: artifacts/{name}/model.ubj has digest b396cfa98e18…, the manifest says 0949f02a34e5…: its bytes were changed."
+            why = (
+                f"ArtifactMismatch: artifacts/{name}/model.ubj has digest b396cfa98e18…, the manifest says"
+                " 0949f02a34e5…: its bytes were changed."
+            )
             add(name, "score", nights[-1], zone, 0.8, 1, error=why)
         for version in story.versions:
-            add(name, "train", story.day(version.as_of), zone, 1.1, 38, note="requested by calendar: 42 days since the last training")
+            add(
+                name,
+                "train",
+                story.day(version.as_of),
+                zone,
+                1.1,
+                38,
+                note="requested by calendar: 42 days since the last training",
+            )
     return rows
 
 
 def _actions(lake: Lake, stories: Sequence[Story]) -> None:
-    """A year of acknowledgements, silences, requests and refusals; of the newest alarms one is acknowledged, one silenced."""
-    from monitoring.actions import Action, actions_table, project_actions
+    """A year of acknowledgements, silences, requests and refusals; of the newest alarms one is acknowledged, one
+    silenced.
+    """
+    from monitoring.alerting.actions import Action, actions_table, project_actions
 
     columns = [f"{view}__{_feature(v, i)}" for v, view in enumerate(VIEWS) for i in range(PER_VIEW)]
     done: list[Action] = []
@@ -829,15 +1216,54 @@ def _actions(lake: Lake, stories: Sequence[Story]) -> None:
             until = story.nights[position] + timedelta(days=7) if kind == "silence" else None
             outcome = "refused: it needs the role admin, otto is operator" if kind == "rollback" else "done"
             who = ("olga", "ana", "<i>otto</i>")[position % 3]
-            done.append(Action(at, who, "operator", kind, story.entry.name, *alarm, until=until, reason="known: the depot moved", outcome=outcome))
+            done.append(
+                Action(
+                    at,
+                    who,
+                    "operator",
+                    kind,
+                    story.entry.name,
+                    *alarm,
+                    until=until,
+                    reason="known: the depot moved",
+                    outcome=outcome,
+                )
+            )
     now = datetime.combine(stories[0].nights[-1] + ONE_DAY, time(7), UTC)
     drifting, gap = columns[PER_VIEW], columns[2 * PER_VIEW]
-    done.append(Action(now, "olga", "operator", "acknowledge", stories[2].entry.name, "drift_psi", drifting, reason="the new depot; a refit is on its way"))
+    done.append(
+        Action(
+            now,
+            "olga",
+            "operator",
+            "acknowledge",
+            stories[2].entry.name,
+            "drift_psi",
+            drifting,
+            reason="the new depot; a refit is on its way",
+        )
+    )
     until = stories[0].nights[-1] + timedelta(days=5)
-    done.append(Action(now, "ana", "operator", "silence", stories[0].entry.name, "null_rate", gap, until=until, reason="the station is being mended"))
+    done.append(
+        Action(
+            now,
+            "ana",
+            "operator",
+            "silence",
+            stories[0].entry.name,
+            "null_rate",
+            gap,
+            until=until,
+            reason="the station is being mended",
+        )
+    )
     rows = [
         a.__dict__
-        | {"action_id": _digest("action", k)[:32], "details": json.dumps({"about_date": str(a.at_utc.date() - ONE_DAY)}), "data_date": a.at_utc.date()}
+        | {
+            "action_id": _digest("action", k)[:32],
+            "details": json.dumps({"about_date": str(a.at_utc.date() - ONE_DAY)}),
+            "data_date": a.at_utc.date(),
+        }
         for k, a in enumerate(done)
     ]
     whole = Interval.closed(min(row["data_date"] for row in rows), max(row["data_date"] for row in rows))
@@ -863,7 +1289,9 @@ def fill(home: Path, *, nights: int = NIGHTS, last: date = LAST, seed: int = 7) 
     bad = {dataset: _bad_rows(lake.dataset(dataset), place, nights, seed) for place, dataset in enumerate(DATASETS)}
     with lake.engine.connect() as connection, connection.begin():
         projection_metadata.create_all(connection, tables=[projections_table])
-        _prepare(connection, metrics, (), (("subject", "data_date"), ("subject", "check", "column", "segment", "about_date")))
+        _prepare(
+            connection, metrics, (), (("subject", "data_date"), ("subject", "check", "column", "segment", "about_date"))
+        )
         for place, dataset in enumerate(DATASETS):
             _insert(connection, metrics, columns, _quality_rows(lake.dataset(dataset), bad[dataset], days).rows)
             for table, rows in _dataset_publications(lake, lake.dataset(dataset), place, bad[dataset], days, seed):
@@ -895,7 +1323,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("home", type=Path)
     parser.add_argument("--nights", type=int, default=NIGHTS)
-    parser.add_argument("--serve", type=int, metavar="PORT", help="show the pages on this port of the loopback, without Airflow")
+    parser.add_argument(
+        "--serve", type=int, metavar="PORT", help="show the pages on this port of the loopback, without Airflow"
+    )
     parser.add_argument("--role", choices=("viewer", "operator", "admin"), default="operator")
     chosen = parser.parse_args()
     home: Path = chosen.home.resolve()
@@ -903,7 +1333,11 @@ def main() -> None:
         fill(home, nights=chosen.nights)
     if chosen.serve:
         settings = settings_of(home)
-        os.environ |= {"NIGHTFLEET_HOME": str(home), "NIGHTFLEET_CATALOG_DIR": str(settings.catalog_dir), "NIGHTFLEET_SQL_DIR": str(settings.sql_dir)}
+        os.environ |= {
+            "NIGHTFLEET_HOME": str(home),
+            "NIGHTFLEET_CATALOG_DIR": str(settings.catalog_dir),
+            "NIGHTFLEET_SQL_DIR": str(settings.sql_dir),
+        }
         from tests.pages_server import serve
 
         serve(home, chosen.serve, chosen.role)

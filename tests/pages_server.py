@@ -39,7 +39,9 @@ class Person:
 
 
 class _Morning(datetime):
-    """A clock that stands still on the morning after the newest night: a page looks the same whenever it is looked at."""
+    """A clock that stands still on the morning after the newest night: a page looks the same whenever it is looked
+    at.
+    """
 
     @classmethod
     def now(cls, tz: tzinfo | None = None) -> Self:

@@ -4,107 +4,188 @@ from __future__ import annotations
 
 import ast
 import functools
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
+from config.settings import IMAGE_FILES
+
 ROOT = Path(__file__).parents[1]
-ORDER = ("config", "lake", "features", "serving", "training", "monitoring", "plugins", "dags", "cli")
-STAGES = ORDER[:6]
-# dags and cli stand side by side at the right end.
-MAY_IMPORT = {name: set(ORDER[: i + 1]) for i, name in enumerate(ORDER)} | {"cli": set(ORDER) - {"plugins", "dags"}}
-TRAINING_IMAGE = ("config", "lake.artifact", "serving.predictors", "training")
-TRAINING_ENTRY = (
-    "training/__main__.py",
-    "training/rows.py",
-    "training/search.py",
-    "training/gp_sampler.py",
-    "training/cross_validation.py",
-    "training/checkpoints.py",
-    "training/progress.py",
-    "training/job_file.py",
-    "training/trainers",
-    "training/evaluate.py",
-    "serving/predictors",
+# A room imports from itself and from its left. dags and cli stand side by side at the right end.
+ROOMS = (
+    "config",
+    "lake",
+    "features",
+    "serving",
+    "training",
+    "training.registry",
+    "monitoring",
+    "monitoring.alerting",
+    "monitoring.audit",
+    "monitoring.pages",
+    "plugins",
+    "dags",
+    "cli",
 )
+STAGES = ROOMS[: ROOMS.index("plugins")]
+FOLDERS = tuple(room for room in ROOMS if "." not in room)
+MAY_IMPORT = {room: ROOMS[: number + 1] for number, room in enumerate(ROOMS)} | {"cli": (*STAGES, "cli")}
+# Where the training container begins: the entry point, and what it loads by the family's name.
+TRAINER_ENTRIES = ("training/__main__.py", "training/trainers/*.py", "serving/predictors/*.py")
 
 
 class Import(NamedTuple):
-    path: str
+    path: Path
     line: int
     module: str
     top_level: bool
 
-
-def _imports(package: str) -> Iterator[Import]:
-    paths = [ROOT / package] if package.endswith(".py") else sorted((ROOT / package).rglob("*.py"))
-    for path in paths:
-        tree = ast.parse(path.read_text())
-        outer = {id(node) for node in tree.body}
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Import):
-                modules = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                modules = [node.module]
-            else:
-                continue
-            for module in modules:
-                yield Import(str(path.relative_to(ROOT)), node.lineno, module, id(node) in outer)
-
-
-def test_a_package_imports_only_from_its_left() -> None:
-    for package in ORDER:
-        for found in _imports(package):
-            root = found.module.split(".")[0]
-            assert root not in ORDER or root in MAY_IMPORT[package], (
-                f"{found.path}:{found.line} imports {found.module}, but {package}/ may import only from {sorted(MAY_IMPORT[package] - {package})}. "
-                "Move what is needed to the left, or pass it in as an argument."
-            )
-
-
-def test_no_stage_imports_airflow() -> None:
-    for package in STAGES:
-        for found in _imports(package):
-            assert found.module.split(".")[0] != "airflow", (
-                f"{found.path}:{found.line} imports {found.module}, but {package}/ must run without Airflow. Move the call to dags/ or plugins/."
-            )
-
-
-def test_the_trainer_imports_only_what_its_image_holds() -> None:
-    for entry in TRAINING_ENTRY:
-        for found in _imports(entry):
-            if found.module.split(".")[0] in ORDER:
-                assert any(found.module == allowed or found.module.startswith(allowed + ".") for allowed in TRAINING_IMAGE), (
-                    f"{found.path}:{found.line} imports {found.module}, which the training image does not hold ({', '.join(TRAINING_IMAGE)})."
-                )
-
-
-def test_only_settings_read_the_environment() -> None:
-    for package in (*STAGES, "plugins", "dags"):
-        for path in sorted((ROOT / package).rglob("*.py")):
-            if path == ROOT / "config" / "settings.py":
-                continue
-            for node in ast.walk(_tree(path)):
-                if not isinstance(node, ast.Attribute) or node.attr not in {"environ", "getenv"}:
-                    continue
-                if isinstance(node.value, ast.Name) and node.value.id == "os" and id(node) not in _written(path):
-                    raise AssertionError(f"{path.relative_to(ROOT)}:{node.lineno} reads the environment. Make it a field of config/settings.py.")
-
-
-def _written(path: Path) -> set[int]:
-    """Places where a switch of a library is set: `os.environ.setdefault(...)`, `os.environ[...] = ...`."""
-    found = set()
-    for node in ast.walk(_tree(path)):
-        if isinstance(node, ast.Assign):
-            found |= {id(target.value) for target in node.targets if isinstance(target, ast.Subscript)}
-        elif isinstance(node, ast.Attribute) and node.attr == "setdefault":
-            found.add(id(node.value))
-    return found
+    def __str__(self) -> str:
+        return f"{self.path.relative_to(ROOT)}:{self.line} imports {self.module}"
 
 
 @functools.cache
 def _tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
+
+
+def _module(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _files(folders: tuple[str, ...] = FOLDERS) -> list[Path]:
+    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+@functools.cache
+def _modules() -> Mapping[str, Path]:
+    return {_module(path): path for path in _files()}
+
+
+@functools.cache
+def _imports(path: Path) -> tuple[Import, ...]:
+    """What a file imports, deferred imports included; of `from package import module` the module is meant."""
+    outer = {id(node) for node in _tree(path).body}
+    imports = []
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            members = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if name in _modules() else node.module for name in members]
+        else:
+            continue
+        imports += [Import(path, node.lineno, name, id(node) in outer) for name in dict.fromkeys(names)]
+    return tuple(imports)
+
+
+def _room(module: str) -> str | None:
+    return max((room for room in ROOMS if f"{module}.".startswith(f"{room}.")), key=len, default=None)
+
+
+def test_a_room_imports_only_from_its_left() -> None:
+    for path in _files():
+        room = _room(_module(path))
+        assert room is not None
+        for imported in _imports(path):
+            target = _room(imported.module)
+            assert target is None or target in MAY_IMPORT[room], (
+                f"{imported}, which is in {target}, but {room} may import only from {', '.join(MAY_IMPORT[room])}. "
+                "Move what is needed to the left, or pass it in as an argument."
+            )
+
+
+def test_no_file_imports_itself_through_others() -> None:
+    graph = {
+        name: sorted({i.module for i in _imports(path) if i.module in _modules() and i.module != name})
+        for name, path in _modules().items()
+    }
+    done: set[str] = set()
+
+    def walk(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, (
+            f"circle: {' -> '.join((*way[way.index(name) :], name))}. Move what both need into a file of its own, to"
+            " the left of both."
+        )
+        if name not in done:
+            for target in graph[name]:
+                walk(target, (*way, name))
+            done.add(name)
+
+    for name in graph:
+        walk(name, ())
+
+
+def test_no_stage_imports_airflow() -> None:
+    for path in _files(tuple(dict.fromkeys(room.split(".")[0] for room in STAGES))):
+        for imported in _imports(path):
+            assert imported.module.split(".")[0] != "airflow", (
+                f"{imported}, but a stage must run without Airflow. Move the call to dags/ or plugins/."
+            )
+
+
+def _trainer_files() -> set[Path]:
+    """All that a training process may load of ours, with the packages it passes through."""
+    waiting = [path for entry in TRAINER_ENTRIES for path in ROOT.glob(entry)]
+    reached: set[Path] = set()
+    while waiting:
+        path = waiting.pop()
+        if path in reached:
+            continue
+        reached.add(path)
+        packages = [folder / "__init__.py" for folder in path.parents if folder != ROOT and ROOT in folder.parents]
+        waiting += [package for package in packages if package.exists()]
+        waiting += [_modules()[i.module] for i in _imports(path) if i.module in _modules()]
+    return reached
+
+
+def test_the_training_image_holds_what_the_trainer_imports_and_nothing_else() -> None:
+    held = {path for pattern in IMAGE_FILES for path in ROOT.glob(pattern) if path.suffix == ".py"}
+    reached = _trainer_files()
+    missing, needless = (sorted(str(p.relative_to(ROOT)) for p in paths) for paths in (reached - held, held - reached))
+    assert not missing, (
+        f"the trainer imports {missing}, which the training image does not hold. Pass in what is needed, "
+        "or add the file to IMAGE_FILES (config/settings.py) and to docker/training.Dockerfile."
+    )
+    assert not needless, (
+        f"the training image holds {needless}, which no trainer imports: an edit there would retrain equal jobs. "
+        "Take it out of IMAGE_FILES (config/settings.py) and out of docker/training.Dockerfile."
+    )
+
+
+@pytest.mark.parametrize("entry", ["monitoring/pages/tonight.py", "config/catalog/policy.py", "config/settings.py"])
+def test_an_edit_of_a_page_or_an_alert_rule_keeps_the_image(entry: str) -> None:
+    assert (ROOT / entry).exists()
+    assert ROOT / entry not in {path for pattern in IMAGE_FILES for path in ROOT.glob(pattern)}
+
+
+def test_only_settings_read_the_environment() -> None:
+    for path in _files(tuple(folder for folder in FOLDERS if folder != "cli")):
+        if path == ROOT / "config" / "settings.py":
+            continue
+        for node in ast.walk(_tree(path)):
+            if not isinstance(node, ast.Attribute) or node.attr not in {"environ", "getenv"}:
+                continue
+            if isinstance(node.value, ast.Name) and node.value.id == "os" and id(node) not in _written(path):
+                raise AssertionError(
+                    f"{path.relative_to(ROOT)}:{node.lineno} reads the environment. Make it a field of"
+                    " config/settings.py."
+                )
+
+
+@functools.cache
+def _written(path: Path) -> frozenset[int]:
+    """Places where a switch of a library is set: `os.environ.setdefault(...)`, `os.environ[...] = ...`."""
+    places = set()
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, ast.Assign):
+            places |= {id(target.value) for target in node.targets if isinstance(target, ast.Subscript)}
+        elif isinstance(node, ast.Attribute) and node.attr == "setdefault":
+            places.add(id(node.value))
+    return frozenset(places)
 
 
 def test_dag_files_import_nothing_heavy_at_the_top() -> None:
@@ -122,10 +203,11 @@ def test_dag_files_import_nothing_heavy_at_the_top() -> None:
         "mlops_approval",
         "mlops_links",
     }
-    for found in _imports("dags"):
-        assert not found.top_level or found.module.split(".")[0] in light, (
-            f"{found.path}:{found.line} imports {found.module} at the top; every task would pay for it. Move the import into the task's body."
-        )
+    for path in _files(("dags",)):
+        for imported in _imports(path):
+            assert not imported.top_level or imported.module.split(".")[0] in light, (
+                f"{imported} at the top; every task would pay for it. Move the import into the task's body."
+            )
 
 
 def test_docker_folder_never_shadows_the_sdk() -> None:
@@ -133,6 +215,21 @@ def test_docker_folder_never_shadows_the_sdk() -> None:
 
 
 def test_names_say_what_a_module_is() -> None:
-    for package in ORDER:
-        for path in (ROOT / package).rglob("*.py"):
-            assert path.stem not in {"utils", "helpers", "common", "manager"}, f"{path.relative_to(ROOT)}: name it after what it does."
+    for path in _files():
+        assert path.stem not in {
+            "utils",
+            "helpers",
+            "common",
+            "manager",
+        }, f"{path.relative_to(ROOT)}: name it after what it does."
+
+
+def test_no_conditional_expression_inside_another() -> None:
+    for path in _files():
+        for node in ast.walk(_tree(path)):
+            if isinstance(node, ast.IfExp):
+                inner = [n for child in (node.test, node.body, node.orelse) for n in ast.walk(child)]
+                assert not any(isinstance(n, ast.IfExp) for n in inner), (
+                    f"{path.relative_to(ROOT)}:{node.lineno} holds a conditional expression inside another. "
+                    "Write an if statement, a dictionary, or a function."
+                )

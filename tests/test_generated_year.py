@@ -1,4 +1,6 @@
-"""The generated year is what its users rely on: the same each time, read by the product's own readers, as large as promised."""
+"""The generated year is what its users rely on: the same each time, read by the product's own readers, as large as
+promised.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,13 @@ import pytest
 
 from config.calendar import Interval
 from lake.lake import Lake
-from monitoring.actions import read_actions
-from monitoring.alarms import open_alarms
-from monitoring.requests import read_requests
-from monitoring.runs import read_runs
+from monitoring.alerting.actions import read_actions
+from monitoring.alerting.alarms import open_alarms
+from monitoring.alerting.runs import read_runs
+from monitoring.retraining_requests import read_requests
 from serving.predictions import predictions_table
 from tests import generated_year
-from training.decision import read_decisions
+from training.registry.decision import read_decisions
 
 NIGHTS = 50
 
@@ -49,9 +51,12 @@ def test_it_is_sixteen_models_of_thirty_features_in_four_data_sets(season: Lake)
 
 def test_what_is_planted_is_found_by_the_products_own_readers(season: Lake) -> None:
     newest = {
-        model.name: season.publications.newest(predictions_table(season.settings, model, season.dataset(model.dataset))) for model in season.catalog.models
+        model.name: season.publications.newest(predictions_table(season.settings, model, season.dataset(model.dataset)))
+        for model in season.catalog.models
     }
-    behind = [name for name, publication in newest.items() if publication and publication.data_date < generated_year.LAST]
+    behind = [
+        name for name, publication in newest.items() if publication and publication.data_date < generated_year.LAST
+    ]
     assert behind == ["turbine_duration"]
     alarms = open_alarms(season, [model.name for model in season.catalog.models])
     assert ("parcel_demand", "drift_share") in {(alarm.subject, alarm.check) for alarm in alarms}
@@ -61,6 +66,11 @@ def test_what_is_planted_is_found_by_the_products_own_readers(season: Lake) -> N
     assert (failed.subject, failed.kind) == ("turbine_duration", "score")
     assert any(not action.done for action in read_actions(season))
     assert [decision.verdict for decision in read_decisions(season, "store_duration")][-1] == "refuse"
-    assert sum(read_requests(season, "parcel_delay")["actor"].to_pylist().count(actor) for actor in ("policy", "person")) == NIGHTS + 1
+    assert (
+        sum(read_requests(season, "parcel_delay")["actor"].to_pylist().count(actor) for actor in ("policy", "person"))
+        == NIGHTS + 1
+    )
     last_week = Interval(generated_year.LAST - timedelta(days=6), generated_year.LAST + timedelta(days=1))
-    assert len(season.publications.current(predictions_table(season.settings, season.model("bus_wear")), last_week)) == 7
+    assert (
+        len(season.publications.current(predictions_table(season.settings, season.model("bus_wear")), last_week)) == 7
+    )

@@ -1,8 +1,10 @@
-"""Three nights of a small catalog in a real Airflow, for the tests that look at the pages: one clean, one drifting, one gone wrong.
+"""Three nights of a small catalog in a real Airflow, for the tests that look at the pages: one clean, one drifting, one
+gone wrong.
 
-Two data sets, `rides` of tests/toy.py and `tours`, its twin, and three models: `ride_minutes` drifts in the second night, since every ride
-takes six times as long; in the third its bookings hold rows that break a rule, and the scoring of `ride_delay` fails, because its champion's
-files were changed on disk. `tour_minutes` stays green, since tours are the same every day; its promotions wait for a person.
+Two data sets, `rides` of tests/toy.py and `tours`, its twin, and three models: `ride_minutes` drifts in the second
+night, since every ride takes six times as long; in the third its bookings hold rows that break a rule, and the scoring
+of `ride_delay` fails, because its champion's files were changed on disk. `tour_minutes` stays green, since tours are
+the same every day; its promotions wait for a person.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from cli.chain import Chain, TaskFailed, make_plan
 from cli.installation import Installation
 from cli.run import running
 from config.calendar import ONE_DAY, Interval
-from config.catalog import load_catalog
+from config.catalog.load import load_catalog
 from lake.lake import Lake
 from tests import toy
 
@@ -34,18 +36,26 @@ BROKEN_DEPOTS = ("west", HOSTILE)
 REASON = "the first of all, and better than the median"
 _SECONDS = 600.0
 
-# A challenger may be somewhat worse: what the gate says is not the matter here. Failures shall show at once, so there are no retries.
+# A challenger may be somewhat worse: what the gate says is not the matter here. Failures shall show at once, so there
+# are no retries.
 _LENIENT = (
-    toy.MODEL_YAML.replace("better_by: 0.0", "better_by: -0.9").replace("columns: [depot]", "columns: [depot, vehicle]").replace("worst: 1.5", "worst: 9")
+    toy.MODEL_YAML.replace("better_by: 0.0", "better_by: -0.9")
+    .replace("columns: [depot]", "columns: [depot, vehicle]")
+    .replace("worst: 1.5", "worst: 9")
 )
 _MODELS = {
     "ride_minutes": _LENIENT,
-    "ride_delay": _LENIENT.replace("model: ride_minutes", "model: ride_delay").replace("Duration of", "Long ones among") + "airflow: {retries: 0}\n",
-    "tour_minutes": _LENIENT.replace("model: ride_minutes", "model: tour_minutes").replace("dataset: rides", "dataset: tours").replace("rides", "tours")
+    "ride_delay": _LENIENT.replace("model: ride_minutes", "model: ride_delay").replace("Duration of", "Long ones among")
+    + "airflow: {retries: 0}\n",
+    "tour_minutes": _LENIENT.replace("model: ride_minutes", "model: tour_minutes")
+    .replace("dataset: rides", "dataset: tours")
+    .replace("rides", "tours")
     + "approval: required\n",
 }
 _TOURS = (
-    toy.DATASET_YAML.replace("dataset: rides", "dataset: tours").replace("Rides of a small fleet", "Tours of a small fleet").replace("source/", "source/tours_")
+    toy.DATASET_YAML.replace("dataset: rides", "dataset: tours")
+    .replace("Rides of a small fleet", "Tours of a small fleet")
+    .replace("source/", "source/tours_")
 )
 
 
@@ -70,18 +80,31 @@ class ThreeNights:
 def write_sources(folder: Path) -> Lake:
     """Catalog and source files; nothing runs yet."""
     whole = Interval(toy.FIRST, WRONG + 3 * ONE_DAY)
-    lake = toy.toy_lake(folder, model=_MODELS["ride_minutes"], dataset=toy.DATASET_YAML, sql={"tours/vehicle_daily.sql": toy.VIEW_SQL})
+    lake = toy.toy_lake(
+        folder, model=_MODELS["ride_minutes"], dataset=toy.DATASET_YAML, sql={"tours/vehicle_daily.sql": toy.VIEW_SQL}
+    )
     for name, text in _MODELS.items():
         (folder / "catalog" / "models" / f"{name}.yaml").write_text(text, encoding="utf-8")
     (folder / "catalog" / "datasets" / "tours.yaml").write_text(_TOURS, encoding="utf-8")
     rides, tours = toy.generate(whole, per_day=60), _timetable(whole)
     # What was booked for the day after the third night; what became of the day of the second.
     broken = pc.and_(_is(rides.bookings, WRONG + ONE_DAY), pc.less_equal(rides.bookings["ride"], len(BROKEN_DEPOTS)))
-    depots = pa.array([BROKEN_DEPOTS[(number - 1) % len(BROKEN_DEPOTS)] for number in rides.bookings["ride"].to_pylist()])
+    depots = pa.array(
+        [BROKEN_DEPOTS[(number - 1) % len(BROKEN_DEPOTS)] for number in rides.bookings["ride"].to_pylist()]
+    )
     bookings = _with(rides.bookings, "depot", pc.if_else(broken, depots, rides.bookings["depot"]))
     drifted = _is(rides.outcomes, DRIFTED)
-    outcomes = _with(rides.outcomes, "minutes", pc.if_else(drifted, pc.multiply(rides.outcomes["minutes"], 6.0), rides.outcomes["minutes"]))
-    for name, rows in {"bookings": bookings, "outcomes": outcomes, "tours_bookings": tours.bookings, "tours_outcomes": tours.outcomes}.items():
+    outcomes = _with(
+        rides.outcomes,
+        "minutes",
+        pc.if_else(drifted, pc.multiply(rides.outcomes["minutes"], 6.0), rides.outcomes["minutes"]),
+    )
+    for name, rows in {
+        "bookings": bookings,
+        "outcomes": outcomes,
+        "tours_bookings": tours.bookings,
+        "tours_outcomes": tours.outcomes,
+    }.items():
         hostile = pc.if_else(pc.equal(rows["vehicle"], "v5"), HOSTILE, rows["vehicle"])
         toy.write_csv(folder / "source" / f"{name}.csv", _with(rows, "vehicle", hostile))
     return Lake(lake.settings, load_catalog(lake.settings))
@@ -92,7 +115,12 @@ def _timetable(whole: Interval) -> toy.Rides:
     one = toy.generate(Interval.of(whole.start), per_day=60)
     # Every label comes: the rows that are scored are then those that were trained on, to the last one.
     outcomes = _with(one.outcomes, "minutes", pc.fill_null(one.outcomes["minutes"], 40.0))
-    return toy.Rides(*(pa.concat_tables([_later(rows, (day - whole.start).days) for day in whole]) for rows in (one.bookings, outcomes)))
+    return toy.Rides(
+        *(
+            pa.concat_tables([_later(rows, (day - whole.start).days) for day in whole])
+            for rows in (one.bookings, outcomes)
+        )
+    )
 
 
 def _later(rows: pa.Table, days: int) -> pa.Table:
@@ -120,13 +148,20 @@ def three_nights(folder: Path) -> Iterator[ThreeNights]:
     with ExitStack() as stack:
         # What is started takes its environment along; the tests' own stays as it was.
         with pytest.MonkeyPatch.context() as environment:
-            for name, value in {"CATALOG_DIR": str(settings.catalog_dir), "SQL_DIR": str(settings.sql_dir), "RUNNER": "process"}.items():
+            for name, value in {
+                "CATALOG_DIR": str(settings.catalog_dir),
+                "SQL_DIR": str(settings.sql_dir),
+                "RUNNER": "process",
+            }.items():
                 environment.setenv(f"NIGHTFLEET_{name}", value)
             installation, supervisor, api = stack.enter_context(running(settings, lake.catalog, Console()))
         chain = Chain(lake, api, supervisor, settings.home / "airflow" / "logs", lambda _step: None)
         plan = make_plan(lake, 3, None)
         chain.history(plan.history)
-        chain.train({model.name: as_of for model, as_of in plan.first_models(lake.catalog)}, "the first run: there is no champion yet")
+        chain.train(
+            {model.name: as_of for model, as_of in plan.first_models(lake.catalog)},
+            "the first run: there is no champion yet",
+        )
         approve(api, "tour_minutes_train", f"first__{CLEAN - ONE_DAY}", REASON)
         for wave in plan.nights[:2]:
             chain.night(wave)
@@ -157,7 +192,11 @@ def approve(api: AirflowApi, dag_id: str, run_id: str, reason: str) -> None:
 def _damage_champion(lake: Lake, model: str) -> None:
     newest = lake.ledger(model).read().newest
     assert newest is not None
-    file = next(path for path in sorted((lake.settings.artifacts / model / newest.artifact_digest / "model").iterdir()) if path.suffix == ".ubj")
+    file = next(
+        path
+        for path in sorted((lake.settings.artifacts / model / newest.artifact_digest / "model").iterdir())
+        if path.suffix == ".ubj"
+    )
     file.write_bytes(file.read_bytes()[:-1] + b"!")
 
 
@@ -166,7 +205,11 @@ def _until_quiet(api: AirflowApi) -> None:
     deadline = time.monotonic() + _SECONDS
     needed = {("ride_minutes_monitor", "success"), ("tour_minutes_monitor", "success"), ("ride_delay_score", "failed")}
     while True:
-        runs = api.call("GET", "/dags/~/dagRuns", params={"partition_key_prefix_pattern": str(WRONG), "limit": 200, "order_by": "id"}).json()["dag_runs"]
+        runs = api.call(
+            "GET",
+            "/dags/~/dagRuns",
+            params={"partition_key_prefix_pattern": str(WRONG), "limit": 200, "order_by": "id"},
+        ).json()["dag_runs"]
         states = {(run["dag_id"], run["state"]) for run in runs}
         if needed <= states and not any(state in {"running", "queued"} for _, state in states):
             return

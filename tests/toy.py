@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from config.calendar import ONE_DAY, Interval, cutoff, data_date_of
-from config.catalog import load_catalog
+from config.catalog.load import load_catalog
 from config.settings import Settings
 from lake.lake import Lake
 from lake.lineage import Input
@@ -100,7 +100,8 @@ outputs:
   long_probability: {kind: binary, above: 30, gate: brier}
 trainer: {family: xgboost, params: {n_estimators: 20, max_depth: 3}, seed: 7, device: cpu}
 split: {train: 21 days, validation: 5 days, test: 7 days, embargo: 1 day}
-gate: {better_by: 0.0, confidence: 0.95, min_days: 5, segments: {columns: [depot], min_rows: 20, worst: 1.5}, baseline: median}
+gate: {better_by: 0.0, confidence: 0.95, min_days: 5, segments: {columns: [depot], min_rows: 20, worst: 1.5},
+  baseline: median}
 retrain: {every: 28 days, cooldown: 7 days}
 """
 
@@ -171,7 +172,15 @@ def generate(interval: Interval, *, seed: int = 1, per_day: int = 30, vehicles: 
         }
     )
     taken = np.concatenate(minutes)
-    outcomes = pa.table({"event_date": event_date, "ride": ride, "vehicle": vehicle, "end_utc": _utc(ends), "minutes": pa.array(taken, mask=np.isnan(taken))})
+    outcomes = pa.table(
+        {
+            "event_date": event_date,
+            "ride": ride,
+            "vehicle": vehicle,
+            "end_utc": _utc(ends),
+            "minutes": pa.array(taken, mask=np.isnan(taken)),
+        }
+    )
     return Rides(bookings, outcomes)
 
 
@@ -191,8 +200,12 @@ def _spelled(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.strftime(column, "%Y-%m-%dT%H:%M:%SZ") if pa.types.is_timestamp(column.type) else column
 
 
-def write_catalog(folder: Path, *, dataset: str = DATASET_YAML, model: str | None = MODEL_YAML, sql: Mapping[str, str] | None = None) -> Settings:
-    """Write the catalog below `folder`, and return settings whose whole state lies there. Sources lie in `folder/source`."""
+def write_catalog(
+    folder: Path, *, dataset: str = DATASET_YAML, model: str | None = MODEL_YAML, sql: Mapping[str, str] | None = None
+) -> Settings:
+    """Write the catalog below `folder`, and return settings whose whole state lies there. Sources lie in
+    `folder/source`.
+    """
     (folder / "catalog" / "datasets").mkdir(parents=True, exist_ok=True)
     (folder / "catalog" / "models").mkdir(parents=True, exist_ok=True)
     (folder / "catalog" / "datasets" / "rides.yaml").write_text(dataset, encoding="utf-8")
@@ -216,7 +229,11 @@ def toy_lake(folder: Path, *, source: Interval | None = None, seed: int = 1, per
 
 def with_lake_columns(lake: Lake, table: str, rows: pa.Table, *, revision: int = 0) -> pa.Table:
     """Declared columns of `rides.<table>` with what ingest and validation add: known_at_utc, revision, data_date."""
-    known = [cutoff(day - ONE_DAY, TIME_ZONE) for day in rows["event_date"].to_pylist()] if table == "bookings" else rows["end_utc"].to_pylist()
+    known = (
+        [cutoff(day - ONE_DAY, TIME_ZONE) for day in rows["event_date"].to_pylist()]
+        if table == "bookings"
+        else rows["end_utc"].to_pylist()
+    )
     dates = [data_date_of(instant, TIME_ZONE) for instant in known]
     return (
         rows.append_column("known_at_utc", pa.array(known, pa.timestamp("us", tz="UTC")))
@@ -226,11 +243,20 @@ def with_lake_columns(lake: Lake, table: str, rows: pa.Table, *, revision: int =
 
 
 def publish_rows(
-    lake: Lake, table: LakeTable, rows: pa.Table, interval: Interval, *, run_id: str = "test", inputs: Mapping[date, list[Input]] | None = None
+    lake: Lake,
+    table: LakeTable,
+    rows: pa.Table,
+    interval: Interval,
+    *,
+    run_id: str = "test",
+    inputs: Mapping[date, list[Input]] | None = None,
 ) -> Published:
     """Make the rows of `rows` inside `interval` (by data_date) its partitions, whatever was there."""
     dates = rows["data_date"]
-    inside = pc.and_(pc.greater_equal(dates, pa.scalar(interval.start, pa.date32())), pc.less(dates, pa.scalar(interval.end, pa.date32())))
+    inside = pc.and_(
+        pc.greater_equal(dates, pa.scalar(interval.start, pa.date32())),
+        pc.less(dates, pa.scalar(interval.end, pa.date32())),
+    )
     lineage = lake.lineage("rides", run_id)
     if inputs is not None:
         lineage = type(lineage)(lineage.run_id, lineage.code_version, lineage.catalog_digest, inputs, lineage.details)
@@ -246,7 +272,14 @@ def publish_rows(
         )
 
 
-def publish_valid(lake: Lake, interval: Interval, *, seed: int = 1, per_day: int = 30, tables: tuple[str, ...] = ("bookings", "outcomes")) -> None:
+def publish_valid(
+    lake: Lake,
+    interval: Interval,
+    *,
+    seed: int = 1,
+    per_day: int = 30,
+    tables: tuple[str, ...] = ("bookings", "outcomes"),
+) -> None:
     """Generated rides as valid partitions of every night of `interval`."""
     rides = generate(Interval(interval.start, interval.end + ONE_DAY), seed=seed, per_day=per_day)
     dataset = lake.dataset("rides")
@@ -255,7 +288,14 @@ def publish_valid(lake: Lake, interval: Interval, *, seed: int = 1, per_day: int
         publish_rows(lake, valid_table(lake.settings, dataset, name), rows, interval)
 
 
-def publish_raw(lake: Lake, interval: Interval, *, seed: int = 1, per_day: int = 30, tables: tuple[str, ...] = ("bookings", "outcomes")) -> None:
+def publish_raw(
+    lake: Lake,
+    interval: Interval,
+    *,
+    seed: int = 1,
+    per_day: int = 30,
+    tables: tuple[str, ...] = ("bookings", "outcomes"),
+) -> None:
     """Generated rides as raw partitions of every night of `interval`."""
     rides = generate(Interval(interval.start, interval.end + ONE_DAY), seed=seed, per_day=per_day)
     dataset = lake.dataset("rides")
@@ -276,7 +316,9 @@ def vehicle_daily(lake: Lake, interval: Interval, *, seed: int = 1, vehicles: in
             "vehicle": pa.array([f"v{n}" for n in range(vehicles)]).take(pa.array(number)),
             "rides_7d": pa.array(random.integers(20, 50, count), pa.int64()),
             "minutes_7d": pa.array(np.round(3 + 16 * (2 + 0.2 * number) + random.normal(0, 1, count), 3)),
-            "event_timestamp": pa.array([cutoff(day, TIME_ZONE) for day in nights for _ in range(vehicles)], pa.timestamp("us", tz="UTC")),
+            "event_timestamp": pa.array(
+                [cutoff(day, TIME_ZONE) for day in nights for _ in range(vehicles)], pa.timestamp("us", tz="UTC")
+            ),
             "data_date": pa.array([day for day in nights for _ in range(vehicles)], pa.date32()),
         }
     )

@@ -1,1 +1,1 @@
-"""Jobs and trainers, registration, gate, promotion."""
+"""What the training container runs, and nothing else."""

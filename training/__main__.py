@@ -1,7 +1,9 @@
 """`python -m training JOB_DIR`: train one model from a prepared job, and nothing else.
 
-Reads    JOB_DIR/job.json and the training set it names. Has no credential, reads no lake, never sees the gate's test rows.
-Writes   JOB_DIR/model/, curves.json, importances.json, search.json and study/ where the catalog asks for a search, and last,
+Reads    JOB_DIR/job.json and the training set it names. Has no credential, reads no lake, never sees the gate's test
+         rows.
+Writes   JOB_DIR/model/, curves.json, importances.json, search.json and study/ where the catalog asks for a search, and
+         last,
          atomically, manifest.json: without it nothing has finished.
 Exit     0 done; 2 wrong usage; 3 a refusal, whose text is the last line; 4 the disk is full; 5 what may pass by itself;
          143 ended by SIGTERM; anything else is a fault.
@@ -32,7 +34,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from config.catalog import Trainer
+from config.catalog.trainer import Trainer
 from config.errors import NightfleetError, TransientError
 from lake.artifact import file_digest, folder_digests
 from serving.predictors import MANIFEST_FILE, check_family, load_model_folder
@@ -43,7 +45,7 @@ from training.evaluate import baseline_metrics, evaluate, lifts
 from training.job_file import read_job
 from training.progress import POINTS_FILE, Progress, say
 from training.rows import batches, read_rows
-from training.search import search
+from training.search.study import search
 from training.trainers import Cluster, Fitted, Floats, Rows, Run, TrainingImpossible, validated_params
 
 IMPORTANCES_FILE = "importances.json"
@@ -63,8 +65,8 @@ def run(job_dir: Path, cluster: Cluster | None = None) -> Path:
     Args:
         cluster: the data-parallel workers this process is one of; all but the first write nothing but their log.
     Raises:
-        BadJob, JobChanged, TrainingSetMismatch, TrainingImpossible, TrainingDiverged, NoGpu, BadParameter, WorkerLost: as their texts say;
-            there is no manifest then.
+        BadJob, JobChanged, TrainingSetMismatch, TrainingImpossible, TrainingDiverged, NoGpu, BadParameter, WorkerLost:
+            as their texts say; there is no manifest then.
     """
     started = time.monotonic()
     job = read_job(job_dir)
@@ -92,11 +94,18 @@ def run(job_dir: Path, cluster: Cluster | None = None) -> Path:
     try:
         contract, splits, baseline = read_rows(job, family, params, training_set, scratch)
         fit, validation = splits["train"], splits["validation"]
-        counts = f"{len(fit.label)} training rows, {len(validation.label)} validation rows, {len(contract.features)} features"
+        counts = (
+            f"{len(fit.label)} training rows, {len(validation.label)} validation rows, {len(contract.features)}"
+            " features"
+        )
         progress.line(f"{job['model']} as of {job['as_of']}: {family}, {counts}")
-        contract, searched, cross_validation = _decided(job, contract, fit, validation, job_dir, progress, scratch, cluster)
+        contract, searched, cross_validation = _decided(
+            job, contract, fit, validation, job_dir, progress, scratch, cluster
+        )
         params = dict(contract.params)
-        checkpoints = Checkpoints(checkpoints_folder, _fit_identity(job, params), entry["training"]["checkpoint_minutes"] * 60.0)
+        checkpoints = Checkpoints(
+            checkpoints_folder, _fit_identity(job, params), entry["training"]["checkpoint_minutes"] * 60.0
+        )
         fit_run = Run(job["seed"], trainer.get("device", "auto"), progress, checkpoints, scratch, cluster)
         partial.mkdir()
         module = importlib.import_module(f"training.trainers.{family}")
@@ -149,24 +158,37 @@ def _verified_training_set(job: dict[str, Any], job_dir: Path) -> Path:
     digest = file_digest(path) if path.is_file() else "nothing"
     if digest != job["training_set"]["digest"]:
         raise TrainingSetMismatch(
-            f"{path} has digest {digest[:12]}…, the job names {job['training_set']['digest'][:12]}…: its bytes were changed or cut. "
+            f"{path} has digest {digest[:12]}…, the job names {job['training_set']['digest'][:12]}…: its bytes were "
+            "changed or cut. "
             "Nothing was trained. Prepare the job again."
         )
     return path
 
 
 def _decided(
-    job: dict[str, Any], contract: Contract, fit: Rows, validation: Rows, job_dir: Path, progress: Progress, scratch: Path, cluster: Cluster | None
+    job: dict[str, Any],
+    contract: Contract,
+    fit: Rows,
+    validation: Rows,
+    job_dir: Path,
+    progress: Progress,
+    scratch: Path,
+    cluster: Cluster | None,
 ) -> tuple[Contract, dict[str, Any] | None, dict[str, Any] | None]:
     """The contract with the parameters to train with, what a search found, and what cross-validation says of them."""
     trainer = Trainer.model_validate(job["entry"]["trainer"])
     if trainer.search is None and trainer.cross_validation is None:
         return contract, None, None
     if cluster:
-        raise TrainingImpossible(f"{job['model']}: search and cross-validation run in one container. Set `training.workers: 1`, or take them out.")
+        raise TrainingImpossible(
+            f"{job['model']}: search and cross-validation run in one container. Set `training.workers: 1`, or take "
+            "them out."
+        )
     seconds = job["entry"]["training"]["checkpoint_minutes"] * 60.0
     if trainer.search is not None:
-        found = search(job, contract, fit, validation, job_dir, progress=progress, scratch=scratch, checkpoint_seconds=seconds)
+        found = search(
+            job, contract, fit, validation, job_dir, progress=progress, scratch=scratch, checkpoint_seconds=seconds
+        )
         return dataclasses.replace(contract, params=found.params), found.summary, found.cross_validation
     assert trainer.cross_validation is not None
     asked, quiet = trainer.cross_validation, Progress(say_line=lambda line: None)
@@ -177,10 +199,19 @@ def _decided(
 
     def after_fold(fold: int, metrics: list[dict[str, float]]) -> None:
         judged = [f"{name}/{output['gate']}" for name, output in contract.outputs.items()]
-        progress.line(f"cross-validation: fold {fold} of {asked.folds}: " + ", ".join(f"{name} {metrics[-1][name]:.5g}" for name in judged))
+        progress.line(
+            f"cross-validation: fold {fold} of {asked.folds}: "
+            + ", ".join(f"{name} {metrics[-1][name]:.5g}" for name in judged)
+        )
 
     run_of_folds = Run(job["seed"], trainer.device, quiet, checkpoints_of("folds"), scratch)
-    return contract, None, cross_validate(asked, contract, (fit, validation), run=run_of_folds, checkpoints_of=checkpoints_of, after_fold=after_fold)
+    return (
+        contract,
+        None,
+        cross_validate(
+            asked, contract, (fit, validation), run=run_of_folds, checkpoints_of=checkpoints_of, after_fold=after_fold
+        ),
+    )
 
 
 def _fit_identity(job: dict[str, Any], params: Mapping[str, Any]) -> str:
@@ -188,17 +219,26 @@ def _fit_identity(job: dict[str, Any], params: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps([job["identity"], dict(params)], sort_keys=True).encode()).hexdigest()
 
 
-def _validate(folder: Path, training_set: Path, contract: Contract, fitted_on: Floats, label: Floats, baseline: Floats | None) -> dict[str, float]:
+def _validate(
+    folder: Path, training_set: Path, contract: Contract, fitted_on: Floats, label: Floats, baseline: Floats | None
+) -> dict[str, float]:
     """Metrics of the validation split, predicted by the files just written: what is measured is what will be served."""
     predictor = load_model_folder(folder)
-    parts = (batch.filter(pc.equal(batch["split"], "validation")) for batch in batches(training_set, [*contract.features, "split"]))
+    parts = (
+        batch.filter(pc.equal(batch["split"], "validation"))
+        for batch in batches(training_set, [*contract.features, "split"])
+    )
     predictions = pa.concat_tables([predictor.predict(part) for part in parts if part.num_rows])
-    metrics = evaluate(contract.outputs, label, predictions) | baseline_metrics(contract.outputs, fitted_on, label, baseline)
+    metrics = evaluate(contract.outputs, label, predictions) | baseline_metrics(
+        contract.outputs, fitted_on, label, baseline
+    )
     return metrics | lifts(contract.outputs, metrics)
 
 
 def _end_with(parent_pid: int) -> None:
-    """Ask the kernel for SIGTERM when the process that started this one dies: a killed task leaves no training behind."""
+    """Ask the kernel for SIGTERM when the process that started this one dies: a killed task leaves no training
+    behind.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)
     if os.getppid() != parent_pid:
@@ -214,7 +254,9 @@ def main(arguments: list[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m training", description="Train one model from a prepared job.")
     parser.add_argument("job_dir", type=Path, help="folder with job.json and the training set")
-    parser.add_argument("--workers", help="host:port of every data-parallel worker, the first is the chief; comma-separated")
+    parser.add_argument(
+        "--workers", help="host:port of every data-parallel worker, the first is the chief; comma-separated"
+    )
     parser.add_argument("--worker-index", type=int, default=0, help="which of --workers this process is")
     parser.add_argument("--parent-pid", type=int, help="end when this process, which started this one, ends")
     given = parser.parse_args(arguments)
@@ -234,7 +276,11 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        print(f"the disk is full ({error.filename or given.job_dir}). Nothing was finished. Free space below {given.job_dir}, then try again.", flush=True)
+        print(
+            f"the disk is full ({error.filename or given.job_dir}). Nothing was finished. Free space below "
+            f"{given.job_dir}, then try again.",
+            flush=True,
+        )
         return DISK_FULL
     return 0
 

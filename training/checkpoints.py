@@ -44,7 +44,9 @@ class Checkpoints:
         clock: seconds that only grow.
     """
 
-    def __init__(self, folder: Path, identity: str, every_seconds: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, folder: Path, identity: str, every_seconds: float, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._folder, self._identity, self._every_seconds, self._clock = folder, identity, every_seconds, clock
         self._last = clock()
 
@@ -52,7 +54,9 @@ class Checkpoints:
         """Whether the interval has passed since the last checkpoint, or since the start."""
         return self._clock() - self._last >= self._every_seconds
 
-    def save(self, stage: str, write: Callable[[Path], None], state: Mapping[str, Any], *, finished: bool = False) -> None:
+    def save(
+        self, stage: str, write: Callable[[Path], None], state: Mapping[str, Any], *, finished: bool = False
+    ) -> None:
         """Replace the stage's checkpoint.
 
         Args:
@@ -75,7 +79,9 @@ class Checkpoints:
             os.close(descriptor)
         attempt.rename(self._folder / f"{name}.{number}")
         for older in self._saved(name):
-            if int(older.name.rsplit(".", 1)[1]) < number - 1:  # the last but one stays until the next: one damaged file costs one interval
+            if (
+                int(older.name.rsplit(".", 1)[1]) < number - 1
+            ):  # the last but one stays until the next: one damaged file costs one interval
                 shutil.rmtree(older)
         self._last = self._clock()
 

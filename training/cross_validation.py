@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from config.calendar import ONE_DAY
-from config.catalog import CrossValidation
+from config.catalog.trainer import CrossValidation
 from serving.predictors import Contract, load_model_folder
 from training.checkpoints import Checkpoints
 from training.evaluate import evaluate
@@ -29,7 +29,8 @@ _TAIL_SHARE = 0.2
 
 @dataclass(frozen=True)
 class Fold:
-    """One expanding window; each attribute but the number is its first and last night, both included, as days since 1970.
+    """One expanding window; each attribute but the number is its first and last night, both included, as days since
+    1970.
 
     Attributes:
         number: counted from 1.
@@ -45,7 +46,8 @@ class Fold:
 
 
 def folds(nights: npt.NDArray[np.int32], count: int, embargo_days: int) -> list[Fold]:
-    """Windows over the nights: `count` + 1 blocks of equally many nights; fold k is judged on block k + 1 and learns from all before it.
+    """Windows over the nights: `count` + 1 blocks of equally many nights; fold k is judged on block k + 1 and learns
+    from all before it.
 
     Between `fit`, `tail` and `judged` at least `embargo_days` days are left out.
 
@@ -58,7 +60,8 @@ def folds(nights: npt.NDArray[np.int32], count: int, embargo_days: int) -> list[
     needed = (count + 1) * (2 + 2 * embargo_days)
     if len(distinct) < needed:
         raise TrainingImpossible(
-            f"cross-validation in {count} folds with an embargo of {embargo_days} days needs at least {needed} nights of training and validation, "
+            f"cross-validation in {count} folds with an embargo of {embargo_days} days needs at least {needed} nights "
+            "of training and validation, "
             f"there are {len(distinct)}. Widen `split.train`, or lower `cross_validation.folds`."
         )
     found = []
@@ -81,8 +84,9 @@ def cross_validate(
 ) -> dict[str, Any]:
     """Fit and judge every fold.
 
-    The vocabularies of the contract are those of all training rows: a category that a fold has not met has an index of its
-    own there, which no row of it uses. Rows of one entity, for example a machine, may stand in both parts of a fold.
+    The vocabularies of the contract are those of all training rows: a category that a fold has not met has an index of
+    its own there, which no row of it uses. Rows of one entity, for example a machine, may stand in both parts of a
+    fold.
 
     Args:
         contract: with the parameters that every fold is fitted with.
@@ -91,7 +95,8 @@ def cross_validate(
         checkpoints_of: gives the checkpoints of one fold's own fit, by its name.
         after_fold: called with the fold's number and the metrics so far.
     Returns:
-        `folds`, each with nights, rows and metrics; `mean` and `std` (of the population) of each metric that all folds have.
+        `folds`, each with nights, rows and metrics; `mean` and `std` (of the population) of each metric that all folds
+        have.
     Raises:
         TrainingImpossible: there are too few nights.
     """
@@ -106,7 +111,14 @@ def cross_validate(
             folder = run.scratch / name
             folder.mkdir()
             fit, tail, judged = (select(parts, *ends, folder / f"{part}.f32") for part, ends in _ends_of(fold))
-            metrics = fit_and_judge(contract, fit, tail, judged, folder, dataclasses.replace(run, checkpoints=checkpoints_of(name), scratch=folder))
+            metrics = fit_and_judge(
+                contract,
+                fit,
+                tail,
+                judged,
+                folder,
+                dataclasses.replace(run, checkpoints=checkpoints_of(name), scratch=folder),
+            )
             document = {
                 "fold": fold.number,
                 "nights": {part: [str(np.datetime64(night, "D")) for night in ends] for part, ends in _ends_of(fold)},
@@ -125,7 +137,10 @@ def summary(metrics: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
     """`mean` and `std` over folds of every metric that all of them have."""
     shared = [name for name in metrics[0] if all(name in fold for fold in metrics)]
     values = {name: np.array([fold[name] for fold in metrics]) for name in shared}
-    return {"mean": {name: float(v.mean()) for name, v in values.items()}, "std": {name: float(v.std()) for name, v in values.items()}}
+    return {
+        "mean": {name: float(v.mean()) for name, v in values.items()},
+        "std": {name: float(v.std()) for name, v in values.items()},
+    }
 
 
 def fit_and_judge(contract: Contract, fit: Rows, early: Rows, judged: Rows, folder: Path, run: Run) -> dict[str, float]:
@@ -149,8 +164,12 @@ def _judge(contract: Contract, folder: Path, judged: Rows) -> dict[str, float]:
     predictor = load_model_folder(folder)
     scores = np.concatenate([predictor.scores(np.array(judged.matrix[some])) for some in slices(*judged.matrix.shape)])
     if not np.isfinite(scores).all():
-        raise TrainingDiverged(f"{contract.model}: the fitted model predicts values that are NaN or infinite. Lower `learning_rate`.")
-    predictions = pa.table({name: pa.array(scores[:, i].astype(np.float64)) for i, name in enumerate(contract.output_columns)})
+        raise TrainingDiverged(
+            f"{contract.model}: the fitted model predicts values that are NaN or infinite. Lower `learning_rate`."
+        )
+    predictions = pa.table(
+        {name: pa.array(scores[:, i].astype(np.float64)) for i, name in enumerate(contract.output_columns)}
+    )
     return evaluate(contract.outputs, judged.label, predictions)
 
 

@@ -20,7 +20,12 @@ THRESHOLD = 0.5
 _CERTAIN = 1e-12
 
 
-def evaluate(outputs: Mapping[str, Mapping[str, Any]], label: Floats, predictions: pa.Table, groups: npt.NDArray[Any] | None = None) -> dict[str, float]:
+def evaluate(
+    outputs: Mapping[str, Mapping[str, Any]],
+    label: Floats,
+    predictions: pa.Table,
+    groups: npt.NDArray[Any] | None = None,
+) -> dict[str, float]:
     """Metrics of every output, named `<output>/<metric>`.
 
     Args:
@@ -29,8 +34,10 @@ def evaluate(outputs: Mapping[str, Mapping[str, Any]], label: Floats, prediction
         predictions: the predictor's table, same rows.
         groups: per row what it is ranked within, for example its data date; None: no ranking metrics.
     Returns:
-        regression: as `regression_metrics`, with an interval also coverage (share inside) and width, in the label's unit;
-        binary: as `binary_metrics`; with `groups` also as `ranking_metrics`, an output's relevance being 0 or 1, or how far
+        regression: as `regression_metrics`, with an interval also coverage (share inside) and width, in the label's
+            unit;
+        binary: as `binary_metrics`; with `groups` also as `ranking_metrics`, an output's relevance being 0 or 1, or how
+            far
         a label lies above the lowest of its group.
     """
     metrics: dict[str, float] = {}
@@ -40,15 +47,25 @@ def evaluate(outputs: Mapping[str, Mapping[str, Any]], label: Floats, prediction
         found = binary_metrics(truth, scores) if output["kind"] == "binary" else regression_metrics(truth, scores)
         if output.get("interval"):
             lower, upper = column(predictions, f"{name}_lower"), column(predictions, f"{name}_upper")
-            found |= {"coverage": float(((label >= lower) & (label <= upper)).mean()), "width": float((upper - lower).mean())}
+            found |= {
+                "coverage": float(((label >= lower) & (label <= upper)).mean()),
+                "width": float((upper - lower).mean()),
+            }
         if groups is not None:
-            found |= ranking_metrics(groups, truth if output["kind"] == "binary" else _above_lowest(groups, label), scores)
+            found |= ranking_metrics(
+                groups, truth if output["kind"] == "binary" else _above_lowest(groups, label), scores
+            )
         metrics |= {f"{name}/{metric}": value for metric, value in found.items()}
     return metrics
 
 
 def baseline_metrics(
-    outputs: Mapping[str, Mapping[str, Any]], fitted_on: Floats, label: Floats, baseline: Floats | None, *, constant: str | None = None
+    outputs: Mapping[str, Mapping[str, Any]],
+    fitted_on: Floats,
+    label: Floats,
+    baseline: Floats | None,
+    *,
+    constant: str | None = None,
 ) -> dict[str, float]:
     """Metrics of predicting without a model, named `<output>/baseline_<metric>`.
 
@@ -70,7 +87,9 @@ def baseline_metrics(
     return metrics
 
 
-def baseline_values(output: Mapping[str, Any], fitted_on: Floats, rows: int, baseline: Floats | None, *, constant: str | None = None) -> Floats:
+def baseline_values(
+    output: Mapping[str, Any], fitted_on: Floats, rows: int, baseline: Floats | None, *, constant: str | None = None
+) -> Floats:
     """What the baseline predicts for each row; arguments as in `baseline_metrics`. Shape (rows,)."""
     if output["kind"] == "binary":
         return np.full(rows, float((fitted_on > output["above"]).mean()))
@@ -79,7 +98,8 @@ def baseline_values(output: Mapping[str, Any], fitted_on: Floats, rows: int, bas
 
 
 def lifts(outputs: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, float]) -> dict[str, float]:
-    """`<output>/lift`: `1 - error / baseline error` of the metric the gate judges by; absent where the baseline makes no error.
+    """`<output>/lift`: `1 - error / baseline error` of the metric the gate judges by; absent where the baseline makes
+    no error.
 
     0 is as good as no model, 1 is without error, below 0 is worse than no model.
 
@@ -95,7 +115,8 @@ def lifts(outputs: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, float]
 
 
 def regression_metrics(truth: Floats, predicted: Floats) -> dict[str, float]:
-    """Mae, mse, rmse, median_absolute_error, bias (prediction minus truth), and r2 where the truth is not the same everywhere.
+    """Mae, mse, rmse, median_absolute_error, bias (prediction minus truth), and r2 where the truth is not the same
+    everywhere.
 
     r2 is `1 - sum of squared errors / sum of squared distances from the truth's own mean`: 0 is as good as that mean,
     which no model could know beforehand.
@@ -123,9 +144,9 @@ def binary_metrics(truth: Floats, probability: Floats, *, threshold: float = THR
         probability: in [0, 1], same shape.
         threshold: a probability at or above it counts as a yes.
     Returns:
-        brier, log_loss, rate (of ones), predicted_rate (mean probability); where both classes occur roc_auc; where there
-        is a one average_precision; of the decisions accuracy, and where they are defined precision (a yes was said),
-        recall (there is a one) and f1 (either).
+        brier, log_loss, rate (of ones), predicted_rate (mean probability); where both classes occur roc_auc; where
+        there is a one average_precision; of the decisions accuracy, and where they are defined precision (a yes was
+        said), recall (there is a one) and f1 (either).
     """
     from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -155,8 +176,10 @@ def binary_metrics(truth: Floats, probability: Floats, *, threshold: float = THR
 def ranking_metrics(groups: npt.NDArray[Any], relevance: Floats, scores: Floats) -> dict[str, float]:
     """How well the scores order the rows of each group; both absent where no group can tell.
 
-    ndcg: discounted cumulative gain, `sum(relevance / log2(1 + rank))`, over that of the best order, averaged over groups
-    (Järvelin and Kekäläinen 2002; linear gains, and tied scores share their discounts, as in scikit-learn's `ndcg_score`).
+    ndcg: discounted cumulative gain, `sum(relevance / log2(1 + rank))`, over that of the best order, averaged over
+        groups
+    (Järvelin and Kekäläinen 2002; linear gains, and tied scores share their discounts, as in scikit-learn's
+    `ndcg_score`).
     mrr: 1 over the rank of the first of a group's most relevant rows, averaged over groups (Voorhees 1999; with 0 and 1
     that is the first relevant row). Of tied rows the most relevant are counted last: a constant score earns nothing.
 

@@ -26,9 +26,15 @@ class JobChanged(NightfleetError):
 
 
 def job_identity(job: Mapping[str, Any]) -> str:
-    """SHA-256 of all that decides the model: training set, outputs, trainer with its parameters and search, seed, code."""
+    """SHA-256 of all that decides the model: training set, outputs, trainer with its parameters and search, seed,
+    code.
+    """
     decisive = {key: job.get(key) for key in _DECISIVE}
-    decisive |= {"training_set": job["training_set"]["digest"], "outputs": job["entry"]["outputs"], "trainer": job["entry"]["trainer"]}
+    decisive |= {
+        "training_set": job["training_set"]["digest"],
+        "outputs": job["entry"]["outputs"],
+        "trainer": job["entry"]["trainer"],
+    }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
@@ -51,5 +57,8 @@ def read_job(job_dir: Path) -> dict[str, Any]:
         raise BadJob(f"{path} lacks {', '.join(missing)}. Prepare the job again.")
     found = job_identity(job)
     if found != job["identity"]:
-        raise JobChanged(f"{path} has identity {found[:12]}…, it was prepared as {str(job['identity'])[:12]}…: it was edited. Prepare the job again.")
+        raise JobChanged(
+            f"{path} has identity {found[:12]}…, it was prepared as {str(job['identity'])[:12]}…: it was edited. "
+            "Prepare the job again."
+        )
     return job

@@ -1,6 +1,7 @@
 """What a running training says: plain lines on standard output, and curves in a file that grows with every point.
 
-A trainer has no network: whoever runs it follows the file and streams the points to MLflow (training/curves.py).
+A trainer has no network: whoever runs it follows the file and streams the points to MLflow
+(training/registry/curves.py).
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ def say(text: str) -> None:
 
 
 class Progress:
-    """Lines to standard output, flushed; points to memory and, line by line, to `curves.jsonl` of a folder if one is given."""
+    """Lines to standard output, flushed; points to memory and, line by line, to `curves.jsonl` of a folder if one is
+    given.
+    """
 
     def __init__(self, say_line: Callable[[str], None] = say, folder: Path | None = None) -> None:
         self._say = say_line

@@ -1,9 +1,9 @@
 """The rows of a training set, as the matrices that trainers take.
 
-The file is read in batches, twice: once for counts, checks and vocabularies, once for the values. Matrices that would take
-more than `MEMORY_SHARE` of the job's memory are memory maps of files in the scratch folder. Labels and nights stay in
-memory, 12 bytes a row. XGBoost learns from a map without ever holding it whole; every other family copies it, and needs
-`training.memory_gb` for its copy.
+The file is read in batches, twice: once for counts, checks and vocabularies, once for the values. Matrices that would
+take more than `MEMORY_SHARE` of the job's memory are memory maps of files in the scratch folder. Labels and nights stay
+in memory, 12 bytes a row. XGBoost learns from a map without ever holding it whole; every other family copies it, and
+needs `training.memory_gb` for its copy.
 """
 
 from __future__ import annotations
@@ -30,8 +30,11 @@ _SLICE_BYTES = 16 * 2**20
 _READ_BYTES = 2**16
 
 
-def read_rows(job: dict[str, Any], family: str, params: dict[str, Any], path: Path, scratch: Path) -> tuple[Contract, dict[str, Rows], Floats | None]:
-    """Contract with the vocabularies of the training rows, both splits, and validation's row-wise baseline if there is one.
+def read_rows(
+    job: dict[str, Any], family: str, params: dict[str, Any], path: Path, scratch: Path
+) -> tuple[Contract, dict[str, Rows], Floats | None]:
+    """Contract with the vocabularies of the training rows, both splits, and validation's row-wise baseline if there is
+    one.
 
     Args:
         scratch: folder for the matrices that memory should not hold; it must outlive the rows.
@@ -44,7 +47,8 @@ def read_rows(job: dict[str, Any], family: str, params: dict[str, Any], path: Pa
     if unfit:
         name, kind = next(iter(unfit.items()))
         raise TrainingImpossible(
-            f"{job['model']}: the feature {name!r} has type {kind}; a model takes {', '.join(FEATURE_TYPES)}. Derive a number from it in the view."
+            f"{job['model']}: the feature {name!r} has type {kind}; a model takes {', '.join(FEATURE_TYPES)}. Derive a "
+            "number from it in the view."
         )
     names = pq.read_schema(path).names
     missing = [name for name in (*columns, "label", "split", "data_date") if name not in names]
@@ -65,7 +69,11 @@ def read_rows(job: dict[str, Any], family: str, params: dict[str, Any], path: Pa
     memory_bytes = job["entry"]["training"].get("memory_gb", math.inf) * 1e9
     mapped = sum(counts.values()) * len(columns) * 4 > MEMORY_SHARE * memory_bytes
     splits = {
-        split: Rows(_matrix(count, len(columns), scratch / f"{split}.f32" if mapped else None), np.empty(count), np.empty(count, np.int32))
+        split: Rows(
+            _matrix(count, len(columns), scratch / f"{split}.f32" if mapped else None),
+            np.empty(count),
+            np.empty(count, np.int32),
+        )
         for split, count in counts.items()
     }
     baseline = _second_reading(contract, splits, path, ["baseline"] if "baseline" in names else [])
@@ -88,10 +96,16 @@ def slices(count: int, width: int) -> Iterator[slice]:
 
 
 def select(parts: Sequence[Rows], first: int, last: int, file: Path) -> Rows:
-    """The rows of all parts with `first <= night <= last`, in their order; a memory map in `file` if one of the parts is one."""
+    """The rows of all parts with `first <= night <= last`, in their order; a memory map in `file` if one of the parts
+    is one.
+    """
     chosen = [(part.nights >= first) & (part.nights <= last) for part in parts]
     width = parts[0].matrix.shape[1]
-    matrix = _matrix(sum(int(mask.sum()) for mask in chosen), width, file if any(isinstance(part.matrix, np.memmap) for part in parts) else None)
+    matrix = _matrix(
+        sum(int(mask.sum()) for mask in chosen),
+        width,
+        file if any(isinstance(part.matrix, np.memmap) for part in parts) else None,
+    )
     filled = 0
     for part, mask in zip(parts, chosen, strict=True):
         for some in slices(len(mask), width):
@@ -117,12 +131,18 @@ def _first_reading(model: str, columns: dict[str, str], path: Path) -> tuple[dic
                     values.update(pc.unique(part[name]).to_pylist())
     for split, count in counts.items():
         if not count:
-            raise TrainingImpossible(f"{model}: the training set has no {split} rows. Widen `split.{split}`, or train as of a later date.")
+            raise TrainingImpossible(
+                f"{model}: the training set has no {split} rows. Widen `split.{split}`, or train as of a later date."
+            )
         if split in unfit:
             raise TrainingImpossible(
-                f"{model}: {split} rows hold labels that are null, NaN or infinite. Let a check quarantine them, then prepare the job again."
+                f"{model}: {split} rows hold labels that are null, NaN or infinite. Let a check quarantine them, then "
+                "prepare the job again."
             )
-    return counts, {name: FeatureSpec(kind, tuple(sorted(v for v in met[name] if v is not None)) if name in met else None) for name, kind in columns.items()}
+    return counts, {
+        name: FeatureSpec(kind, tuple(sorted(v for v in met[name] if v is not None)) if name in met else None)
+        for name, kind in columns.items()
+    }
 
 
 def _second_reading(contract: Contract, splits: dict[str, Rows], path: Path, baseline: list[str]) -> Floats | None:

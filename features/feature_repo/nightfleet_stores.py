@@ -1,4 +1,6 @@
-"""The stores that `feature_store.yaml` names, importable from this folder, where the `feast` command looks for modules."""
+"""The stores that `feature_store.yaml` names, importable from this folder, where the `feast` command looks for
+modules.
+"""
 
 import sys
 from pathlib import Path

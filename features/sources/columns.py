@@ -7,7 +7,7 @@ from pathlib import Path
 
 import duckdb
 
-from config.catalog import ColumnType
+from config.catalog.data import ColumnType
 from features.sources.errors import SourceSchemaMismatch
 from lake.tables import DUCKDB_TYPES
 
@@ -55,7 +55,11 @@ def check_types(label: str, found: Mapping[str, str], declared: Mapping[str, Col
         SourceSchemaMismatch: with every undeclared, missing and retyped column.
     """
     check_names(label, list(found), declared)
-    problems = [f"{name!r} is {found[name]}, declared {kind}" for name, kind in declared.items() if found[name].split("(")[0] not in _LOSSLESS[kind]]
+    problems = [
+        f"{name!r} is {found[name]}, declared {kind}"
+        for name, kind in declared.items()
+        if found[name].split("(")[0] not in _LOSSLESS[kind]
+    ]
     if problems:
         raise mismatch(label, problems)
 
@@ -63,12 +67,17 @@ def check_types(label: str, found: Mapping[str, str], declared: Mapping[str, Col
 def mismatch(label: str, problems: Sequence[str]) -> SourceSchemaMismatch:
     """The error that lists every difference."""
     listed = "\n".join(f"  - {problem}" for problem in problems)
-    return SourceSchemaMismatch(f"{label} differs from its declared columns:\n{listed}\n  Nothing was written. Mend the source, or declare what it has now.")
+    return SourceSchemaMismatch(
+        f"{label} differs from its declared columns:\n{listed}\n"
+        "  Nothing was written. Mend the source, or declare what it has now."
+    )
 
 
 def typed_relation(relation: str, columns: Mapping[str, ColumnType]) -> str:
     """SELECT that casts the columns of a relation, whose types `check_types` has accepted, to the declared types."""
-    casts = ", ".join(f"CAST({quoted(name)} AS {DUCKDB_TYPES[kind]}) AS {quoted(name)}" for name, kind in columns.items())
+    casts = ", ".join(
+        f"CAST({quoted(name)} AS {DUCKDB_TYPES[kind]}) AS {quoted(name)}" for name, kind in columns.items()
+    )
     return f"SELECT {casts} FROM {relation}"  # noqa: S608 (names from the typed catalog, quoted)
 
 
@@ -79,14 +88,19 @@ def _unreadable(name: str, kind: ColumnType) -> str:
     failed = f"({column} IS NOT NULL AND TRY_CAST({column} AS {duckdb_type}) IS NULL)"
     if kind in ("int32", "int64"):
         # DuckDB reads '5.7' as the integer 6.
-        fraction = f"(regexp_matches({column}, '[.eE]') AND TRY_CAST({column} AS DOUBLE) IS DISTINCT FROM CAST(TRY_CAST({column} AS {duckdb_type}) AS DOUBLE))"
+        fraction = (
+            f"(regexp_matches({column}, '[.eE]') AND TRY_CAST({column} AS DOUBLE) IS DISTINCT FROM"
+            f" CAST(TRY_CAST({column} AS {duckdb_type}) AS DOUBLE))"
+        )
         return f"({failed} OR {fraction})"
     if kind == "date":
         return f"({failed} OR strlen({column}) > 10)"  # a date with a time of day would lose it
     return failed
 
 
-def stage_text(connection: duckdb.DuckDBPyConnection, label: str, relation: str, columns: Mapping[str, ColumnType], target: Path) -> None:
+def stage_text(
+    connection: duckdb.DuckDBPyConnection, label: str, relation: str, columns: Mapping[str, ColumnType], target: Path
+) -> None:
     """Write a relation of texts to a Parquet file with the declared types, in one pass, in bounded memory.
 
     Args:
@@ -95,10 +109,14 @@ def stage_text(connection: duckdb.DuckDBPyConnection, label: str, relation: str,
         SourceSchemaMismatch: a value cannot be read as its declared type; every such column is shown with its number
             of bad values and the first of them.
     """
-    casts = ", ".join(f"TRY_CAST({quoted(name)} AS {DUCKDB_TYPES[kind]}) AS {quoted(name)}" for name, kind in columns.items())
+    casts = ", ".join(
+        f"TRY_CAST({quoted(name)} AS {DUCKDB_TYPES[kind]}) AS {quoted(name)}" for name, kind in columns.items()
+    )
     bad = " OR ".join(_unreadable(name, kind) for name, kind in columns.items())
     staged = target.with_suffix(".staged.parquet")
-    connection.execute(f'COPY (SELECT {casts}, {bad} AS "?" FROM {relation}) TO {literal(str(staged))} (FORMAT parquet)')  # noqa: S608 (quoted names of the catalog)
+    connection.execute(
+        f'COPY (SELECT {casts}, {bad} AS "?" FROM {relation}) TO {literal(str(staged))} (FORMAT parquet)'  # noqa: S608 (quoted names of the catalog)
+    )
     count = connection.execute(f'SELECT count(*) FROM read_parquet({literal(str(staged))}) WHERE "?"').fetchall()[0][0]  # noqa: S608 (our own path)
     if count:
         staged.unlink()
@@ -114,5 +132,8 @@ def _retyped(connection: duckdb.DuckDBPyConnection, relation: str, columns: Mapp
         query = f"SELECT count(*), min(n), arg_min({column}, n) FROM ({numbered}) WHERE {_unreadable(name, kind)}"  # noqa: S608 (as above)
         count, first, value = connection.execute(query).fetchall()[0]
         if count:
-            problems.append(f"{name!r} is declared {kind}, but {count} values are not: first {value!r}, in row {first} (header not counted)")
+            problems.append(
+                f"{name!r} is declared {kind}, but {count} values are not: first {value!r}, in row {first} (header not "
+                "counted)"
+            )
     return problems

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import duckdb
 
-from config.catalog import ColumnType, FileSource, Lookup
+from config.catalog.data import ColumnType, FileSource, Lookup
 from features.sources.columns import check_names, check_types, literal, quoted, stage_text, typed_relation
 from features.sources.errors import SourceMissing, SourceUnreadable
 from lake.artifact import file_digest
@@ -61,7 +61,10 @@ def find(uri: str, root: Path, night: date | None, label: str) -> FoundFiles:
         spec = importlib.util.find_spec(module)  # the package itself is never imported
         folders = list(spec.submodule_search_locations or ()) if spec else []
         if not folders:
-            raise SourceMissing(f"{label} is in the package {module!r}, which is not installed. Add it to requirements.in and install it.")
+            raise SourceMissing(
+                f"{label} is in the package {module!r}, which is not installed. Add it to requirements.in and install "
+                "it."
+            )
         pattern = Path(folders[0]) / inner
     else:
         pattern = root / location
@@ -69,7 +72,10 @@ def find(uri: str, root: Path, night: date | None, label: str) -> FoundFiles:
     paths = tuple(path for path in map(Path, names) if path.is_file())
     if not paths:
         when = f" for data date {night}" if night else ""
-        raise SourceMissing(f"{label}{when}: no file at {pattern}.\n  Deliver the file, or correct `uri` in the catalog (it says {uri!r}).")
+        raise SourceMissing(
+            f"{label}{when}: no file at {pattern}.\n"
+            f"  Deliver the file, or correct `uri` in the catalog (it says {uri!r})."
+        )
     return FoundFiles(label, paths, member or None)
 
 
@@ -89,17 +95,32 @@ def stage(
         SourceUnreadable: an archive or file is truncated, ragged, or not of its format.
         SourceSchemaMismatch: a column is undeclared, missing or retyped.
     """
-    files = [unpacked for number, path in enumerate(found.paths) for unpacked in _unpack(path, found, folder / f"unpacked-{number}")]
+    files = [
+        unpacked
+        for number, path in enumerate(found.paths)
+        for unpacked in _unpack(path, found, folder / f"unpacked-{number}")
+    ]
     try:
         if source.format == "parquet":
             _stage_parquet(connection, found.label, files, columns, target)
         else:
             _stage_csv(connection, found.label, files, columns, source.null_values, target)
-    except (duckdb.IOException, duckdb.InvalidInputException, UnicodeDecodeError, EOFError, zlib.error, gzip.BadGzipFile, csv.Error) as error:
-        where = found.paths[0] if len(found.paths) == 1 else f"one of {len(found.paths)} files, {found.paths[0]} the first"
+    except (
+        duckdb.IOException,
+        duckdb.InvalidInputException,
+        UnicodeDecodeError,
+        EOFError,
+        zlib.error,
+        gzip.BadGzipFile,
+        csv.Error,
+    ) as error:
+        where = (
+            found.paths[0] if len(found.paths) == 1 else f"one of {len(found.paths)} files, {found.paths[0]} the first"
+        )
         reason = str(error).split("Possible fixes")[0].strip()
         raise SourceUnreadable(
-            f"{found.label} cannot be read as {source.format} ({where}):\n  {reason}\n  Nothing was written. Deliver the whole file again."
+            f"{found.label} cannot be read as {source.format} ({where}):\n  {reason}\n"
+            "  Nothing was written. Deliver the whole file again."
         ) from error
 
 
@@ -111,10 +132,15 @@ def _unpack(path: Path, found: FoundFiles, folder: Path) -> list[Path]:
             files = [info.filename for info in archive.infolist() if not info.is_dir()]
             if found.member is None and len(files) != 1:
                 listed = ", ".join(files[:10])
-                raise SourceMissing(f"{found.label}: {path} holds {len(files)} files ({listed}). Name one in the uri: {path.name}{_MEMBER}<member>.")
+                raise SourceMissing(
+                    f"{found.label}: {path} holds {len(files)} files ({listed}). Name one in the uri: "
+                    f"{path.name}{_MEMBER}<member>."
+                )
             name = found.member or files[0]
             if name not in files:
-                raise SourceMissing(f"{found.label}: {path} has no member {name!r}. It holds: {', '.join(files[:10]) or 'nothing'}.")
+                raise SourceMissing(
+                    f"{found.label}: {path} has no member {name!r}. It holds: {', '.join(files[:10]) or 'nothing'}."
+                )
             folder.mkdir(parents=True)
             target = folder / Path(name).name  # the base name alone: a member's path must not leave the folder
             with archive.open(name) as packed, target.open("wb") as file:
@@ -122,7 +148,8 @@ def _unpack(path: Path, found: FoundFiles, folder: Path) -> list[Path]:
             return [target]
     except (zipfile.BadZipFile, EOFError, zlib.error) as error:
         raise SourceUnreadable(
-            f"{found.label} cannot be unpacked ({path}): {error}\n  The archive is truncated or damaged. Nothing was written. Deliver the whole file again."
+            f"{found.label} cannot be unpacked ({path}): {error}\n"
+            "  The archive is truncated or damaged. Nothing was written. Deliver the whole file again."
         ) from error
 
 
@@ -134,13 +161,21 @@ def _header(path: Path) -> list[str]:
 
 
 def _stage_csv(
-    connection: duckdb.DuckDBPyConnection, label: str, files: Sequence[Path], columns: Mapping[str, ColumnType], null_values: Sequence[str], target: Path
+    connection: duckdb.DuckDBPyConnection,
+    label: str,
+    files: Sequence[Path],
+    columns: Mapping[str, ColumnType],
+    null_values: Sequence[str],
+    target: Path,
 ) -> None:
     arms = []
     for path in files:
         header = _header(path)
         if not header:
-            raise SourceUnreadable(f"{label} has no header ({path}). Nothing was written. Deliver it again; a night without rows is a header alone.")
+            raise SourceUnreadable(
+                f"{label} has no header ({path}). Nothing was written. Deliver it again; a night without rows is a "
+                "header alone."
+            )
         check_names(f"{label} ({path})", header, columns)
         arms.append(f"({', '.join(literal(name) for name in header)})")
     nulls = ", ".join(literal(value) for value in null_values)
@@ -154,12 +189,20 @@ def _stage_csv(
         header = _header(same_header[0])
         spec = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in header)
         listed = ", ".join(literal(str(path)) for path in same_header)
-        options = f"header=true, auto_detect=false, columns={{{spec}}}, delim=',', quote='\"', escape='\"', nullstr=[{nulls}]"
+        options = (
+            f"header=true, auto_detect=false, columns={{{spec}}}, delim=',', quote='\"', escape='\"', nullstr=[{nulls}]"
+        )
         selects.append(f"SELECT {ordered} FROM read_csv([{listed}], {options})")  # noqa: S608 (quoted)
     stage_text(connection, label, f"({' UNION ALL '.join(selects)})", columns, target)
 
 
-def _stage_parquet(connection: duckdb.DuckDBPyConnection, label: str, files: Sequence[Path], columns: Mapping[str, ColumnType], target: Path) -> None:
+def _stage_parquet(
+    connection: duckdb.DuckDBPyConnection,
+    label: str,
+    files: Sequence[Path],
+    columns: Mapping[str, ColumnType],
+    target: Path,
+) -> None:
     selects = []
     for path in files:
         relation = f"read_parquet({literal(str(path))})"

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tenacity
 
-from config.catalog import ColumnType, HttpSource
+from config.catalog.data import ColumnType, HttpSource
 from config.settings import Settings, secret
 from features.sources.columns import check_names, literal, stage_text
 from features.sources.errors import SourceRefused, SourceUnavailable, SourceUnreadable
@@ -67,7 +67,12 @@ def stage(
             if names - set(columns):
                 check_names(f"{label} ({url})", sorted(names | found), columns)
             found |= names
-            writer.write_table(pa.table([pa.array([_text(record.get(name)) for record in records], pa.string()) for name in columns], schema=text_schema))
+            writer.write_table(
+                pa.table(
+                    [pa.array([_text(record.get(name)) for record in records], pa.string()) for name in columns],
+                    schema=text_schema,
+                )
+            )
     if found:
         check_names(label, sorted(found), columns)
     stage_text(connection, label, f"read_parquet({literal(str(pages))})", columns, target)
@@ -77,7 +82,9 @@ def _text(value: Any) -> str | None:
     return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
-def _pages(client: httpx.Client, source: HttpSource, night: date | None, label: str) -> Generator[tuple[str, list[dict[str, Any]]], None, None]:
+def _pages(
+    client: httpx.Client, source: HttpSource, night: date | None, label: str
+) -> Generator[tuple[str, list[dict[str, Any]]], None, None]:
     def dated(text: str) -> str:
         return text.replace("{data_date}", night.isoformat()) if night else text
 
@@ -87,13 +94,17 @@ def _pages(client: httpx.Client, source: HttpSource, night: date | None, label: 
     while True:
         asked = url.copy_set_param(source.page_param, page) if source.page_param else url
         if str(asked) in seen:
-            raise SourceRefused(f"{label}: the pages go in a circle, {asked} came up a second time. Nothing was written. Correct `next_url` in the catalog.")
+            raise SourceRefused(
+                f"{label}: the pages go in a circle, {asked} came up a second time. Nothing was written. Correct "
+                "`next_url` in the catalog."
+            )
         seen.add(str(asked))
         document = _fetch(client, asked, source, label)
         records = _at(document, source.records)
         if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
             raise SourceUnreadable(
-                f"{label}: {asked} has no list of records at {source.records or 'its top'!r} but {type(records).__name__}. "
+                f"{label}: {asked} has no list of records at {source.records or 'its top'!r} but "
+                f"{type(records).__name__}. "
                 "Nothing was written. Correct `records` in the catalog."
             )
         yield str(asked), records
@@ -108,7 +119,8 @@ def _pages(client: httpx.Client, source: HttpSource, night: date | None, label: 
         url = asked.join(str(following))
         if (url.scheme, url.host, url.port) != (first.scheme, first.host, first.port):
             raise SourceRefused(
-                f"{label}: the next page lies at {url}, on another host than {first.host}. It was not asked for: the request would carry the token. "
+                f"{label}: the next page lies at {url}, on another host than {first.host}. It was not asked for: the "
+                "request would carry the token. "
                 "Nothing was written. Correct `url` in the catalog if the service moved."
             )
 
@@ -139,7 +151,8 @@ def _fetch(client: httpx.Client, url: httpx.URL, source: HttpSource, label: str)
         response = retrying(once)
     except _Passing as error:
         raise SourceUnavailable(
-            f"{label}: {url} failed {source.attempts} times, last with {error}.\n  Nothing was written. Look whether the service is up, then clear the task."
+            f"{label}: {url} failed {source.attempts} times, last with {error}.\n"
+            "  Nothing was written. Look whether the service is up, then clear the task."
         ) from error
     if response.status_code != 200:
         raise SourceRefused(
@@ -149,4 +162,6 @@ def _fetch(client: httpx.Client, url: httpx.URL, source: HttpSource, label: str)
     try:
         return response.json()
     except ValueError as error:
-        raise SourceUnreadable(f"{label}: {url} sent no JSON ({error}). Nothing was written. Correct `url` in the catalog.") from error
+        raise SourceUnreadable(
+            f"{label}: {url} sent no JSON ({error}). Nothing was written. Correct `url` in the catalog."
+        ) from error

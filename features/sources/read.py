@@ -15,7 +15,7 @@ from pathlib import Path
 import duckdb
 
 from config.calendar import Interval
-from config.catalog import ColumnType, Dataset, FileSource, HttpSource, KnownAt, SqlSource, Table
+from config.catalog.data import ColumnType, Dataset, FileSource, HttpSource, KnownAt, SqlSource, Table
 from features.sources import file, http, sql
 from features.sources.columns import check_types, literal, quoted, typed_relation
 from features.sources.errors import SourceMissing, SourceUnavailable, SourceUnreadable
@@ -55,7 +55,15 @@ def is_dated(table: Table) -> bool:
 
 
 def read_source(
-    lake: Lake, dataset: str, table: str, interval: Interval, connection: duckdb.DuckDBPyConnection, *, name: str, folder: Path, also: tuple[date, ...] = ()
+    lake: Lake,
+    dataset: str,
+    table: str,
+    interval: Interval,
+    connection: duckdb.DuckDBPyConnection,
+    *,
+    name: str,
+    folder: Path,
+    also: tuple[date, ...] = (),
 ) -> SourceRead:
     """Read a table's source, and register it as the view `name`.
 
@@ -83,13 +91,17 @@ def read_source(
 class _Reading:
     """One table being read."""
 
-    def __init__(self, lake: Lake, dataset: Dataset, table: str, connection: duckdb.DuckDBPyConnection, folder: Path) -> None:
+    def __init__(
+        self, lake: Lake, dataset: Dataset, table: str, connection: duckdb.DuckDBPyConnection, folder: Path
+    ) -> None:
         self.lake, self.dataset, self.name, self.connection, self.folder = lake, dataset, table, connection, folder
         self.table = dataset.tables[table]
         self.source = self.table.source
         self.root = lake.settings.catalog_dir.parent
         self.label = f"source of {dataset.name}/{table}"
-        self.own_columns: Mapping[str, ColumnType] = self.source.columns or {name: column.type for name, column in self.table.columns.items()}
+        self.own_columns: Mapping[str, ColumnType] = self.source.columns or {
+            name: column.type for name, column in self.table.columns.items()
+        }
         self.select = self._select_text()
 
     def _select_text(self) -> str | None:
@@ -98,7 +110,9 @@ class _Reading:
             return select
         path = self.lake.settings.sql_dir / select
         if not path.is_file():
-            raise SourceMissing(f"{self.label} is shaped by {path}, which is no file. Write it, or correct `select` in the catalog.")
+            raise SourceMissing(
+                f"{self.label} is shaped by {path}, which is no file. Write it, or correct `select` in the catalog."
+            )
         return path.read_text(encoding="utf-8")
 
     def stage_cached(self) -> tuple[Path, str | None]:
@@ -110,7 +124,10 @@ class _Reading:
             "reader": _READER,
             "duckdb": duckdb.__version__,
             "bytes": found.digest(),
-            "lookups": {name: file.find(lookup.uri, self.root, None, name).digest() for name, lookup in self.source.lookups.items()},
+            "lookups": {
+                name: file.find(lookup.uri, self.root, None, name).digest()
+                for name, lookup in self.source.lookups.items()
+            },
             "table": self.table.model_dump_json(by_alias=True, include={"source", "known_at", "columns"}),
             "select": self.select,
             "time_zone": self.dataset.time_zone,
@@ -133,7 +150,10 @@ class _Reading:
         try:
             self._stage(None, fresh, found)
             if found.digest() != digest:
-                raise SourceUnavailable(f"{self.label} changed while it was read. Nothing was written. Clear the task when the delivery is complete.")
+                raise SourceUnavailable(
+                    f"{self.label} changed while it was read. Nothing was written. Clear the task when the delivery is "
+                    "complete."
+                )
             os.replace(fresh, cached)
         finally:
             fresh.unlink(missing_ok=True)
@@ -144,7 +164,9 @@ class _Reading:
     def stage(self, night: date | None) -> Path:
         """One delivery as a Parquet file in this run's folder."""
         target = self.folder / f"{self.name}.{night.isoformat() if night else 'source'}.parquet"
-        found = file.find(self.source.uri, self.root, night, self.label) if isinstance(self.source, FileSource) else None
+        found = (
+            file.find(self.source.uri, self.root, night, self.label) if isinstance(self.source, FileSource) else None
+        )
         self._stage(night, target, found)
         return target
 
@@ -157,19 +179,45 @@ class _Reading:
                     assert found is not None  # stage and stage_cached find the files of a file source
                     file.stage(self.connection, self.source, found, self.own_columns, folder / "own", own)
                 case SqlSource():
-                    sql.stage(self.lake.settings, self.source, self.own_columns, night, self.dataset.time_zone, self.label, own)
+                    sql.stage(
+                        self.lake.settings,
+                        self.source,
+                        self.own_columns,
+                        night,
+                        self.dataset.time_zone,
+                        self.label,
+                        own,
+                    )
                 case HttpSource():
-                    http.stage(self.connection, self.lake.settings, self.source, self.own_columns, night, self.label, folder, own)
+                    http.stage(
+                        self.connection,
+                        self.lake.settings,
+                        self.source,
+                        self.own_columns,
+                        night,
+                        self.label,
+                        folder,
+                        own,
+                    )
             self._view(stack, "source", own, self.own_columns)
             for name, lookup in self.source.lookups.items():
                 label, path = f"lookup {name} of {self.label}", folder / f"lookup-{name}.parquet"
-                file.stage(self.connection, lookup, file.find(lookup.uri, self.root, night, label), lookup.columns, folder / f"lookup-{name}", path)
+                file.stage(
+                    self.connection,
+                    lookup,
+                    file.find(lookup.uri, self.root, night, label),
+                    lookup.columns,
+                    folder / f"lookup-{name}",
+                    path,
+                )
                 self._view(stack, name, path, lookup.columns)
             self._shape(night, target)
 
     def _view(self, stack: ExitStack, name: str, path: Path, columns: Mapping[str, ColumnType]) -> None:
         listed = ", ".join(quoted(column) for column in columns)
-        self.connection.execute(f"CREATE OR REPLACE TEMP VIEW {quoted(name)} AS SELECT {listed} FROM read_parquet({literal(str(path))})")  # noqa: S608 (our own path)
+        self.connection.execute(
+            f"CREATE OR REPLACE TEMP VIEW {quoted(name)} AS SELECT {listed} FROM read_parquet({literal(str(path))})"  # noqa: S608 (our own path)
+        )
         stack.callback(self.connection.execute, f"DROP VIEW IF EXISTS {quoted(name)}")
 
     def _shape(self, night: date | None, target: Path) -> None:
@@ -178,12 +226,17 @@ class _Reading:
         relation = f"({self.select.rstrip().rstrip(';')}\n)" if self.select else "source"
         known = self.table.known_at
         instant = "NULL" if not isinstance(known, KnownAt) else known.sql or quoted(str(known.column))
-        # The microsecond makes midnight part of the night that ends there, as `cutoff(T-1) < known_at <= cutoff(T)` says.
+        # The microsecond makes midnight part of the night that ends there, as `cutoff(T-1) < known_at <= cutoff(T)`
+        # says.
         natural = f"CAST(timezone({literal(self.dataset.time_zone)}, known_at_utc - INTERVAL 1 MICROSECOND) AS DATE)"
         delivered = f"DATE {literal(night.isoformat())}" if night else "CAST(NULL AS DATE)"
         try:
             described = self.connection.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall()  # noqa: S608 (the catalog's own SQL)
-            check_types(f"select of the {self.label}" if self.select else self.label, {str(row[0]): str(row[1]) for row in described}, declared)
+            check_types(
+                f"select of the {self.label}" if self.select else self.label,
+                {str(row[0]): str(row[1]) for row in described},
+                declared,
+            )
             typed = typed_relation(relation, declared)
             dated = f"SELECT *, CAST({instant} AS TIMESTAMPTZ) AS known_at_utc FROM ({typed})"  # noqa: S608 (the catalog's own SQL)
             rows = f"SELECT *, {natural} AS natural_date, {delivered} AS delivered FROM ({dated}) ORDER BY natural_date"  # noqa: S608 (as above)
@@ -192,5 +245,6 @@ class _Reading:
             raise
         except duckdb.Error as error:
             raise SourceUnreadable(
-                f"select or known_at of the {self.label} fails: {error}\n  Nothing was written. Correct the SQL, or the source's rows it stumbles on."
+                f"select or known_at of the {self.label} fails: {error}\n"
+                "  Nothing was written. Correct the SQL, or the source's rows it stumbles on."
             ) from error

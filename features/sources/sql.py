@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
 from config.calendar import ONE_DAY, cutoff
-from config.catalog import ColumnType, SqlSource
+from config.catalog.data import ColumnType, SqlSource
 from config.settings import Settings, secret
 from features.sources.columns import check_names, mismatch
 from features.sources.errors import SourceRefused, SourceUnavailable
@@ -29,7 +29,15 @@ def _parameters(query: str) -> set[str]:
     return set(sa.text(query).compile().params)
 
 
-def stage(settings: Settings, source: SqlSource, columns: Mapping[str, ColumnType], night: date | None, time_zone: str, label: str, target: Path) -> None:
+def stage(
+    settings: Settings,
+    source: SqlSource,
+    columns: Mapping[str, ColumnType],
+    night: date | None,
+    time_zone: str,
+    label: str,
+    target: Path,
+) -> None:
     """Write the query's rows to one Parquet file `target`, batch by batch: memory does not grow with the rows.
 
     Args:
@@ -39,30 +47,41 @@ def stage(settings: Settings, source: SqlSource, columns: Mapping[str, ColumnTyp
         SourceSchemaMismatch: a column is undeclared, missing or retyped.
     """
     query = sa.text(source.query)
-    bounds: dict[str, Any] = {"start_utc": cutoff(night - ONE_DAY, time_zone), "end_utc": cutoff(night, time_zone)} if night else {}
+    bounds: dict[str, Any] = (
+        {"start_utc": cutoff(night - ONE_DAY, time_zone), "end_utc": cutoff(night, time_zone)} if night else {}
+    )
     values = {name: value for name, value in bounds.items() if name in _parameters(source.query)}
     url = make_url(secret(settings, source.url_secret))
     engine = sa.create_engine(url, poolclass=sa.NullPool)
     schema = pa.schema([pa.field(name, ARROW_TYPES[kind]) for name, kind in columns.items()])
     try:
         with engine.connect() as connection, pq.ParquetWriter(target, schema, compression="zstd") as writer:
-            result = connection.execution_options(stream_results=True, yield_per=source.batch_rows).execute(query, values)
+            result = connection.execution_options(stream_results=True, yield_per=source.batch_rows).execute(
+                query, values
+            )
             names = list(result.keys())
             check_names(label, names, columns)
             done = 0
             for rows in result.partitions(source.batch_rows):
                 by_name = dict(zip(names, zip(*rows, strict=True), strict=True))
-                writer.write_table(pa.table([_column(label, name, by_name[name], kind, done) for name, kind in columns.items()], schema=schema))
+                writer.write_table(
+                    pa.table(
+                        [_column(label, name, by_name[name], kind, done) for name, kind in columns.items()],
+                        schema=schema,
+                    )
+                )
                 done += len(rows)
     except sa.exc.OperationalError as error:
         where = url.render_as_string(hide_password=True)
         raise SourceUnavailable(
-            f"{label}: {where} does not serve the query: {error.orig}\n  Nothing was written. Look whether the server is up, then clear the task."
+            f"{label}: {where} does not serve the query: {error.orig}\n"
+            "  Nothing was written. Look whether the server is up, then clear the task."
         ) from error
     except sa.exc.DBAPIError as error:
         where = url.render_as_string(hide_password=True)
         raise SourceRefused(
-            f"{label}: {where} refuses the query: {error.orig}\n  Nothing was written. Correct `query` in the catalog, or the rights of its login."
+            f"{label}: {where} refuses the query: {error.orig}\n"
+            "  Nothing was written. Correct `query` in the catalog, or the rights of its login."
         ) from error
     finally:
         engine.dispose()
@@ -76,7 +95,9 @@ def _column(label: str, name: str, values: tuple[Any, ...], kind: ColumnType, do
             try:
                 _converted((value,), kind)
             except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-                problem = f"{name!r} is declared {kind}, but row {done + number + 1} has {value!r} ({type(value).__name__})"
+                problem = (
+                    f"{name!r} is declared {kind}, but row {done + number + 1} has {value!r} ({type(value).__name__})"
+                )
                 raise mismatch(label, [problem]) from error
         raise
 

@@ -13,20 +13,29 @@ import sqlalchemy as sa
 from deltalake.exceptions import DeltaError
 
 from config.calendar import BadInterval, Interval, parse_data_date
-from config.catalog import Dataset
-from config.checks import check_name
+from config.catalog.checks import check_name
+from config.catalog.data import Dataset
 from features.expectations import BAD_SHARE, row_rules
 from features.validate import SCORE
 from lake.lake import Lake
 from lake.metrics import METRIC_SCHEMA, SQL_TABLE
 from lake.projection import sql_columns
+from monitoring.alerting.reading import Row, has_table
+from monitoring.alerting.runs import FAILED, Run, read_runs
 from monitoring.pages.data_calendar import calendar_chart, score_charts, state_counts
-from monitoring.pages.data_nights import DEFINITIONS, Night, Part, bounds_of, expected_nights, nights_of, parts_of, together
+from monitoring.pages.data_nights import (
+    DEFINITIONS,
+    Night,
+    Part,
+    bounds_of,
+    expected_nights,
+    nights_of,
+    parts_of,
+    together,
+)
 from monitoring.pages.data_quarantine import PAGE_ROWS, read_quarantine
 from monitoring.pages.page import BadAddress, Column, Context, NotFound, Page, Table, read_date, shortened
-from monitoring.pages.reading import Row, has_table
 from monitoring.pages.run_links import run_url, runs_on_record
-from monitoring.runs import FAILED, Run, read_runs
 
 TEMPLATE = "data.html.jinja"
 _ALL = "all"
@@ -45,7 +54,11 @@ def page(context: Context, *, query: Mapping[str, str], dataset: str) -> Page:
     chosen = _chosen(parts, query, entry)
     bounds = bounds_of(lake, parts)
     if not bounds:
-        return Page(f"Data: {entry.title}", TEMPLATE, {"dataset": entry, "nothing": True, "ingest_url": context.dag_url(f"{dataset}_ingest")})
+        return Page(
+            f"Data: {entry.title}",
+            TEMPLATE,
+            {"dataset": entry, "nothing": True, "ingest_url": context.dag_url(f"{dataset}_ingest")},
+        )
     first, newest = min(low for low, _ in bounds.values()), max(high for _, high in bounds.values())
     night = read_date(query.get("night"), "night")
     year = _year(query.get("year"), night or newest)
@@ -56,7 +69,9 @@ def page(context: Context, *, query: Mapping[str, str], dataset: str) -> Page:
     if night is None:
         night = max((day for found in nights.values() for day in found), default=None)
     elif not any(night in found for found in nights.values()):
-        raise NotFound(f"{dataset} has no night {night}: the first is {first}, the newest is {newest}. Choose one in between.")
+        raise NotFound(
+            f"{dataset} has no night {night}: the first is {first}, the newest is {newest}. Choose one in between."
+        )
 
     shown = [part for part in parts if chosen is None or part is chosen]
     address = _Address(context, dataset, year, chosen.key if chosen else None)
@@ -75,7 +90,10 @@ def page(context: Context, *, query: Mapping[str, str], dataset: str) -> Page:
         "models": _models(context, entry),
         "choices": _choices(address, parts, night),
         "chosen": chosen.key if chosen else "",
-        "years": [{"year": y, "url": address.of_year(y), "here": y == year} for y in range(first.year, max(newest.year, year) + 1)],
+        "years": [
+            {"year": y, "url": address.of_year(y), "here": y == year}
+            for y in range(first.year, max(newest.year, year) + 1)
+        ],
         "ingest_url": context.dag_url(f"{dataset}_ingest"),
         "quarantine": None,
     }
@@ -91,7 +109,13 @@ def page(context: Context, *, query: Mapping[str, str], dataset: str) -> Page:
             "after": next(({"day": d, "url": address.of_night(d)} for d in around if d > night), None),
             "night_states": next((n["states"] for n in whole if n["day"] == night), ()),
         }
-        with_rows = chosen if chosen and chosen.quarantine else _most_quarantined(parts, nights, night) if chosen is None else None
+        with_rows = (
+            chosen
+            if chosen and chosen.quarantine
+            else _most_quarantined(parts, nights, night)
+            if chosen is None
+            else None
+        )
         tables.append(_runs_table(context, _runs_of(runs, night)))
         if with_rows is not None:
             browser = _quarantine(context, address, entry, with_rows, nights[with_rows.key].get(night), night, query)
@@ -117,7 +141,9 @@ class _Address:
 
     @property
     def slug(self) -> str:
-        """Stands at the end of a CSV's name: `table=` of the address names the CSV then, and says by it what it is about."""
+        """Stands at the end of a CSV's name: `table=` of the address names the CSV then, and says by it what it is
+        about.
+        """
         return _slug(self.part)
 
     def of_year(self, year: int) -> str:
@@ -143,7 +169,9 @@ def _chosen(parts: Sequence[Part], query: Mapping[str, str], entry: Dataset) -> 
         return None
     found = next((part for part in parts if part.key == wanted), None)
     if found is None:
-        raise NotFound(f"{entry.name} has no table {shortened(wanted)}. It has: {', '.join(part.key for part in parts)}.")
+        raise NotFound(
+            f"{entry.name} has no table {shortened(wanted)}. It has: {', '.join(part.key for part in parts)}."
+        )
     return found
 
 
@@ -164,12 +192,19 @@ def _page_number(text: str | None, pages: int) -> int:
 
 
 def _models(context: Context, entry: Dataset) -> list[dict[str, str]]:
-    return [{"name": m.name, "url": context.url("models", m.name)} for m in context.lake.catalog.models_of(entry.name) if m.name in context.models]
+    return [
+        {"name": m.name, "url": context.url("models", m.name)}
+        for m in context.lake.catalog.models_of(entry.name)
+        if m.name in context.models
+    ]
 
 
 def _choices(address: _Address, parts: Sequence[Part], night: date | None) -> list[dict[str, Any]]:
     choices = [{"label": "all tables", "url": address.of_part(None, night), "here": address.part is None}]
-    choices += [{"label": _label(part.key), "url": address.of_part(part.key, night), "here": address.part == part.key} for part in parts]
+    choices += [
+        {"label": _label(part.key), "url": address.of_part(part.key, night), "here": address.part == part.key}
+        for part in parts
+    ]
     return choices
 
 
@@ -194,7 +229,12 @@ def _night_table(
         one = nights[part.key].get(night)
         if one is None:
             continue
-        row: dict[str, Any] = {"table": _label(part.key), "table_url": address.of_part(part.key, night), "state": one.states[0], "also": list(one.states[1:])}
+        row: dict[str, Any] = {
+            "table": _label(part.key),
+            "table_url": address.of_part(part.key, night),
+            "state": one.states[0],
+            "also": list(one.states[1:]),
+        }
         row |= {"rows": one.rows, "quarantined": one.quarantined, "score": one.score}
         if one.quarantined:
             row["quarantined_url"] = address.of_night(night, part.key) + "#quarantine"
@@ -204,9 +244,18 @@ def _night_table(
             p = one.published
             row |= {"valid": p.rows if part.quarantine else None, "newest_at": p.newest_at, "commits": p.times}
             row |= {"version": p.version, "digest": p.digest[:12], "run": p.run_id}
-            row["run_url"] = run_url(address.context, on_record, p.run_id, f"{entry.name}_ingest", f"{entry.name}_history")
-        if docs and part.quarantine and (name := docs_page(address.context.lake.settings.reports, entry.name, docs, part.key)):
-            row |= {"docs": "data docs", "docs_url": address.context.url("embedded", "data_docs", entry.name, docs, name)}
+            row["run_url"] = run_url(
+                address.context, on_record, p.run_id, f"{entry.name}_ingest", f"{entry.name}_history"
+            )
+        if (
+            docs
+            and part.quarantine
+            and (name := docs_page(address.context.lake.settings.reports, entry.name, docs, part.key))
+        ):
+            row |= {
+                "docs": "data docs",
+                "docs_url": address.context.url("embedded", "data_docs", entry.name, docs, name),
+            }
         rows.append(row)
     columns = (
         Column("table", "table", link="table_url"),
@@ -227,15 +276,35 @@ def _night_table(
     return Table("night", f"Every table of the night {night}.", columns, rows)
 
 
-def _nights_table(context: Context, address: _Address, entry: Dataset, whole: Sequence[Mapping[str, Any]], slug: str, runs: Sequence[Run]) -> Table:
+def _nights_table(
+    context: Context,
+    address: _Address,
+    entry: Dataset,
+    whole: Sequence[Mapping[str, Any]],
+    slug: str,
+    runs: Sequence[Run],
+) -> Table:
     failed = {run.partition_key: run for run in runs if run.state == FAILED}
     rows = []
     for night in reversed(whole):
         run = failed.get(night["day"].isoformat())
         rows.append(
-            {**night, "state": night["states"][0], "also": list(night["states"][1:]), "night_url": address.of_night(night["day"])}
-            | ({} if run is None else {"failed": _failure(run), "failed_url": context.dag_url(run.dag_id, run.run_id, run.failed_task)})
-            | ({"rows": None, "valid": None, "quarantined": None} if night["states"][0] == "missing" and not night["rows"] else {})
+            {
+                **night,
+                "state": night["states"][0],
+                "also": list(night["states"][1:]),
+                "night_url": address.of_night(night["day"]),
+            }
+            | (
+                {}
+                if run is None
+                else {"failed": _failure(run), "failed_url": context.dag_url(run.dag_id, run.run_id, run.failed_task)}
+            )
+            | (
+                {"rows": None, "valid": None, "quarantined": None}
+                if night["states"][0] == "missing" and not night["rows"]
+                else {}
+            )
         )
     columns = (
         Column("day", "night", "date", link="night_url"),
@@ -266,7 +335,14 @@ def _runs_of(runs: Sequence[Run], night: date) -> list[Run]:
 def _runs_table(context: Context, runs: Sequence[Run]) -> Table:
     rows = []
     for run in runs:
-        row = {"dag": run.dag_id, "run": run.run_id, "state": run.state, "started": run.started_at, "ended": run.ended_at, "note": run.note}
+        row = {
+            "dag": run.dag_id,
+            "run": run.run_id,
+            "state": run.state,
+            "started": run.started_at,
+            "ended": run.ended_at,
+            "note": run.note,
+        }
         row |= {"run_url": context.dag_url(run.dag_id, run.run_id), "dag_url": context.dag_url(run.dag_id)}
         if run.state == FAILED:
             row |= {"failed": _failure(run), "failed_url": context.dag_url(run.dag_id, run.run_id, run.failed_task)}
@@ -284,7 +360,9 @@ def _runs_table(context: Context, runs: Sequence[Run]) -> Table:
     return Table("runs", "Runs of this night.", columns, rows, empty=empty)
 
 
-def _broken_rules(lake: Lake, address: _Address, entry: Dataset, period: Interval, slug: str, shown: Sequence[Part]) -> Table:
+def _broken_rules(
+    lake: Lake, address: _Address, entry: Dataset, period: Interval, slug: str, shown: Sequence[Part]
+) -> Table:
     rows = []
     keys = {part.key for part in shown}
     for found in _sums_of_rules(lake, entry.name, period):
@@ -292,8 +370,17 @@ def _broken_rules(lake: Lake, address: _Address, entry: Dataset, period: Interva
         if table in keys:
             on_night = found["check"].startswith(("row_count(", "freshness("))
             rule = None if on_night else found["check"]
-            row = {"table": table, "rule": found["check"], "judges": "rows" if rule else "the night", "broken": int(found["broken"]) if rule else None}
-            rows.append(row | {name: found[name] for name in ("nights", "first", "last")} | {"last_url": address.of_night(found["last"], table, rule=rule)})
+            row = {
+                "table": table,
+                "rule": found["check"],
+                "judges": "rows" if rule else "the night",
+                "broken": int(found["broken"]) if rule else None,
+            }
+            rows.append(
+                row
+                | {name: found[name] for name in ("nights", "first", "last")}
+                | {"last_url": address.of_night(found["last"], table, rule=rule)}
+            )
     rows.sort(key=lambda row: (-(row["broken"] or 0), -row["nights"], row["table"], row["rule"]))
     columns = (
         Column("table", "table"),
@@ -304,7 +391,13 @@ def _broken_rules(lake: Lake, address: _Address, entry: Dataset, period: Interva
         Column("first", "first", "date"),
         Column("last", "last", "date", link="last_url"),
     )
-    return Table(f"rules__{slug}", f"Rules that were broken in {address.year}; a row may break several.", columns, rows, empty="No rule was broken.")
+    return Table(
+        f"rules__{slug}",
+        f"Rules that were broken in {address.year}; a row may break several.",
+        columns,
+        rows,
+        empty="No rule was broken.",
+    )
 
 
 def _sums_of_rules(lake: Lake, dataset: str, period: Interval) -> list[Row]:
@@ -323,7 +416,14 @@ def _sums_of_rules(lake: Lake, dataset: str, period: Interval) -> list[Row]:
             sa.func.min(c.about_date).label("first"),
             sa.func.max(c.about_date).label("last"),
         )
-        .where(c.subject == dataset, c.data_date >= period.start, c.data_date < period.end, c.segment == "", c.check.not_in([SCORE, BAD_SHARE]), broken)
+        .where(
+            c.subject == dataset,
+            c.data_date >= period.start,
+            c.data_date < period.end,
+            c.segment == "",
+            c.check.not_in([SCORE, BAD_SHARE]),
+            broken,
+        )
         .group_by(c.column, c.check)
     )
     with lake.engine.connect() as connection:
@@ -334,7 +434,9 @@ def _sums_of_rules(lake: Lake, dataset: str, period: Interval) -> list[Row]:
 
 
 def data_docs_folder(reports: Path, dataset: str, night: date) -> str | None:
-    """The folder of data docs that tells of a night: its own, else the shortest interval that holds it; None where there is none."""
+    """The folder of data docs that tells of a night: its own, else the shortest interval that holds it; None where
+    there is none.
+    """
     found = []
     site = reports / "data_docs" / dataset
     for path in site.iterdir() if site.is_dir() else ():
@@ -358,35 +460,80 @@ def docs_page(reports: Path, dataset: str, folder: str, table: str) -> str | Non
 
 
 def _most_quarantined(parts: Sequence[Part], nights: Mapping[str, Mapping[date, Night]], night: date) -> Part | None:
-    counted = [((one.quarantined or 0), part) for part in parts if part.quarantine and (one := nights[part.key].get(night)) and one.published]
+    counted = [
+        ((one.quarantined or 0), part)
+        for part in parts
+        if part.quarantine and (one := nights[part.key].get(night)) and one.published
+    ]
     return max(counted, key=lambda pair: pair[0])[1] if counted else None
 
 
-def _quarantine(context: Context, address: _Address, entry: Dataset, part: Part, one: Night | None, night: date, query: Mapping[str, str]) -> dict[str, Any]:
+def _quarantine(
+    context: Context,
+    address: _Address,
+    entry: Dataset,
+    part: Part,
+    one: Night | None,
+    night: date,
+    query: Mapping[str, str],
+) -> dict[str, Any]:
     """What the browser of rows set aside shows: rules with their counts, and one page of rows."""
     rule, slug, declared = query.get("rule") or None, _slug(part.key), entry.tables[part.key].columns
     columns = (Column("rule", "rule", link="rule_url"), Column("rows", "rows that broke it", "number"))
-    rules_table = Table(f"night_rules__{slug}", f"Rules that rows of {part.key} broke in the night {night}.", columns, [])
-    values: dict[str, Any] = {"part": part.key, "rule": rule, "rules_table": rules_table, "table": None, "unreadable": None}
+    rules_table = Table(
+        f"night_rules__{slug}", f"Rules that rows of {part.key} broke in the night {night}.", columns, []
+    )
+    values: dict[str, Any] = {
+        "part": part.key,
+        "rule": rule,
+        "rules_table": rules_table,
+        "table": None,
+        "unreadable": None,
+    }
     if one is None or one.published is None or not one.quarantined:
         return values
     known = [check_name(r) for r in row_rules(entry.tables[part.key])]
     try:
-        found = read_quarantine(context.lake, entry, part.key, night, known, rule=rule, page=lambda pages: _page_number(query.get("page"), pages))
+        found = read_quarantine(
+            context.lake,
+            entry,
+            part.key,
+            night,
+            known,
+            rule=rule,
+            page=lambda pages: _page_number(query.get("page"), pages),
+        )
     except (DeltaError, duckdb.Error, OSError) as error:
-        return values | {"unreadable": f"{entry.name}/quarantine/{part.key} cannot be read for {night}: {shortened(str(error), 300)}"}
+        return values | {
+            "unreadable": f"{entry.name}/quarantine/{part.key} cannot be read for {night}: {shortened(str(error), 300)}"
+        }
     if rule is not None and rule not in found.counts:
-        raise NotFound(f"no row of {part.key} broke {shortened(rule)} in the night {night}. Broken were: {', '.join(found.counts) or 'none'}.")
+        raise NotFound(
+            f"no row of {part.key} broke {shortened(rule)} in the night {night}. Broken were: "
+            f"{', '.join(found.counts) or 'none'}."
+        )
     counted = sorted(found.counts.items(), key=lambda item: (-item[1], item[0]))
-    rules = [{"rule": name, "rows": count, "rule_url": f"{address.of_night(night, part.key, rule=name)}#quarantine"} for name, count in counted]
-    shown = [Column("broken_rules", "broke"), *(_column(name, column.type, column.unit) for name, column in declared.items())]
+    rules = [
+        {"rule": name, "rows": count, "rule_url": f"{address.of_night(night, part.key, rule=name)}#quarantine"}
+        for name, count in counted
+    ]
+    shown = [
+        Column("broken_rules", "broke"),
+        *(_column(name, column.type, column.unit) for name, column in declared.items()),
+    ]
     shown += [Column("known_at_utc", "known at", "date"), Column("revision", "revision", "number")]
     first = (found.page - 1) * PAGE_ROWS + 1
-    said = f"{part.key} {f'that broke {rule}' if rule else 'set aside'} in the night {night}, with every rule they broke"
+    said = (
+        f"{part.key} {f'that broke {rule}' if rule else 'set aside'} in the night {night}, with every rule they broke"
+    )
     caption = f"Rows {first:,} to {first + len(found.rows) - 1:,} of {found.total:,} of {said}."
 
     def page_url(number: int) -> str | None:
-        return f"{address.of_night(night, part.key, rule=rule, page=number)}#quarantine" if 1 <= number <= found.pages else None
+        return (
+            f"{address.of_night(night, part.key, rule=rule, page=number)}#quarantine"
+            if 1 <= number <= found.pages
+            else None
+        )
 
     return values | {
         "rules_table": replace(rules_table, rows=rules),
@@ -401,4 +548,9 @@ def _quarantine(context: Context, address: _Address, entry: Dataset, part: Part,
 
 
 def _column(name: str, kind: str, unit: str | None) -> Column:
-    return Column(name, name, "number" if kind in {"int32", "int64", "float64"} else "date" if kind in {"date", "timestamp"} else "text", unit or "")
+    return Column(
+        name,
+        name,
+        "number" if kind in {"int32", "int64", "float64"} else "date" if kind in {"date", "timestamp"} else "text",
+        unit or "",
+    )

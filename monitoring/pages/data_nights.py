@@ -11,14 +11,15 @@ from zoneinfo import ZoneInfo
 import sqlalchemy as sa
 
 from config.calendar import ONE_DAY, BadInterval, Interval, parse_data_date
-from config.catalog import Dataset, ModelEntry
+from config.catalog.data import Dataset
+from config.catalog.model import ModelEntry
 from features.validate import SCORE
 from lake.lake import Lake
 from lake.lineage import publications_table
 from lake.tables import LakeTable, feature_table, quarantine_table, raw_table, valid_table
+from monitoring.alerting.reading import Published, has_table, published_nights, read_metrics_of
+from monitoring.alerting.runs import FAILED, Run
 from monitoring.pages.page import Context
-from monitoring.pages.reading import Published, has_table, published_nights, read_metrics_of
-from monitoring.runs import FAILED, Run
 
 State = Literal["missing", "quarantined", "late", "republished", "published"]
 # The worst first: a night has one colour.
@@ -27,11 +28,15 @@ DEFINITIONS: dict[State, str] = {
     "published": "the night's partition is there, and nothing below is true of it. It may be empty.",
     "quarantined": "published, and at least one row broke a rule and was set aside.",
     "late": (
-        "published for the first time after a later night was, so it was filled in afterwards; or, where nights come live, after the earliest deadline "
+        "published for the first time after a later night was, so it was filled in afterwards; or, where nights come "
+        "live, after the earliest deadline "
         "of the models that read this data set. Nights that one run published in bulk have no deadline."
     ),
     "republished": "published more than once: its rows were rewritten, or computed again from other rows.",
-    "missing": "not published, though a later night is, its source was read, or its run failed; where nights come live, though the deadline has passed.",
+    "missing": (
+        "not published, though a later night is, its source was read, or its run failed; where nights come live, though"
+        " the deadline has passed."
+    ),
 }
 
 
@@ -77,7 +82,9 @@ class Night:
         return None if self.published is None else self.published.rows + (self.quarantined or 0)
 
 
-def states_of(*, published: Published | None, quarantined: int, later_first_at: datetime | None, deadline: datetime | None) -> tuple[State, ...]:
+def states_of(
+    *, published: Published | None, quarantined: int, later_first_at: datetime | None, deadline: datetime | None
+) -> tuple[State, ...]:
     """What is true of a night, the worst first; exactly `published` or `missing` where nothing else is.
 
     Args:
@@ -86,7 +93,9 @@ def states_of(*, published: Published | None, quarantined: int, later_first_at: 
     """
     if published is None:
         return ("missing",)
-    late = (later_first_at is not None and later_first_at < published.first_at) or (deadline is not None and deadline < published.first_at)
+    late = (later_first_at is not None and later_first_at < published.first_at) or (
+        deadline is not None and deadline < published.first_at
+    )
     found = {"quarantined": quarantined > 0, "late": late, "republished": published.times > 1}
     return tuple(state for state in STATES if found.get(state)) or ("published",)
 
@@ -94,7 +103,10 @@ def states_of(*, published: Published | None, quarantined: int, later_first_at: 
 def parts_of(lake: Lake, entry: Dataset) -> tuple[Part, ...]:
     """Tables, then feature views, in the catalog's order."""
     settings = lake.settings
-    tables = [Part(n, valid_table(settings, entry, n), quarantine_table(settings, entry, n), raw_table(settings, entry, n)) for n in entry.tables]
+    tables = [
+        Part(n, valid_table(settings, entry, n), quarantine_table(settings, entry, n), raw_table(settings, entry, n))
+        for n in entry.tables
+    ]
     return (*tables, *(Part(f"features/{view}", feature_table(settings, entry, view)) for view in entry.features))
 
 
@@ -106,24 +118,40 @@ def bounds_of(lake: Lake, parts: Sequence[Part]) -> dict[str, tuple[date, date]]
     names = [name for part in parts for name in part.names]
     query = sa.select(c.table_name, sa.func.min(c.data_date).label("low"), sa.func.max(c.data_date).label("high"))
     with lake.engine.connect() as connection:
-        return {row.table_name: (row.low, row.high) for row in connection.execute(query.where(c.table_name.in_(names)).group_by(c.table_name))}
+        return {
+            row.table_name: (row.low, row.high)
+            for row in connection.execute(query.where(c.table_name.in_(names)).group_by(c.table_name))
+        }
 
 
 def _deadline(entry: Dataset, models: Iterable[ModelEntry], day: date) -> datetime | None:
-    """The earliest deadline of the models that read the data set, on the morning after; None in a replay, which has no clock."""
+    """The earliest deadline of the models that read the data set, on the morning after; None in a replay, which has no
+    clock.
+    """
     times = [model.deadline for model in models]
     if entry.replay or not times:
         return None
     return datetime.combine(day + ONE_DAY, min(times), tzinfo=ZoneInfo(entry.time_zone))
 
 
-def expected_nights(context: Context, entry: Dataset, first: date, newest: date, period: Interval, runs: Sequence[Run]) -> Interval | None:
-    """The nights of the period that ought to be there: from the first published one to the last that came, failed or is due."""
+def expected_nights(
+    context: Context, entry: Dataset, first: date, newest: date, period: Interval, runs: Sequence[Run]
+) -> Interval | None:
+    """The nights of the period that ought to be there: from the first published one to the last that came, failed or is
+    due.
+    """
     last = max([newest, *(day for run in runs if run.state == FAILED and (day := _key(run)) is not None)])
     if not entry.replay:
         models = context.lake.catalog.models_of(entry.name)
         today = context.now.astimezone(ZoneInfo(entry.time_zone)).date()
-        due = next((day for back in (1, 2) if (at := _deadline(entry, models, day := today - timedelta(days=back))) and at < context.now), None)
+        due = next(
+            (
+                day
+                for back in (1, 2)
+                if (at := _deadline(entry, models, day := today - timedelta(days=back))) and at < context.now
+            ),
+            None,
+        )
         last = max(last, due or last)
     start, end = max(first, period.start), min(last + ONE_DAY, period.end)
     return Interval(start, end) if start < end else None
@@ -137,13 +165,23 @@ def _key(run: Run) -> date | None:
 
 
 def nights_of(
-    lake: Lake, entry: Dataset, parts: Sequence[Part], bounds: Mapping[str, tuple[date, date]], period: Interval, expected: Interval | None
+    lake: Lake,
+    entry: Dataset,
+    parts: Sequence[Part],
+    bounds: Mapping[str, tuple[date, date]],
+    period: Interval,
+    expected: Interval | None,
 ) -> dict[str, dict[date, Night]]:
     """By part and night: those of the period that are published or missing."""
     # A later night decides whether one is late, also one of the next year.
     wide = Interval(period.start, period.end + timedelta(days=31))
-    published = published_nights(lake, (name for part in parts for name in part.names if part.raw is None or name != part.raw.name), wide)
-    scores = {(row["column"], row["about_date"]): row["value"] for row in read_metrics_of(lake, [entry.name], period, checks=[SCORE])}
+    published = published_nights(
+        lake, (name for part in parts for name in part.names if part.raw is None or name != part.raw.name), wide
+    )
+    scores = {
+        (row["column"], row["about_date"]): row["value"]
+        for row in read_metrics_of(lake, [entry.name], period, checks=[SCORE])
+    }
     models = lake.catalog.models_of(entry.name)
     found: dict[str, dict[date, Night]] = {}
     for part in parts:
@@ -161,7 +199,9 @@ def nights_of(
                 deadline = None if one is None or one.first_at in in_bulk else _deadline(entry, models, day)
                 count = aside[day].rows if day in aside else 0
                 states = states_of(published=one, quarantined=count, later_first_at=later, deadline=deadline)
-                nights[day] = Night(day, states, one, count if part.quarantine and one else None, scores.get((part.key, day)))
+                nights[day] = Night(
+                    day, states, one, count if part.quarantine and one else None, scores.get((part.key, day))
+                )
             if one is not None:
                 later = one.first_at if later is None else min(later, one.first_at)
         found[part.key] = dict(sorted(nights.items()))

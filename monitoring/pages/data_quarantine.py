@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from config.catalog import Dataset
+from config.catalog.data import Dataset
 from lake.lake import Lake
 from lake.tables import quarantine_table
 
@@ -34,11 +34,20 @@ class SetAside:
     rows: list[dict[str, Any]]
 
 
-def read_quarantine(lake: Lake, entry: Dataset, table: str, night: date, known: Sequence[str], *, rule: str | None, page: Callable[[int], int]) -> SetAside:
+def read_quarantine(
+    lake: Lake,
+    entry: Dataset,
+    table: str,
+    night: date,
+    known: Sequence[str],
+    *,
+    rule: str | None,
+    page: Callable[[int], int],
+) -> SetAside:
     """One page of the rows of one quarantine partition, as it is now.
 
-    DuckDB reads that partition's files alone, within its memory limit, and keeps one page; texts are cut, so that a page stays a page. Columns with
-    personal data are never read.
+    DuckDB reads that partition's files alone, within its memory limit, and keeps one page; texts are cut, so that a
+    page stays a page. Columns with personal data are never read.
 
     Args:
         known: names of the table's rules; a name may hold what separates them.
@@ -69,7 +78,9 @@ def read_quarantine(lake: Lake, entry: Dataset, table: str, night: date, known: 
         pages = max(1, -(-total // PAGE_ROWS))
         number = page(pages)
         listed = f"broken_rules, {', '.join(cells)}, known_at_utc, revision"
-        query = f"SELECT {listed} FROM aside {where} ORDER BY {order} LIMIT {PAGE_ROWS} OFFSET {(number - 1) * PAGE_ROWS}"  # noqa: S608 (names from the catalog)
+        query = (
+            f"SELECT {listed} FROM aside {where} ORDER BY {order} LIMIT {PAGE_ROWS} OFFSET {(number - 1) * PAGE_ROWS}"  # noqa: S608 (names from the catalog)
+        )
         rows = connection.sql(query, params=given).to_arrow_table().to_pylist()
     for row in rows:
         row["broken_rules"] = list(rules_in(row["broken_rules"], known))
@@ -77,7 +88,9 @@ def read_quarantine(lake: Lake, entry: Dataset, table: str, night: date, known: 
 
 
 def rules_in(broken: str, known: Sequence[str]) -> tuple[str, ...]:
-    """The rules that a row's `broken_rules` names: those of today's catalog where they are all, else what the separator gives."""
+    """The rules that a row's `broken_rules` names: those of today's catalog where they are all, else what the separator
+    gives.
+    """
     whole = f"; {broken}; "
     found = [name for name in known if f"; {name}; " in whole]
     return tuple(found) if "; ".join(found) == broken else tuple(broken.split("; "))

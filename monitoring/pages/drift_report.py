@@ -1,4 +1,6 @@
-"""Drift report of a night: three sentences, every column's test with its limit and how often it fired, and Evidently's drawings."""
+"""Drift report of a night: three sentences, every column's test with its limit and how often it fired, and Evidently's
+drawings.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +12,15 @@ from functools import cached_property
 from typing import Any
 
 from config.calendar import Interval
-from config.catalog import BinaryOutput, ModelEntry
+from config.catalog.model import BinaryOutput, ModelEntry
 from lake.lineage import Publication
 from lake.metrics import metrics_table
 from monitoring import drift
+from monitoring.alerting.reading import Row, published_nights, read_metrics_of
 from monitoring.drift import MEAN, REFERENCE_MEAN, VersionReference, scored_versions
 from monitoring.pages.embedded import MODEL_CARDS, NIGHT_REPORTS, SANDBOX, has_document
 from monitoring.pages.page import Column, Context, NotFound, Page, Table, read_date, shortened
-from monitoring.pages.reading import Row, published_nights, read_metrics_of
-from monitoring.story import (
+from monitoring.pages.story import (
     CHECKS,
     DRIFT_SHARE,
     FEATURE_DRIFT,
@@ -29,17 +31,18 @@ from monitoring.story import (
     drift_story,
     fired_by_check,
     known_from,
-    named,
     times_limit,
-    unit_of,
 )
+from monitoring.wording import named, unit_of
 from serving.predictions import predictions_table
 
 TEMPLATE = "drift_report.html.jinja"
 _NIGHTS_AROUND = 14  # of the model page that is linked
 _METHODS = {"psi": "PSI", "ks": "KS distance"}
 _OF_THE_NIGHT = {DRIFT_SHARE: "features beyond their limit", VOLUME: "rows scored"}
-_NOT_MEASURED = "The drift of this night was not measured yet. The model's monitor does it: wait for it, or look at its run."
+_NOT_MEASURED = (
+    "The drift of this night was not measured yet. The model's monitor does it: wait for it, or look at its run."
+)
 _SHOWN = (
     Column("feature", "feature or prediction"),
     Column("status", "status", "status"),
@@ -82,7 +85,14 @@ def page(context: Context, *, query: Mapping[str, str], model: str, night: str) 
     measured = context.lake.publications.current(drift_table, Interval.of(day)).get(day)
     reference = scored_versions(context.lake, entry.name, {day: scored})[day]
     rows = read_metrics_of(context.lake, [entry.name], Interval.of(day), by="data_date", checks=CHECKS)
-    night_of = _Night(context, entry, day, reference, {(row["check"], row["column"]): row for row in rows}, fired_by_check(context.lake, entry.name, day))
+    night_of = _Night(
+        context,
+        entry,
+        day,
+        reference,
+        {(row["check"], row["column"]): row for row in rows},
+        fired_by_check(context.lake, entry.name, day),
+    )
     position = scored_nights.index(day)
     share = night_of.rows.get((DRIFT_SHARE, ""))
     values = {
@@ -98,7 +108,12 @@ def page(context: Context, *, query: Mapping[str, str], model: str, night: str) 
         "sandbox": SANDBOX,
         "nights": NIGHTS,
     }
-    return Page(f"Drift of {entry.name}, {day}", TEMPLATE, values, (night_of.columns(), night_of.notable(), night_of.alarms(), _inputs(scored)))
+    return Page(
+        f"Drift of {entry.name}, {day}",
+        TEMPLATE,
+        values,
+        (night_of.columns(), night_of.notable(), night_of.alarms(), _inputs(scored)),
+    )
 
 
 def _no_such_night(entry: ModelEntry, asked: str, day: date | None, there: Sequence[date]) -> str:
@@ -134,8 +149,15 @@ class _Night:
 
     def notable(self) -> Table:
         """Those that lie beyond a limit, of drift or of nulls, or could not be judged."""
-        found = [row for row in self._columns if {row["status"], row["null_status"]} & {"warning", "failing", "not_evaluated"}]
-        said = f"Beyond a limit, or not evaluated: {len(found)} of {len(self._columns)} features and predictions, the farthest beyond its limit first."
+        found = [
+            row
+            for row in self._columns
+            if {row["status"], row["null_status"]} & {"warning", "failing", "not_evaluated"}
+        ]
+        said = (
+            f"Beyond a limit, or not evaluated: {len(found)} of {len(self._columns)} features and predictions, the"
+            " farthest beyond its limit first."
+        )
         empty = "Every feature and prediction lies within its limit." if self._columns else _NOT_MEASURED
         return Table("beyond", said, _SHOWN, found, empty=empty)
 
@@ -149,7 +171,9 @@ class _Night:
         name = row["column"]
         part = "predictions" if row["check"] == PREDICTION_DRIFT else "columns"
         profile: Mapping[str, Any] = self.reference.profile.get(part, {}).get(name, {})
-        method = profile.get("method") or (self.entry.retrain.drift.method if part == "predictions" else row["check"].removeprefix("drift_"))
+        method = profile.get("method") or (
+            self.entry.retrain.drift.method if part == "predictions" else row["check"].removeprefix("drift_")
+        )
         nulls, mean, before = (self.rows.get((check, name), {}) for check in (NULL_RATE, MEAN, REFERENCE_MEAN))
         reasons = [found["reason"] for found in (row, mean, before) if found.get("reason")]
         times = times_limit(row)
@@ -175,7 +199,11 @@ class _Night:
         }
 
     def _unit(self, name: str) -> str:
-        return "probability" if isinstance(self.entry.outputs.get(name), BinaryOutput) else unit_of(self.context.lake, self.entry, name)
+        return (
+            "probability"
+            if isinstance(self.entry.outputs.get(name), BinaryOutput)
+            else unit_of(self.context.lake, self.entry, name)
+        )
 
     def alarms(self) -> Table:
         """The checks of the night as a whole."""
@@ -183,14 +211,32 @@ class _Night:
         for check, label in _OF_THE_NIGHT.items():
             row = self.rows.get((check, ""))
             if row is None:
-                found.append({"check": label, "status": "not_evaluated", "reason": "not measured yet", "fired": self._fired(check, "")})
+                found.append(
+                    {
+                        "check": label,
+                        "status": "not_evaluated",
+                        "reason": "not measured yet",
+                        "fired": self._fired(check, ""),
+                    }
+                )
                 continue
             is_share = check == DRIFT_SHARE
-            bounds = f"{row['lower']:,.0f} to {row['upper']:,.0f}" if row["lower"] is not None and row["upper"] is not None else ""
+            bounds = (
+                f"{row['lower']:,.0f} to {row['upper']:,.0f}"
+                if row["lower"] is not None and row["upper"] is not None
+                else ""
+            )
             limit = f"{100 * row['threshold']:g} %" if is_share and row["threshold"] is not None else bounds
             value = f"{100 * row['value']:.3g} %" if is_share and row["value"] is not None else row["value"]
             fired = self._fired(check, "")
-            told = {"status": row["status"], "value": value, "limit": limit, "n": row["n"], "fired": fired, "reason": row["reason"]}
+            told = {
+                "status": row["status"],
+                "value": value,
+                "limit": limit,
+                "n": row["n"],
+                "fired": fired,
+                "reason": row["reason"],
+            }
             found.append({"check": label, "times_limit": times_limit(row) if is_share else None} | told)
         shown = (
             Column("check", "alarm of the whole night"),
@@ -202,7 +248,12 @@ class _Night:
             Column("fired", f"fired in the last {NIGHTS} nights"),
             Column("reason", "reason"),
         )
-        return Table("night", "The whole night: the share of features beyond their limit is what can ask for a retraining.", shown, found)
+        return Table(
+            "night",
+            "The whole night: the share of features beyond their limit is what can ask for a retraining.",
+            shown,
+            found,
+        )
 
     def _fired(self, check: str, column: str) -> str:
         times, of = self.fired.get((check, column), (0, 0))
@@ -210,7 +261,12 @@ class _Night:
 
 
 def _facts(
-    context: Context, entry: ModelEntry, day: date, scored: Publication, measured: Publication | None, reference: VersionReference
+    context: Context,
+    entry: ModelEntry,
+    day: date,
+    scored: Publication,
+    measured: Publication | None,
+    reference: VersionReference,
 ) -> list[tuple[str, str, str]]:
     """Word, what it is, and an address or nothing."""
     period = {"from_": day - timedelta(days=_NIGHTS_AROUND), "to": day + timedelta(days=_NIGHTS_AROUND)}
@@ -221,13 +277,25 @@ def _facts(
     if reference.missing:
         facts.append(("reference", reference.missing, ""))
     elif reference.window > 1:
-        facts.append(("judged over", f"{reference.window} nights, {day - timedelta(days=reference.window - 1)} to {day}", ""))
-    facts.append(("scored", f"{scored.rows:,} rows in run {scored.run_id}", context.dag_url(f"{entry.name}_score", scored.run_id)))
-    facts.append(("predictions", f"Delta version {scored.version} of {entry.name}/predictions, digest {scored.digest[:12]}", ""))
+        facts.append(
+            ("judged over", f"{reference.window} nights, {day - timedelta(days=reference.window - 1)} to {day}", "")
+        )
+    facts.append(
+        (
+            "scored",
+            f"{scored.rows:,} rows in run {scored.run_id}",
+            context.dag_url(f"{entry.name}_score", scored.run_id),
+        )
+    )
+    facts.append(
+        ("predictions", f"Delta version {scored.version} of {entry.name}/predictions, digest {scored.digest[:12]}", "")
+    )
     if measured is None:
         facts.append(("measured", "not yet", context.dag_url(f"{entry.name}_monitor")))
     else:
-        facts.append(("measured", f"in run {measured.run_id}", context.dag_url(f"{entry.name}_monitor", measured.run_id)))
+        facts.append(
+            ("measured", f"in run {measured.run_id}", context.dag_url(f"{entry.name}_monitor", measured.run_id))
+        )
     return facts
 
 
@@ -237,12 +305,21 @@ def _inputs(scored: Publication) -> Table:
         {"table": item.table, "data_date": item.data_date, "version": item.version, "digest": item.digest}
         for item in sorted(scored.inputs, key=lambda item: (item.table, item.data_date))
     ]
-    shown = (Column("table", "table"), Column("data_date", "data date", "date"), Column("version", "Delta version", "number"), Column("digest", "digest"))
-    return Table("inputs", f"Data version: the {len(rows)} partitions that this night was scored from.", shown, rows, folded=True)
+    shown = (
+        Column("table", "table"),
+        Column("data_date", "data date", "date"),
+        Column("version", "Delta version", "number"),
+        Column("digest", "digest"),
+    )
+    return Table(
+        "inputs", f"Data version: the {len(rows)} partitions that this night was scored from.", shown, rows, folded=True
+    )
 
 
 def _reports(context: Context, entry: ModelEntry, day: date, reference: VersionReference) -> list[dict[str, Any]]:
-    """Documents to embed: this night's drift, the performance of this night once it is judged, and the version's card."""
+    """Documents to embed: this night's drift, the performance of this night once it is judged, and the version's
+    card.
+    """
     judge = known_from(context.lake, entry.name, day)
     drawn, judged = (f"{entry.name}/{night}/{name}" for night, name in zip((day, judge), NIGHT_REPORTS, strict=True))
     card = f"{entry.name}/{MODEL_CARDS}/{reference.version}.html"
@@ -255,5 +332,13 @@ def _reports(context: Context, entry: ModelEntry, day: date, reference: VersionR
     for path, title, is_open, otherwise in wanted:
         there = has_document(context, path)
         url = context.url("embedded", *path.split("/")) if there else ""
-        found.append({"title": title, "url": url, "open": is_open, "otherwise": otherwise, "sandbox": "" if MODEL_CARDS in path else SANDBOX})
+        found.append(
+            {
+                "title": title,
+                "url": url,
+                "open": is_open,
+                "otherwise": otherwise,
+                "sandbox": "" if MODEL_CARDS in path else SANDBOX,
+            }
+        )
     return found

@@ -1,8 +1,9 @@
 """Documents that other tools made, shown inside a page: Evidently's reports, model cards, GX's data docs.
 
-They hold values from data and scripts of their own, so none is trusted: each is served under a content security policy that
-takes its origin away (`sandbox`, without `allow-same-origin`) and lets it load nothing. From there no cookie is sent with
-what a document asks for, so what it needs is put into it. Whatever the frame's attribute says, the policy holds.
+They hold values from data and scripts of their own, so none is trusted: each is served under a content security policy
+that takes its origin away (`sandbox`, without `allow-same-origin`) and lets it load nothing. From there no cookie is
+sent with what a document asks for, so what it needs is put into it. Whatever the frame's attribute says, the policy
+holds.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from config.calendar import BadInterval, parse_data_date
-from config.catalog import Dataset
+from config.catalog.data import Dataset
 from features.data_docs import STATIC
 from monitoring.pages.page import BadAddress, Context, NotFound, shortened
 
 HTML = "text/html; charset=utf-8"
 SANDBOX = "allow-scripts"
-_LOCKED = "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+_LOCKED = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:; base-uri 'none'; form-action"
+    " 'none'; frame-ancestors 'self'"
+)
 # Their scripts stand in the page, with handlers in attributes; they may draw, and reach nothing.
 DRAWN = f"{_LOCKED}; script-src 'unsafe-inline'; sandbox {SANDBOX}"
 STILL = f"{_LOCKED}; script-src 'none'; sandbox"
@@ -51,9 +55,10 @@ class Document:
 def document(context: Context, path: str) -> Document:
     """The document of an address below `embedded/`, which is its path below the folder of reports.
 
-    `<model>/<data date>/drift.html`, `…/performance.html`, `<model>/model_cards/<version>.html`, `data_docs/<data set>/index.html`,
-    `…/suites/<suite>.html`, `…/<interval>/<suite>.html`. Every part is checked against the catalog, a date, or a fixed list of
-    names, and the file must lie in the folder of its model or data set, whatever links lie there.
+    `<model>/<data date>/drift.html`, `…/performance.html`, `<model>/model_cards/<version>.html`, `data_docs/<data
+    set>/index.html`, `…/suites/<suite>.html`, `…/<interval>/<suite>.html`. Every part is checked against the catalog, a
+    date, or a fixed list of names, and the file must lie in the folder of its model or data set, whatever links lie
+    there.
 
     Args:
         path: as decoded once by the server.
@@ -93,15 +98,23 @@ class _Place:
     docs: bool = False
 
     def file(self) -> Path:
-        """The file, which lies in the folder once every link is followed; NotFound where it does not, or is too large."""
+        """The file, which lies in the folder once every link is followed; NotFound where it does not, or is too
+        large.
+        """
         try:
             inside = self.folder.resolve(strict=True)
             path = self.folder.joinpath(*self.parts).resolve(strict=True)
             size = path.stat().st_size
         except OSError as error:
             raise NotFound(f"there is no {self.what}. There are: {_there(self.folder, self.others)}.") from error
-        if inside != self.folder.parent.resolve() / self.folder.name or not path.is_relative_to(inside) or not path.is_file():
-            raise NotFound(f"there is no {self.what}: its path leads out of the folder of reports. Write the report again.")
+        if (
+            inside != self.folder.parent.resolve() / self.folder.name
+            or not path.is_relative_to(inside)
+            or not path.is_file()
+        ):
+            raise NotFound(
+                f"there is no {self.what}: its path leads out of the folder of reports. Write the report again."
+            )
         if size > _LARGEST_BYTES:
             raise NotFound(f"the {self.what} is not shown: it has {size:,} bytes, at most {_LARGEST_BYTES:,} are.")
         return path
@@ -109,21 +122,33 @@ class _Place:
 
 def _place(context: Context, path: str) -> _Place:
     if len(path) > _LONGEST_ADDRESS or _UNSAFE.search(path):
-        raise BadAddress(f"{shortened(path)} is no address of a document: needs at most {_LONGEST_ADDRESS} printable characters, no backslash, no percent.")
+        raise BadAddress(
+            f"{shortened(path)} is no address of a document: needs at most {_LONGEST_ADDRESS} printable characters, no "
+            "backslash, no percent."
+        )
     parts = tuple(path.split("/"))
     if any(part in {"", ".", ".."} for part in parts):
         raise BadAddress(f"{shortened(path)} is no address of a document: a part of it is empty or a dot.")
     if parts[0] == DATA_DOCS:
         return _docs_place(context, parts)
     if len(parts) != _PARTS:
-        known = f"<model>/<data date>/{' or '.join(NIGHT_REPORTS)}, <model>/{MODEL_CARDS}/<version>.html, {DATA_DOCS}/<data set>/index.html"
+        known = (
+            f"<model>/<data date>/{' or '.join(NIGHT_REPORTS)}, <model>/{MODEL_CARDS}/<version>.html, {DATA_DOCS}/<data"
+            " set>/index.html"
+        )
         raise NotFound(f"there is no document {shortened(path)}. There are: {known}.")
     entry = context.model(parts[0])
     folder = context.lake.settings.reports / entry.name
     if parts[1] == MODEL_CARDS:
         if not _VERSION.fullmatch(parts[2]):
             raise BadAddress(f"{shortened(parts[2])} is no model card: needs <version>.html, for example 3.html.")
-        return _Place(folder, parts[1:], STILL, f"model card of {entry.name} version {parts[2].removesuffix('.html')}", MODEL_CARDS)
+        return _Place(
+            folder,
+            parts[1:],
+            STILL,
+            f"model card of {entry.name} version {parts[2].removesuffix('.html')}",
+            MODEL_CARDS,
+        )
     _check_night(parts[1])
     if parts[2] not in NIGHT_REPORTS:
         raise NotFound(f"there is no report {shortened(parts[2])}. There are: {', '.join(NIGHT_REPORTS)}.")
@@ -132,13 +157,18 @@ def _place(context: Context, path: str) -> _Place:
 
 def _docs_place(context: Context, parts: tuple[str, ...]) -> _Place:
     if len(parts) not in (_PARTS, _PARTS + 1):
-        known = f"{DATA_DOCS}/<data set>/index.html, {DATA_DOCS}/<data set>/suites/<suite>.html, {DATA_DOCS}/<data set>/<interval>/<suite>.html"
+        known = (
+            f"{DATA_DOCS}/<data set>/index.html, {DATA_DOCS}/<data set>/suites/<suite>.html, {DATA_DOCS}/<data"
+            " set>/<interval>/<suite>.html"
+        )
         raise NotFound(f"there is no such page of the data docs. There are: {known}.")
     dataset = context.dataset(parts[1])
     folder, inner = context.lake.settings.reports / DATA_DOCS / dataset.name, parts[2:]
     if len(inner) == 1:
         if inner[0] != "index.html":
-            raise NotFound(f"there is no page {shortened(inner[0])} of the data docs of {dataset.name}. There is: index.html.")
+            raise NotFound(
+                f"there is no page {shortened(inner[0])} of the data docs of {dataset.name}. There is: index.html."
+            )
         return _Place(folder, inner, DRAWN, f"index of the data docs of {dataset.name}", "", docs=True)
     if inner[0] != "suites":
         for end in inner[0].split("..", 1):
@@ -150,7 +180,9 @@ def _docs_place(context: Context, parts: tuple[str, ...]) -> _Place:
 
 
 def suite_files(dataset: Dataset) -> tuple[str, ...]:
-    """Names of the pages of a data set's suites, as `features.data_docs` writes them: of each table its rows, then its nights."""
+    """Names of the pages of a data set's suites, as `features.data_docs` writes them: of each table its rows, then its
+    nights.
+    """
     return tuple(f"{dataset.name}.{table}{ending}.html" for table in dataset.tables for ending in ("", "_by_night"))
 
 
@@ -166,7 +198,10 @@ def _check_night(text: str) -> None:
 def _there(folder: Path, inner: str) -> str:
     """What the folder, or one in it, holds, in a few words: dates or versions."""
     try:
-        names = sorted((path.name.removesuffix(".html") for path in (folder / inner).iterdir() if path.name[:1].isdigit()), key=lambda name: (len(name), name))
+        names = sorted(
+            (path.name.removesuffix(".html") for path in (folder / inner).iterdir() if path.name[:1].isdigit()),
+            key=lambda name: (len(name), name),
+        )
     except OSError:
         names = []
     if not names:
@@ -193,6 +228,11 @@ def _static(name: str) -> bytes:
     content = (STATIC / name).read_bytes()
     if name.startswith("css/"):
         content = _OTHER_FONT.sub(b"", content)  # the same font in an older form
-        content = _FONT.sub(lambda found: b"url(data:font/woff2;base64," + base64.b64encode((STATIC / found[1].decode()).read_bytes()) + b")", content)
+        content = _FONT.sub(
+            lambda found: (
+                b"url(data:font/woff2;base64," + base64.b64encode((STATIC / found[1].decode()).read_bytes()) + b")"
+            ),
+            content,
+        )
         return content.replace(b"</style", b"<\\/style")
     return content.replace(b"</script", b"<\\/script").replace(b"<!--", b"<\\!--")

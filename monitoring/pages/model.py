@@ -9,8 +9,16 @@ from typing import Any
 import numpy as np
 
 from config.calendar import ONE_DAY, Interval
-from config.catalog import ModelEntry
+from config.catalog.model import ModelEntry
 from lake.ledger import Promotion
+from monitoring.alerting.records import (
+    DecisionRecord,
+    RequestRecord,
+    read_decisions_of,
+    read_promotions,
+    read_requests_of,
+)
+from monitoring.alerting.standing import standings
 from monitoring.pages.model_axis import Mark, Reign
 from monitoring.pages.model_chart import MOST_FEATURES, short_name, time_lines
 from monitoring.pages.model_compare import SORTS, compared, comparison_presets, comparison_table
@@ -36,9 +44,7 @@ from monitoring.pages.model_tables import (
 )
 from monitoring.pages.page import Column, Context, NotFound, Page, Table, read_period
 from monitoring.pages.run_links import run_url, runs_on_record
-from monitoring.pages.tonight import standings
 from monitoring.performance import LABEL_SHARE
-from monitoring.records import DecisionRecord, RequestRecord, read_decisions_of, read_promotions, read_requests_of
 
 TEMPLATE = "model.html.jinja"
 _NIGHTS, _LEAST_NIGHTS = 90, 7
@@ -49,7 +55,8 @@ _CAUSES = 3
 
 
 def page(context: Context, *, query: Mapping[str, str], model: str) -> Page:
-    """A model over the period `from` to `to`, compared with `compare_from` to `compare_to`; `sort` orders the comparison.
+    """A model over the period `from` to `to`, compared with `compare_from` to `compare_to`; `sort` orders the
+    comparison.
 
     Raises:
         NotFound: there is no such model, or it has not scored a night.
@@ -59,16 +66,25 @@ def page(context: Context, *, query: Mapping[str, str], model: str) -> Page:
     lake = context.lake
     known = known_nights(lake, entry.name)
     if known is None:
-        raise NotFound(f"{entry.name} has not scored a night yet. Run the first one: `make run`, or trigger the ingest DAG of {entry.dataset}.")
+        raise NotFound(
+            f"{entry.name} has not scored a night yet. Run the first one: `make run`, or trigger the ingest DAG of "
+            f"{entry.dataset}."
+        )
     first_night, newest = known
     period = read_period(query.get("from"), query.get("to"), newest=newest, nights=_NIGHTS)
     if not query.get("from") and first_night <= period.last:  # no empty months before the first night
-        period = Interval(max(period.start, min(first_night, period.last - timedelta(days=_LEAST_NIGHTS - 1))), period.end)
+        period = Interval(
+            max(period.start, min(first_night, period.last - timedelta(days=_LEAST_NIGHTS - 1))), period.end
+        )
     asked = query.get("compare_from") or query.get("compare_to")
     presets = comparison_presets(newest, promotions := read_promotions(lake, [entry.name]))
     if asked:
         earlier = read_period(
-            query.get("compare_from"), query.get("compare_to"), newest=period.start - ONE_DAY, nights=len(period), names=("compare_from", "compare_to")
+            query.get("compare_from"),
+            query.get("compare_to"),
+            newest=period.start - ONE_DAY,
+            nights=len(period),
+            names=("compare_from", "compare_to"),
         )
         later = period
     else:
@@ -90,18 +106,36 @@ def page(context: Context, *, query: Mapping[str, str], model: str) -> Page:
         "sorts": SORTS,
         "owner_url": entry.owner_url if entry.owner_url.startswith(("http://", "https://", "mailto:")) else "",
         "other_models": [(name, context.url("models", name, **_kept(query))) for name in context.models],
-        "lengths": [(nights, context.url("models", entry.name, from_=newest - timedelta(days=nights - 1), to=newest)) for nights in _LENGTHS],
+        "lengths": [
+            (nights, context.url("models", entry.name, from_=newest - timedelta(days=nights - 1), to=newest))
+            for nights in _LENGTHS
+        ],
         "presets": [(name, _compare_url(context, entry, a, b, query)) for name, a, b in presets],
-        "sort_urls": [(name, said, context.url("models", entry.name, **{**_kept(query), "sort": name})) for name, said in SORTS.items()],
+        "sort_urls": [
+            (name, said, context.url("models", entry.name, **{**_kept(query), "sort": name}))
+            for name, said in SORTS.items()
+        ],
         "standing": _standing(context, entry),
         "newest_facts": _newest_facts(context, entry, newest),
         "nights_there": len(nights_there),
     }
     if not nights_there and not history.lines:
-        values |= {"nothing": f"No night from {drawn.start} to {drawn.last} was scored. There are nights from {first_night} to {newest}."}
-        values["there_url"] = context.url("models", entry.name, from_=max(first_night, newest - timedelta(days=_NIGHTS - 1)), to=newest)
+        values |= {
+            "nothing": (
+                f"No night from {drawn.start} to {drawn.last} was scored. There are nights from {first_night} to"
+                f" {newest}."
+            )
+        }
+        values["there_url"] = context.url(
+            "models", entry.name, from_=max(first_night, newest - timedelta(days=_NIGHTS - 1)), to=newest
+        )
         tables = (versions_table(context, entry, promotions, decisions, newest),)
-        return Page(entry.title, TEMPLATE, values | {"tables": {t.name: t for t in tables}, "segments": [], "chart": None}, tables)
+        return Page(
+            entry.title,
+            TEMPLATE,
+            values | {"tables": {t.name: t for t in tables}, "segments": [], "chart": None},
+            tables,
+        )
     return _filled(context, history, period, earlier, later, promotions, decisions, values, query, newest)
 
 
@@ -121,7 +155,9 @@ def _filled(
     lake, entry = context.lake, history.entry
     mature_until = _mature_until(history)
     in_force = _version_of(history, period)
-    importances = read_importances(lake.settings, entry, in_force.version if in_force else None, in_force.artifact_digest if in_force else None)
+    importances = read_importances(
+        lake.settings, entry, in_force.version if in_force else None, in_force.artifact_digest if in_force else None
+    )
     ranked = ranked_features(lake, history, period, importances)
     by_drift = _worst_first(history)
     requests = read_requests_of(lake, [entry.name], history.interval, requested_only=True)
@@ -134,7 +170,11 @@ def _filled(
         periods=[("B", later), ("A", earlier)] if values["asked"] else [],
         mature_until=mature_until,
         unit=lake.dataset(entry.dataset).tables[entry.label.table].columns[entry.label.column].unit or "",
-        links={night.isoformat(): context.url("models", entry.name, "nights", night) for night in history.nights if night in history.scored},
+        links={
+            night.isoformat(): context.url("models", entry.name, "nights", night)
+            for night in history.nights
+            if night in history.scored
+        },
     )
     differences = compared(read_averages(lake, entry.name, earlier), read_averages(lake, entry.name, later))
     segments = segment_tables(entry, read_segments(lake, entry, period))
@@ -168,9 +208,17 @@ def _kept(query: Mapping[str, str]) -> dict[str, str]:
     return {name: query[name] for name in ("from", "to", "compare_from", "compare_to", "sort") if query.get(name)}
 
 
-def _compare_url(context: Context, entry: ModelEntry, later: Interval, earlier: Interval, query: Mapping[str, str]) -> str:
+def _compare_url(
+    context: Context, entry: ModelEntry, later: Interval, earlier: Interval, query: Mapping[str, str]
+) -> str:
     return context.url(
-        "models", entry.name, from_=later.start, to=later.last, compare_from=earlier.start, compare_to=earlier.last, sort=query.get("sort") or None
+        "models",
+        entry.name,
+        from_=later.start,
+        to=later.last,
+        compare_from=earlier.start,
+        compare_to=earlier.last,
+        sort=query.get("sort") or None,
     )
 
 
@@ -190,7 +238,10 @@ def _mature_until(history: History) -> date | None:
 
 def _version_of(history: History, period: Interval) -> ScoredNight | None:
     """What scored the newest night of a period."""
-    return next((history.scored[night] for night in reversed(history.nights) if night in history.scored and night in period), None)
+    return next(
+        (history.scored[night] for night in reversed(history.nights) if night in history.scored and night in period),
+        None,
+    )
 
 
 def _worst_first(history: History) -> list[str]:
@@ -217,7 +268,14 @@ def _marks(history: History, promotions: Sequence[Promotion], requests: Sequence
     for line in promotions:
         if line.effective_from in history.interval:
             word, short = ("rollback to", "↩ v") if line.kind == "rollback" else ("promoted:", "v")
-            found.append(Mark(line.effective_from, line.kind, f"{short}{line.version}", f"{word} version {line.version}, by {line.by}"))
+            found.append(
+                Mark(
+                    line.effective_from,
+                    line.kind,
+                    f"{short}{line.version}",
+                    f"{word} version {line.version}, by {line.by}",
+                )
+            )
     for request in requests:
         found.append(Mark(request.as_of, "request", "", f"retraining requested by {request.by} ({request.trigger})"))
     return sorted(found, key=lambda mark: (mark.night, mark.kind))
@@ -237,15 +295,31 @@ def _reigns(history: History) -> list[Reign]:
     return found
 
 
-def _happened(context: Context, entry: ModelEntry, history: History, promotions: Sequence[Promotion], requests: Sequence[RequestRecord]) -> Table:
+def _happened(
+    context: Context,
+    entry: ModelEntry,
+    history: History,
+    promotions: Sequence[Promotion],
+    requests: Sequence[RequestRecord],
+) -> Table:
     """The chart's marks as a table."""
     rows = [
-        {"night": line.effective_from, "what": line.kind, "version": line.version, "by": line.by, "reason": line.reason, "url": None}
+        {
+            "night": line.effective_from,
+            "what": line.kind,
+            "version": line.version,
+            "by": line.by,
+            "reason": line.reason,
+            "url": None,
+        }
         for line in promotions
         if line.effective_from in history.interval
     ]
     address = context.url("retraining", model=entry.name)
-    rows += [{"night": r.as_of, "what": "request", "version": None, "by": r.by, "reason": r.reason, "url": address} for r in requests]
+    rows += [
+        {"night": r.as_of, "what": "request", "version": None, "by": r.by, "reason": r.reason, "url": address}
+        for r in requests
+    ]
     rows.sort(key=lambda row: (row["night"], row["what"]), reverse=True)
     columns = (
         Column("night", "night", "date"),
@@ -269,7 +343,8 @@ def _summary(history: History, by_drift: Sequence[str]) -> str:
             night = history.nights[int(np.nanargmax(worst))]
             said.append(
                 f"{len(beyond)} of {len(by_drift)} features lay beyond their drift limit in some night; most of all "
-                f"{short_name(by_drift[0])}, {there.mean():.2g} times its limit on average, {there.max():.2g} times on {night}."
+                f"{short_name(by_drift[0])}, {there.mean():.2g} times its limit on average, {there.max():.2g} times on "
+                f"{night}."
             )
     for name, output in history.entry.outputs.items():
         line, base = history.line(output.gate, name), history.line(f"{output.gate}_baseline", name)
@@ -290,9 +365,14 @@ def _why_no_segments(history: History, period: Interval) -> str:
     if entry.gate.segments is None:
         return "Not evaluated: the catalog names no segment columns for this model (gate.segments)."
     inside = history.within(period)
-    if not any(np.isfinite(history.line(output.gate, name).value[inside]).any() for name, output in entry.outputs.items()):
+    if not any(
+        np.isfinite(history.line(output.gate, name).value[inside]).any() for name, output in entry.outputs.items()
+    ):
         return "Not evaluated: no scored night of the period has mature labels yet."
-    return f"Not evaluated: the period's performance was measured before segments were. Run `{entry.name}_monitor` for its nights again."
+    return (
+        f"Not evaluated: the period's performance was measured before segments were. Run `{entry.name}_monitor` for its"
+        " nights again."
+    )
 
 
 def _standing(context: Context, entry: ModelEntry) -> dict[str, Any]:
@@ -302,7 +382,10 @@ def _standing(context: Context, entry: ModelEntry) -> dict[str, Any]:
     said = []
     if alarms:
         said.append(f"{len(alarms)} alarms are open" if len(alarms) > 1 else "one alarm is open")
-        acknowledged, silenced = sum(a.acknowledged is not None for a in alarms), sum(a.silenced_until is not None for a in alarms)
+        acknowledged, silenced = (
+            sum(a.acknowledged is not None for a in alarms),
+            sum(a.silenced_until is not None for a in alarms),
+        )
         said += [f"{acknowledged} acknowledged"] if acknowledged else []
         said += [f"{silenced} silenced"] if silenced else []
     said += [f"{found.approvals} waiting for approval"] if found.approvals else []
@@ -321,7 +404,12 @@ def _newest_facts(context: Context, entry: ModelEntry, newest: date) -> dict[str
     inputs = inputs_of(context.lake, entry.name, newest)
     on_record = runs_on_record(context.lake, [entry.name], [night.run_id])
     shown = [
-        {"table": str(i["table"]), "night": str(i["data_date"]), "version": int(i["version"]), "url": _input_url(context, str(i["table"]), str(i["data_date"]))}
+        {
+            "table": str(i["table"]),
+            "night": str(i["data_date"]),
+            "version": int(i["version"]),
+            "url": _input_url(context, str(i["table"]), str(i["data_date"])),
+        }
         for i in inputs[:12]
     ]
     return {

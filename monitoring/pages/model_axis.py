@@ -77,7 +77,9 @@ class Axis:
         there = np.isfinite(values)
         weight = np.where(there, 1.0 if weights is None else np.nan_to_num(weights, nan=1.0), 0.0)
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.add.reduceat(np.where(there, values, 0.0) * weight, list(self.starts)) / np.add.reduceat(weight, list(self.starts))
+            return np.add.reduceat(np.where(there, values, 0.0) * weight, list(self.starts)) / np.add.reduceat(
+                weight, list(self.starts)
+            )
 
     def worst(self, values: Floats) -> Floats:
         """The largest of each column's nights."""
@@ -102,12 +104,21 @@ class Stack:
     more: list[str] = field(default_factory=list)
 
     def grid(
-        self, title: str, height: int, y_axis: Mapping[str, Any], series: Sequence[dict[str, Any]], *, more: str = "", dates: bool = False, lines: bool = True
+        self,
+        title: str,
+        height: int,
+        y_axis: Mapping[str, Any],
+        series: Sequence[dict[str, Any]],
+        *,
+        more: str = "",
+        dates: bool = False,
+        lines: bool = True,
     ) -> None:
         """One grid more.
 
         Args:
-            more: stands behind the title where there is room for it, in small type; `{1|text}` in the colour of the first series.
+            more: stands behind the title where there is room for it, in small type; `{1|text}` in the colour of the
+            first series.
             dates: nights stand below it.
             lines: its values are read off along the axis.
         """
@@ -119,7 +130,8 @@ class Stack:
         self.titles.append({"text": plain(title), "top": self.top, "left": 0, "textStyle": style})
         self.more.append(f"{plain(title)}   {more}" if more else plain(title))
         self.top += _TITLE
-        # ECharts would shrink a grid whose last label sticks out, and the columns would no longer stand below each other.
+        # ECharts would shrink a grid whose last label sticks out, and the columns would no longer stand below each
+        # other.
         self.grids.append({"top": self.top, "height": height, "left": LEFT, "right": RIGHT, "outerBoundsMode": "none"})
         self.x_axes.append(
             {
@@ -132,7 +144,14 @@ class Stack:
                 "splitLine": {"show": False},
             }
         )
-        self.y_axes.append({"gridIndex": index, "splitNumber": 3, **y_axis, "axisLabel": {"fontSize": 11, **y_axis.get("axisLabel", {})}})
+        self.y_axes.append(
+            {
+                "gridIndex": index,
+                "splitNumber": 3,
+                **y_axis,
+                "axisLabel": {"fontSize": 11, **y_axis.get("axisLabel", {})},
+            }
+        )
         own = [{"xAxisIndex": index, "yAxisIndex": index, "emphasis": {"disabled": True}, **s} for s in series]
         if own:
             own[0]["markLine"] = self._mark_lines()
@@ -147,14 +166,26 @@ class Stack:
             column = self.axis.name_of(mark.night)
             # Of the first column the label would lie on the axis' own.
             shown = bool(mark.short) and column != self.axis.names[0]
-            label = {"show": shown, "formatter": mark.short, "position": "insideEndBottom", "rotate": 0, "fontSize": 10, "color": colour, "distance": [3, 2]}
+            label = {
+                "show": shown,
+                "formatter": mark.short,
+                "position": "insideEndBottom",
+                "rotate": 0,
+                "fontSize": 10,
+                "color": colour,
+                "distance": [3, 2],
+            }
             line = {"color": colour, "type": "dotted" if mark.kind == "request" else "solid", "width": 1}
             data.append({"xAxis": column, "label": label, "lineStyle": line})
         return {"silent": True, "symbol": "none", "animation": False, "data": data}
 
 
 # Symbol and colour of each kind of mark.
-MARKS = {"promotion": ("triangle", "var:--link"), "rollback": ("path://M0,0 L10,0 L5,9 Z", "var:--bad"), "request": ("diamond", "var:--late")}
+MARKS = {
+    "promotion": ("triangle", "var:--link"),
+    "rollback": ("path://M0,0 L10,0 L5,9 Z", "var:--bad"),
+    "request": ("diamond", "var:--late"),
+}
 
 
 def plain(text: str) -> str:

@@ -1,4 +1,6 @@
-"""The Model page's one chart: grids above each other on one axis of nights, with versions, rollbacks and requests drawn through all of them."""
+"""The Model page's one chart: grids above each other on one axis of nights, with versions, rollbacks and requests drawn
+through all of them.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from config.calendar import Interval
-from config.catalog import RegressionOutput
+from config.catalog.model import RegressionOutput
 from monitoring.pages.model_axis import LEFT, MARKS, NARROW_LEFT, RIGHT, Axis, Mark, Reign, Stack, numbers, plain
 from monitoring.pages.model_history import VOLUME, History
 from monitoring.pages.page import Chart
@@ -50,13 +52,22 @@ def time_lines(
     _lane(stack, reigns, periods)
     _heat_map(stack, history, features)
     for name, output in history.entry.outputs.items():
-        _performance(stack, history, name, promises.get(name, {}), mature_until, unit if isinstance(output, RegressionOutput) else "")
+        _performance(
+            stack,
+            history,
+            name,
+            promises.get(name, {}),
+            mature_until,
+            unit if isinstance(output, RegressionOutput) else "",
+        )
     _labels(stack, history, mature_until)
     _volume(stack, history)
     _nulls(stack, history)
     narrow = {
         "grid": [{"left": NARROW_LEFT, "right": 6} for _ in stack.grids],
-        "yAxis": [{"axisLabel": {"width": NARROW_LEFT - 10, "overflow": "truncate", "fontSize": 10}} for _ in stack.y_axes],
+        "yAxis": [
+            {"axisLabel": {"width": NARROW_LEFT - 10, "overflow": "truncate", "fontSize": 10}} for _ in stack.y_axes
+        ],
         "title": [{"text": title["text"], "textStyle": {"fontSize": 11}} for title in stack.titles],
     }
     option = {
@@ -84,7 +95,14 @@ def time_lines(
         },
         "media": [{"query": {"maxWidth": 640}, "option": narrow}, {"option": _wide(stack)}],
     }
-    return Chart("history", "What changed, and does it matter", option, _described(history, marks, features, mature_until), stack.top, links)
+    return Chart(
+        "history",
+        "What changed, and does it matter",
+        option,
+        _described(history, marks, features, mature_until),
+        stack.top,
+        links,
+    )
 
 
 def _wide(stack: Stack) -> dict[str, Any]:
@@ -127,12 +145,23 @@ def _lane(stack: Stack, reigns: Sequence[Reign], periods: Sequence[tuple[str, In
             style = {"color": "var:--late-bg", "borderColor": "var:--late", "borderWidth": 1}
             bands.append(
                 [
-                    {"xAxis": axis.name_of(interval.start), "yAxis": 2, "name": name, "itemStyle": style, "label": label},
+                    {
+                        "xAxis": axis.name_of(interval.start),
+                        "yAxis": 2,
+                        "name": name,
+                        "itemStyle": style,
+                        "label": label,
+                    },
                     {"xAxis": axis.name_of(interval.last), "yAxis": 3},
                 ]
             )
     points = [
-        {"name": mark.text, "value": [axis.name_of(mark.night), 0.5], "symbol": MARKS[mark.kind][0], "itemStyle": {"color": MARKS[mark.kind][1]}}
+        {
+            "name": mark.text,
+            "value": [axis.name_of(mark.night), 0.5],
+            "symbol": MARKS[mark.kind][0],
+            "itemStyle": {"color": MARKS[mark.kind][1]},
+        }
         for mark in stack.marks
     ]
     series = {
@@ -144,7 +173,15 @@ def _lane(stack: Stack, reigns: Sequence[Reign], periods: Sequence[tuple[str, In
         "markArea": {"silent": True, "data": bands},
     }
     rows = 3 if periods else 2
-    y_axis = {"type": "value", "min": 0, "max": rows, "interval": 1, "axisLabel": {"show": False}, "axisLine": {"show": False}, "splitLine": {"show": False}}
+    y_axis = {
+        "type": "value",
+        "min": 0,
+        "max": rows,
+        "interval": 1,
+        "axisLabel": {"show": False},
+        "axisLine": {"show": False},
+        "splitLine": {"show": False},
+    }
     stack.grid("Versions and what happened", 20 * rows, y_axis, [series], lines=False)
 
 
@@ -161,39 +198,94 @@ def _heat_map(stack: Stack, history: History, features: Sequence[str]) -> None:
         "axisTick": {"show": False},
         "axisLabel": {"interval": 0, "width": LEFT - 12, "overflow": "truncate"},
     }
-    series = {"type": "heatmap", "name": "times its limit", "matrix": matrix, "tooltip": {"trigger": "item"}, "progressive": 0}
+    series = {
+        "type": "heatmap",
+        "name": "times its limit",
+        "matrix": matrix,
+        "tooltip": {"trigger": "item"},
+        "progressive": 0,
+    }
     more = f"{{small|the {len(shown)} worst of {len(lines)} features}}" if len(shown) < len(lines) else ""
-    stack.grid("Drift: value over its limit", max(14 * len(shown), 28), y_axis, [series], more=more, dates=True, lines=False)
+    stack.grid(
+        "Drift: value over its limit", max(14 * len(shown), 28), y_axis, [series], more=more, dates=True, lines=False
+    )
 
 
-def _performance(stack: Stack, history: History, output: str, promise: Mapping[int, float], mature_until: date | None, unit: str) -> None:
+def _performance(
+    stack: Stack, history: History, output: str, promise: Mapping[int, float], mature_until: date | None, unit: str
+) -> None:
     declared = history.entry.outputs[output]
     axis = stack.axis
     line, baseline = history.line(declared.gate, output), history.line(f"{declared.gate}_baseline", output)
     measured = axis.mean(line.value, line.n)
     lower, upper = axis.mean(line.lower, line.n), axis.mean(line.upper, line.n)
     base = {"type": "line", "symbol": "circle", "symbolSize": 3, "connectNulls": False}
-    hidden = {"symbol": "none", "silent": True, "lineStyle": {"opacity": 0}, "tooltip": {"show": False}, "stack": f"band {output}"}
+    hidden = {
+        "symbol": "none",
+        "silent": True,
+        "lineStyle": {"opacity": 0},
+        "tooltip": {"show": False},
+        "stack": f"band {output}",
+    }
     series: list[dict[str, Any]] = [
-        {**base, "name": f"{output}: {declared.gate}", "data": numbers(measured), "itemStyle": {"color": "var:--series-1"}, "lineStyle": {"width": 2}, "z": 4},
+        {
+            **base,
+            "name": f"{output}: {declared.gate}",
+            "data": numbers(measured),
+            "itemStyle": {"color": "var:--series-1"},
+            "lineStyle": {"width": 2},
+            "z": 4,
+        },
         {**base, **hidden, "name": "lower", "data": numbers(lower), "stackStrategy": "all"},
-        {**base, **hidden, "name": "band", "data": numbers(upper - lower), "areaStyle": {"color": "var:--band", "opacity": 0.8}, "stackStrategy": "all"},
+        {
+            **base,
+            **hidden,
+            "name": "band",
+            "data": numbers(upper - lower),
+            "areaStyle": {"color": "var:--band", "opacity": 0.8},
+            "stackStrategy": "all",
+        },
     ]
     if np.isfinite(baseline.value).any():
         style = {"itemStyle": {"color": "var:--series-2"}, "lineStyle": {"type": "dashed", "width": 1.5}}
-        series.append({**base, "symbol": "none", "name": f"{output}: baseline", "data": numbers(axis.mean(baseline.value, baseline.n)), **style})
+        series.append(
+            {
+                **base,
+                "symbol": "none",
+                "name": f"{output}: baseline",
+                "data": numbers(axis.mean(baseline.value, baseline.n)),
+                **style,
+            }
+        )
     versions = [history.scored[night].version if night in history.scored else None for night in history.nights]
-    promised = np.array([promise.get(version, math.nan) if version is not None else math.nan for version in versions], dtype=np.float64)
+    promised = np.array(
+        [promise.get(version, math.nan) if version is not None else math.nan for version in versions], dtype=np.float64
+    )
     if np.isfinite(promised).any():
         style = {"itemStyle": {"color": "var:--series-3"}, "lineStyle": {"type": "dotted", "width": 2}}
-        series.append({**base, "symbol": "none", "step": "middle", "name": f"{output}: promised at the gate", "data": numbers(axis.mean(promised)), **style})
+        series.append(
+            {
+                **base,
+                "symbol": "none",
+                "step": "middle",
+                "name": f"{output}: promised at the gate",
+                "data": numbers(axis.mean(promised)),
+                **style,
+            }
+        )
     _not_known(stack, history, series[0], np.isfinite(line.value), mature_until)
     more = f"{{small|{plain(unit)}{', ' if unit else ''}smaller is better}}"
     stack.grid(f"{output}: {declared.gate}", 120, {"type": "value", "scale": True}, series, more=more, dates=True)
 
 
 def _not_known(
-    stack: Stack, history: History, series: dict[str, Any], has_value: npt.NDArray[np.bool_], mature_until: date | None, *, said: bool = True
+    stack: Stack,
+    history: History,
+    series: dict[str, Any],
+    has_value: npt.NDArray[np.bool_],
+    mature_until: date | None,
+    *,
+    said: bool = True,
 ) -> None:
     """Shade scored nights without a number: not mature yet, or judged without a result."""
     areas, begin = [], None
@@ -206,9 +298,26 @@ def _not_known(
             first, last = history.nights[begin], history.nights[position - 1]
             waiting = mature_until is None or last > mature_until
             name = "not known yet" if waiting and said else ""
-            style = {"color": "var:--quiet-bg", "opacity": 0.9, "borderColor": "var:--soft", "borderType": "dashed", "borderWidth": 1}
-            label = {"position": [-4, "100%"], "align": "right", "verticalAlign": "bottom", "color": "var:--soft", "fontSize": 10}
-            areas.append([{"xAxis": stack.axis.name_of(first), "name": name, "itemStyle": style, "label": label}, {"xAxis": stack.axis.name_of(last)}])
+            style = {
+                "color": "var:--quiet-bg",
+                "opacity": 0.9,
+                "borderColor": "var:--soft",
+                "borderType": "dashed",
+                "borderWidth": 1,
+            }
+            label = {
+                "position": [-4, "100%"],
+                "align": "right",
+                "verticalAlign": "bottom",
+                "color": "var:--soft",
+                "fontSize": 10,
+            }
+            areas.append(
+                [
+                    {"xAxis": stack.axis.name_of(first), "name": name, "itemStyle": style, "label": label},
+                    {"xAxis": stack.axis.name_of(last)},
+                ]
+            )
             begin = None
     if areas:
         series["markArea"] = {"silent": True, "data": areas}
@@ -219,7 +328,13 @@ def _labels(stack: Stack, history: History, mature_until: date | None) -> None:
     if not line.known.any() and not history.scored:
         return
     values = numbers(stack.axis.mean(line.value, line.n))
-    series: dict[str, Any] = {"type": "line", "symbol": "circle", "symbolSize": 3, "name": "rows whose label came", "data": values}
+    series: dict[str, Any] = {
+        "type": "line",
+        "symbol": "circle",
+        "symbolSize": 3,
+        "name": "rows whose label came",
+        "data": values,
+    }
     series |= {"itemStyle": {"color": "var:--series-4"}, "areaStyle": {"opacity": 0.2}}
     series["tooltip"] = {"format": "percent"}
     _not_known(stack, history, series, np.isfinite(line.value), mature_until, said=False)
@@ -229,8 +344,17 @@ def _labels(stack: Stack, history: History, mature_until: date | None) -> None:
 
 def _volume(stack: Stack, history: History) -> None:
     line = history.line(VOLUME)
-    values = np.where(np.isfinite(line.value), line.value, [float(history.scored[n].rows) if n in history.scored else math.nan for n in history.nights])
-    bound = {"type": "line", "symbol": "none", "lineStyle": {"type": "dashed", "width": 1}, "itemStyle": {"color": "var:--soft"}}
+    values = np.where(
+        np.isfinite(line.value),
+        line.value,
+        [float(history.scored[n].rows) if n in history.scored else math.nan for n in history.nights],
+    )
+    bound = {
+        "type": "line",
+        "symbol": "none",
+        "lineStyle": {"type": "dashed", "width": 1},
+        "itemStyle": {"color": "var:--soft"},
+    }
     series: list[dict[str, Any]] = [
         {
             "type": "line",
@@ -244,7 +368,14 @@ def _volume(stack: Stack, history: History) -> None:
     for name, bounds in (("fewest expected", line.lower), ("most expected", line.upper)):
         if np.isfinite(bounds).any():
             series.append({**bound, "name": name, "data": numbers(stack.axis.mean(bounds), 6)})
-    stack.grid("Rows scored", 80, {"type": "value", "scale": True}, series, more="{small|dashed: bounds from training}", dates=not history.nulls)
+    stack.grid(
+        "Rows scored",
+        80,
+        {"type": "value", "scale": True},
+        series,
+        more="{small|dashed: bounds from training}",
+        dates=not history.nulls,
+    )
 
 
 def _nulls(stack: Stack, history: History) -> None:
@@ -256,7 +387,15 @@ def _nulls(stack: Stack, history: History) -> None:
         values = numbers(stack.axis.worst(lines[name].value))
         style = {"itemStyle": {"color": f"var:--series-{place + 1}"}, "lineStyle": {"width": 1.5}}
         series.append(
-            {"type": "line", "symbol": "circle", "symbolSize": 2, "name": short_name(name), "data": values, "tooltip": {"format": "percent"}, **style}
+            {
+                "type": "line",
+                "symbol": "circle",
+                "symbolSize": 2,
+                "name": short_name(name),
+                "data": values,
+                "tooltip": {"format": "percent"},
+                **style,
+            }
         )
     title = f"Null rates, the {len(series)} highest of {len(lines)}" if len(series) < len(lines) else "Null rates"
     more = "   ".join(f"{{{place + 1}|{plain(s['name'])}}}" for place, s in enumerate(series))
@@ -268,7 +407,9 @@ def _nulls(stack: Stack, history: History) -> None:
 
 def worst_nulls(history: History) -> list[str]:
     """The features with the highest null rate of a night, at most five, highest first."""
-    peaks = {name: float(np.nanmax(line.value)) for name, line in history.nulls.items() if np.isfinite(line.value).any()}
+    peaks = {
+        name: float(np.nanmax(line.value)) for name, line in history.nulls.items() if np.isfinite(line.value).any()
+    }
     return sorted(peaks, key=lambda name: (-peaks[name], name))[:_NULL_LINES]
 
 
@@ -277,8 +418,15 @@ def _described(history: History, marks: Sequence[Mark], features: Sequence[str],
     said = [f"{len(history.scored)} of {len(history.nights)} nights were scored."]
     if features:
         beyond = sum(bool((history.drift[name].ratio > 1).any()) for name in history.drift)
-        said.append(f"{beyond} of {len(history.drift)} features lay beyond their drift limit in some night; worst is {features[0]}.")
+        said.append(
+            f"{beyond} of {len(history.drift)} features lay beyond their drift limit in some night; worst is "
+            f"{features[0]}."
+        )
     said.append(f"Labels are judged up to {mature_until}." if mature_until else "No labels are judged yet.")
     happened = [f"{mark.night}: {mark.text}" for mark in marks]
-    said.append(f"{'; '.join(happened[:12])}{'; and more' if len(happened) > 12 else ''}." if happened else "No version changed.")
+    said.append(
+        f"{'; '.join(happened[:12])}{'; and more' if len(happened) > 12 else ''}."
+        if happened
+        else "No version changed."
+    )
     return " ".join(said)

@@ -8,11 +8,19 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 
 from config.calendar import ONE_DAY, Interval
-from config.catalog import ModelEntry, RegressionOutput
+from config.catalog.model import ModelEntry, RegressionOutput
 from lake.lake import Lake
 from lake.ledger import Promotion
 from monitoring.drift import MEAN, REFERENCE_MEAN
-from monitoring.pages.model_history import DRIFT_SHARE, LEAST_NIGHTS, NULL_RATE, PREDICTION_DRIFT, VOLUME, Average, rounded
+from monitoring.pages.model_history import (
+    DRIFT_SHARE,
+    LEAST_NIGHTS,
+    NULL_RATE,
+    PREDICTION_DRIFT,
+    VOLUME,
+    Average,
+    rounded,
+)
 from monitoring.pages.page import BadAddress, Column, Table, shortened
 from monitoring.performance import ERROR_RATIO, LABEL_SHARE
 
@@ -25,7 +33,8 @@ class Difference:
     """One metric in two periods.
 
     Attributes:
-        chance: by how much two such means differ in 95 of 100 cases where nothing changed; None where too few nights say.
+        chance: by how much two such means differ in 95 of 100 cases where nothing changed; None where too few nights
+            say.
         verdict: exceeds, within, or not evaluated.
     """
 
@@ -55,14 +64,22 @@ class Difference:
 
 
 def compared(first: Mapping[tuple[str, str], Average], second: Mapping[tuple[str, str], Average]) -> list[Difference]:
-    """Every metric that both periods have, held against what nights differ by (Welch's t interval, nights as independent)."""
+    """Every metric that both periods have, held against what nights differ by (Welch's t interval, nights as
+    independent).
+    """
     found = []
     # What the nights are compared with is the version's, not theirs.
     for key in {key for key in first.keys() & second.keys() if key[0] != REFERENCE_MEAN}:
         a, b = first[key], second[key]
         chance = _chance(a, b)
         change = abs(b.mean - a.mean)
-        verdict = "not_evaluated" if chance is None else "exceeds" if change > chance and change > 1e-9 * abs(a.mean) else "within"
+        verdict = (
+            "not_evaluated"
+            if chance is None
+            else "exceeds"
+            if change > chance and change > 1e-9 * abs(a.mean)
+            else "within"
+        )
         found.append(Difference(*key, a, b, chance, verdict))
     return found
 
@@ -79,7 +96,9 @@ def _chance(a: Average, b: Average) -> float | None:
     return float(stdtrit(freedom, 0.5 + _CONFIDENCE / 2)) * math.sqrt(first + second)
 
 
-def comparison_table(lake: Lake, entry: ModelEntry, differences: Iterable[Difference], earlier: Interval, later: Interval, sort: str) -> Table:
+def comparison_table(
+    lake: Lake, entry: ModelEntry, differences: Iterable[Difference], earlier: Interval, later: Interval, sort: str
+) -> Table:
     """Both means, the difference, and whether it is more than chance.
 
     Raises:
@@ -122,7 +141,8 @@ def comparison_table(lake: Lake, entry: ModelEntry, differences: Iterable[Differ
     ]
     exceeding = sum(d.verdict == "exceeds" for d in listed)
     caption = (
-        f"A, {_spoken(earlier)}, against B, {_spoken(later)}: {exceeding} of {len(rows)} metrics differ by more than chance. "
+        f"A, {_spoken(earlier)}, against B, {_spoken(later)}: {exceeding} of {len(rows)} metrics differ by more than "
+        "chance. "
         "Means over the nights with a value, weighted by rows."
     )
     empty = "No metric has a value in both periods: labels may not be mature yet, or the nights were not scored."
@@ -168,7 +188,19 @@ def comparison_presets(newest: date, promotions: Sequence[Promotion]) -> list[tu
     if begun:
         since = max(p.effective_from for p in begun)
         length = newest - since + ONE_DAY
-        found.append((f"since the last promotion ({since}) against before", Interval(since, newest + ONE_DAY), Interval(since - length, since)))
+        found.append(
+            (
+                f"since the last promotion ({since}) against before",
+                Interval(since, newest + ONE_DAY),
+                Interval(since - length, since),
+            )
+        )
     month = newest.replace(day=1)
-    found.append(("this month against the last", Interval(month, newest + ONE_DAY), Interval((month - ONE_DAY).replace(day=1), month)))
+    found.append(
+        (
+            "this month against the last",
+            Interval(month, newest + ONE_DAY),
+            Interval((month - ONE_DAY).replace(day=1), month),
+        )
+    )
     return found

@@ -1,4 +1,6 @@
-"""What the Model page reads: a model's metrics by check, column and night as arrays, averages of periods, and the nights that were scored."""
+"""What the Model page reads: a model's metrics by check, column and night as arrays, averages of periods, and the
+nights that were scored.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,12 @@ import numpy.typing as npt
 import sqlalchemy as sa
 
 from config.calendar import Interval
-from config.catalog import ModelEntry
+from config.catalog.model import ModelEntry
 from lake.lake import Lake
 from lake.lineage import as_utc, publications_table
 from lake.metrics import METRIC_SCHEMA, SQL_TABLE
 from lake.projection import sql_columns
-from monitoring.pages.reading import has_table
+from monitoring.alerting.reading import has_table
 from monitoring.performance import ERROR_RATIO, LABEL_SHARE
 
 Floats = npt.NDArray[np.float64]
@@ -142,7 +144,9 @@ def known_nights(lake: Lake, model: str) -> tuple[date, date] | None:
     if not has_table(lake, publications_table.name):
         return None
     c = publications_table.c
-    query = sa.select(sa.func.min(c.data_date).label("first"), sa.func.max(c.data_date).label("newest")).where(c.table_name == f"{model}/predictions")
+    query = sa.select(sa.func.min(c.data_date).label("first"), sa.func.max(c.data_date).label("newest")).where(
+        c.table_name == f"{model}/predictions"
+    )
     with lake.engine.connect() as connection:
         row = connection.execute(query).one()
     return None if row.first is None else (row.first, row.newest)
@@ -151,10 +155,14 @@ def known_nights(lake: Lake, model: str) -> tuple[date, date] | None:
 def read_history(lake: Lake, entry: ModelEntry, interval: Interval) -> History:
     """What is drawn over time, of all rows (not of segments), about the nights of a period."""
     nights = tuple(interval)
-    return History(entry, interval, nights, _read_lines(lake, entry, nights, interval), read_scored(lake, entry.name, interval))
+    return History(
+        entry, interval, nights, _read_lines(lake, entry, nights, interval), read_scored(lake, entry.name, interval)
+    )
 
 
-def _read_lines(lake: Lake, entry: ModelEntry, nights: tuple[date, ...], interval: Interval) -> dict[tuple[str, str], Line]:
+def _read_lines(
+    lake: Lake, entry: ModelEntry, nights: tuple[date, ...], interval: Interval
+) -> dict[tuple[str, str], Line]:
     if not has_table(lake, SQL_TABLE):
         return {}
     lines: dict[tuple[str, str], Line] = {}
@@ -177,9 +185,16 @@ def _gather(
 ) -> None:
     c = _metrics.c
     query = (
-        # Nights as text: both databases write them alike, and parsing tens of thousands of dates takes longer than reading them.
+        # Nights as text: both databases write them alike, and parsing tens of thousands of dates takes longer than
+        # reading them.
         sa.select(c.check, c.column, sa.cast(c.about_date, sa.String), *(c[name] for name in wanted))
-        .where(c.subject == model, c.check.in_(checks), c.about_date >= interval.start, c.about_date < interval.end, c.segment == "")
+        .where(
+            c.subject == model,
+            c.check.in_(checks),
+            c.about_date >= interval.start,
+            c.about_date < interval.end,
+            c.segment == "",
+        )
         # A night that was judged twice counts as judged last: later rows overwrite.
         .order_by(c.check, c.column, c.about_date, c.data_date)
     )
@@ -223,7 +238,13 @@ def read_scored(lake: Lake, model: str, interval: Interval) -> dict[date, Scored
             day = row.data_date.isoformat()
             champion = next(c for c in json.loads(row.details)["champions"] if c["first"] <= day <= c["last"])
             found[row.data_date] = ScoredNight(
-                int(champion["version"]), champion["artifact_digest"], row.row_count, row.version, row.digest, row.run_id, as_utc(row.committed_at)
+                int(champion["version"]),
+                champion["artifact_digest"],
+                row.row_count,
+                row.version,
+                row.digest,
+                row.run_id,
+                as_utc(row.committed_at),
             )
     return found
 
@@ -231,7 +252,12 @@ def read_scored(lake: Lake, model: str, interval: Interval) -> dict[date, Scored
 def inputs_of(lake: Lake, model: str, night: date) -> list[Mapping[str, Any]]:
     """Table, data date, digest and version of each partition that the newest scoring of a night read."""
     c = publications_table.c
-    query = sa.select(c.inputs).where(c.table_name == f"{model}/predictions", c.data_date == night).order_by(c.version.desc()).limit(1)
+    query = (
+        sa.select(c.inputs)
+        .where(c.table_name == f"{model}/predictions", c.data_date == night)
+        .order_by(c.version.desc())
+        .limit(1)
+    )
     with lake.engine.connect() as connection:
         text = connection.execute(query).scalar()
     found: list[Mapping[str, Any]] = json.loads(text) if text else []
@@ -247,7 +273,12 @@ def replaced_judgements(lake: Lake, model: str, interval: Interval) -> list[tupl
         return []
     c = _metrics.c
     query = sa.select(c.about_date, c.data_date).where(
-        c.subject == model, c.check == LABEL_SHARE, c.column == "", c.segment == "", c.about_date >= interval.start, c.about_date < interval.end
+        c.subject == model,
+        c.check == LABEL_SHARE,
+        c.column == "",
+        c.segment == "",
+        c.about_date >= interval.start,
+        c.about_date < interval.end,
     )
     newest: dict[date, date] = {}
     replaced = []
@@ -283,7 +314,13 @@ def read_averages(lake: Lake, model: str, interval: Interval) -> dict[tuple[str,
             sa.func.sum(c.value).label("total"),
             sa.func.sum(c.value * c.value).label("squares"),
         )
-        .where(c.subject == model, c.about_date >= interval.start, c.about_date < interval.end, c.segment == "", c.value.is_not(None))
+        .where(
+            c.subject == model,
+            c.about_date >= interval.start,
+            c.about_date < interval.end,
+            c.segment == "",
+            c.value.is_not(None),
+        )
         .where(*_not_replaced(replaced_judgements(lake, model, interval)))
         .group_by(c.check, c.column)
     )
@@ -312,22 +349,44 @@ def read_segments(lake: Lake, entry: ModelEntry, interval: Interval) -> list[Seg
     loss = sa.case((c.check.in_(_ROOTED), c.value * c.value), else_=c.value) * c.n
     query = (
         sa.select(c.check, c.column, c.segment, sa.func.sum(c.n).label("rows"), sa.func.sum(loss).label("loss"))
-        .where(c.subject == entry.name, c.check.in_(checks), c.segment != "", c.about_date >= interval.start, c.about_date < interval.end, c.n > 0)
+        .where(
+            c.subject == entry.name,
+            c.check.in_(checks),
+            c.segment != "",
+            c.about_date >= interval.start,
+            c.about_date < interval.end,
+            c.n > 0,
+        )
         .where(c.value.is_not(None), *_not_replaced(replaced_judgements(lake, entry.name, interval)))
         .group_by(c.check, c.column, c.segment)
     )
     with lake.engine.connect() as connection:
-        rows = {(row.check, row.column, row.segment): (int(row.rows), float(row.loss)) for row in connection.execute(query)}
+        rows = {
+            (row.check, row.column, row.segment): (int(row.rows), float(row.loss)) for row in connection.execute(query)
+        }
     found = []
     for (check, output, segment), (count, total) in rows.items():
         declared = entry.outputs.get(output)
         if declared is None or check != declared.gate:
             continue
         rooted = check in _ROOTED
-        name = next((column for column in entry.gate.segments.columns if segment.startswith(f"{column}=")), segment.partition("=")[0])
+        name = next(
+            (column for column in entry.gate.segments.columns if segment.startswith(f"{column}=")),
+            segment.partition("=")[0],
+        )
         beside = rows.get((f"{check}_baseline", output, segment))
         baseline = None if beside is None else _error(beside[1], beside[0], rooted=rooted)
-        found.append(SegmentLoss(output, name, segment.removeprefix(f"{name}="), count, _error(total, count, rooted=rooted), total, baseline))
+        found.append(
+            SegmentLoss(
+                output,
+                name,
+                segment.removeprefix(f"{name}="),
+                count,
+                _error(total, count, rooted=rooted),
+                total,
+                baseline,
+            )
+        )
     return sorted(found, key=lambda s: (list(entry.outputs).index(s.output), s.column, -s.loss, s.value))
 
 

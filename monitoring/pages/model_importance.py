@@ -1,4 +1,6 @@
-"""What a model version rests on, as its trainer stored it beside the version's files, and other documents that lie there."""
+"""What a model version rests on, as its trainer stored it beside the version's files, and other documents that lie
+there.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from config.catalog import ModelEntry
+from config.catalog.model import ModelEntry
 from config.settings import Settings
 
 IMPORTANCES_FILE = "importances.json"
@@ -17,7 +19,8 @@ _LARGEST_FILE = 4_000_000
 
 @dataclass(frozen=True)
 class Importances:
-    """What a version rests on, as its trainer measured it; `shares` is empty and `missing` says why where that is not known.
+    """What a version rests on, as its trainer measured it; `shares` is empty and `missing` says why where that is not
+    known.
 
     Attributes:
         shares: by feature, mean over the outputs of its share of the whole, in [0, 1].
@@ -29,8 +32,12 @@ class Importances:
     missing: str | None = None
 
 
-def read_importances(settings: Settings, entry: ModelEntry, version: int | None, artifact_digest: str | None) -> Importances:
-    """What the trainer stored beside a version's files; checked to be shares of this model's outputs, else `missing` says what is wrong."""
+def read_importances(
+    settings: Settings, entry: ModelEntry, version: int | None, artifact_digest: str | None
+) -> Importances:
+    """What the trainer stored beside a version's files; checked to be shares of this model's outputs, else `missing`
+    says what is wrong.
+    """
     if version is None or artifact_digest is None:
         return Importances(None, missing="no version had scored a night by the end of the period")
     folder = settings.artifacts / entry.name / artifact_digest

@@ -12,9 +12,10 @@ from urllib.parse import quote
 import numpy as np
 
 from config.calendar import ONE_DAY, Interval
-from config.catalog import ModelEntry
+from config.catalog.model import ModelEntry
 from lake.lake import Lake
 from lake.ledger import Promotion
+from monitoring.alerting.records import DecisionRecord
 from monitoring.pages.model_history import (
     DRIFT_SHARE,
     History,
@@ -26,9 +27,12 @@ from monitoring.pages.model_importance import Importances, read_document
 from monitoring.pages.page import Column, Context, Table
 from monitoring.pages.run_links import run_url, runs_on_record
 from monitoring.performance import LABEL_SHARE
-from monitoring.records import DecisionRecord
 
-VERDICTS = {"promote": "passed the gate", "refuse": "refused by the gate", "not_evaluated": "the gate could not judge it"}
+VERDICTS = {
+    "promote": "passed the gate",
+    "refuse": "refused by the gate",
+    "not_evaluated": "the gate could not judge it",
+}
 
 
 # ---- features ----------------------------------------------------------------------------------------------------
@@ -78,7 +82,14 @@ def ranked_features(lake: Lake, history: History, interval: Interval, importance
                 float(rates.max()) if len(rates) else None,
             )
         )
-    return sorted(found, key=lambda f: (-(f.product if f.product is not None else -1.0), -(f.drift if f.drift is not None else -1.0), f.name))
+    return sorted(
+        found,
+        key=lambda f: (
+            -(f.product if f.product is not None else -1.0),
+            -(f.drift if f.drift is not None else -1.0),
+            f.name,
+        ),
+    )
 
 
 def features_table(ranked: Sequence[RankedFeature], importances: Importances) -> Table:
@@ -88,8 +99,10 @@ def features_table(ranked: Sequence[RankedFeature], importances: Importances) ->
     else:
         family = f" ({importances.family.replace('_', ' ')})" if importances.family else ""
         caption = (
-            "Features by drift × importance. Drift is the mean over the period's nights of the value over its limit: above 1 it lies beyond. "
-            f"Importance is the share of what version {importances.version} rests on, as its trainer{family} measured it, mean over the outputs."
+            "Features by drift × importance. Drift is the mean over the period's nights of the value over its limit: "
+            "above 1 it lies beyond. "
+            f"Importance is the share of what version {importances.version} rests on, as its trainer{family} measured "
+            "it, mean over the outputs."
         )
     columns = (
         Column("rank", "#", "number"),
@@ -125,13 +138,21 @@ def rest_table(history: History, not_drawn: Sequence[str]) -> Table | None:
     """The features that the heat map leaves out, None where it has them all."""
     if not not_drawn:
         return None
-    columns = (Column("feature", "feature"), Column("drift", "mean / limit", "number"), Column("worst", "worst night / limit", "number"))
+    columns = (
+        Column("feature", "feature"),
+        Column("drift", "mean / limit", "number"),
+        Column("worst", "worst night / limit", "number"),
+    )
     rows = []
     for name in not_drawn:
         ratio = history.drift[name].ratio
         there = ratio[np.isfinite(ratio)]
         rows.append(
-            {"feature": name, "drift": rounded(float(there.mean())) if len(there) else None, "worst": rounded(float(there.max())) if len(there) else None}
+            {
+                "feature": name,
+                "drift": rounded(float(there.mean())) if len(there) else None,
+                "worst": rounded(float(there.max())) if len(there) else None,
+            }
         )
     return Table("rest", f"{len(rows)} features that drifted less, not drawn above", columns, rows, folded=True)
 
@@ -151,7 +172,15 @@ def drift_table(history: History) -> Table:
         for position in np.flatnonzero(line.known):
             value, limit = line.value[position], line.threshold[position]
             share = nulls.value[position] if nulls else math.nan
-            rows.append({"night": history.nights[position], "feature": name, "value": number(value), "limit": number(limit), "null_rate": number(share)})
+            rows.append(
+                {
+                    "night": history.nights[position],
+                    "feature": name,
+                    "value": number(value),
+                    "limit": number(limit),
+                    "null_rate": number(share),
+                }
+            )
     return Table("drift", "Drift and null rate of every feature and night.", columns, rows)
 
 
@@ -189,7 +218,8 @@ def segment_tables(entry: ModelEntry, losses: Sequence[SegmentLoss]) -> list[Tab
             for part in parts
         ]
         caption = (
-            f"{output} by {column}: share of the loss ({gate} × rows) beside the share of rows. Their ratio is above 1 where it errs more than on average."
+            f"{output} by {column}: share of the loss ({gate} × rows) beside the share of rows. Their ratio is above 1"
+            " where it errs more than on average."
         )
         tables.append(Table(f"segments_{len(tables) + 1}", caption, columns, found))
     return tables
@@ -198,7 +228,13 @@ def segment_tables(entry: ModelEntry, losses: Sequence[SegmentLoss]) -> list[Tab
 # ---- versions and nights -----------------------------------------------------------------------------------------
 
 
-def versions_table(context: Context, entry: ModelEntry, promotions: Sequence[Promotion], decisions: Sequence[DecisionRecord], newest: date | None) -> Table:
+def versions_table(
+    context: Context,
+    entry: ModelEntry,
+    promotions: Sequence[Promotion],
+    decisions: Sequence[DecisionRecord],
+    newest: date | None,
+) -> Table:
     """Every line of the ledger, the newest first, with what it was judged by and where it was trained."""
     judged = {decision.evidence_digest: decision for decision in decisions}
     ordered = sorted(promotions, key=lambda p: (p.effective_from, p.sequence))
@@ -216,15 +252,25 @@ def versions_table(context: Context, entry: ModelEntry, promotions: Sequence[Pro
         Column("reason", "reason"),
     )
     folder = context.lake.settings.artifacts / entry.name
-    jobs = {digest: read_document(folder / digest / "job.json") for digest in {line.artifact_digest for line in ordered}}
-    on_record = runs_on_record(context.lake, [entry.name], [str(job["run_id"]) for job in jobs.values() if job.get("run_id")])
+    jobs = {
+        digest: read_document(folder / digest / "job.json") for digest in {line.artifact_digest for line in ordered}
+    }
+    on_record = runs_on_record(
+        context.lake, [entry.name], [str(job["run_id"]) for job in jobs.values() if job.get("run_id")]
+    )
     rows = []
     for position, line in enumerate(ordered):
         following = ordered[position + 1].effective_from if position + 1 < len(ordered) else None
         if following is not None and following <= line.effective_from:
             until = "never scored"
         else:
-            until = str(following - ONE_DAY) if following else "in force" if newest is None or line.effective_from <= newest + ONE_DAY else "to come"
+            until = (
+                str(following - ONE_DAY)
+                if following
+                else "in force"
+                if newest is None or line.effective_from <= newest + ONE_DAY
+                else "to come"
+            )
         decision = judged.get(line.evidence_digest)
         said = " ".join(reason.text for reason in decision.reasons) if decision else ""
         job = jobs[line.artifact_digest]
@@ -238,14 +284,18 @@ def versions_table(context: Context, entry: ModelEntry, promotions: Sequence[Pro
                 "until": until,
                 "kind": line.kind,
                 "by": line.by,
-                "verdict": (VERDICTS[decision.verdict] + (f": {said}" if said else "")) if decision else "no decision is stored",
+                "verdict": (VERDICTS[decision.verdict] + (f": {said}" if said else ""))
+                if decision
+                else "no decision is stored",
                 "trained_until": line.trained_until,
                 "card": "card" if card.is_file() else None,
                 "card_url": context.url("embedded", entry.name, "model_cards", f"{line.version}.html"),
                 "run": str(trained_by) if trained_by else None,
                 "run_url": run_url(context, on_record, str(trained_by), f"{entry.name}_train") if trained_by else None,
                 "mlflow": "run" if mlflow and context.mlflow_url else None,
-                "mlflow_url": f"{context.mlflow_url}/#/runs/{quote(str(mlflow), safe='')}" if mlflow and context.mlflow_url else None,
+                "mlflow_url": f"{context.mlflow_url}/#/runs/{quote(str(mlflow), safe='')}"
+                if mlflow and context.mlflow_url
+                else None,
                 "reason": line.reason,
             }
         )
@@ -256,9 +306,14 @@ def nights_table(context: Context, history: History, mature_until: date | None) 
     """Every scored or judged night of the period, the newest first."""
     entry = history.entry
     share, labels = history.line(DRIFT_SHARE), history.line(LABEL_SHARE)
-    outputs = [(name, history.line(o.gate, name), history.line(f"{o.gate}_baseline", name)) for name, o in entry.outputs.items()]
+    outputs = [
+        (name, history.line(o.gate, name), history.line(f"{o.gate}_baseline", name))
+        for name, o in entry.outputs.items()
+    ]
     names = list(history.drift)
-    ratios = np.array([history.drift[name].ratio for name in names]) if names else np.full((1, len(history.nights)), np.nan)
+    ratios = (
+        np.array([history.drift[name].ratio for name in names]) if names else np.full((1, len(history.nights)), np.nan)
+    )
     with np.errstate(invalid="ignore"):
         filled = np.where(np.isfinite(ratios), ratios, -1.0)
     worst = filled.argmax(axis=0)
@@ -272,7 +327,10 @@ def nights_table(context: Context, history: History, mature_until: date | None) 
         Column("label_share", "labels", "percent"),
     ]
     for place, (name, output) in enumerate(entry.outputs.items()):
-        columns += [Column(f"error_{place}", f"{name}: {output.gate}", "number"), Column(f"baseline_{place}", "baseline", "number")]
+        columns += [
+            Column(f"error_{place}", f"{name}: {output.gate}", "number"),
+            Column(f"baseline_{place}", "baseline", "number"),
+        ]
     columns.append(Column("state", "performance", "status"))
     rows = []
     for position in range(len(history.nights) - 1, -1, -1):
@@ -295,7 +353,10 @@ def nights_table(context: Context, history: History, mature_until: date | None) 
             "state": "judged" if known else "not mature yet" if waiting else "not evaluated",
         }
         for place, (_, line, baseline) in enumerate(outputs):
-            row |= {f"error_{place}": number(line.value[position]), f"baseline_{place}": number(baseline.value[position])}
+            row |= {
+                f"error_{place}": number(line.value[position]),
+                f"baseline_{place}": number(baseline.value[position]),
+            }
         rows.append(row)
     first, last = history.nights[0], history.nights[-1]
     return Table("nights", f"Night by night, {first} to {last}", tuple(columns), rows, folded=True)

@@ -12,7 +12,8 @@ from typing import Any, Literal
 from urllib.parse import quote, urlencode
 
 from config.calendar import ONE_DAY, BadInterval, Interval, parse_data_date
-from config.catalog import Dataset, ModelEntry
+from config.catalog.data import Dataset
+from config.catalog.model import ModelEntry
 from config.errors import NightfleetError
 from lake.lake import Lake
 
@@ -79,13 +80,18 @@ class Context:
             NotFound: there is none of that name; the message names those there are.
         """
         if name not in self.models:
-            raise NotFound(f"there is no model {shortened(name)}. There are: {', '.join(self.models) or 'none that you may see'}.")
+            raise NotFound(
+                f"there is no model {shortened(name)}. There are: {', '.join(self.models) or 'none that you may see'}."
+            )
         return self.lake.model(name)
 
     def dataset(self, name: str) -> Dataset:
         """A data set this person may see; NotFound as with `model`."""
         if name not in self.datasets:
-            raise NotFound(f"there is no data set {shortened(name)}. There are: {', '.join(self.datasets) or 'none that you may see'}.")
+            raise NotFound(
+                f"there is no data set {shortened(name)}. There are: "
+                f"{', '.join(self.datasets) or 'none that you may see'}."
+            )
         return self.lake.dataset(name)
 
     def url(self, *parts: str | date, **query: Any) -> str:
@@ -172,7 +178,10 @@ class Page:
         for table in self.tables:
             if name in (None, "", table.name):
                 return table
-        raise NotFound(f"this page has no table {shortened(name or '')}. It has: {', '.join(t.name for t in self.tables) or 'none'}.")
+        raise NotFound(
+            f"this page has no table {shortened(name or '')}. It has: "
+            f"{', '.join(t.name for t in self.tables) or 'none'}."
+        )
 
 
 # ---- parts of addresses ----------------------------------------------------------------------------------------
@@ -200,7 +209,9 @@ def read_date(text: str | None, name: str) -> date | None:
     return found
 
 
-def read_period(start: str | None, end: str | None, *, newest: date | None, nights: int, names: tuple[str, str] = ("from", "to")) -> Interval:
+def read_period(
+    start: str | None, end: str | None, *, newest: date | None, nights: int, names: tuple[str, str] = ("from", "to")
+) -> Interval:
     """The period of an address, both ends included; by default the `nights` up to `newest`.
 
     Raises:

@@ -41,7 +41,12 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"shown": shown, "cell": shown_cell, "embedded_json": embedded_json, "instant": shown_instant}
+    environment.filters |= {
+        "shown": shown,
+        "cell": shown_cell,
+        "embedded_json": embedded_json,
+        "instant": shown_instant,
+    }
     environment.globals["static_digest"] = static_digest
     return environment
 
@@ -53,7 +58,9 @@ def render(page: Page, context: Context, *, path: str = "", query: str = "") -> 
         path, query: of the address it was asked by; the CSV links keep them.
     """
     template = _environment().get_template(page.template)
-    return template.render({**page.values, "page": page, "context": context, "viewer": context.viewer, "path": path, "query": query})
+    return template.render(
+        {**page.values, "page": page, "context": context, "viewer": context.viewer, "path": path, "query": query}
+    )
 
 
 def login_page(login_url: str) -> str:
@@ -64,7 +71,9 @@ def login_page(login_url: str) -> str:
 def embedded_json(document: Any) -> Markup:
     """JSON that may stand inside a `<script type="application/json">`: nothing in it can end the element."""
     text = json.dumps(_finite(document), separators=(",", ":"), allow_nan=False, default=str)
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026").replace("\u2028", "\\u2028"))  # noqa: S704 (made safe here)
+    return Markup(  # noqa: S704 (made safe here)
+        text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026").replace("\u2028", "\\u2028")
+    )
 
 
 def _finite(value: Any) -> Any:
@@ -77,7 +86,9 @@ def _finite(value: Any) -> Any:
 
 
 def shown(value: Any, kind: str = "number") -> str:
-    """A value as a person reads it: four digits that count, thousands apart, percent, dates as they are, a dash for nothing."""
+    """A value as a person reads it: four digits that count, thousands apart, percent, dates as they are, a dash for
+    nothing.
+    """
     if value is None or value == "" or (isinstance(value, float) and not math.isfinite(value)):
         return _NOTHING
     if isinstance(value, bool):

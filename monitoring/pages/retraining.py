@@ -1,4 +1,6 @@
-"""Retraining: what was asked for and why, what it led to, what it gained; and the forms of the people who answer for it."""
+"""Retraining: what was asked for and why, what it led to, what it gained; and the forms of the people who answer for
+it.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +12,17 @@ from config.calendar import Interval
 from lake.lake import Lake
 from lake.ledger import Promotion
 from lake.tables import feature_table
-from monitoring.actions import Action, read_actions
-from monitoring.alarms import Alarm, fingerprint_text, open_alarms
-from monitoring.pages.lifecycle import Gain, Led, gains, requests_with_outcome, waiting_for_approval
-from monitoring.pages.matured import Pooled
+from monitoring.alerting.actions import Action, read_actions
+from monitoring.alerting.alarms import Alarm, fingerprint_text, open_alarms
+from monitoring.alerting.lifecycle import Gain, Led, gains, requests_with_outcome, waiting_for_approval
+from monitoring.alerting.matured import Pooled
+from monitoring.alerting.reading import newest_nights
+from monitoring.alerting.records import DecisionRecord, read_promotions
+from monitoring.alerting.runs import FAILED
 from monitoring.pages.page import Column, Context, Page, Table, read_period, shortened
-from monitoring.pages.reading import newest_nights
-from monitoring.records import DecisionRecord, read_promotions
-from monitoring.runs import FAILED
-from monitoring.story import figures, known_from
-from training.decision import Check
+from monitoring.pages.story import known_from
+from monitoring.wording import figures
+from training.registry.decision import Check
 
 TEMPLATE = "retraining.html.jinja"
 NIGHTS_SHOWN = 90
@@ -47,7 +50,9 @@ def page(context: Context, *, query: Mapping[str, str]) -> Page:
     seen = {*context.models, *context.datasets}
     # What was refused may name anything; of what there is, only what one may see is shown.
     hidden = {*(m.name for m in lake.catalog.models), *(d.name for d in lake.catalog.datasets)} - seen
-    actions = [action for action in read_actions(lake, subject=chosen or None, limit=limit + 1) if action.subject not in hidden]
+    actions = [
+        action for action in read_actions(lake, subject=chosen or None, limit=limit + 1) if action.subject not in hidden
+    ]
     values = {
         "models": [(name, lake.model(name).title) for name in context.models],
         "chosen": chosen,
@@ -57,7 +62,11 @@ def page(context: Context, *, query: Mapping[str, str]) -> Page:
         "alarm_choice": [(a.fingerprint, _alarm_name(a), a.fingerprint == query.get("alarm")) for a in alarms],
         "silenced": any(a.silenced_until for a in alarms),
         "silence_until": _silence_default(alarms),
-        "former": {name: sorted({p.version for p in own} - {_reigning(own)}) for name, own in lines.items() if len({p.version for p in own}) > 1},
+        "former": {
+            name: sorted({p.version for p in own} - {_reigning(own)})
+            for name, own in lines.items()
+            if len({p.version for p in own}) > 1
+        },
         "more_actions": context.url("retraining", **_kept(query), actions="all") if len(actions) > limit else "",
         "back": context.url("retraining", **_kept(query)),
     }
@@ -82,7 +91,10 @@ def _kept(query: Mapping[str, str]) -> dict[str, str | None]:
 def _newest_night(lake: Lake, models: Iterable[str]) -> date | None:
     """The newest night whose features are all published, of the data set that is furthest."""
     entries = [lake.model(name) for name in models]
-    tables = {entry.name: [feature_table(lake.settings, lake.dataset(entry.dataset), view).name for view in entry.features] for entry in entries}
+    tables = {
+        entry.name: [feature_table(lake.settings, lake.dataset(entry.dataset), view).name for view in entry.features]
+        for entry in entries
+    }
     known = newest_nights(lake, sorted({name for names in tables.values() for name in names}))
     nights = [min(known[name] for name in names) for names in tables.values() if all(name in known for name in names)]
     return max(nights, default=None)
@@ -129,7 +141,13 @@ _REQUESTS = (
 
 def _requests_table(context: Context, led: Sequence[Led], gained: Mapping[tuple[str, int], Sequence[Gain]]) -> Table:
     rows = [_request_row(context, found, gained) for found in led]
-    return Table("requests", "Every request of the period, the newest first, and what it led to.", _REQUESTS, rows, empty="Nothing was asked for.")
+    return Table(
+        "requests",
+        "Every request of the period, the newest first, and what it led to.",
+        _REQUESTS,
+        rows,
+        empty="Nothing was asked for.",
+    )
 
 
 def _request_row(context: Context, led: Led, gained: Mapping[tuple[str, int], Sequence[Gain]]) -> dict[str, Any]:
@@ -151,7 +169,9 @@ def _request_row(context: Context, led: Led, gained: Mapping[tuple[str, int], Se
         "version": version,
         "version_url": context.url("embedded", request.model, "model_cards", f"{version}.html") if version else "",
         "effective_from": promotion.effective_from if promotion else None,
-        "gain": gain_text(context.lake, promotion, gained.get((promotion.model, promotion.sequence), ())) if promotion else "",
+        "gain": gain_text(context.lake, promotion, gained.get((promotion.model, promotion.sequence), ()))
+        if promotion
+        else "",
     }
 
 
@@ -159,7 +179,9 @@ def _run_text(led: Led) -> str:
     run = led.run
     if run is None:
         return "none on record" if led.decision is None else ""
-    failed = f": {(run.error or '').strip().splitlines()[0]}" if run.state == FAILED and (run.error or "").strip() else ""
+    failed = (
+        f": {(run.error or '').strip().splitlines()[0]}" if run.state == FAILED and (run.error or "").strip() else ""
+    )
     return f"{run.state}{failed}"
 
 
@@ -195,8 +217,15 @@ def evidence_text(evidence: Mapping[str, Any]) -> str:
     outputs = performance.get("outputs") if isinstance(performance, Mapping) else None
     for name, numbers in list(outputs.items())[:_LONGEST_NUMBER_NAMES] if isinstance(outputs, Mapping) else ():
         if isinstance(numbers, Mapping) and _is_number(numbers.get("ratio")):
-            rest = [f"{_percent(numbers[key])} {word}" for key, word in (("at_gate", "at the gate"), ("bound", "allowed")) if _is_number(numbers.get(key))]
-            parts.append(f"{name} {numbers.get('metric', 'error')} {_percent(numbers['ratio'])} of the baseline's" + (f" ({', '.join(rest)})" if rest else ""))
+            rest = [
+                f"{_percent(numbers[key])} {word}"
+                for key, word in (("at_gate", "at the gate"), ("bound", "allowed"))
+                if _is_number(numbers.get(key))
+            ]
+            parts.append(
+                f"{name} {numbers.get('metric', 'error')} {_percent(numbers['ratio'])} of the baseline's"
+                + (f" ({', '.join(rest)})" if rest else "")
+            )
     calendar = known.get("calendar")
     if isinstance(calendar, Mapping) and calendar.get("due_on"):
         parts.append(f"calendar: due {calendar['due_on']}")
@@ -218,7 +247,9 @@ def gain_text(lake: Lake, promotion: Promotion, found: Sequence[Gain]) -> str:
     """What a promotion gained on labels that came later, output by output; or when that will be known."""
     if not any(gain.after for gain in found):
         first = promotion.effective_from
-        return f"not known yet: labels of its first night, {first}, mature on {known_from(lake, promotion.model, first)}"
+        return (
+            f"not known yet: labels of its first night, {first}, mature on {known_from(lake, promotion.model, first)}"
+        )
     return "; ".join(_gain_clause(gain, len(found) > 1) for gain in found)
 
 
@@ -232,14 +263,25 @@ def _gain_clause(gain: Gain, named: bool) -> str:
     improvement = gain.improvement
     if improvement is None:
         return f"{label}{now}; before {_pooled_text(gain.before)}"
-    verdict = f"{_percent(abs(improvement))} {'less' if improvement > 0 else 'more'} error" if abs(improvement) >= 0.0005 else "no difference"
+    verdict = (
+        f"{_percent(abs(improvement))} {'less' if improvement > 0 else 'more'} error"
+        if abs(improvement) >= 0.0005
+        else "no difference"
+    )
     sure = "" if _apart(gain.after, gain.before) else ", within what nights differ by"
     return f"{label}{verdict}{sure}: {now}; before {_pooled_text(gain.before)}"
 
 
 def _pooled_text(found: Pooled) -> str:
-    between = f" ({figures(100 * found.lower)} to {figures(100 * found.upper)})" if found.lower is not None and found.upper is not None else ""
-    return f"{_percent(found.ratio)}{between} in {found.nights} night{'' if found.nights == 1 else 's'}, {found.rows:,} rows"
+    between = (
+        f" ({figures(100 * found.lower)} to {figures(100 * found.upper)})"
+        if found.lower is not None and found.upper is not None
+        else ""
+    )
+    return (
+        f"{_percent(found.ratio)}{between} in {found.nights} night{'' if found.nights == 1 else 's'}, {found.rows:,}"
+        " rows"
+    )
 
 
 def _apart(one: Pooled, other: Pooled) -> bool:
@@ -255,7 +297,9 @@ def _waiting(context: Context, decision: DecisionRecord) -> dict[str, Any]:
     """A promotion that waits for a person, with the gate's evidence."""
     entry = context.lake.model(decision.model)
     improvements = [check for check in decision.checks if check.name == "improvement"]
-    segments = sorted((c for c in decision.checks if c.name == "segment"), key=lambda c: (c.passed is not False, c.improvement or 0.0))
+    segments = sorted(
+        (c for c in decision.checks if c.name == "segment"), key=lambda c: (c.passed is not False, c.improvement or 0.0)
+    )
     others = [check for check in decision.checks if check.name not in ("improvement", "segment")]
     name = f"evidence_{decision.model}_{decision.version}"
     return {
@@ -267,7 +311,12 @@ def _waiting(context: Context, decision: DecisionRecord) -> dict[str, Any]:
         "test": f"{decision.rows:,} rows of {decision.nights} nights that neither model had seen",
         "digest": decision.evidence_digest,
         "card": context.url("embedded", decision.model, "model_cards", f"{decision.version}.html"),
-        "evidence": Table(name, "Error of the challenger and of its rival, as the gate measured them.", _CHECKS, [_check_row(c) for c in improvements]),
+        "evidence": Table(
+            name,
+            "Error of the challenger and of its rival, as the gate measured them.",
+            _CHECKS,
+            [_check_row(c) for c in improvements],
+        ),
         "segments": Table(
             f"{name}_segments",
             f"Segments, the worst {min(len(segments), _SEGMENTS_SHOWN)} of {len(segments)} first.",
@@ -295,7 +344,10 @@ _CHECKS = (
 
 
 def _check_row(check: Check) -> dict[str, Any]:
-    row = {name: getattr(check, name) for name in ("output", "segment", "metric", "challenger", "rival", "improvement", "rows")}
+    row = {
+        name: getattr(check, name)
+        for name in ("output", "segment", "metric", "challenger", "rival", "improvement", "rows")
+    }
     # A segment's bound is one of the ratio of errors; as an improvement it reads like the rest.
     flipped = check.name == "segment"
     bound = None if check.bound is None else 1 - check.bound if flipped else check.bound
@@ -329,7 +381,9 @@ def _alarms_table(context: Context, alarms: Sequence[Alarm], chosen: str) -> Tab
     rows = [
         {
             "subject": alarm.subject,
-            "subject_url": context.url("models", alarm.subject) if alarm.subject in context.models else context.url("data", alarm.subject),
+            "subject_url": context.url("models", alarm.subject)
+            if alarm.subject in context.models
+            else context.url("data", alarm.subject),
             "severity": alarm.severity,
             "check": alarm.check,
             "column": alarm.column,
@@ -339,13 +393,21 @@ def _alarms_table(context: Context, alarms: Sequence[Alarm], chosen: str) -> Tab
             "since": alarm.since,
             "nights": alarm.nights,
             "state": _alarm_state(alarm),
-            "answer_url": f"{context.url('retraining', model=chosen or None, alarm=alarm.fingerprint)}#answer" if context.viewer.may("operator") else "",
+            "answer_url": f"{context.url('retraining', model=chosen or None, alarm=alarm.fingerprint)}#answer"
+            if context.viewer.may("operator")
+            else "",
             "reason": alarm.reason,
             "fingerprint": alarm.fingerprint,
         }
         for alarm in alarms
     ]
-    return Table("alarms", "Open alarms, the critical first, then those that nobody has answered.", _ALARMS, rows, empty="No alarm is open.")
+    return Table(
+        "alarms",
+        "Open alarms, the critical first, then those that nobody has answered.",
+        _ALARMS,
+        rows,
+        empty="No alarm is open.",
+    )
 
 
 def _alarm_state(alarm: Alarm) -> str:
@@ -382,7 +444,9 @@ _PROMOTIONS = (
 )
 
 
-def _promotions_table(context: Context, promotions: Sequence[Promotion], gained: Mapping[tuple[str, int], Sequence[Gain]]) -> Table:
+def _promotions_table(
+    context: Context, promotions: Sequence[Promotion], gained: Mapping[tuple[str, int], Sequence[Gain]]
+) -> Table:
     rows = [
         {
             "effective_from": p.effective_from,
@@ -398,7 +462,14 @@ def _promotions_table(context: Context, promotions: Sequence[Promotion], gained:
         }
         for p in sorted(promotions, key=lambda p: (p.effective_from, p.sequence), reverse=True)
     ]
-    return Table("promotions", "Promotions and rollbacks that took effect since then.", _PROMOTIONS, rows, folded=True, empty="No version became champion.")
+    return Table(
+        "promotions",
+        "Promotions and rollbacks that took effect since then.",
+        _PROMOTIONS,
+        rows,
+        folded=True,
+        empty="No version became champion.",
+    )
 
 
 _ACTIONS = (

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Set
 import sqlalchemy as sa
 
 from lake.lake import Lake
+from monitoring.alerting.reading import has_table
+from monitoring.alerting.runs import runs_table
 from monitoring.pages.page import Context
-from monitoring.pages.reading import has_table
-from monitoring.runs import runs_table
 
 
 def runs_on_record(lake: Lake, subjects: Iterable[str], run_ids: Iterable[str]) -> frozenset[tuple[str, str]]:
@@ -24,6 +24,8 @@ def runs_on_record(lake: Lake, subjects: Iterable[str], run_ids: Iterable[str]) 
 
 
 def run_url(context: Context, on_record: Set[tuple[str, str]], run_id: str, *dag_ids: str) -> str:
-    """The run's page in Airflow, of the first of those DAGs that had it; where none is on record (a command of a person), the first DAG's page."""
+    """The run's page in Airflow, of the first of those DAGs that had it; where none is on record (a command of a
+    person), the first DAG's page.
+    """
     found = next((dag_id for dag_id in dag_ids if (dag_id, run_id) in on_record), None)
     return context.dag_url(found, run_id) if found else context.dag_url(dag_ids[0])

@@ -2,551 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from collections.abc import Mapping
 from typing import Any
 
-import sqlalchemy as sa
-
-from config.calendar import ONE_DAY, Interval
-from config.catalog import BinaryOutput, Dataset, LateNight, ModelEntry, TableSpine
-from features.expectations import BAD_SHARE
-from features.labels import newest_mature
-from features.validate import SCORE
-from lake.lake import Lake
-from lake.lineage import as_utc, publications_table
-from lake.metrics import METRIC_SCHEMA, SQL_TABLE
-from lake.projection import sql_columns
-from monitoring.alarms import Alarm, open_alarms
-from monitoring.alert_rules import ModelNight, duration_text, model_nights
-from monitoring.pages.condition import DEFINITIONS, STATISTICAL, WORDS, Facts, Part, Word, counts, word_of
-from monitoring.pages.lifecycle import Led, requests_with_outcome, waiting_for_approval
-from monitoring.pages.matured import JudgedNight, Key, Pooled, judged_nights, last_of_version, pooled
+from monitoring.alerting.condition import DEFINITIONS, WORDS
+from monitoring.alerting.rules import ModelNight, duration_text
+from monitoring.alerting.standing import Cause, Scored, Standing, headline, standings
 from monitoring.pages.page import Column, Context, Page, Table
-from monitoring.pages.reading import has_table
-from monitoring.performance import ERROR_RATIO
-from monitoring.records import DecisionRecord, read_gate_outputs
-from monitoring.runs import FAILED, Run, read_runs
-from monitoring.story import figures, label_unit, named
-from serving.predictions import predictions_table
 
 TEMPLATE = "tonight.html.jinja"
-OPEN_REQUEST_NIGHTS = 60
 _CAUSES_SHOWN = 6
-_FEATURE_DRIFT = ("drift_psi", "drift_ks")
-_METRICS = {"mae": "MAE", "rmse": "RMSE", "brier": "Brier", "log_loss": "log loss"}
-_RUN_WORDS = {"ingest": "ingest", "score": "scoring", "monitor": "monitoring"}
-Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Cause:
-    """Why a model is not healthy.
-
-    Attributes:
-        rank: what comes first, 0 the gravest.
-        text: a clause with its numbers.
-        shared: the same for every model that has it (a run of the data set, its tables).
-        run: the DAG run that it comes from; table: of the data set, where it comes from one;
-            drift: whether the night's drift report says more of it.
-    """
-
-    rank: int
-    text: str
-    shared: str = ""
-    run: Run | None = None
-    table: str = ""
-    drift: bool = False
-
-
-@dataclass(frozen=True)
-class _Scored:
-    """The newest publication of a model's predictions."""
-
-    data_date: date
-    rows: int
-    version: int | None
-    first_at: datetime
-
-
-@dataclass(frozen=True)
-class Standing:
-    """A model as the page shows it."""
-
-    entry: ModelEntry
-    word: Word
-    causes: tuple[Cause, ...]
-    night: ModelNight
-    scored: _Scored | None = None
-    quality: float | None = None
-    drift: str = ""
-    performance: tuple[str, ...] = ()
-    approvals: int = 0
-    requests: int = 0
-    alarms: tuple[Alarm, ...] = ()
-
-
-# ---- what is read: a handful of queries for all models ------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Read:
-    """Everything the page knows, by model or data set."""
-
-    nights: Mapping[str, ModelNight]
-    scored: Mapping[str, _Scored]
-    metrics: Mapping[str, Sequence[Row]]
-    quality: Mapping[str, Sequence[Row]]
-    errors: Mapping[Key, Sequence[JudgedNight]]
-    judged: Mapping[str, Mapping[date, Sequence[Row]]]
-    alarms: Mapping[str, Sequence[Alarm]]
-    failed: Mapping[str, Sequence[Run]]
-    promises: Mapping[str, Mapping[str, Any]]
-    waiting: Mapping[str, Sequence[DecisionRecord]]
-    open_requests: Mapping[str, Sequence[Led]]
-
-
-def _read(lake: Lake, models: Sequence[str], now: datetime) -> _Read:
-    entries = {name: lake.model(name) for name in models}
-    datasets = sorted({entry.dataset for entry in entries.values()})
-    nights = model_nights(lake, models, now=now)
-    scored = _scored(lake, {name: (predictions_table(lake.settings, e, lake.dataset(e.dataset)).name, nights[name].scored) for name, e in entries.items()})
-    newest = {name: found.data_date for name, found in scored.items()}
-    of_dataset = {name: max((newest[m] for m, e in entries.items() if e.dataset == name and m in newest), default=None) for name in datasets}
-    alarms = _by_subject(open_alarms(lake, [*models, *datasets], now=now), lambda a: a.subject)
-    performance = _performance_of(lake, entries, newest)
-    known = [night.data_date for night in nights.values() if night.data_date]
-    recent = Interval(max(known) - timedelta(days=OPEN_REQUEST_NIGHTS), date(9999, 1, 1)) if known else None
-    outcomes = requests_with_outcome(lake, models, recent)
-    return _Read(
-        nights=nights,
-        scored=scored,
-        metrics=_night_rows(lake, newest, segments=False),
-        quality=_night_rows(lake, {name: day for name, day in of_dataset.items() if day}, checks=(SCORE, BAD_SHARE)),
-        errors=performance,
-        judged=_judged(lake, entries, newest),
-        alarms=alarms,
-        failed=_failed_runs(lake, [*models, *datasets], min(newest.values(), default=None)),
-        promises=read_gate_outputs(lake, {name: found.version for name, found in scored.items() if found.version is not None}),
-        waiting=_by_subject(waiting_for_approval(lake, models), lambda d: d.model),
-        open_requests=_by_subject((led for led in outcomes if led.state in ("asked", "training", "waiting")), lambda led: led.request.model),
-    )
-
-
-def _by_subject(items: Iterable[Any], name: Any) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = {}
-    for item in items:
-        found.setdefault(name(item), []).append(item)
-    return found
-
-
-def _scored(lake: Lake, wanted: Mapping[str, tuple[str, date | None]]) -> dict[str, _Scored]:
-    known = {name: (table, day) for name, (table, day) in wanted.items() if day is not None}
-    if not known or not has_table(lake, publications_table.name):
-        return {}
-    c = publications_table.c
-    pairs = sa.or_(*(sa.and_(c.table_name == table, c.data_date == day) for table, day in known.values()))
-    query = sa.select(c.table_name, c.data_date, c.row_count, c.details, c.committed_at).where(pairs).order_by(c.version)
-    commits: dict[str, list[Any]] = {}
-    with lake.engine.connect() as connection:
-        for row in connection.execute(query):
-            commits.setdefault(row.table_name, []).append(row)
-    return {
-        name: _Scored(day, commits[table][-1].row_count, _version(commits[table][-1].details, day), as_utc(commits[table][0].committed_at))
-        for name, (table, day) in known.items()
-        if table in commits and day
-    }
-
-
-def _version(details: str, day: date) -> int | None:
-    """As `serving.score.recorded_champion`, None where it is not recorded."""
-    champions = json.loads(details).get("champions") or ()
-    return next((int(c["version"]) for c in champions if c["first"] <= day.isoformat() <= c["last"]), None)
-
-
-def _night_rows(lake: Lake, nights: Mapping[str, date], *, checks: Collection[str] | None = None, segments: bool = True) -> dict[str, list[Row]]:
-    """Metrics judged in each subject's own night."""
-    found: dict[str, list[Row]] = {name: [] for name in nights}
-    if not nights or not has_table(lake, SQL_TABLE):
-        return found
-    m = sql_columns(SQL_TABLE, METRIC_SCHEMA).c
-    with lake.engine.connect() as connection:
-        for day in sorted(set(nights.values())):
-            query = sa.select(m.subject, m.about_date, m.check, m.column, m.value, m.lower, m.upper, m.threshold, m.status, m.reason, m.n)
-            query = query.where(m.subject.in_([name for name, own in nights.items() if own == day]), m.data_date == day)
-            if checks is not None:
-                query = query.where(m.check.in_(list(checks)))
-            if not segments:
-                query = query.where(m.segment == "")
-            for row in connection.execute(query).mappings():
-                found[row["subject"]].append(dict(row))
-    return found
-
-
-def _performance_of(lake: Lake, entries: Mapping[str, ModelEntry], newest: Mapping[str, date]) -> Mapping[Key, Sequence[JudgedNight]]:
-    if not newest:
-        return {}
-    longest = max(entries[name].retrain.performance.nights for name in newest)
-    reach = timedelta(days=2 * longest + 14)
-    return judged_nights(lake, list(newest), Interval(max(newest.values()) - reach, max(newest.values()) + ONE_DAY))
-
-
-def _judged(lake: Lake, entries: Mapping[str, ModelEntry], newest: Mapping[str, date]) -> dict[str, dict[date, list[Row]]]:
-    """By model: the judgements of the night whose labels are the newest to have matured."""
-    due = {name: newest_mature(lake, name, day) for name, day in newest.items()}
-    found: dict[str, dict[date, list[Row]]] = {name: {day: []} for name, day in due.items()}
-    if not due or not has_table(lake, SQL_TABLE):
-        return found
-    m = sql_columns(SQL_TABLE, METRIC_SCHEMA).c
-    gates = sorted({output.gate for name in due for output in entries[name].outputs.values()} | {ERROR_RATIO})
-    outputs = sorted({output for name in due for output in entries[name].outputs})
-    with lake.engine.connect() as connection:
-        for day in sorted(set(due.values())):
-            names = [name for name, own in due.items() if own == day]
-            query = sa.select(m.subject, m.check, m.column, m.value, m.status, m.reason, m.data_date)
-            query = query.where(m.subject.in_(names), m.about_date == day, m.check.in_(gates), m.column.in_(outputs), m.segment == "").order_by(m.data_date)
-            for row in connection.execute(query).mappings():
-                found[row["subject"]][day].append(dict(row))
-    return found
-
-
-def _failed_runs(lake: Lake, subjects: Sequence[str], since: date | None) -> dict[str, list[Run]]:
-    """By subject: runs of the night or later ones that failed, none having succeeded since."""
-    keys = Interval(since, date(9999, 1, 1)) if since else None
-    newest: dict[tuple[str, str | None], Run] = {}
-    for run in read_runs(lake, subjects=subjects, kinds=["ingest", "score", "monitor"], keys=keys):
-        newest[(run.dag_id, run.partition_key)] = run
-    return _by_subject((run for run in newest.values() if run.state == FAILED), lambda run: run.subject)
-
-
-# ---- what it means -----------------------------------------------------------------------------------------------
-
-
-def tables_read(entry: ModelEntry, dataset: Dataset) -> set[str]:
-    """Tables of the data set that a model's input and labels come from."""
-    found = {table for view in entry.features for table in dataset.features[view].reads} | {entry.label.table}
-    return found | ({entry.spine.table} if isinstance(entry.spine, TableSpine) else set())
-
-
-def _table_of(column: str) -> str:
-    return column.partition(".")[0]
-
-
-class _Judge:
-    """Facts, word and causes of one model."""
-
-    def __init__(self, lake: Lake, entry: ModelEntry, read: _Read) -> None:
-        self.lake, self.entry, self.read = lake, entry, read
-        self.dataset = lake.dataset(entry.dataset)
-        self.night = read.nights[entry.name]
-        self.scored = read.scored.get(entry.name)
-        self.metrics = read.metrics.get(entry.name, ())
-        mine = tables_read(entry, self.dataset)
-        self.quality = [row for row in read.quality.get(entry.dataset, ()) if _table_of(row["column"]) in mine]
-        inputs = [alarm for alarm in read.alarms.get(entry.dataset, ()) if _table_of(alarm.column) in mine]
-        self.alarms: list[Alarm] = [*read.alarms.get(entry.name, ()), *inputs]
-        self.failed = [*read.failed.get(entry.dataset, ()), *read.failed.get(entry.name, ())]
-        day = self.scored.data_date.isoformat() if self.scored else ""
-        self.failed = [run for run in self.failed if (run.partition_key or "") >= day]
-
-    def standing(self) -> Standing:
-        facts = self.facts()
-        word = word_of(facts)
-        causes = sorted(self._causes(facts), key=lambda cause: cause.rank)
-        return Standing(
-            entry=self.entry,
-            word=word,
-            causes=tuple(causes) if word != "healthy" else (),
-            night=self.night,
-            scored=self.scored,
-            quality=min((row["value"] for row in self.quality if row["check"] == SCORE and row["value"] is not None), default=None),
-            drift=self._drift_text(),
-            performance=self._performance_text(),
-            approvals=len(self.read.waiting.get(self.entry.name, ())),
-            requests=len(self.read.open_requests.get(self.entry.name, ())),
-            alarms=tuple(alarm for alarm in self.alarms if alarm.subject == self.entry.name),
-        )
-
-    def facts(self) -> Facts:
-        late = self.night.lateness
-        expected, scored = self.night.data_date, self.scored.data_date if self.scored else None
-        is_late = late is not None and late.late
-        # The night before counts until the newest one is due: between midnight and the deadline nothing is wrong.
-        enough = scored is not None and (expected is None or scored >= expected or (not is_late and scored >= expected - ONE_DAY))
-        missing = scored is None or (expected is not None and scored < expected)
-        return Facts(
-            scored=enough,
-            overdue=is_late and missing,
-            came_late=is_late and not missing,
-            run_failed=bool(self.failed),
-            critical=any(alarm.severity == "critical" for alarm in self.alarms),
-            warning=any(self._counting().values()),
-            unjudged=frozenset(self._unjudged()),
-        )
-
-    # -- parts
-
-    def _unjudged(self) -> dict[Part, str]:
-        """Parts without a judgement, and why."""
-        found: dict[Part, str] = {}
-        scores = {_table_of(row["column"]): row for row in self.quality if row["check"] == SCORE}
-        for table in sorted(tables_read(self.entry, self.dataset)):
-            row = scores.get(table)
-            if row is None or row["value"] is None:
-                found["input quality"] = f"{table}: {row['reason'] if row and row['reason'] else 'not validated in this night'}"
-                break
-        rows = {(row["check"], row["column"]): row for row in self.metrics}
-        not_run = "monitoring of the night is not done"
-        for part, check in (("volume", "volume"), ("drift of features", "drift_share")):
-            row = rows.get((check, ""))
-            if row is None or row["status"] == "not_evaluated":
-                found[part] = row["reason"] if row and row["reason"] else not_run  # type: ignore[index]  # both are parts
-        predictions = [row for row in self.metrics if row["check"] == "prediction_drift"]
-        judged = [row for row in predictions if row["status"] != "not_evaluated"]
-        if not judged:
-            found["drift of predictions"] = next((row["reason"] for row in predictions if row["reason"]), not_run)
-        why = self._performance_missing()
-        return found | ({"performance": why} if why else {})
-
-    def _performance_missing(self) -> str:
-        """Why the newest mature night counts as not judged; empty where it was, for every output."""
-        if self.scored is None:
-            return "no night is scored"
-        [(due, rows)] = self.read.judged[self.entry.name].items()
-        newest = {(row["check"], row["column"]): row for row in rows}
-        missing = []
-        for name, output in self.entry.outputs.items():
-            own, ratio = newest.get((output.gate, name)), newest.get((ERROR_RATIO, name))
-            if own is None or own["value"] is None or ratio is None or ratio["status"] == "not_evaluated":
-                row = own if own is not None and own["value"] is None else ratio
-                missing.append(row["reason"] if row and row["reason"] else f"{output.gate} of {name} is missing")
-        if not missing:
-            return ""
-        if not rows and not any(self.read.errors.get((self.entry.name, name)) for name in self.entry.outputs):
-            return f"no night of it has matured so far; labels of {due} would be the newest"
-        return f"night {due}: {missing[0]}"
-
-    # -- warnings
-
-    def _counting(self) -> dict[str, bool]:
-        """By check with open warnings: whether they count. A late night is told by its own fact."""
-        own_late = {rule.name for rule in self.entry.alerts if isinstance(rule, LateNight)}
-        by_check: dict[str, list[Alarm]] = {}
-        for alarm in self.alarms:
-            if alarm.severity == "warning" and alarm.check not in own_late:
-                by_check.setdefault(alarm.check, []).append(alarm)
-        quantile = self.entry.retrain.drift.limit_quantile
-        judged = {check: sum(1 for row in self.metrics if row["check"] == check and row["status"] != "not_evaluated") for check in STATISTICAL}
-        return {check: counts(check, [a.nights for a in alarms], judged.get(check, 0), quantile) for check, alarms in by_check.items()}
-
-    # -- causes
-
-    def _causes(self, facts: Facts) -> Iterable[Cause]:
-        for run in self.failed:
-            said = (run.error or "").strip().splitlines()
-            why = f": {said[0]}" if said and said[0] else f" in {run.failed_task}" if run.failed_task else ""
-            what = f"{_RUN_WORDS.get(run.kind, run.kind)} of {run.partition_key} failed{why}"
-            yield Cause(0, what, shared=run.dag_id if run.subject == self.entry.dataset else "", run=run)
-        late = self.night.lateness
-        if (facts.overdue or facts.came_late) and late is not None:
-            yield Cause(2, late.reason)
-        if self.scored is None and not facts.overdue:
-            yield Cause(2, late.reason if late is not None else "no night is scored yet")
-        counting = self._counting()
-        alarms = [a for a in self.alarms if a.severity == "critical" or counting.get(a.check)]
-        yield from self._null_causes([a for a in alarms if a.check == "null_rate"])
-        yield from self._input_causes([a for a in alarms if a.subject == self.entry.dataset])
-        yield from self._drift_causes([a for a in alarms if a.check in (*_FEATURE_DRIFT, "drift_share")])
-        yield from self._prediction_causes([a for a in alarms if a.check == "prediction_drift"])
-        told = {"null_rate", "drift_share", "prediction_drift", *_FEATURE_DRIFT}
-        for alarm in alarms:
-            if alarm.subject == self.entry.name and alarm.check not in told:
-                rank = 1 if alarm.severity == "critical" else 4 if alarm.check == "volume" else 8
-                yield Cause(rank, f"{_alarm_text(alarm)}{_since(alarm)}")
-        unjudged = {} if self.scored is None else self._unjudged()
-        for part, why in unjudged.items():
-            yield Cause(9, f"{part} not evaluated: {why}")
-
-    def _null_causes(self, alarms: Sequence[Alarm]) -> Iterable[Cause]:
-        """One cause a feature view: what is missing, since when, how much of it."""
-        for view, found in _by_subject(alarms, lambda a: a.column.partition("__")[0]).items():
-            shares = [a.value for a in found if a.value is not None]
-            since = min(a.since for a in found)
-            lasting = f" since {_short(since, found[0].about_date)}" if since < found[0].about_date else ""
-            what = f"{len(found)} features" if len(found) > 1 else f"feature {found[0].column.partition('__')[2] or found[0].column}"
-            alike = shares and max(shares) - min(shares) < 0.05
-            amount = f"{_percent(max(shares))} of rows" if alike else f"up to {_percent(max(shares))} of rows" if shares else "an unknown share of rows"
-            yield Cause(3, f"{view.replace('_', ' ')} missing{lasting}: {what} null in {amount}", shared=f"null/{self.entry.dataset}/{view}", drift=True)
-
-    def _input_causes(self, alarms: Sequence[Alarm]) -> Iterable[Cause]:
-        """One cause a table: how many of its rows were set aside and by which rule, or what else is wrong with it."""
-        for table, found in _by_subject(alarms, lambda a: _table_of(a.column)).items():
-            bad = next((a for a in found if a.check == BAD_SHARE), None)
-            rank = 1 if any(a.severity == "critical" for a in found) else 5
-            rules = sorted((a for a in found if a.check not in (BAD_SHARE, SCORE)), key=lambda a: -(a.value or 0.0))
-            named = f", mostly by rule {rules[0].check} of {rules[0].column}" if rules else ""
-            if bad is not None:
-                rows = f" ({bad.reason})" if bad.reason else ""
-                text = f"{table}: {_percent(bad.value)} of rows quarantined{rows}{named}{_since(bad)}"
-            elif rules:
-                text = f"{table}: {_alarm_text(rules[0])}{_since(rules[0])}"
-            else:
-                text = f"{table}: quality {_percent(found[0].value)}{_since(found[0])}"
-            yield Cause(rank, text, shared=f"table/{self.entry.dataset}/{table}", table=table)
-
-    def _drift_causes(self, alarms: Sequence[Alarm]) -> Iterable[Cause]:
-        columns = sorted((a for a in alarms if a.check in _FEATURE_DRIFT), key=lambda a: -((a.value or 0.0) / max(a.threshold or 0.0, 1e-9)))
-        share = next((a for a in alarms if a.check == "drift_share"), None)
-        if not columns and share is None:
-            return
-        judged = sum(1 for row in self.metrics if row["check"] in _FEATURE_DRIFT and row["status"] != "not_evaluated")
-        beyond = len([a for a in self.alarms if a.check in _FEATURE_DRIFT])
-        worst = columns[0] if columns else self._worst_column()
-        told = f", worst {named(worst.column)} ({_statistic(worst)})" if worst is not None else ""
-        since = min((a.since for a in columns), default=share.since if share else None)
-        lasting = f" since {_short(since, alarms[0].about_date)}" if since and since < alarms[0].about_date else ""
-        yield Cause(1 if share is not None else 6, f"drift{lasting}: {beyond or len(columns)} of {judged} features beyond their limit{told}", drift=True)
-
-    def _prediction_causes(self, alarms: Sequence[Alarm]) -> Iterable[Cause]:
-        """One cause for all output columns together."""
-        if not alarms:
-            return
-        worst = max(alarms, key=lambda a: (a.value or 0.0) / max(a.threshold or 0.0, 1e-9))
-        since = min(a.since for a in alarms)
-        lasting = f" since {_short(since, worst.about_date)}" if since < worst.about_date else ""
-        rest = f" and {len(alarms) - 1} more" if len(alarms) > 1 else ""
-        method = self.entry.retrain.drift.method.upper()
-        limit = f", limit {figures(worst.threshold)}" if worst.threshold is not None else ""
-        yield Cause(7, f"predictions moved{lasting}: {worst.column}{rest} ({method} {figures(worst.value or 0.0)}{limit})", drift=True)
-
-    def _worst_column(self) -> Alarm | None:
-        own = [a for a in self.alarms if a.check in _FEATURE_DRIFT]
-        return max(own, key=lambda a: (a.value or 0.0) / max(a.threshold or 0.0, 1e-9)) if own else None
-
-    # -- cells
-
-    def _drift_text(self) -> str:
-        judged = [row for row in self.metrics if row["check"] in _FEATURE_DRIFT and row["status"] != "not_evaluated"]
-        unjudged = sum(1 for row in self.metrics if row["check"] in _FEATURE_DRIFT and row["status"] == "not_evaluated")
-        if not judged:
-            return "not evaluated"
-        beyond = sum(1 for row in judged if row["status"] in ("warning", "failing"))
-        text = f"{beyond} of {len(judged)}"
-        moved = sum(1 for row in self.metrics if row["check"] == "prediction_drift" and row["status"] in ("warning", "failing"))
-        return text + (", predictions too" if moved else "") + (f"; {unjudged} not evaluated" if unjudged else "")
-
-    def _performance_text(self) -> tuple[str, ...]:
-        """Errors of the last mature nights of the version that scored, beside what its gate measured."""
-        if self.scored is None:
-            return ("not evaluated",)
-        promised = self.read.promises.get(self.entry.name, {})
-        parts = []
-        gates = [output.gate for output in self.entry.outputs.values()]
-        for name, output in self.entry.outputs.items():
-            known = self.read.errors.get((self.entry.name, name), ())
-            found = pooled(last_of_version(known, self.scored.version, self.entry.retrain.performance.nights), rooted=output.gate == "rmse")
-            unit = "" if isinstance(output, BinaryOutput) else label_unit(self.lake, self.entry)
-            parts.append(_error_text(name if gates.count(output.gate) > 1 else "", output.gate, found, unit, promised.get(name), self.scored.version))
-        return tuple(parts)
-
-
-def _error_text(name: str, gate: str, found: Pooled | None, unit: str, promised: Mapping[str, Any] | None, version: int | None) -> str:
-    label = f"{name}: " if name else ""
-    if found is None:
-        return f"{label}no night of version {version} is judged yet"
-    interval = f" ({_number(found.lower)}–{_number(found.upper)})" if found.lower is not None and found.upper is not None else ""
-    challenger, baseline = (promised or {}).get("challenger"), (promised or {}).get("baseline")
-    promise = f"promised {_number(challenger / baseline)}" if challenger is not None and baseline else "nothing promised"
-    return f"{label}{_METRICS.get(gate, gate)} {figures(found.error)}{' ' + unit if unit else ''}, {_percent(found.ratio)}{interval}, {promise}"
-
-
-def _number(share: float) -> str:
-    """A share in percent, where the unit stands beside."""
-    return figures(100 * share, 2 if abs(share) < 1 else 3)
-
-
-# ---- words -------------------------------------------------------------------------------------------------------
-
-
-def _percent(share: float | None) -> str:
-    if share is None:
-        return "an unknown share"
-    return f"{figures(100 * share, 2 if abs(share) < 1 else 3)} %"
-
-
-def _short(day: date, beside: date) -> str:
-    """Without the year where it is clear."""
-    return day.strftime("%m-%d") if day.year == beside.year else day.isoformat()
-
-
-def _since(alarm: Alarm) -> str:
-    return f", since {_short(alarm.since, alarm.about_date)}" if alarm.nights > 1 else ""
-
-
-def _statistic(alarm: Alarm) -> str:
-    name = alarm.check.removeprefix("drift_").upper()
-    value = "?" if alarm.value is None else figures(alarm.value)
-    return f"{name} {value}" + (f", limit {figures(alarm.threshold)}" if alarm.threshold is not None else "")
-
-
-def _alarm_text(alarm: Alarm) -> str:
-    about = f" of {named(alarm.column)}" if alarm.column else ""
-    if alarm.check == ERROR_RATIO:
-        return f"errors grew: {named(alarm.column)}, {alarm.reason}" if alarm.reason else f"errors of {named(alarm.column)} grew"
-    if alarm.reason:
-        return f"{alarm.check.replace('_', ' ')}{about}: {alarm.reason}"
-    value = f" is {figures(alarm.value)}" if alarm.value is not None else ""
-    return f"{alarm.check.replace('_', ' ')}{about}{value}" + (f", limit {figures(alarm.threshold)}" if alarm.threshold is not None else "")
-
-
-# ---- the page ----------------------------------------------------------------------------------------------------
-
-
-def standings(lake: Lake, models: Sequence[str], now: datetime) -> list[Standing]:
-    """Every model's standing, worst first, then by the gravity of its cause, then as in the catalog."""
-    if not models:
-        return []
-    read = _read(lake, models, now)
-    found = [_Judge(lake, lake.model(name), read).standing() for name in models]
-    position = {name: number for number, name in enumerate(models)}
-    return sorted(found, key=lambda s: (WORDS.index(s.word), s.causes[0].rank if s.causes else 99, position[s.entry.name]))
-
-
-@dataclass(frozen=True)
-class Headline:
-    """The night in one sentence.
-
-    Attributes:
-        good: whether every model is healthy.
-        cause: the worst cause; about: models that have it. Empty in a good night.
-    """
-
-    text: str
-    good: bool
-    cause: str = ""
-    about: str = ""
-
-
-def headline(found: Sequence[Standing]) -> Headline:
-    """All is well; or how many are not, and the worst cause."""
-    if not found:
-        return Headline("There is no model that you may see", False)
-    if all(s.word == "healthy" for s in found):
-        return Headline("The model is healthy" if len(found) == 1 else f"All {len(found)} models are healthy", True)
-    tally = [(word, sum(s.word == word for s in found)) for word in WORDS if word != "healthy"]
-    (word, count), *others = [(word, count) for word, count in tally if count]
-    text = f"The model is {word}" if len(found) == 1 else f"{count} of {len(found)} models {word}" + "".join(f", {n} {w}" for w, n in others)
-    worst = next(s for s in found if s.word != "healthy")
-    cause = worst.causes[0] if worst.causes else Cause(99, worst.word)
-    alike = [s for s in found if any(_same(c, cause) for c in s.causes)]
-    more = f" and {len(alike) - 1} more model{'' if len(alike) == 2 else 's'}" if len(alike) > 1 else ""
-    return Headline(text, False, cause.text[0].upper() + cause.text[1:], f"{worst.entry.title}{more}")
-
-
-def _same(one: Cause, other: Cause) -> bool:
-    return bool(one.shared and one.shared == other.shared) or one.text == other.text
 
 
 def page(context: Context, *, query: Mapping[str, str]) -> Page:
@@ -574,7 +39,8 @@ def page(context: Context, *, query: Mapping[str, str]) -> Page:
 
 
 _CAPTION = (
-    "Every model, worst first. Errors: of the version's last matured nights, with their share of the baseline's (95 % interval) and what its gate promised."
+    "Every model, worst first. Errors: of the version's last matured nights, with their share of the baseline's (95 %"
+    " interval) and what its gate promised."
 )
 
 
@@ -593,11 +59,23 @@ def _shown_cause(context: Context, standing: Standing, cause: Cause) -> dict[str
     """A cause with the page that says more of it."""
     night, entry = standing.night.scored, standing.entry
     if cause.run is not None:
-        return {"text": cause.text, "url": context.dag_url(cause.run.dag_id, cause.run.run_id, cause.run.failed_task), "leads_to": "run"}
+        return {
+            "text": cause.text,
+            "url": context.dag_url(cause.run.dag_id, cause.run.run_id, cause.run.failed_task),
+            "leads_to": "run",
+        }
     if cause.table and entry.dataset in context.datasets:
-        return {"text": cause.text, "url": context.url("data", entry.dataset, table=cause.table, night=night), "leads_to": "rows"}
+        return {
+            "text": cause.text,
+            "url": context.url("data", entry.dataset, table=cause.table, night=night),
+            "leads_to": "rows",
+        }
     if cause.drift and night is not None:
-        return {"text": cause.text, "url": context.url("models", entry.name, "nights", night), "leads_to": "drift report"}
+        return {
+            "text": cause.text,
+            "url": context.url("models", entry.name, "nights", night),
+            "leads_to": "drift report",
+        }
     return {"text": cause.text, "url": "", "leads_to": ""}
 
 
@@ -629,7 +107,9 @@ def _row(context: Context, standing: Standing) -> dict[str, Any]:
         "model": standing.entry.title,
         "model_url": _model_url(context, standing),
         "status": standing.word,
-        "cause": standing.causes[0].text + (f" (+{len(standing.causes) - 1})" if len(standing.causes) > 1 else "") if standing.causes else "",
+        "cause": standing.causes[0].text + (f" (+{len(standing.causes) - 1})" if len(standing.causes) > 1 else "")
+        if standing.causes
+        else "",
         "night": night,
         "night_url": context.url("models", name, "nights", night) if night else "",
         "version": standing.scored.version if standing.scored else None,
@@ -648,7 +128,7 @@ def _row(context: Context, standing: Standing) -> dict[str, Any]:
     }
 
 
-def _scored_text(scored: _Scored | None, night: ModelNight) -> str:
+def _scored_text(scored: Scored | None, night: ModelNight) -> str:
     """When the newest night was scored, and how late against its deadline."""
     if scored is None:
         return "never"
@@ -671,6 +151,3 @@ def _alarms_text(standing: Standing) -> str:
     acknowledged = sum(1 for a in standing.alarms if a.silenced_until is None and a.acknowledged is not None)
     counted = ((_open(standing), "open"), (acknowledged, "acknowledged"), (silenced, "silenced"))
     return ", ".join(f"{count} {word}" for count, word in counted if count) or "none"
-
-
-__all__ = ["Cause", "Headline", "Standing", "headline", "page", "standings", "tables_read"]

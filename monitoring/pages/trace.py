@@ -7,14 +7,25 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from config.catalog import BinaryOutput, ModelEntry
+from config.catalog.model import BinaryOutput, ModelEntry
 from config.errors import NightfleetError
+from monitoring.audit.lookup import (
+    BadEntityValue,
+    Found,
+    NoPredictionId,
+    by_entity,
+    by_id,
+    entity_types,
+    entity_value,
+    nearest,
+    newest,
+    nights_around,
+)
+from monitoring.audit.reproduction import reproduce_apart
+from monitoring.audit.trace import InputsExpired, Trace, UnknownPrediction, trace
+from monitoring.audit.tree import Branch, Fact, Target, personal_columns, shown, tree
 from monitoring.pages.page import BadAddress, Column, Context, Page, Table, read_date, shortened
 from monitoring.pages.run_links import run_url, runs_on_record
-from serving.lookup import BadEntityValue, Found, NoPredictionId, by_entity, by_id, entity_types, entity_value, nearest, newest, nights_around
-from serving.reproduction import reproduce_apart
-from serving.trace import InputsExpired, Trace, UnknownPrediction, trace
-from serving.trace_tree import Branch, Fact, Target, personal_columns, shown, tree
 
 TEMPLATE = "trace.html.jinja"
 HIDDEN = "(personal data)"
@@ -36,7 +47,8 @@ def page(context: Context, *, query: Mapping[str, str]) -> Page:
 
 
 def reproduce_page(context: Context, form: Mapping[str, str]) -> Page:
-    """The trace of the prediction that `form["id"]` names, computed again, with every step; takes seconds to minutes, one at a time.
+    """The trace of the prediction that `form["id"]` names, computed again, with every step; takes seconds to minutes,
+    one at a time.
 
     Raises:
         BadAddress: the form names no prediction by its whole id.
@@ -56,16 +68,23 @@ def reproduce_page(context: Context, form: Mapping[str, str]) -> Page:
 # ---- one prediction --------------------------------------------------------------------------------------------
 
 
-def _traced(context: Context, text: str, query: Mapping[str, str], *, reproduced: Mapping[str, Any] | None = None) -> Page:
+def _traced(
+    context: Context, text: str, query: Mapping[str, str], *, reproduced: Mapping[str, Any] | None = None
+) -> Page:
     found = _matching(context, text)
     if isinstance(found, str):
         return _form(context, query, text=text, problem=found)
     if not found:
         models = ", ".join(context.models) or "no model that you may see"
-        said = f"No prediction has an id that begins with {shortened(text)}. Looked at: {models}, replaced ones included."
+        said = (
+            f"No prediction has an id that begins with {shortened(text)}. Looked at: {models}, replaced ones included."
+        )
         return _form(context, query, text=text, problem=said)
     if len(found) > 1:
-        said = f"{len(found)} or more predictions have an id that begins with {shortened(text)}: give more digits, or choose one."
+        said = (
+            f"{len(found)} or more predictions have an id that begins with {shortened(text)}: give more digits, or"
+            " choose one."
+        )
         return _form(context, query, text=text, problem=said, listed=found)
     one = found[0]
     entry = context.model(one.model)
@@ -78,7 +97,11 @@ def _traced(context: Context, text: str, query: Mapping[str, str], *, reproduced
     branch = tree(traced, personal=personal)
     linked = _Links(context, traced, runs_on_record(context.lake, [entry.dataset, entry.name], _run_ids(branch)))
     # The page after a form has no address of its own, hence nothing to download; the trace has.
-    tables = [] if reproduced else [_features_table(context, entry, traced, personal, linked), _partitions_table(branch, linked)]
+    tables = (
+        []
+        if reproduced
+        else [_features_table(context, entry, traced, personal, linked), _partitions_table(branch, linked)]
+    )
     p = traced.prediction
     values = _form_values(context, {"model": p.model, "date": p.data_date.isoformat()}, text=p.prediction_id) | {
         "traced": _overview(context, entry, traced, personal, linked),
@@ -118,7 +141,11 @@ class _Links:
         if target.kind == "model":
             if target.name not in context.models:
                 return ""
-            return context.url("models", target.name, "nights", target.night) if target.night else context.url("models", target.name)
+            return (
+                context.url("models", target.name, "nights", target.night)
+                if target.night
+                else context.url("models", target.name)
+            )
         if target.kind == "table":
             dataset, stage, name = target.name.split("/", 2)
             part = f"features/{name}" if stage == "features" else name
@@ -132,7 +159,11 @@ class _Links:
             # MLflow finds the run's experiment by itself.
             return f"{context.mlflow_url}/#/runs/{quote(target.name, safe='')}" if context.mlflow_url else ""
         if target.kind == "model_card":
-            return context.url("embedded", target.subject, "model_cards", f"{target.name}.html") if self._has_card(target) else ""
+            return (
+                context.url("embedded", target.subject, "model_cards", f"{target.name}.html")
+                if self._has_card(target)
+                else ""
+            )
         return context.url("retraining", model=target.name)
 
     def _has_card(self, target: Target) -> bool:
@@ -183,14 +214,20 @@ def _value(fact: Fact) -> str:
     return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}… ({len(text)} characters)"
 
 
-def _overview(context: Context, entry: ModelEntry, traced: Trace, personal: Collection[str], links: _Links) -> dict[str, Any]:
+def _overview(
+    context: Context, entry: ModelEntry, traced: Trace, personal: Collection[str], links: _Links
+) -> dict[str, Any]:
     p = traced.prediction
     unit = context.lake.dataset(entry.dataset).tables[entry.label.table].columns[entry.label.column].unit or ""
     outputs = []
     for name, output in entry.outputs.items():
         row: dict[str, Any] = {"name": name, "value": p.outputs.get(name), "share": None}
         if isinstance(output, BinaryOutput):
-            row |= {"kind": "percent", "unit": "", "about": f"that {entry.label.column} lies above {output.above:g} {unit}".rstrip()}
+            row |= {
+                "kind": "percent",
+                "unit": "",
+                "about": f"that {entry.label.column} lies above {output.above:g} {unit}".rstrip(),
+            }
         else:
             low, high = p.outputs.get(f"{name}_lower"), p.outputs.get(f"{name}_upper")
             row |= {"kind": "number", "unit": unit, "about": entry.label.column, "lower": low, "upper": high}
@@ -209,13 +246,18 @@ def _overview(context: Context, entry: ModelEntry, traced: Trace, personal: Coll
         "committed_at": p.partition.committed_at,
         "run": p.partition.run_id,
         "run_url": links.of(Target("run", p.partition.run_id, p.model)),
-        "entity": [{"name": name, "value": HIDDEN if name in personal and value is not None else _identity(value)} for name, value in p.entity.items()],
+        "entity": [
+            {"name": name, "value": HIDDEN if name in personal and value is not None else _identity(value)}
+            for name, value in p.entity.items()
+        ],
         "outputs": outputs,
         "same_url": context.url("trace", model=p.model, date=p.data_date),
     }
 
 
-def _features_table(context: Context, entry: ModelEntry, traced: Trace, personal: Collection[str], links: _Links) -> Table:
+def _features_table(
+    context: Context, entry: ModelEntry, traced: Trace, personal: Collection[str], links: _Links
+) -> Table:
     declared = context.lake.catalog.feature_columns(entry)
     rows = []
     for view in traced.features:
@@ -224,8 +266,16 @@ def _features_table(context: Context, entry: ModelEntry, traced: Trace, personal
         for name, value in view.values.items():
             column = declared.get(f"{view.view}__{name}")
             hidden = f"{view.view}__{name}" in personal and value is not None
-            row = {"view": view.view, "feature": name, "value": HIDDEN if hidden else value, "night": at, "night_url": url}
-            rows.append(row | {"unit": column.unit if column else None, "description": column.description if column else None})
+            row = {
+                "view": view.view,
+                "feature": name,
+                "value": HIDDEN if hidden else value,
+                "night": at,
+                "night_url": url,
+            }
+            rows.append(
+                row | {"unit": column.unit if column else None, "description": column.description if column else None}
+            )
     columns = (
         Column("view", "feature view"),
         Column("feature", "feature"),
@@ -235,7 +285,9 @@ def _features_table(context: Context, entry: ModelEntry, traced: Trace, personal
         Column("description", "what it is"),
     )
     caption = f"{len(rows)} features as known in the night {traced.prediction.data_date}."
-    return Table("features", caption, columns, rows, folded=True, empty="No feature of this prediction can be read any more.")
+    return Table(
+        "features", caption, columns, rows, folded=True, empty="No feature of this prediction can be read any more."
+    )
 
 
 def _partitions_table(branch: Branch, links: _Links) -> Table:
@@ -246,8 +298,19 @@ def _partitions_table(branch: Branch, links: _Links) -> Table:
         facts = {fact.name: fact for fact in part.facts}
         version, _, table = str(facts["version"].value).partition(" of ")
         night = part.target.night if part.target else None
-        row = {"table": table, "night": night, "night_url": links.of(part.target), "version": int(version), "digest": facts["digest"].value}
-        row |= {"run": facts["run"].value, "run_url": links.of(facts["run"].target), "committed": facts["committed"].value, "code": facts["code"].value}
+        row = {
+            "table": table,
+            "night": night,
+            "night_url": links.of(part.target),
+            "version": int(version),
+            "digest": facts["digest"].value,
+        }
+        row |= {
+            "run": facts["run"].value,
+            "run_url": links.of(facts["run"].target),
+            "committed": facts["committed"].value,
+            "code": facts["code"].value,
+        }
         rows[table, night] = row
     columns = (
         Column("table", "table"),
@@ -258,7 +321,13 @@ def _partitions_table(branch: Branch, links: _Links) -> Table:
         Column("committed", "committed", "date"),
         Column("code", "code"),
     )
-    return Table("partitions", f"{len(rows)} partitions that the prediction was read from, and its own.", columns, list(rows.values()), folded=True)
+    return Table(
+        "partitions",
+        f"{len(rows)} partitions that the prediction was read from, and its own.",
+        columns,
+        list(rows.values()),
+        folded=True,
+    )
 
 
 def _branches(branch: Branch) -> Iterator[Branch]:
@@ -287,7 +356,11 @@ def _told(step: Mapping[str, Any], personal: Collection[str]) -> tuple[str, str]
     if not (isinstance(expected, Mapping) and isinstance(found, Mapping)):
         return shown(expected), shown(found)
     view = step["name"].rpartition(" ")[2]
-    differing = [name for name in {**expected, **found} if expected.get(name) != found.get(name) or (name in expected) != (name in found)]
+    differing = [
+        name
+        for name in {**expected, **found}
+        if expected.get(name) != found.get(name) or (name in expected) != (name in found)
+    ]
     if not differing and not step["equal"]:
         differing = [*expected]  # bits differ that compare equal, as 0.0 and -0.0 do
     hidden = {name for name in differing if name in personal or f"{view}__{name}" in personal}
@@ -314,7 +387,11 @@ def _searched(context: Context, query: Mapping[str, str]) -> Page:
     try:
         night = read_date(query["date"], "date")
         kinds = entity_types(entry, context.lake.dataset(entry.dataset))
-        wanted = {name: entity_value(name, kinds[name], text) for name in entry.entity if (text := query.get(_field(name), "").strip())}
+        wanted = {
+            name: entity_value(name, kinds[name], text)
+            for name in entry.entity
+            if (text := query.get(_field(name), "").strip())
+        }
     except (BadAddress, BadEntityValue) as error:
         return _form(context, query, problem=_plain(error))
     assert night is not None  # the date was given
@@ -332,8 +409,15 @@ def _searched(context: Context, query: Mapping[str, str]) -> Page:
         return _form(context, query, problem=said, listed=close)
     before, after = nights_around(context.lake, entry.name, night)
     nights = " and ".join(str(day) for day in (before, after) if day)
-    there = f"The nearest nights with predictions: {nights}." if nights else "It has none at all yet: score a night first."
-    return _form(context, query, problem=f"{entry.name} has no predictions of the night {night}. {there}", nights=[day for day in (before, after) if day])
+    there = (
+        f"The nearest nights with predictions: {nights}." if nights else "It has none at all yet: score a night first."
+    )
+    return _form(
+        context,
+        query,
+        problem=f"{entry.name} has no predictions of the night {night}. {there}",
+        nights=[day for day in (before, after) if day],
+    )
 
 
 def _shortly(value: Any) -> str:
@@ -357,13 +441,18 @@ def _form(
     nights: Sequence[Any] = (),
 ) -> Page:
     """The form with what was asked, what is wrong with it, and what there is instead."""
-    values = _form_values(context, query, text=text) | {"problem": problem, "nights": [{"day": d, "url": _night_url(context, query, d)} for d in nights]}
+    values = _form_values(context, query, text=text) | {
+        "problem": problem,
+        "nights": [{"day": d, "url": _night_url(context, query, d)} for d in nights],
+    }
     tables = []
     if listed:
         tables.append(_list_table(context, "found", caption, listed))
     elif not query.get("date"):
         some = newest(context.lake, context.models, each=2)
-        tables.append(_list_table(context, "examples", "Some predictions to begin with, of each model's newest night.", some))
+        tables.append(
+            _list_table(context, "examples", "Some predictions to begin with, of each model's newest night.", some)
+        )
     return Page("Trace", TEMPLATE, values, tuple(tables))
 
 
@@ -385,7 +474,12 @@ def _form_values(context: Context, query: Mapping[str, str], *, text: str) -> di
         kinds = entity_types(entry, context.lake.dataset(entry.dataset))
         for name in entry.entity:
             kind = kinds[name]
-            field = {"name": _field(name), "label": name, "type": _INPUTS.get(kind, "text"), "value": query.get(_field(name), "")}
+            field = {
+                "name": _field(name),
+                "label": name,
+                "type": _INPUTS.get(kind, "text"),
+                "value": query.get(_field(name), ""),
+            }
             step = "1" if kind in {"int32", "int64", "timestamp"} else "any" if kind == "float64" else ""
             fields.append(field | {"hint": "UTC" if kind == "timestamp" else "", "step": step})
         ends = newest(context.lake, [chosen])
@@ -411,10 +505,27 @@ def _list_table(context: Context, name: str, caption: str, found: Sequence[Found
     for one in found:
         entry = entries[one.model]
         personal = personal_columns(context.lake, entry)
-        entity = {key: HIDDEN if key in personal and value is not None else _identity(value) for key, value in one.entity.items()}
-        row = {"id": one.prediction_id, "id_url": context.url("trace", id=one.prediction_id), "model": one.model, "night": one.data_date}
-        row |= {"output": next(iter(entry.outputs)), "value": one.value, "version": one.version, "replaced": one.superseded_at}
-        row |= {f"entity_{key}": value for key, value in entity.items()} if alone else {"entity": [f"{k} {shown(v)}" for k, v in entity.items()]}
+        entity = {
+            key: HIDDEN if key in personal and value is not None else _identity(value)
+            for key, value in one.entity.items()
+        }
+        row = {
+            "id": one.prediction_id,
+            "id_url": context.url("trace", id=one.prediction_id),
+            "model": one.model,
+            "night": one.data_date,
+        }
+        row |= {
+            "output": next(iter(entry.outputs)),
+            "value": one.value,
+            "version": one.version,
+            "replaced": one.superseded_at,
+        }
+        row |= (
+            {f"entity_{key}": value for key, value in entity.items()}
+            if alone
+            else {"entity": [f"{k} {shown(v)}" for k, v in entity.items()]}
+        )
         rows.append(row)
     about = [Column(f"entity_{key}", key) for key in alone.entity] if alone else [Column("entity", "entity")]
     columns = (

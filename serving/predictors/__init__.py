@@ -16,15 +16,29 @@ from config.errors import NightfleetError
 from lake.artifact import ArtifactMismatch, combined_digest, verify_files
 from serving.predictors.contract import Contract, Predictor
 
-# One way of computing everywhere: TensorFlow's other kernels, which it takes by itself on some machines, give other last bits.
-# It reads this once, when it is imported.
+# One way of computing everywhere: TensorFlow's other kernels, which it takes by itself on some machines, give other
+# last bits. It reads this once, when it is imported.
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
 
 # A file here that defines `load` is a family.
-FAMILIES = tuple(sorted(path.stem for path in Path(__file__).parent.glob("*.py") if "\ndef load(" in path.read_text(encoding="utf-8")))
+FAMILIES = tuple(
+    sorted(
+        path.stem for path in Path(__file__).parent.glob("*.py") if "\ndef load(" in path.read_text(encoding="utf-8")
+    )
+)
 MANIFEST_FILE = "manifest.json"
 
-__all__ = ["FAMILIES", "MANIFEST_FILE", "BadManifest", "Contract", "Predictor", "UnknownFamily", "load_model_folder", "load_predictor", "read_manifest"]
+__all__ = [
+    "FAMILIES",
+    "MANIFEST_FILE",
+    "BadManifest",
+    "Contract",
+    "Predictor",
+    "UnknownFamily",
+    "load_model_folder",
+    "load_predictor",
+    "read_manifest",
+]
 
 
 class UnknownFamily(NightfleetError):
@@ -43,7 +57,8 @@ def check_family(family: str) -> str:
     """
     if family not in FAMILIES:
         raise UnknownFamily(
-            f"there is no model family {family!r}. Known: {', '.join(FAMILIES)}. Mend `trainer.family` in the model's catalog file, "
+            f"there is no model family {family!r}. Known: {', '.join(FAMILIES)}. Mend `trainer.family` in the model's "
+            "catalog file, "
             "or add the family as a file each in serving/predictors and training/trainers."
         )
     return family
@@ -62,9 +77,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         artifacts = manifest["artifacts"]
     except (ValueError, KeyError, TypeError) as error:
-        raise BadManifest(f"{path} is no manifest ({error}). Its bytes were changed; restore it, or train the model again.") from error
+        raise BadManifest(
+            f"{path} is no manifest ({error}). Its bytes were changed; restore it, or train the model again."
+        ) from error
     if not isinstance(artifacts, dict) or "model/contract.json" not in artifacts:
-        raise BadManifest(f"{path} lists no model/contract.json among its artifacts. Its bytes were changed; restore it, or train the model again.")
+        raise BadManifest(
+            f"{path} lists no model/contract.json among its artifacts. Its bytes were changed; restore it, or train "
+            "the model again."
+        )
     for name in artifacts:
         if name.startswith("/") or ".." in name.split("/"):
             raise BadManifest(f"{path} lists the artifact {name!r}, which lies outside its folder. Nothing was loaded.")
@@ -76,10 +96,12 @@ def load_predictor(folder: Path, *, artifact_digest: str | None = None) -> Predi
 
     Args:
         folder: holds `manifest.json` and `model/`; a job folder, or `<artifacts>/<model>/<artifact digest>`.
-        artifact_digest: what the manifest's list of files must combine to; by default the folder's name, where that is a digest.
+        artifact_digest: what the manifest's list of files must combine to; by default the folder's name, where that is
+            a digest.
     Raises:
         BadManifest: there is none, or it is damaged.
-        ArtifactMismatch: a file is missing or its bytes were changed, or the list is another one than `artifact_digest` names.
+        ArtifactMismatch: a file is missing or its bytes were changed, or the list is another one than `artifact_digest`
+            names.
         UnknownFamily: no code loads it.
     """
     manifest = read_manifest(folder)
@@ -88,12 +110,18 @@ def load_predictor(folder: Path, *, artifact_digest: str | None = None) -> Predi
     found = combined_digest(manifest["artifacts"])
     if artifact_digest is not None and found != artifact_digest:
         raise ArtifactMismatch(
-            f"{folder / MANIFEST_FILE} lists files of digest {found[:12]}…, wanted is {artifact_digest[:12]}…: it was changed. Nothing was loaded."
+            f"{folder / MANIFEST_FILE} lists files of digest {found[:12]}…, wanted is {artifact_digest[:12]}…: it was "
+            "changed. Nothing was loaded."
         )
     verify_files(folder, manifest["artifacts"])
-    unlisted = {p.relative_to(folder).as_posix() for p in (folder / "model").rglob("*") if p.is_file()} - set(manifest["artifacts"])
+    unlisted = {p.relative_to(folder).as_posix() for p in (folder / "model").rglob("*") if p.is_file()} - set(
+        manifest["artifacts"]
+    )
     if unlisted:
-        raise ArtifactMismatch(f"{folder} holds {min(unlisted)}, which the manifest does not list. Nothing was loaded. Remove it, or train the model again.")
+        raise ArtifactMismatch(
+            f"{folder} holds {min(unlisted)}, which the manifest does not list. Nothing was loaded. Remove it, or "
+            "train the model again."
+        )
     return load_model_folder(folder / "model")
 
 

@@ -46,14 +46,18 @@ class PredictionsNotFinite(NightfleetError):
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """One feature: its catalog type, and for a string the values met in training, sorted; any other value counts as missing."""
+    """One feature: its catalog type, and for a string the values met in training, sorted; any other value counts as
+    missing.
+    """
 
     type: str
     categories: tuple[str, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON document."""
-        return {"type": self.type} if self.categories is None else {"type": self.type, "categories": list(self.categories)}
+        return (
+            {"type": self.type} if self.categories is None else {"type": self.type, "categories": list(self.categories)}
+        )
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,10 @@ class Contract:
         """
         document = read_json(folder / CONTRACT_FILE)
         if document.get("format") != FORMAT:
-            raise BadModelFile(f"{folder / CONTRACT_FILE} has format {document.get('format')!r}, this code reads {FORMAT}. Train the model again.")
+            raise BadModelFile(
+                f"{folder / CONTRACT_FILE} has format {document.get('format')!r}, this code reads {FORMAT}. Train the "
+                "model again."
+            )
         features = {}
         for name, spec in document["features"].items():
             categories = spec.get("categories")
@@ -132,8 +139,10 @@ class Contract:
             if name not in names:
                 missing = [n for n in self.features if n not in names]
                 raise BadFeatures(
-                    f"{self.model} needs the feature {name!r}, which the rows lack ({len(missing)} of {len(self.features)} are missing: "
-                    f"{', '.join(missing[:5])}). Retrieve the features of the model's catalog entry, or train it again on those that are there."
+                    f"{self.model} needs the feature {name!r}, which the rows lack ({len(missing)} of "
+                    f"{len(self.features)} are missing: "
+                    f"{', '.join(missing[:5])}). Retrieve the features of the model's catalog entry, or train it again "
+                    "on those that are there."
                 )
             matrix[:, index] = _numbers(self.model, name, spec, rows.column(name))
         np.copyto(matrix, np.nan, where=np.isinf(matrix))
@@ -146,20 +155,30 @@ def _numbers(model: str, name: str, spec: FeatureSpec, column: pa.Array | pa.Chu
         column, kind = column.cast(kind.value_type), kind.value_type
     allowed = _ARROW_TYPES.get(spec.type)
     if allowed is None:
-        raise BadFeatures(f"{model}: the feature {name!r} has type {spec.type}; a model takes {', '.join(FEATURE_TYPES)}. Derive a number from it in the view.")
+        raise BadFeatures(
+            f"{model}: the feature {name!r} has type {spec.type}; a model takes {', '.join(FEATURE_TYPES)}. Derive a "
+            "number from it in the view."
+        )
     if kind not in allowed:
-        raise BadFeatures(f"{model}: the feature {name!r} is {kind}, the model was trained on {allowed[0]}. Cast it, or train the model again.")
+        raise BadFeatures(
+            f"{model}: the feature {name!r} is {kind}, the model was trained on {allowed[0]}. Cast it, or train the "
+            "model again."
+        )
     if spec.categories is not None:
         column = pc.index_in(column, value_set=pa.array(spec.categories, kind))
     if not pa.types.is_floating(column.type):
         column = pc.cast(column, pa.float64(), safe=False)
     with np.errstate(over="ignore"):  # beyond float32 it is infinite, and so missing
-        numbers: npt.NDArray[Any] = column.to_numpy() if isinstance(column, pa.ChunkedArray) else column.to_numpy(zero_copy_only=False)
+        numbers: npt.NDArray[Any] = (
+            column.to_numpy() if isinstance(column, pa.ChunkedArray) else column.to_numpy(zero_copy_only=False)
+        )
         return numbers.astype(np.float32)
 
 
 class Predictor(ABC):
-    """A loaded model. `predict` is the only way from features to predictions: the gate, the night and the analyst use it."""
+    """A loaded model. `predict` is the only way from features to predictions: the gate, the night and the analyst use
+    it.
+    """
 
     chunk_rows = 131_072
 
@@ -180,9 +199,11 @@ class Predictor(ABC):
         """Predict every row.
 
         Args:
-            batch: any number of rows, none included, with at least the columns of `feature_columns`; others are ignored.
+            batch: any number of rows, none included, with at least the columns of `feature_columns`; others are
+                ignored.
         Returns:
-            `output_columns` as float64 in the unit of the label (a probability in [0, 1]), row by row in the order given.
+            `output_columns` as float64 in the unit of the label (a probability in [0, 1]), row by row in the order
+            given.
         Raises:
             BadFeatures: a column is missing or of another type.
             PredictionsNotFinite: the model predicted NaN or infinity.
@@ -198,7 +219,8 @@ class Predictor(ABC):
             column = int(np.argmin(finite))
             bad = int((~np.isfinite(scores[:, column])).sum())
             raise PredictionsNotFinite(
-                f"{self.contract.model} predicted {bad} of {batch.num_rows} values of {self.output_columns[column]!r} as NaN or infinite. "
+                f"{self.contract.model} predicted {bad} of {batch.num_rows} values of {self.output_columns[column]!r} "
+                "as NaN or infinite. "
                 "Nothing was written. Roll the model back, and look at the features of those rows."
             )
         return pa.table({name: pa.array(scores[:, i]) for i, name in enumerate(self.output_columns)})

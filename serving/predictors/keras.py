@@ -1,4 +1,6 @@
-"""Dense networks: a `.keras` file loaded in safe mode, preprocessing constants as JSON. What other networks share lies here too."""
+"""Dense networks: a `.keras` file loaded in safe mode, preprocessing constants as JSON. What other networks share lies
+here too.
+"""
 
 from __future__ import annotations
 
@@ -31,11 +33,15 @@ class NetworkEncoding(Protocol):
 
 
 class KerasPredictor(Predictor):
-    """One network for all outputs, called on chunks of 65,536 rows: forty times faster than `predict` at its default batch of 32."""
+    """One network for all outputs, called on chunks of 65,536 rows: forty times faster than `predict` at its default
+    batch of 32.
+    """
 
     chunk_rows = CHUNK_ROWS
 
-    def __init__(self, contract: Contract, network: Callable[..., Any], encoding: NetworkEncoding, details: Mapping[str, Any]) -> None:
+    def __init__(
+        self, contract: Contract, network: Callable[..., Any], encoding: NetworkEncoding, details: Mapping[str, Any]
+    ) -> None:
         super().__init__(contract)
         self._network = network
         self._encoding = encoding
@@ -48,7 +54,9 @@ class KerasPredictor(Predictor):
 
 
 class Encoding:
-    """What the network sees: standardised numbers, missing ones at their mean; flags of nulls; categories and levels of whole numbers as one-hot."""
+    """What the network sees: standardised numbers, missing ones at their mean; flags of nulls; categories and levels of
+    whole numbers as one-hot.
+    """
 
     def __init__(self, contract: Contract, constants: Mapping[str, Any]) -> None:
         names = list(contract.features)
@@ -57,13 +65,22 @@ class Encoding:
         self._scales = np.array([constants["scales"][name] for name in constants["means"]], dtype=np.float32)
         self._flagged = [list(constants["means"]).index(name) for name in constants["null_flags"]]
         self._one_hot = [(names.index(name), count) for name, count in constants["one_hot"].items()]
-        self._levels = [(names.index(name), np.array(values, dtype=np.float32)) for name, values in constants["levels"].items()]
+        self._levels = [
+            (names.index(name), np.array(values, dtype=np.float32)) for name, values in constants["levels"].items()
+        ]
         self._residual_of = None if constants["residual_of"] is None else names.index(constants["residual_of"])
         self._residual_default = np.float64(constants["residual_default"])
-        self.width = len(self._numeric) + len(self._flagged) + sum(count for _, count in self._one_hot) + sum(len(values) for _, values in self._levels)
+        self.width = (
+            len(self._numeric)
+            + len(self._flagged)
+            + sum(count for _, count in self._one_hot)
+            + sum(len(values) for _, values in self._levels)
+        )
 
     def encode(self, matrix: Matrix) -> npt.NDArray[np.float32]:
-        """Network input, float32 of shape (rows, width), every value finite; standardised numbers are cut at 10 deviations."""
+        """Network input, float32 of shape (rows, width), every value finite; standardised numbers are cut at 10
+        deviations.
+        """
         encoded = np.zeros((len(matrix), self.width), dtype=np.float32)
         numbers = encoded[:, : len(self._numeric)]
         chosen = matrix if len(self._numeric) == matrix.shape[1] else matrix[:, self._numeric]
@@ -121,13 +138,15 @@ def decode(raw: Scores, base: Scores, details: Mapping[str, Any]) -> Scores:
 def compiled(network: Any) -> Callable[..., npt.NDArray[np.float32]]:
     """The network as one function of its inputs, any number of rows: traced once, whatever the chunk.
 
-    A row's output has the same bits in any batch: a matrix product of a single row takes another way through the library than
-    one of many, so rows are always given by sixteens, the last repeated where they do not fill one.
+    A row's output has the same bits in any batch: a matrix product of a single row takes another way through the
+    library than one of many, so rows are always given by sixteens, the last repeated where they do not fill one.
     """
     import tensorflow as tf
 
     signature = [tf.TensorSpec(part.shape, part.dtype) for part in network.inputs]
-    function: Callable[..., Any] = tf.function(lambda *parts: network(list(parts) if len(parts) > 1 else parts[0], training=False), input_signature=signature)
+    function: Callable[..., Any] = tf.function(
+        lambda *parts: network(list(parts) if len(parts) > 1 else parts[0], training=False), input_signature=signature
+    )
 
     def forward(*parts: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         rows = len(parts[0])

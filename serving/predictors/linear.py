@@ -38,11 +38,15 @@ class LinearPredictor(Predictor):
                 continue
             columns.append(center)
             if "interval" in detail:
-                columns += ordered_interval(center, raw[:, position], raw[:, position + 1], detail["interval"]["widen_by"])
+                columns += ordered_interval(
+                    center, raw[:, position], raw[:, position + 1], detail["interval"]["widen_by"]
+                )
                 position += 2
         return np.column_stack(columns)
 
 
 def load(folder: Path, contract: Contract) -> LinearPredictor:
     """Load pipeline and details from a verified folder."""
-    return LinearPredictor(contract, read_model(folder / MODEL_FILE, "Ridge", TRUSTED), read_json(folder / DETAILS_FILE))
+    return LinearPredictor(
+        contract, read_model(folder / MODEL_FILE, "Ridge", TRUSTED), read_json(folder / DETAILS_FILE)
+    )

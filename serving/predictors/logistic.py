@@ -27,11 +27,19 @@ class LogisticPredictor(Predictor):
     def scores(self, matrix: Matrix) -> Scores:
         """See `Predictor.scores`."""
         outputs = self._details["outputs"].items()
-        return np.column_stack([calibrated(linear_scores(self._pipelines[name], matrix)[:, 0], detail["calibration"]) for name, detail in outputs])
+        return np.column_stack(
+            [
+                calibrated(linear_scores(self._pipelines[name], matrix)[:, 0], detail["calibration"])
+                for name, detail in outputs
+            ]
+        )
 
 
 def load(folder: Path, contract: Contract) -> LogisticPredictor:
     """Load pipelines and details from a verified folder."""
     details = read_json(folder / DETAILS_FILE)
-    pipelines = {name: read_model(folder / detail["file"], "LogisticRegression", TRUSTED) for name, detail in details["outputs"].items()}
+    pipelines = {
+        name: read_model(folder / detail["file"], "LogisticRegression", TRUSTED)
+        for name, detail in details["outputs"].items()
+    }
     return LogisticPredictor(contract, pipelines, details)

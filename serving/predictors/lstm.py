@@ -1,4 +1,6 @@
-"""Recurrent networks: steps of a sequence from columns `<channel>_t<k>` of the prediction's own row, k = 0 the newest, beside static features."""
+"""Recurrent networks: steps of a sequence from columns `<channel>_t<k>` of the prediction's own row, k = 0 the newest,
+beside static features.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +22,19 @@ class LstmPredictor(KerasPredictor):
 
 
 class SequenceEncoding:
-    """What a recurrent network sees: `sequence` float32 (rows, steps, channels and flags), `present` bool (rows, steps), `static` float32 (rows, width).
+    """What a recurrent network sees: `sequence` float32 (rows, steps, channels and flags), `present` bool (rows,
+    steps), `static` float32 (rows, width).
 
-    A history shorter than the window is moved to the front, oldest step first, and what follows it is masked: the one place of padding that
-    cuDNN takes. A row without any history has one step at the mean.
+    A history shorter than the window is moved to the front, oldest step first, and what follows it is masked: the one
+    place of padding that cuDNN takes. A row without any history has one step at the mean.
     """
 
     def __init__(self, contract: Contract, constants: Mapping[str, Any]) -> None:
         names = list(contract.features)
         channels, self._steps = constants["channels"], int(constants["steps"])
-        self._columns = np.array([names.index(f"{channel}_t{step}") for step in range(self._steps) for channel in channels])
+        self._columns = np.array(
+            [names.index(f"{channel}_t{step}") for step in range(self._steps) for channel in channels]
+        )
         self._means = np.array([channel["mean"] for channel in channels.values()], dtype=np.float32)
         self._scales = np.array([channel["scale"] for channel in channels.values()], dtype=np.float32)
         self._flagged = [list(channels).index(name) for name in constants["null_flags"]]
@@ -61,7 +66,9 @@ class SequenceEncoding:
 
 
 def history_length(missing: Any) -> Any:
-    """Steps from the newest to the oldest one that any channel knows, at least 1; int64 (rows,) of a bool array (rows, steps newest first, channels)."""
+    """Steps from the newest to the oldest one that any channel knows, at least 1; int64 (rows,) of a bool array (rows,
+    steps newest first, channels).
+    """
     steps = missing.shape[1]
     known = ~missing.all(axis=2)
     return np.where(known.any(axis=1), steps - np.argmax(known[:, ::-1], axis=1), 1)

@@ -1,4 +1,6 @@
-"""Random forests: skops files of scikit-learn's own types, what their leaves say beyond a mean as plain arrays, calibration as JSON."""
+"""Random forests: skops files of scikit-learn's own types, what their leaves say beyond a mean as plain arrays,
+calibration as JSON.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,13 @@ Tree = tuple[Any, Floats]
 
 
 class RandomForestPredictor(Predictor):
-    """One forest an output. Threads share the rows, never the trees of a row: its sum has the same bits in any batch, with any number of threads."""
+    """One forest an output. Threads share the rows, never the trees of a row: its sum has the same bits in any batch,
+    with any number of threads.
+    """
 
-    def __init__(self, contract: Contract, forests: Mapping[str, tuple[Any, list[Tree]]], details: Mapping[str, Any]) -> None:
+    def __init__(
+        self, contract: Contract, forests: Mapping[str, tuple[Any, list[Tree]]], details: Mapping[str, Any]
+    ) -> None:
         super().__init__(contract)
         self._forests = forests
         self._details = details
@@ -52,7 +58,8 @@ def encoded(encoder: Any, matrix: Matrix) -> npt.NDArray[np.float32]:
 
 
 def forest_trees(forest: Any, bounds: Floats | None, first: int = 0) -> list[Tree]:
-    """Each tree from number `first` on, with what its nodes say, float64 of shape (nodes, 1 or 3): centre, or share of rows above; lower; upper bound.
+    """Each tree from number `first` on, with what its nodes say, float64 of shape (nodes, 1 or 3): centre, or share of
+    rows above; lower; upper bound.
 
     Args:
         bounds: (nodes of these trees, 2), or None without an interval.
@@ -66,7 +73,9 @@ def forest_trees(forest: Any, bounds: Floats | None, first: int = 0) -> list[Tre
             start += tree.node_count
         trees.append((tree, np.ascontiguousarray(said, dtype=np.float64)))
     if bounds is not None and start != len(bounds):
-        raise BadModelFile(f"the forest has {start} nodes, its interval has bounds for {len(bounds)}. Train the model again.")
+        raise BadModelFile(
+            f"the forest has {start} nodes, its interval has bounds for {len(bounds)}. Train the model again."
+        )
     return trees
 
 
@@ -99,7 +108,11 @@ def load(folder: Path, contract: Contract) -> RandomForestPredictor:
     details = read_json(folder / DETAILS_FILE)
     forests = {}
     for name, detail in details["outputs"].items():
-        model = read_model(folder / detail["file"], "RandomForestClassifier" if "calibration" in detail else "RandomForestRegressor", TRUSTED)
+        model = read_model(
+            folder / detail["file"],
+            "RandomForestClassifier" if "calibration" in detail else "RandomForestRegressor",
+            TRUSTED,
+        )
         bounds = np.load(folder / detail["interval"]["file"], allow_pickle=False) if "interval" in detail else None
         forests[name] = (model["encode"], forest_trees(model["model"], bounds))
     return RandomForestPredictor(contract, forests, details)

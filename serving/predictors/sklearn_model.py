@@ -1,4 +1,6 @@
-"""What the scikit-learn families share when they are served: skops files read with a list of trusted types, and sums that are the same in any batch."""
+"""What the scikit-learn families share when they are served: skops files read with a list of trusted types, and sums
+that are the same in any batch.
+"""
 
 from __future__ import annotations
 
@@ -36,14 +38,21 @@ def read_model(path: Path, kind: str, trusted: tuple[str, ...]) -> Any:
     try:
         foreign = sorted(set(skops.io.get_untrusted_types(file=path)) - set(trusted))
     except (zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
-        raise BadModelFile(f"{path} is no skops file: {error}. Nothing was loaded. Restore it, or train the model again.") from error
+        raise BadModelFile(
+            f"{path} is no skops file: {error}. Nothing was loaded. Restore it, or train the model again."
+        ) from error
     if foreign:
         raise BadModelFile(
-            f"{path} holds the type {foreign[0]}, this family's models hold none but scikit-learn's own and {', '.join(trusted)}. "
+            f"{path} holds the type {foreign[0]}, this family's models hold none but scikit-learn's own and "
+            f"{', '.join(trusted)}. "
             "Nothing was loaded. Find out who wrote it, and train the model again."
         )
     model = skops.io.load(path, trusted=list(trusted))
-    found = type(model["model"]).__name__ if isinstance(model, Pipeline) and "model" in model.named_steps else type(model).__name__
+    found = (
+        type(model["model"]).__name__
+        if isinstance(model, Pipeline) and "model" in model.named_steps
+        else type(model).__name__
+    )
     if found != kind:
         raise BadModelFile(f"{path} holds a {found}, this family serves a {kind}. Train the model again.")
     return model

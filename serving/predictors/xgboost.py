@@ -38,7 +38,11 @@ class XgboostPredictor(Predictor):
         return np.column_stack(columns)
 
     def _margin(self, file: str, matrix: Matrix) -> Any:
-        return self._boosters[file].inplace_predict(matrix, predict_type="margin", missing=np.nan, validate_features=False).astype(np.float64)
+        return (
+            self._boosters[file]
+            .inplace_predict(matrix, predict_type="margin", missing=np.nan, validate_features=False)
+            .astype(np.float64)
+        )
 
 
 def load(folder: Path, contract: Contract) -> XgboostPredictor:
@@ -46,7 +50,9 @@ def load(folder: Path, contract: Contract) -> XgboostPredictor:
     import xgboost as xgb
 
     details = read_json(folder / DETAILS_FILE)
-    files = [d["file"] for d in details["outputs"].values()] + [d["interval"]["file"] for d in details["outputs"].values() if "interval" in d]
+    files = [d["file"] for d in details["outputs"].values()] + [
+        d["interval"]["file"] for d in details["outputs"].values() if "interval" in d
+    ]
     boosters = {}
     for file in files:
         booster = xgb.Booster()

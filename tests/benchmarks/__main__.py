@@ -22,7 +22,9 @@ def _suites(full: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
     def retrieval() -> list[dict[str, Any]]:
         from tests.benchmarks import bench_retrieval
 
-        sizes = [(300_000, 1_000_000, 50_000), (300_000, 1_000_000, 200)] + ([(1_000_000, 10_000_000, 500_000), (1_000_000, 10_000_000, 200)] if full else [])
+        sizes = [(300_000, 1_000_000, 50_000), (300_000, 1_000_000, 200)] + (
+            [(1_000_000, 10_000_000, 500_000), (1_000_000, 10_000_000, 200)] if full else []
+        )
         return [row for size in sizes for row in bench_retrieval.run(*size)]
 
     def validation() -> list[dict[str, Any]]:
@@ -38,7 +40,9 @@ def _suites(full: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
     def backfill() -> list[dict[str, Any]]:
         from tests.benchmarks import bench_backfill
 
-        return [row for rows in ([1_000_000, 10_000_000] if full else [1_000_000]) for row in bench_backfill.run(rows, 30)]
+        return [
+            row for rows in ([1_000_000, 10_000_000] if full else [1_000_000]) for row in bench_backfill.run(rows, 30)
+        ]
 
     def containers() -> list[dict[str, Any]]:
         from tests.benchmarks import bench_training
@@ -55,14 +59,22 @@ def _suites(full: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
 
         return bench_pages.run()
 
-    suites = {"published": published, "containers": containers, "airflow": airflow, "retrieval": retrieval, "validation": validation}
+    suites = {
+        "published": published,
+        "containers": containers,
+        "airflow": airflow,
+        "retrieval": retrieval,
+        "validation": validation,
+    }
     return {**suites, "scoring": scoring, "backfill": backfill, "pages": pages}
 
 
 def main() -> None:
     """Run the suites and print one table each."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", action="append", choices=sorted(_suites(False)), help="this suite alone; may be given again")
+    parser.add_argument(
+        "--only", action="append", choices=sorted(_suites(False)), help="this suite alone; may be given again"
+    )
     parser.add_argument("--full", action="store_true", help="also the sizes that take minutes and gigabytes")
     chosen = parser.parse_args()
     console = Console(width=150)
@@ -70,7 +82,14 @@ def main() -> None:
         if chosen.only and name not in chosen.only:
             continue
         table = Table(title=name, title_justify="left", box=None, padding=(0, 2, 0, 0))
-        for column, justify in (("what", "left"), ("seconds", "right"), ("against", "left"), ("ratio", "right"), ("aim", "right"), ("peak MB", "right")):
+        for column, justify in (
+            ("what", "left"),
+            ("seconds", "right"),
+            ("against", "left"),
+            ("ratio", "right"),
+            ("aim", "right"),
+            ("peak MB", "right"),
+        ):
             table.add_column(column, justify=justify)  # type: ignore[arg-type]  # the literals are those rich knows
         for row in suite():
             ratio = "" if row.get("ratio") is None else f"{row['ratio']:.2f}"

@@ -15,7 +15,7 @@ from rich.console import Console
 from cli.chain import Chain, Step, make_plan
 from cli.run import running
 from config.calendar import Interval
-from config.catalog import load_catalog
+from config.catalog.load import load_catalog
 from config.settings import ROOT, Settings, load_settings
 from lake.lake import Lake
 
@@ -29,10 +29,10 @@ def night_in_one_process(lake: Lake, interval: Interval) -> dict[str, float]:
     from features.transform import transform
     from features.validate import validate
     from monitoring.drift import drift
+    from monitoring.pages.reports import report
     from monitoring.performance import performance
-    from monitoring.reports import report
-    from monitoring.requests import decide_retraining
-    from serving.publish import project_predictions
+    from monitoring.retraining_requests import decide_retraining
+    from serving.projection import project_predictions
     from serving.score import score
 
     seconds = {}
@@ -97,9 +97,20 @@ def run(nights: int = 6) -> list[dict[str, Any]]:
     for name in inside[0]:
         called = sorted(parts[name] for parts in inside)[len(inside) // 2]
         task_id = {"project_predictions": "publish"}.get(name, name)
-        tasked = sorted(t.seconds or 0.0 for step in steps for run in step.runs.values() for t in run.tasks.values() if t.task_id == task_id)
+        tasked = sorted(
+            t.seconds or 0.0
+            for step in steps
+            for run in step.runs.values()
+            for t in run.tasks.values()
+            if t.task_id == task_id
+        )
         if tasked:
-            add(f"  {name} as a task", tasked[len(tasked) // 2], f"called ({called:.2f} s)", tasked[len(tasked) // 2] / called)
+            add(
+                f"  {name} as a task",
+                tasked[len(tasked) // 2],
+                f"called ({called:.2f} s)",
+                tasked[len(tasked) // 2] / called,
+            )
     add("run, part 1: start", started)
     add(f"run, part 2: bulk history and training of {MODEL}", bulk)
     add("run, part 3: a night", airflow_seconds)
@@ -110,10 +121,19 @@ def run(nights: int = 6) -> list[dict[str, Any]]:
 def parse_seconds() -> float:
     """Seconds of parsing the DAG folder, without the import of Airflow itself."""
     code = (
-        "import sys, time; sys.path[:0] = ['plugins']; import airflow.sdk; from airflow.dag_processing.dagbag import DagBag; "
-        "began = time.perf_counter(); bag = DagBag('dags'); assert not bag.import_errors, bag.import_errors; print(time.perf_counter() - began)"
+        "import sys, time; sys.path[:0] = ['plugins']; import airflow.sdk; from airflow.dag_processing.dagbag import "
+        "DagBag; "
+        "began = time.perf_counter(); bag = DagBag('dags'); assert not bag.import_errors, bag.import_errors; "
+        "print(time.perf_counter() - began)"
     )
     with tempfile.TemporaryDirectory() as home:
-        environment = {"AIRFLOW_HOME": home, "PATH": str(Path(sys.executable).parent), "PYTHONPATH": str(ROOT), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
-        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+        environment = {
+            "AIRFLOW_HOME": home,
+            "PATH": str(Path(sys.executable).parent),
+            "PYTHONPATH": str(ROOT),
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        )
     return float(done.stdout.splitlines()[-1])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from config.calendar import Interval
-from config.catalog import load_catalog
+from config.catalog.load import load_catalog
 from config.settings import ROOT, Settings
 from lake.lake import Lake
 
@@ -73,8 +73,9 @@ def run(rows: int = 1_000_000, nights: int = 30) -> list[dict[str, Any]]:
     """Compute `nights` nights over `rows` generated outcomes in bulk, then night by night, on the same valid tables.
 
     Returns:
-        rows with what, seconds, against, ratio, peak_mb, aim. The ratio of nightly is to bulk; that of the bulk's second row is
-        its seconds per million outcomes to those of a tenth of the rows, where 1 means that time grows as the rows do.
+        rows with what, seconds, against, ratio, peak_mb, aim. The ratio of nightly is to bulk; that of the bulk's
+        second row is its seconds per million outcomes to those of a tenth of the rows, where 1 means that time grows as
+        the rows do.
     """
     with tempfile.TemporaryDirectory(prefix="backfill-") as name:
         folder = Path(name)
@@ -93,7 +94,14 @@ def run(rows: int = 1_000_000, nights: int = 30) -> list[dict[str, Any]]:
     seconds, few_seconds = one["result"]["seconds"], few["result"]["seconds"]
     title = f"transform flights, {counted['outcomes']:,} outcomes, {nights} nights"
     return [
-        {"what": f"{title}: bulk", "seconds": seconds, "against": "", "ratio": None, "peak_mb": one["peak_mb"], "aim": ""},
+        {
+            "what": f"{title}: bulk",
+            "seconds": seconds,
+            "against": "",
+            "ratio": None,
+            "peak_mb": one["peak_mb"],
+            "aim": "",
+        },
         {
             "what": f"{title}: night by night",
             "seconds": single["result"]["seconds"],
@@ -114,7 +122,9 @@ def run(rows: int = 1_000_000, nights: int = 30) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """`python -m tests.benchmarks.bench_backfill STEP FOLDER ROWS NIGHTS`: one step, its answer as JSON on the last line."""
+    """`python -m tests.benchmarks.bench_backfill STEP FOLDER ROWS NIGHTS`: one step, its answer as JSON on the last
+    line.
+    """
     step, folder, rows, nights = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     result = STEPS[step](folder, rows, nights)
     print(json.dumps({"result": result, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))

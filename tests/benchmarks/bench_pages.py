@@ -1,4 +1,5 @@
-"""Load times of the pages on 365 nights × 16 models × 30 features: the server's answer, and a cold browser until charts are drawn.
+"""Load times of the pages on 365 nights × 16 models × 30 features: the server's answer, and a cold browser until charts
+are drawn.
 
 Everything runs on this machine: the server in a process of its own, Chromium beside it, no network between them.
 """
@@ -23,8 +24,12 @@ NEWEST = generated_year.LAST
 PAGES = {
     "tonight": "/nightfleet/",
     "model, 90 nights": "/nightfleet/models/parcel_demand",
-    "model, all 365 nights": f"/nightfleet/models/parcel_demand?from={NEWEST.replace(day=31, month=12, year=NEWEST.year - 1)}&to={NEWEST}",
-    "model, two periods": "/nightfleet/models/store_duration?from=2025-11-01&to=2025-12-28&compare_from=2025-09-01&compare_to=2025-10-28",
+    "model, all 365 nights": (
+        f"/nightfleet/models/parcel_demand?from={NEWEST.replace(day=31, month=12, year=NEWEST.year - 1)}&to={NEWEST}"
+    ),
+    "model, two periods": (
+        "/nightfleet/models/store_duration?from=2025-11-01&to=2025-12-28&compare_from=2025-09-01&compare_to=2025-10-28"
+    ),
     "drift report": f"/nightfleet/models/parcel_demand/nights/{NEWEST}",
     "retraining": "/nightfleet/retraining",
     "data": "/nightfleet/data/parcels",
@@ -47,7 +52,14 @@ def run() -> list[dict[str, Any]]:
         home = Path(folder) / "var"
         begun = time.perf_counter()
         generated_year.fill(home)
-        rows.append({"what": "filling the year", "seconds": time.perf_counter() - begun, "against": "a minute", "ratio": (time.perf_counter() - begun) / 60})
+        rows.append(
+            {
+                "what": "filling the year",
+                "seconds": time.perf_counter() - begun,
+                "against": "a minute",
+                "ratio": (time.perf_counter() - begun) / 60,
+            }
+        )
         with serving(home) as origin, chromium() as browser:
             for name, path in PAGES.items():
                 rows += _page(browser, origin, name, path)
@@ -59,8 +71,15 @@ def _page(browser: Browser, origin: str, name: str, path: str) -> list[dict[str,
     answered = statistics.median(_answered(origin + path) for _ in range(REPEATS))
     loads = [_loaded(browser, origin, path) for _ in range(REPEATS)]
     loaded, charted = (statistics.median(pair[k] for pair in loads) for k in (0, 1))
-    measured = (("the server's answer", answered, SERVER_SECONDS), ("load event", loaded, LOADED_SECONDS), ("charts drawn", charted, LOADED_SECONDS))
-    return [{"what": f"{name}: {what}", "seconds": seconds, "against": f"{aim:g} s", "ratio": seconds / aim, "aim": "≤ 1"} for what, seconds, aim in measured]
+    measured = (
+        ("the server's answer", answered, SERVER_SECONDS),
+        ("load event", loaded, LOADED_SECONDS),
+        ("charts drawn", charted, LOADED_SECONDS),
+    )
+    return [
+        {"what": f"{name}: {what}", "seconds": seconds, "against": f"{aim:g} s", "ratio": seconds / aim, "aim": "≤ 1"}
+        for what, seconds, aim in measured
+    ]
 
 
 def _answered(address: str) -> float:

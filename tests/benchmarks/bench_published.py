@@ -1,10 +1,14 @@
-"""The two models of published data sets, by the real stages, beside the published figures: whole histories, trained as processes.
+"""The two models of published data sets, by the real stages, beside the published figures: whole histories, trained as
+processes.
 
-Engines: NASA's C-MAPSS FD001, judged on the 100 test engines as every published figure is: one prediction each, after the last cycle
-on record, against NASA's RUL_FD001.txt. Published figures differ in whether that truth is capped at 125; both are shown. They learn
-from all 100 training engines, here 80 teach, 10 tune and 10 are the gate's. The test engines choose nothing.
+Engines: NASA's C-MAPSS FD001, judged on the 100 test engines as every published figure is: one prediction each, after
+    the last cycle
+on record, against NASA's RUL_FD001.txt. Published figures differ in whether that truth is capped at 125; both are
+shown. They learn from all 100 training engines, here 80 teach, 10 tune and 10 are the gate's. The test engines choose
+nothing.
 
-Batteries: NASA's B0005, B0006, B0007 and B0018, each held out whole in turn. The published figure is of a random split of the cycles of
+Batteries: NASA's B0005, B0006, B0007 and B0018, each held out whole in turn. The published figure is of a random split
+    of the cycles of
 B0005 itself, which is easier: neighbours of every cycle are in the training set.
 """
 
@@ -23,7 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from config.calendar import ONE_DAY, Interval
-from config.catalog import load_catalog
+from config.catalog.load import load_catalog
 from config.settings import ROOT, Settings
 from features.ingest import ingest
 from features.labels import labels
@@ -34,19 +38,23 @@ from lake.artifact import file_digest
 from lake.lake import Lake
 from serving.predictors import load_predictor, read_manifest
 from serving.predictors.contract import read_json, write_json
-from training.job import gate_folder, prepare_jobs
 from training.job_file import JOB_FILE, job_identity
-from training.runner import run_job
+from training.registry.job import gate_folder, prepare_jobs
+from training.registry.runner import run_job
 
 Floats = npt.NDArray[np.float64]
 
 CAP = 125
 # RMSE on FD001: PROVENANCE.md of the data says where each figure is from.
-PUBLISHED_RUL = {"random_forest": ("random forest 17.91", 17.91), "lstm": ("LSTM 14.93 to 16.14, best transformer 11.04", 14.93)}
+PUBLISHED_RUL = {
+    "random_forest": ("random forest 17.91", 17.91),
+    "lstm": ("LSTM 14.93 to 16.14, best transformer 11.04", 14.93),
+}
 SEEDS = (1, 2, 3)
 PUBLISHED_HEALTH = 0.0069
 CELLS = ("B0005", "B0006", "B0007", "B0018")
-# The cell that stops the training early while another is held out: B0018, the one of another length, or B0007 for itself.
+# The cell that stops the training early while another is held out: B0018, the one of another length, or B0007 for
+# itself.
 TUNED_ON = {"B0005": "B0018", "B0006": "B0018", "B0007": "B0018", "B0018": "B0007"}
 
 
@@ -89,10 +97,27 @@ def engines(folder: Path) -> list[dict[str, Any]]:
             judged = f"RMSE {error:.2f}, NASA score {nasa_score(predicted, target):,.0f}"
             what = f"engine_rul {manifest['family']}, {len(truth)} test engines, truth {spelled}: {judged}"
             rows.append(_row(what, seconds, f"published {against}", error / best))
-        rows.append(_row(f"engine_rul {manifest['family']}, validation: RMSE {manifest['metrics']['cycles_left/rmse']:.2f}", manifest["seconds"]))
-    rows.append(_seeds(lake, next(job_dir for job_dir in jobs if read_manifest(job_dir)["family"] == "lstm"), found, truth))
-    mean = pq.read_table(jobs[0] / "training_set.parquet", columns=["label"], filters=[("split", "=", "train")])["label"].to_numpy().mean()
-    rows.append(_row(f"engine_rul baseline, the mean of training: RMSE {rmse(np.full(len(truth), mean), np.minimum(truth, CAP)):.2f} (truth capped)", 0.0))
+        rows.append(
+            _row(
+                f"engine_rul {manifest['family']}, validation: RMSE {manifest['metrics']['cycles_left/rmse']:.2f}",
+                manifest["seconds"],
+            )
+        )
+    rows.append(
+        _seeds(lake, next(job_dir for job_dir in jobs if read_manifest(job_dir)["family"] == "lstm"), found, truth)
+    )
+    mean = (
+        pq.read_table(jobs[0] / "training_set.parquet", columns=["label"], filters=[("split", "=", "train")])["label"]
+        .to_numpy()
+        .mean()
+    )
+    rows.append(
+        _row(
+            "engine_rul baseline, the mean of training: RMSE "
+            f"{rmse(np.full(len(truth), mean), np.minimum(truth, CAP)):.2f} (truth capped)",
+            0.0,
+        )
+    )
     return rows
 
 
@@ -108,7 +133,11 @@ def _seeds(lake: Lake, job_dir: Path, night: pa.Table, truth: Floats) -> dict[st
         seconds += _train(lake, "engine_rul", target)
         errors.append(rmse(load_predictor(target).predict(night)["cycles_left"].to_numpy(), truth))
     spread = f"RMSE {min(errors):.2f} to {max(errors):.2f}"
-    return _row(f"engine_rul lstm with {len(SEEDS)} other seeds, truth as it is: {spread}", seconds / len(SEEDS), f"published {PUBLISHED_RUL['lstm'][0]}")
+    return _row(
+        f"engine_rul lstm with {len(SEEDS)} other seeds, truth as it is: {spread}",
+        seconds / len(SEEDS),
+        f"published {PUBLISHED_RUL['lstm'][0]}",
+    )
 
 
 def batteries(folder: Path) -> list[dict[str, Any]]:
@@ -116,15 +145,22 @@ def batteries(folder: Path) -> list[dict[str, Any]]:
     lake, rows = _history(folder, "batteries")
     (job_dir,), prepared = _prepare(lake, "battery_health")
     rows.append(prepared)
-    training, test = pq.read_table(job_dir / "training_set.parquet"), pq.read_table(gate_folder(job_dir) / "test_set.parquet")
-    every = pa.concat_tables([training, test, _last_nights(lake, test.schema, test)]).sort_by([("data_date", "ascending"), ("cell", "ascending")])
+    training, test = (
+        pq.read_table(job_dir / "training_set.parquet"),
+        pq.read_table(gate_folder(job_dir) / "test_set.parquet"),
+    )
+    every = pa.concat_tables([training, test, _last_nights(lake, test.schema, test)]).sort_by(
+        [("data_date", "ascending"), ("cell", "ascending")]
+    )
     for held_out in CELLS:
         job = _held_out(job_dir, every, held_out)
         seconds = _train(lake, "battery_health", job)
         judged = every.filter(pc.equal(every["cell"], held_out))
         truth = judged["label"].to_numpy()
         predicted = load_predictor(job).predict(judged)["state_of_health"].to_numpy()
-        taught = pq.read_table(job / "training_set.parquet", columns=["label"], filters=[("split", "=", "train")])["label"].to_numpy()
+        taught = pq.read_table(job / "training_set.parquet", columns=["label"], filters=[("split", "=", "train")])[
+            "label"
+        ].to_numpy()
         errors = f"RMSE {rmse(predicted, truth):.4f}, MAE {np.abs(predicted - truth).mean():.4f}"
         constant, yesterday = rmse(np.full(len(truth), taught.mean()), truth), rmse(truth[:-1], truth[1:])
         baselines = f"mean of training {constant:.4f}, yesterday's capacity of the same cell {yesterday:.4f}"
@@ -150,7 +186,12 @@ def _history(folder: Path, dataset: str) -> tuple[Lake, list[dict[str, Any]]]:
     for stage in (ingest, validate, transform):
         began = time.perf_counter()
         result = stage(lake, dataset, nights, run_id="published")
-        rows.append(_row(f"{dataset}: {result.stage} of {len(nights):,} nights, {result.rows:,} rows", time.perf_counter() - began))
+        rows.append(
+            _row(
+                f"{dataset}: {result.stage} of {len(nights):,} nights, {result.rows:,} rows",
+                time.perf_counter() - began,
+            )
+        )
     return lake, rows
 
 
@@ -169,7 +210,9 @@ def _train(lake: Lake, model: str, job_dir: Path) -> float:
 
 
 def _last_nights(lake: Lake, schema: pa.Schema, test: pa.Table) -> pa.Table:
-    """The nights after the gate's test, of which the labels came later: features and labels as the last ones of a cell."""
+    """The nights after the gate's test, of which the labels came later: features and labels as the last ones of a
+    cell.
+    """
     replay = lake.dataset("batteries").replay
     assert replay is not None
     nights = Interval.closed(pc.max(test["data_date"]).as_py() + ONE_DAY, replay.last)

@@ -1,7 +1,8 @@
 """Point-in-time retrieval through Feast, against DuckDB by hand and against Feast's default store.
 
-Every contestant runs in a process of its own, on the same files, one right after the other; the first run of each warms the
-file cache and the imports, the best of the others counts. `python -m tests.benchmarks.bench_retrieval` prints a table.
+Every contestant runs in a process of its own, on the same files, one right after the other; the first run of each warms
+the file cache and the imports, the best of the others counts. `python -m tests.benchmarks.bench_retrieval` prints a
+table.
 """
 
 from __future__ import annotations
@@ -22,18 +23,26 @@ TTL = timedelta(days=7)
 SPAN_DAYS = 60
 DEFAULT_STORE_GB = 10
 # (entity rows, feature rows, keys): many keys and few.
-SIZES = ((300_000, 1_000_000, 50_000), (300_000, 1_000_000, 200), (1_000_000, 10_000_000, 500_000), (1_000_000, 10_000_000, 200))
+SIZES = (
+    (300_000, 1_000_000, 50_000),
+    (300_000, 1_000_000, 200),
+    (1_000_000, 10_000_000, 500_000),
+    (1_000_000, 10_000_000, 200),
+)
 _ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(entity_rows: int, feature_rows: int, keys: int, *, default_store: bool | None = None, repeats: int = 3) -> list[dict[str, Any]]:
+def run(
+    entity_rows: int, feature_rows: int, keys: int, *, default_store: bool | None = None, repeats: int = 3
+) -> list[dict[str, Any]]:
     """Time one size.
 
     Args:
-        default_store: also Feast's own default store, on the same rows; None: up to a million feature rows, where it takes minutes and
-            7 GB already.
+        default_store: also Feast's own default store, on the same rows; None: up to a million feature rows, where it
+            takes minutes and 7 GB already.
     Returns:
-        Rows with keys what, seconds, against, ratio, peak_mb, aim. `peak_mb` is what the process grew by while it retrieved.
+        Rows with keys what, seconds, against, ratio, peak_mb, aim. `peak_mb` is what the process grew by while it
+        retrieved.
     """
     size = f"{entity_rows:,} rows over {feature_rows:,}, {keys:,} keys"
     with TemporaryDirectory() as made:
@@ -42,7 +51,13 @@ def run(entity_rows: int, feature_rows: int, keys: int, *, default_store: bool |
         ours, by_hand = _child("ours", folder, repeats), _child("by_hand", folder, repeats)
         rows = [
             {"what": f"retrieval by DuckDB by hand: {size}", **by_hand, "against": "", "ratio": None, "aim": ""},
-            {"what": f"retrieval through Feast: {size}", **ours, "against": "DuckDB by hand", "ratio": ours["seconds"] / by_hand["seconds"], "aim": "<= 1.2"},
+            {
+                "what": f"retrieval through Feast: {size}",
+                **ours,
+                "against": "DuckDB by hand",
+                "ratio": ours["seconds"] / by_hand["seconds"],
+                "aim": "<= 1.2",
+            },
         ]
         if default_store or (default_store is None and feature_rows <= 1_000_000):
             rows.append(_default_row(f"Feast's default store: {size}", folder, ours["seconds"]))
@@ -50,7 +65,9 @@ def run(entity_rows: int, feature_rows: int, keys: int, *, default_store: bool |
 
 
 def _default_row(what: str, folder: Path, ours_seconds: float) -> dict[str, Any]:
-    """One run, which is enough for minutes of work. It joins every feature row of a key before it picks one: few keys, and memory ends first."""
+    """One run, which is enough for minutes of work. It joins every feature row of a key before it picks one: few keys,
+    and memory ends first.
+    """
     row: dict[str, Any] = {"what": what, "against": "retrieval through Feast", "aim": ">= 20"}
     begin = time.perf_counter()
     try:
@@ -74,7 +91,8 @@ def _generate(folder: Path, entity_rows: int, feature_rows: int, keys: int) -> N
         connection.execute("SELECT setseed(0.5)").fetchall()
         values = ", ".join(f"hash(i, {n}) % 1000 / 7.0 AS f{n}" for n in range(FEATURES))
         rows = f"""
-            SELECT i % {keys} AS key, TIMESTAMPTZ '2024-01-01' + to_microseconds((i // {keys}) * {step_us}) AS event_timestamp, {values}
+            SELECT i % {keys} AS key, TIMESTAMPTZ '2024-01-01'
+              + to_microseconds((i // {keys}) * {step_us}) AS event_timestamp, {values}
             FROM range({feature_rows}) AS r(i)
         """
         write_deltalake(folder / "delta", connection.sql(rows).to_arrow_reader(250_000))
@@ -82,7 +100,8 @@ def _generate(folder: Path, entity_rows: int, feature_rows: int, keys: int) -> N
         connection.execute(f"""
             COPY (
                 SELECT CAST(random() * {keys} AS BIGINT) AS key, i AS amount,
-                TIMESTAMPTZ '2024-01-01' + to_microseconds(CAST(random() * {SPAN_DAYS * 86_400_000_000} AS BIGINT)) AS event_timestamp
+                TIMESTAMPTZ '2024-01-01' + to_microseconds(CAST(random() * {SPAN_DAYS * 86_400_000_000} AS BIGINT))
+                    AS event_timestamp
                 FROM range({entity_rows}) AS r(i)
             ) TO '{folder}/entities.parquet'
         """)
@@ -106,7 +125,14 @@ def _store(folder: Path, offline: dict[str, Any]) -> Any:
     default = offline["type"] == "dask"
     registry = {"registry_type": "sql", "path": f"sqlite:///{folder}/registry-{offline['type']}.db"}
     online = {"type": "sqlite", "path": str(folder / "online.db")}
-    config = RepoConfig(project="bench", provider="local", registry=registry, offline_store=offline, online_store=online, entity_key_serialization_version=3)
+    config = RepoConfig(
+        project="bench",
+        provider="local",
+        registry=registry,
+        offline_store=offline,
+        online_store=online,
+        entity_key_serialization_version=3,
+    )
     store = FeatureStore(config=config)
     key = Entity(name="key", join_keys=["key"], value_type=ValueType.INT64)
     source = FileSource(
@@ -121,10 +147,20 @@ def _store(folder: Path, offline: dict[str, Any]) -> Any:
 
 
 def _ours(folder: Path) -> Callable[[], int]:
-    store = _store(folder, {"type": "features.offline_store.DuckDBDeltaOfflineStore", "memory_gb": 4.0, "threads": 2, "scratch": str(folder)})
+    store = _store(
+        folder,
+        {
+            "type": "features.offline_store.DuckDBDeltaOfflineStore",
+            "memory_gb": 4.0,
+            "threads": 2,
+            "scratch": str(folder),
+        },
+    )
     references = [f"view:f{n}" for n in range(FEATURES)]
     query = f"SELECT * FROM read_parquet('{folder}/entities.parquet')"
-    return lambda: int(store.get_historical_features(entity_df=query, features=references, full_feature_names=True).to_arrow().num_rows)
+    return lambda: int(
+        store.get_historical_features(entity_df=query, features=references, full_feature_names=True).to_arrow().num_rows
+    )
 
 
 def _default(folder: Path) -> Callable[[], int]:
@@ -134,7 +170,9 @@ def _default(folder: Path) -> Callable[[], int]:
     store = _store(folder, {"type": "dask"})
     references = [f"view:f{n}" for n in range(FEATURES)]
     entities = pd.read_parquet(folder / "entities.parquet")
-    return lambda: len(store.get_historical_features(entity_df=entities, features=references, full_feature_names=True).to_df())
+    return lambda: len(
+        store.get_historical_features(entity_df=entities, features=references, full_feature_names=True).to_df()
+    )
 
 
 def _by_hand(folder: Path) -> Callable[[], int]:
@@ -142,7 +180,10 @@ def _by_hand(folder: Path) -> Callable[[], int]:
     from deltalake import DeltaTable
 
     files = ", ".join(f"'{uri}'" for uri in DeltaTable(folder / "delta").file_uris())
-    columns = ", ".join(f"CASE WHEN e.event_timestamp - f.event_timestamp <= INTERVAL {TTL.days} DAY THEN f.f{n} END AS f{n}" for n in range(FEATURES))
+    columns = ", ".join(
+        f"CASE WHEN e.event_timestamp - f.event_timestamp <= INTERVAL {TTL.days} DAY THEN f.f{n} END AS f{n}"
+        for n in range(FEATURES)
+    )
 
     def retrieve() -> int:
         with duckdb.connect(config={"memory_limit": "4GB", "threads": 2, "temp_directory": str(folder)}) as connection:

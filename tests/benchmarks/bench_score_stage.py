@@ -1,6 +1,8 @@
-"""The scoring stage, from published features to published predictions, against the bare library's predict on an array in memory.
+"""The scoring stage, from published features to published predictions, against the bare library's predict on an array
+in memory.
 
-Every measurement is a process of its own, warmed by a small night: `python -m tests.benchmarks.bench_score_stage ACTION FAMILY FOLDER [ROWS… | NIGHT]`.
+Every measurement is a process of its own, warmed by a small night: `python -m tests.benchmarks.bench_score_stage ACTION
+FAMILY FOLDER [ROWS… | NIGHT]`.
 """
 
 from __future__ import annotations
@@ -84,7 +86,9 @@ PARAMS: dict[str, dict[str, Any]] = {
 
 
 def run_score(rows: int) -> list[dict[str, Any]]:
-    """Both families at `rows` and a tenth of them: seconds and peak memory of the stage, and its ratio to the bare predict."""
+    """Both families at `rows` and a tenth of them: seconds and peak memory of the stage, and its ratio to the bare
+    predict.
+    """
     found = []
     for family in ("xgboost", "keras"):
         with tempfile.TemporaryDirectory(prefix="bench-score-") as folder:
@@ -95,25 +99,34 @@ def run_score(rows: int) -> list[dict[str, Any]]:
                 what = f"{family}, {count:,} rows × {FEATURES}"
                 found += [
                     {"what": f"{what}: bare predict, 4 outputs", "against": "", "ratio": None, "aim": "", **bare},
-                    {"what": f"{what}: score, retrieve to publish", "against": "bare predict", "ratio": stage["seconds"] / bare["seconds"],
-                     "aim": f"≤ {AIM}" if count == rows else "", **stage},
-                ]  # fmt: skip
+                    {
+                        "what": f"{what}: score, retrieve to publish",
+                        "against": "bare predict",
+                        "ratio": stage["seconds"] / bare["seconds"],
+                        "aim": f"≤ {AIM}" if count == rows else "",
+                        **stage,
+                    },
+                ]
     return found
 
 
 def _child(*arguments: str) -> dict[str, Any]:
     quiet = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([sys.executable, "-m", __name__, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, env=quiet)
+    done = subprocess.run(
+        [sys.executable, "-m", __name__, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, env=quiet
+    )
     document: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return document
 
 
 def _lake(folder: Path) -> Any:
-    from config.catalog import load_catalog
+    from config.catalog.load import load_catalog
     from config.settings import Settings
     from lake.lake import Lake
 
-    settings = Settings(home=folder / "var", catalog_dir=folder / "catalog", sql_dir=folder / "sql", duckdb_memory_gb=MEMORY_GB)
+    settings = Settings(
+        home=folder / "var", catalog_dir=folder / "catalog", sql_dir=folder / "sql", duckdb_memory_gb=MEMORY_GB
+    )
     return Lake(settings, load_catalog(settings))
 
 
@@ -135,14 +148,28 @@ def prepare(family: str, folder: Path, rows: list[int]) -> None:
         known, item = cutoff(day, "UTC"), np.arange(count)
         stamp = pa.timestamp("us", tz="UTC")
         fixed = {"item": pa.array(item, pa.int64()), "data_date": pa.repeat(pa.scalar(day, pa.date32()), count)}
-        at, due = pa.repeat(pa.scalar(known, stamp), count), pa.repeat(pa.scalar(known + timedelta(hours=6), stamp), count)
-        orders = pa.table({**fixed, "due_utc": due, "known_at_utc": at, "revision": pa.repeat(pa.scalar(0, pa.int32()), count)})
-        readings = pa.table({**fixed, **{f"r{i}": column for i, column in enumerate(_numbers(count).T.copy())}, "event_timestamp": at})
+        at, due = (
+            pa.repeat(pa.scalar(known, stamp), count),
+            pa.repeat(pa.scalar(known + timedelta(hours=6), stamp), count),
+        )
+        orders = pa.table(
+            {**fixed, "due_utc": due, "known_at_utc": at, "revision": pa.repeat(pa.scalar(0, pa.int32()), count)}
+        )
+        readings = pa.table(
+            {**fixed, **{f"r{i}": column for i, column in enumerate(_numbers(count).T.copy())}, "event_timestamp": at}
+        )
         for table, content in zip(tables, (orders, readings), strict=True):
             with lake.scratch("bench") as scratch:
                 night = Interval.of(day)
-                publish(lake.publications, table, content.select(table.schema.names).cast(table.schema), night, replaces={night.start: None},
-                        lineage=lake.lineage("items", "bench"), scratch=scratch)  # fmt: skip
+                publish(
+                    lake.publications,
+                    table,
+                    content.select(table.schema.names).cast(table.schema),
+                    night,
+                    replaces={night.start: None},
+                    lineage=lake.lineage("items", "bench"),
+                    scratch=scratch,
+                )
     _champion(lake, family, folder)
 
 
@@ -165,11 +192,21 @@ def _champion(lake: Any, family: str, folder: Path) -> None:
     label = numbers[:, :5].sum(axis=1) + np.sin(3 * numbers[:, 5]) * numbers[:, 6]
     days = pa.array(np.repeat(np.arange(19_000, 19_040), count // 40), pa.int32()).cast(pa.date32())
     split = np.where(np.arange(count) < count * 0.8, "train", "validation")
-    rows = pa.table({"data_date": days, **columns, "label": label, "baseline": pa.nulls(count, pa.float64()), "split": split})
+    rows = pa.table(
+        {"data_date": days, **columns, "label": label, "baseline": pa.nulls(count, pa.float64()), "split": split}
+    )
     entry = {"outputs": OUTPUTS, "trainer": {"family": family, "device": "cpu"}}
     outputs = list(lake.model(MODEL).output_columns)
-    job = write_job(folder / "job", family, rows=rows, params=PARAMS[family], model=MODEL, entry=entry, feature_columns=dict.fromkeys(columns, "float64"),
-                    output_columns=outputs)  # fmt: skip
+    job = write_job(
+        folder / "job",
+        family,
+        rows=rows,
+        params=PARAMS[family],
+        model=MODEL,
+        entry=entry,
+        feature_columns=dict.fromkeys(columns, "float64"),
+        output_columns=outputs,
+    )
     run(job)
     digest = combined_digest(read_manifest(job)["artifacts"])
     target = lake.settings.artifacts / MODEL / digest

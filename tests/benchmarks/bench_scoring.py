@@ -1,4 +1,5 @@
-"""Scoring: rows per second of a predictor, streaming from Parquet, against the bare library and against MLflow's pyfunc.
+"""Scoring: rows per second of a predictor, streaming from Parquet, against the bare library and against MLflow's
+pyfunc.
 
 Each pair is measured back to back in one child process of its own, the best of three runs each, after one to warm up.
 """
@@ -51,7 +52,9 @@ def _prepare(folder: Path, family: str, rows: int) -> None:
     job_dir = folder / "job"
     job_dir.mkdir()
     table = _rows(random, TRAINING_ROWS)
-    table = table.append_column("split", pa.array(np.where(np.arange(TRAINING_ROWS) < 0.8 * TRAINING_ROWS, "train", "validation")))
+    table = table.append_column(
+        "split", pa.array(np.where(np.arange(TRAINING_ROWS) < 0.8 * TRAINING_ROWS, "train", "validation"))
+    )
     pq.write_table(table, job_dir / "training_set.parquet")
     from lake.artifact import file_digest
 
@@ -75,7 +78,12 @@ def _prepare(folder: Path, family: str, rows: int) -> None:
 def _rows(random: np.random.Generator, count: int) -> pa.Table:
     columns = {f"v__{i:02d}": random.normal(size=count) for i in range(FEATURES)}
     label = sum(columns[f"v__{i:02d}"] * (i % 5) for i in range(FEATURES)) + random.normal(size=count)
-    return pa.table({**{name: pa.array(values, mask=random.random(count) < 0.01) for name, values in columns.items()}, "label": label})
+    return pa.table(
+        {
+            **{name: pa.array(values, mask=random.random(count) < 0.01) for name, values in columns.items()},
+            "label": label,
+        }
+    )
 
 
 def _child(folder: Path, family: str, against: str) -> dict[str, Any]:
@@ -112,7 +120,9 @@ def _measure(folder: Path, family: str, against: str) -> dict[str, Any]:
             predictor.predict(batch)
 
     streamed()
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # before the other side fills memory with all rows
+    peak_mb = (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    )  # before the other side fills memory with all rows
     other = _library(folder, family, predictor) if against == "library" else _pyfunc(folder, predictor)
     ours, theirs = _best_pair(streamed, other)
     names = {"library": f"{family} predict on an array in memory", "pyfunc": "MLflow pyfunc on a DataFrame in memory"}
@@ -141,7 +151,9 @@ def _library(folder: Path, family: str, predictor: Any) -> Callable[[], Any]:
     from serving.predictors.keras import NETWORK_FILE, Encoding
 
     network = keras.saving.load_model(folder / "job" / "model" / NETWORK_FILE, compile=False, safe_mode=True)
-    encoded = Encoding(predictor.contract, json.loads((folder / "job" / "model" / "keras.json").read_text())["encoding"]).encode(matrix)
+    encoded = Encoding(
+        predictor.contract, json.loads((folder / "job" / "model" / "keras.json").read_text())["encoding"]
+    ).encode(matrix)
     return lambda: network.predict(encoded, batch_size=65_536, verbose=0)
 
 
@@ -156,7 +168,8 @@ def _pyfunc(folder: Path, predictor: Any) -> Callable[[], Any]:
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     saved = folder / "pyfunc"
     signature = ModelSignature(
-        inputs=Schema([ColSpec("double", name, required=False) for name in predictor.feature_columns]), outputs=Schema([ColSpec("double", "value")])
+        inputs=Schema([ColSpec("double", name, required=False) for name in predictor.feature_columns]),
+        outputs=Schema([ColSpec("double", "value")]),
     )
     mlflow.pyfunc.save_model(
         saved,

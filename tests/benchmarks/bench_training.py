@@ -19,7 +19,7 @@ from rich.console import Console
 from cli.airflow_api import AirflowApi
 from cli.run import running
 from config.calendar import Interval
-from config.catalog import load_catalog
+from config.catalog.load import load_catalog
 from config.settings import ROOT
 from lake.lake import Lake
 from tests import toy
@@ -53,9 +53,13 @@ def write_catalog(folder: Path, count: int, memory_gb: float) -> Lake:
         family = list(FAMILIES)[index % len(FAMILIES)]
         text = toy.MODEL_YAML.replace("model: ride_minutes", f"model: ride_minutes_{index + 1:02}")
         text = text.replace(
-            "family: xgboost, params: {n_estimators: 20, max_depth: 3}, seed: 7", f"family: {family}, params: {FAMILIES[family]}, seed: {index}"
+            "family: xgboost, params: {n_estimators: 20, max_depth: 3}, seed: 7",
+            f"family: {family}, params: {FAMILIES[family]}, seed: {index}",
         )
-        text = text.replace("better_by: 0.0", "better_by: -0.9") + f"training: {{runner: docker, memory_gb: {memory_gb}, cpus: 1}}\n"
+        text = (
+            text.replace("better_by: 0.0", "better_by: -0.9")
+            + f"training: {{runner: docker, memory_gb: {memory_gb}, cpus: 1}}\n"
+        )
         (made.settings.catalog_dir / "models" / f"ride_minutes_{index + 1:02}.yaml").write_text(text)
     lake = Lake(made.settings, load_catalog(made.settings))
     nights = Interval.closed(date(2024, 1, 1), AS_OF)
@@ -69,7 +73,11 @@ def environment(lake: Lake) -> Iterator[None]:
     """Airflow's components find the catalog by the environment."""
     import os
 
-    names = {"NIGHTFLEET_HOME": lake.settings.home, "NIGHTFLEET_CATALOG_DIR": lake.settings.catalog_dir, "NIGHTFLEET_SQL_DIR": lake.settings.sql_dir}
+    names = {
+        "NIGHTFLEET_HOME": lake.settings.home,
+        "NIGHTFLEET_CATALOG_DIR": lake.settings.catalog_dir,
+        "NIGHTFLEET_SQL_DIR": lake.settings.sql_dir,
+    }
     before = {name: os.environ.get(name) for name in names}
     os.environ.update({name: str(value) for name, value in names.items()})
     try:
@@ -91,7 +99,11 @@ def train_all(lake: Lake) -> list[JobTime]:
         waiting = set(names)
         while waiting:
             supervisor.check()
-            waiting -= {name for name in waiting if (run := api.run(f"{name}_train", "together")) and run["state"] in {"success", "failed"}}
+            waiting -= {
+                name
+                for name in waiting
+                if (run := api.run(f"{name}_train", "together")) and run["state"] in {"success", "failed"}
+            }
             time.sleep(0.5)
         return _times(api, names)
 
@@ -103,10 +115,20 @@ def _times(api: AirflowApi, names: list[str]) -> list[JobTime]:
         return datetime.fromisoformat(value).timestamp()
 
     # Ready, and so in the queue of the pool, is a training when its job was prepared.
-    ready = {name: at(next(t for t in api.tasks(f"{name}_train", "together") if t["task_id"] == "prepare")["end_date"]) for name in names}
+    ready = {
+        name: at(next(t for t in api.tasks(f"{name}_train", "together") if t["task_id"] == "prepare")["end_date"])
+        for name in names
+    }
     first = min(ready.values())
     return [
-        JobTime(name, ready[name] - first, at(task["start_date"]) - first, at(task["end_date"]) - first, int(task["pool_slots"]), task["state"])
+        JobTime(
+            name,
+            ready[name] - first,
+            at(task["start_date"]) - first,
+            at(task["end_date"]) - first,
+            int(task["pool_slots"]),
+            task["state"],
+        )
         for name, task in tasks.items()
     ]
 
@@ -123,12 +145,20 @@ def run_jobs(count: int = 12, memory_gb: float = 4.0) -> list[dict[str, Any]]:
         jobs = sorted(train_all(lake), key=lambda job: job.began)
         slots = lake.settings.training_pool_gb
     rows = [
-        {"what": f"{job.model}: {job.state}", "seconds": job.ended - job.began, "against": f"waited {job.began - job.queued:.1f} s in the pool"} for job in jobs
+        {
+            "what": f"{job.model}: {job.state}",
+            "seconds": job.ended - job.began,
+            "against": f"waited {job.began - job.queued:.1f} s in the pool",
+        }
+        for job in jobs
     ]
     succeeded = sum(job.state == "success" for job in jobs)
     whole = max(job.ended for job in jobs)
     alone = sum(job.ended - job.began for job in jobs)
-    text = f"one after another {alone:.0f} s; {most_at_once(jobs)} of {slots} GB at once; {succeeded} of {len(jobs)} succeeded"
+    text = (
+        f"one after another {alone:.0f} s; {most_at_once(jobs)} of {slots} GB at once; {succeeded} of {len(jobs)}"
+        " succeeded"
+    )
     return [*rows, {"what": f"{count} trainings", "seconds": whole, "against": text, "ratio": whole / alone}]
 
 
@@ -140,20 +170,25 @@ def run_overhead(repeats: int = 5) -> list[dict[str, Any]]:
     from mlops_training_operator import TrainingOperator
 
     import lake.lake
-    from training.runner import run_job
+    from training.registry.runner import run_job
 
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="nightfleet-bench-") as name:
         folder = Path(name)
         made = toy.toy_lake(folder)
         entry = made.catalog.models[0]
-        entry = entry.model_copy(update={"training": entry.training.model_copy(update={"runner": "docker", "memory_gb": 4.0})})
+        entry = entry.model_copy(
+            update={"training": entry.training.model_copy(update={"runner": "docker", "memory_gb": 4.0})}
+        )
         ours = Lake(made.settings, made.catalog.model_copy(update={"models": (entry,)}))
         opened, lake.lake.open_lake = lake.lake.open_lake, lambda *_arguments: ours
         task = {"ti": SimpleNamespace(dag_id="bench", run_id="bench", task_id="train", map_index=-1, try_number=1)}
         jobs = {
             "small": (training_rows(1_500), FAMILIES["xgboost"]),
-            "200,000 rows, 300 trees": (training_rows(200_000), {"n_estimators": 300, "early_stopping_rounds": 300, "threads": 2}),
+            "200,000 rows, 300 trees": (
+                training_rows(200_000),
+                {"n_estimators": 300, "early_stopping_rounds": 300, "threads": 2},
+            ),
         }
         try:
             for what, (table, params) in jobs.items():
@@ -163,14 +198,23 @@ def run_overhead(repeats: int = 5) -> list[dict[str, Any]]:
                         job_dir = write_job(folder / "jobs" / where, "xgboost", rows=table, params=params)
                         began = time.perf_counter()
                         if where == "container":
-                            TrainingOperator(task_id="train", model_name="ride_minutes", job_dir=str(job_dir)).execute(task)
+                            TrainingOperator(task_id="train", model_name="ride_minutes", job_dir=str(job_dir)).execute(
+                                task
+                            )
                         else:
                             run_job(ours, "ride_minutes", job_dir, say=lambda line: None)
                         seconds[where].append(time.perf_counter() - began)
                         shutil.rmtree(job_dir)
                 contained, process = (statistics.median(seconds[where]) for where in ("container", "process"))
                 against = f"as a process {process:.2f} s: {contained - process:+.2f} s"
-                rows.append({"what": f"training in a container, {what}", "seconds": contained, "against": against, "ratio": contained / process})
+                rows.append(
+                    {
+                        "what": f"training in a container, {what}",
+                        "seconds": contained,
+                        "against": against,
+                        "ratio": contained / process,
+                    }
+                )
         finally:
             lake.lake.open_lake = opened
     return rows

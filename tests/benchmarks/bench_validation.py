@@ -21,7 +21,7 @@ import duckdb
 import pyarrow as pa
 
 from config.calendar import Interval
-from config.catalog import load_catalog
+from config.catalog.load import load_catalog
 from config.settings import ROOT, Settings
 from features.expectations import row_suite
 from features.validate import _mark, _require_raw, _run_gx, validate
@@ -102,8 +102,10 @@ def _generate(lake: Lake, rows: int) -> None:
             TIMESTAMPTZ '2024-01-01 00:00:00Z' + to_seconds(i % 86400 + CAST(hash(i, 2) % 10000 AS BIGINT)) AS arrived,
             CASE WHEN hash(i, 3) % 50 = 0 THEN NULL ELSE (hash(i, 4) % 300020) / 10.0 END AS grams,
             CASE WHEN hash(i, 5) % 3000 = 0 THEN NULL ELSE (hash(i, 6) % 5000) / 10.0 END AS price,
-            CAST(1 + hash(i, 7) % 9 AS INTEGER) AS pieces, CAST(hash(i, 8) % 43 AS INTEGER) - 2 AS floor, hash(i, 9) % 4 = 0 AS express,
-            TIMESTAMPTZ '2024-01-01 00:00:00Z' + INTERVAL 1 DAY * (i // {a_night}) AS known_at_utc, CAST(0 AS INTEGER) AS revision,
+            CAST(1 + hash(i, 7) % 9 AS INTEGER) AS pieces, CAST(hash(i, 8) % 43 AS INTEGER) - 2 AS floor, hash(i,
+              9) % 4 = 0 AS express,
+            TIMESTAMPTZ '2024-01-01 00:00:00Z' + INTERVAL 1 DAY * (i // {a_night}) AS known_at_utc,
+              CAST(0 AS INTEGER) AS revision,
             CAST(0 AS BIGINT) AS row_number, DATE '2024-01-01' + CAST(i // {a_night} AS INTEGER) AS data_date
         FROM range({len(interval) * a_night}) r(i)
         ORDER BY data_date, parcel, depot
@@ -111,13 +113,25 @@ def _generate(lake: Lake, rows: int) -> None:
     with lake.duckdb() as connection, lake.scratch("bench") as scratch:
         reader = connection.sql(query).to_arrow_reader(100_000)
         schema = table.schema
-        batches = pa.RecordBatchReader.from_batches(schema, (pa.record_batch(b.select(schema.names).columns, names=schema.names).cast(schema) for b in reader))
-        publish(lake.publications, table, batches, interval, replaces=dict.fromkeys(interval), lineage=lake.lineage("parcels", "bench"), scratch=scratch)
+        batches = pa.RecordBatchReader.from_batches(
+            schema, (pa.record_batch(b.select(schema.names).columns, names=schema.names).cast(schema) for b in reader)
+        )
+        publish(
+            lake.publications,
+            table,
+            batches,
+            interval,
+            replaces=dict.fromkeys(interval),
+            lineage=lake.lineage("parcels", "bench"),
+            scratch=scratch,
+        )
 
 
 def _by_hand(lake: Lake, rows: int, connection: duckdb.DuckDBPyConnection) -> None:
     raw_table(lake.settings, lake.dataset("parcels"), "parcels").register(connection, "raw", list(_interval(rows)))
-    connection.sql(f"SELECT data_date, count(*), {COUNTED} FROM (SELECT data_date, {BROKEN} FROM raw) GROUP BY data_date").fetchall()
+    connection.sql(
+        f"SELECT data_date, count(*), {COUNTED} FROM (SELECT data_date, {BROKEN} FROM raw) GROUP BY data_date"
+    ).fetchall()
 
 
 def _by_hand_written(lake: Lake, rows: int, connection: duckdb.DuckDBPyConnection) -> None:
@@ -127,7 +141,10 @@ def _by_hand_written(lake: Lake, rows: int, connection: duckdb.DuckDBPyConnectio
     bad = " OR ".join(f"b{n}" for n in range(14))
     with lake.scratch("bench") as folder:
         for name, condition in (("good", f"NOT ({bad})"), ("bad", bad)):
-            query = f"SELECT * EXCLUDE (row_number) FROM marked WHERE {condition} ORDER BY data_date, parcel, depot, revision"
+            query = (
+                f"SELECT * EXCLUDE (row_number) FROM marked WHERE {condition} ORDER BY data_date, parcel, depot,"
+                " revision"
+            )
             connection.execute(f"COPY ({query}) TO '{folder / name}.parquet' (COMPRESSION zstd)")
 
 
@@ -146,13 +163,25 @@ def _gx_on_pandas(lake: Lake, rows: int, connection: duckdb.DuckDBPyConnection) 
 
     dataset = lake.dataset("parcels")
     raw_table(lake.settings, dataset, "parcels").register(connection, "raw", list(_interval(rows)))
-    frame = connection.sql("SELECT * FROM raw").to_arrow_table().to_pandas(date_as_object=False, strings_to_categorical=True)
+    frame = (
+        connection.sql("SELECT * FROM raw")
+        .to_arrow_table()
+        .to_pandas(date_as_object=False, strings_to_categorical=True)
+    )
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False, "metric_calculations": False}
     suite = row_suite(dataset, "parcels")
     # GX has other names for pandas' types: without them it runs the rest of the suite.
-    suite = {**suite, "expectations": [e for e in suite["expectations"] if e["type"] != "expect_column_values_to_be_of_type"]}
-    batch = context.data_sources.add_pandas("p").add_dataframe_asset("a").add_batch_definition_whole_dataframe("b").get_batch({"dataframe": frame})
+    suite = {
+        **suite,
+        "expectations": [e for e in suite["expectations"] if e["type"] != "expect_column_values_to_be_of_type"],
+    }
+    batch = (
+        context.data_sources.add_pandas("p")
+        .add_dataframe_asset("a")
+        .add_batch_definition_whole_dataframe("b")
+        .get_batch({"dataframe": frame})
+    )
     # COMPLETE: what sets rows aside must know all of them.
     batch.validate(gx.ExpectationSuite(**suite), result_format="COMPLETE")
 
@@ -167,7 +196,11 @@ MEASURED: dict[str, Callable[[Lake, int, duckdb.DuckDBPyConnection], None]] = {
 # What is measured, against what, and the aim for the ratio.
 PAIRS: list[tuple[str, str, float | None]] = [
     ("validation: SQL pass, GX on DuckDB, compared", "one SQL pass by hand: counts", 3.0),
-    ("validation: the whole stage, published, with data docs", "one SQL pass by hand: counts, good and bad rows to Parquet", 3.0),
+    (
+        "validation: the whole stage, published, with data docs",
+        "one SQL pass by hand: counts, good and bad rows to Parquet",
+        3.0,
+    ),
     ("validation: SQL pass, GX on DuckDB, compared", "GX on pandas, complete results", None),
 ]
 
@@ -193,7 +226,17 @@ def _child(what: str, folder: Path, rows: int) -> None:
 
 
 def _measure(what: str, folder: Path, rows: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "tests.benchmarks.bench_validation", "--child", what, "--folder", str(folder), "--rows", str(rows)]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.benchmarks.bench_validation",
+        "--child",
+        what,
+        "--folder",
+        str(folder),
+        "--rows",
+        str(rows),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{what} failed:\n{done.stderr}")
@@ -238,7 +281,10 @@ def main() -> None:
     for result in run(arguments.rows):
         aim = f"aim <= {result['aim']:g}" if result["aim"] else "no aim"
         print(f"{result['what']}\n  {result['seconds']:.2f} s, {result['peak_mb']:.0f} MB")
-        print(f"  against {result['against']}: {result['against_seconds']:.2f} s, {result['against_peak_mb']:.0f} MB; ratio {result['ratio']:.2f} ({aim})")
+        print(
+            f"  against {result['against']}: {result['against_seconds']:.2f} s, {result['against_peak_mb']:.0f} MB; "
+            f"ratio {result['ratio']:.2f} ({aim})"
+        )
 
 
 if __name__ == "__main__":

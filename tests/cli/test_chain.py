@@ -9,7 +9,7 @@ import pytest
 
 from cli.chain import Chain, NoFirstChampion, NothingToReplay, Step, TaskFailed, make_plan, published_until, task_error
 from config.calendar import Interval
-from config.catalog import BadCatalog
+from config.catalog.base import BadCatalog
 from lake.lake import Lake
 from lake.ledger import Promotion
 from tests import toy
@@ -19,7 +19,9 @@ def test_the_first_run_loads_all_history_up_to_the_night_before(toy_lake: Lake) 
     plan = make_plan(toy_lake, 3, None)
     assert plan.history == {"rides": Interval(toy.FIRST, toy.FIRST_NIGHT)}
     assert plan.nights == tuple({"rides": toy.FIRST_NIGHT + timedelta(days=i)} for i in range(3))
-    assert [(m.name, as_of) for m, as_of in plan.first_models(toy_lake.catalog)] == [("ride_minutes", toy.FIRST_NIGHT - timedelta(days=1))]
+    assert [(m.name, as_of) for m, as_of in plan.first_models(toy_lake.catalog)] == [
+        ("ride_minutes", toy.FIRST_NIGHT - timedelta(days=1))
+    ]
 
 
 def test_a_night_may_be_chosen_inside_the_replay(toy_lake: Lake) -> None:
@@ -56,8 +58,16 @@ def test_the_last_night_of_a_replay_is_the_last(toy_lake: Lake, monkeypatch: pyt
 
 def test_a_task_s_error_is_read_from_its_log(tmp_path: Path) -> None:
     log = tmp_path / "attempt=1.log"
-    detail = [{"exc_type": "DataRejected", "exc_value": "DataRejected: rides/raw/bookings: too many"}, {"exc_type": "ValueError", "exc_value": "its cause"}]
-    log.write_text(json.dumps({"event": "working"}) + "\n" + json.dumps({"event": "failed", "error_detail": detail}) + "\nnot json\n")
+    detail = [
+        {"exc_type": "DataRejected", "exc_value": "DataRejected: rides/raw/bookings: too many"},
+        {"exc_type": "ValueError", "exc_value": "its cause"},
+    ]
+    log.write_text(
+        json.dumps({"event": "working"})
+        + "\n"
+        + json.dumps({"event": "failed", "error_detail": detail})
+        + "\nnot json\n"
+    )
     assert task_error(log) == "DataRejected: rides/raw/bookings: too many"
     log.write_text(json.dumps({"error_detail": [{"exc_type": "KeyError", "exc_value": "'x'"}]}))
     assert task_error(log) == "KeyError: 'x'"
@@ -82,10 +92,22 @@ class Answers:
         return True
 
     def run(self, dag_id: str, run_id: str) -> dict[str, Any] | None:
-        return {"dag_id": dag_id, "dag_run_id": run_id, "partition_key": str(toy.FIRST_NIGHT), "state": self.runs[dag_id][0]} if dag_id in self.runs else None
+        return (
+            {
+                "dag_id": dag_id,
+                "dag_run_id": run_id,
+                "partition_key": str(toy.FIRST_NIGHT),
+                "state": self.runs[dag_id][0],
+            }
+            if dag_id in self.runs
+            else None
+        )
 
     def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
-        return [{"task_id": name, "dag_id": dag_id, "state": state, "duration": 1.0, "try_number": 1} for name, state in self.runs[dag_id][1].items()]
+        return [
+            {"task_id": name, "dag_id": dag_id, "state": state, "duration": 1.0, "try_number": 1}
+            for name, state in self.runs[dag_id][1].items()
+        ]
 
     def result(self, dag_id: str, run_id: str, task_id: str) -> Any:
         return None
@@ -113,14 +135,20 @@ def chain_of(lake: Lake, folder: Path, runs: dict[str, tuple[str, dict[str, str]
     shown: list[str] = []
 
     def redraw(step: Step) -> None:
-        shown.extend(f"{task.dag_id}.{task.task_id} {task.state}" for run in step.runs.values() for task in run.tasks.values())
+        shown.extend(
+            f"{task.dag_id}.{task.task_id} {task.state}" for run in step.runs.values() for task in run.tasks.values()
+        )
 
     return Chain(lake, Answers(runs), Quiet(), folder, redraw), shown  # type: ignore[arg-type]
 
 
 def test_a_first_training_that_waits_for_approval_is_reported_and_not_waited_for(tmp_path: Path) -> None:
     lake = toy.toy_lake(tmp_path, model=ASKING)
-    chain, shown = chain_of(lake, tmp_path, {"ride_minutes_train": ("running", {"gate": "success", "approve": "awaiting_input", "promote": "none"})})
+    chain, shown = chain_of(
+        lake,
+        tmp_path,
+        {"ride_minutes_train": ("running", {"gate": "success", "approve": "awaiting_input", "promote": "none"})},
+    )
     chain.train({"ride_minutes": AS_OF}, "first")
     chain.require_champions({"ride_minutes": AS_OF})
     assert "ride_minutes_train.approve awaiting_input" in shown
@@ -128,7 +156,10 @@ def test_a_first_training_that_waits_for_approval_is_reported_and_not_waited_for
 
 def test_a_model_that_waits_for_its_first_approval_does_not_stop_the_night(tmp_path: Path) -> None:
     lake = toy.toy_lake(tmp_path, model=ASKING)
-    runs = {"rides_ingest": ("success", {}), "ride_minutes_score": ("failed", {"score": "failed", "publish": "upstream_failed"})}
+    runs = {
+        "rides_ingest": ("success", {}),
+        "ride_minutes_score": ("failed", {"score": "failed", "publish": "upstream_failed"}),
+    }
     chain, shown = chain_of(lake, tmp_path, runs)
     chain.night({"rides": toy.FIRST_NIGHT})
     assert "ride_minutes_score.score failed" in shown
@@ -147,7 +178,9 @@ def _crowned(lake: Lake) -> Lake:
 
 def test_once_there_is_a_champion_a_failed_scoring_stops_the_night(tmp_path: Path) -> None:
     lake = _crowned(toy.toy_lake(tmp_path, model=ASKING))
-    chain, _ = chain_of(lake, tmp_path, {"rides_ingest": ("success", {}), "ride_minutes_score": ("failed", {"score": "failed"})})
+    chain, _ = chain_of(
+        lake, tmp_path, {"rides_ingest": ("success", {}), "ride_minutes_score": ("failed", {"score": "failed"})}
+    )
     with pytest.raises(TaskFailed, match=r"ride_minutes_score.score"):
         chain.night({"rides": toy.FIRST_NIGHT})
 
@@ -162,13 +195,18 @@ def test_once_there_is_a_champion_a_failed_scoring_stops_the_night(tmp_path: Pat
 )
 def test_no_answer_and_no_no_stops_a_night(tmp_path: Path, state: str, tasks: dict[str, str]) -> None:
     lake = _crowned(toy.toy_lake(tmp_path, model=ASKING))
-    runs: dict[str, tuple[str, dict[str, str]]] = {f"ride_minutes_{kind}": ("success", {}) for kind in ("score", "monitor")}
+    runs: dict[str, tuple[str, dict[str, str]]] = {
+        f"ride_minutes_{kind}": ("success", {}) for kind in ("score", "monitor")
+    }
     runs |= {"rides_ingest": ("success", {}), "ride_minutes_train": (state, tasks)}
     chain, shown = chain_of(lake, tmp_path, runs)
     api: Any = chain._api
     real = api.tasks
     if state == "queued":
-        api.tasks = lambda dag_id, run_id: [*real(dag_id, run_id), *([_awaiting(dag_id)] if run_id == "any" and dag_id.endswith("_train") else [])]
+        api.tasks = lambda dag_id, run_id: [
+            *real(dag_id, run_id),
+            *([_awaiting(dag_id)] if run_id == "any" and dag_id.endswith("_train") else []),
+        ]
     api.result = lambda dag_id, run_id, task_id: {"details": {"requested": True}}
     runs["ride_minutes_monitor"] = ("success", {"decide": "success"})
     chain.night({"rides": toy.FIRST_NIGHT})
@@ -181,14 +219,20 @@ def _awaiting(dag_id: str) -> dict[str, Any]:
 
 def test_another_failure_of_the_training_still_stops_the_chain(tmp_path: Path) -> None:
     lake = toy.toy_lake(tmp_path, model=ASKING)
-    chain, _ = chain_of(lake, tmp_path, {"ride_minutes_train": ("failed", {"gate": "failed", "approve": "upstream_failed"})})
+    chain, _ = chain_of(
+        lake, tmp_path, {"ride_minutes_train": ("failed", {"gate": "failed", "approve": "upstream_failed"})}
+    )
     with pytest.raises(TaskFailed, match=r"ride_minutes_train.gate"):
         chain.train({"ride_minutes": AS_OF}, "first")
 
 
 def test_a_first_champion_that_was_rejected_is_no_champion(tmp_path: Path) -> None:
     lake = toy.toy_lake(tmp_path, model=ASKING)
-    chain, _ = chain_of(lake, tmp_path, {"ride_minutes_train": ("failed", {"gate": "success", "approve": "failed", "promote": "upstream_failed"})})
+    chain, _ = chain_of(
+        lake,
+        tmp_path,
+        {"ride_minutes_train": ("failed", {"gate": "success", "approve": "failed", "promote": "upstream_failed"})},
+    )
     chain.train({"ride_minutes": AS_OF}, "first")
     with pytest.raises(NoFirstChampion, match="ride_minutes"):
         chain.require_champions({"ride_minutes": AS_OF})

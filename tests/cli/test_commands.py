@@ -36,7 +36,12 @@ def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
 def test_restate_rewrites_the_nights_and_what_is_computed_from_them(loaded: Lake, tmp_path: Path) -> None:
     source = tmp_path / "source" / "outcomes.csv"
     lines = source.read_text().splitlines()
-    changed = [re.sub(r"[^,]+$", "59.5", line) if line.startswith("2024-01-05,3,") or line.startswith('"2024-01-05",3,') else line for line in lines]
+    changed = [
+        re.sub(r"[^,]+$", "59.5", line)
+        if line.startswith("2024-01-05,3,") or line.startswith('"2024-01-05",3,')
+        else line
+        for line in lines
+    ]
     assert changed != lines
     source.write_text("\n".join(changed) + "\n")
     done = CliRunner().invoke(commands.app, ["restate", "rides", "2024-01-05", "2024-01-05"])
@@ -44,7 +49,9 @@ def test_restate_rewrites_the_nights_and_what_is_computed_from_them(loaded: Lake
     assert "1 nights rewritten, 2024-01-05 to 2024-01-05" in done.output
     valid = valid_table(loaded.settings, loaded.dataset("rides"), "outcomes").read([date(2024, 1, 5)]).to_pylist()
     assert [row["minutes"] for row in valid if row["ride"] == 3 and row["event_date"] == date(2024, 1, 5)] == [59.5]
-    features = loaded.publications.current(feature_table(loaded.settings, loaded.dataset("rides"), "vehicle_daily"), NIGHTS)
+    features = loaded.publications.current(
+        feature_table(loaded.settings, loaded.dataset("rides"), "vehicle_daily"), NIGHTS
+    )
     rewritten = [day for day, publication in features.items() if publication.run_id.startswith("restate__")]
     assert rewritten[0] == date(2024, 1, 5)
     assert rewritten[-1] <= date(2024, 1, 5) + timedelta(days=8)

@@ -32,7 +32,9 @@ def test_what_is_missing_is_named_with_the_command_that_mends_it(tmp_path: Path,
 def test_a_broken_catalog_is_found(tmp_path: Path) -> None:
     (tmp_path / "datasets").mkdir()
     (tmp_path / "datasets" / "x.yaml").write_text("dataset: x\nunknown: 1\n")
-    findings = [f for f in examine(Settings(home=tmp_path, catalog_dir=tmp_path)) if f.needs == "a catalog without errors"]
+    findings = [
+        f for f in examine(Settings(home=tmp_path, catalog_dir=tmp_path)) if f.needs == "a catalog without errors"
+    ]
     assert not findings[0].present
     assert "x.yaml" in findings[0].found
     assert "unknown = 1: unknown key" in findings[0].found

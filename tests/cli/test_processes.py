@@ -38,7 +38,11 @@ def test_a_component_that_ends_is_named_with_its_last_words(tmp_path: Path) -> N
 def test_stopping_ends_whole_families_even_those_that_ignore_it(tmp_path: Path) -> None:
     stubborn = "import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
     child = stubborn + "print('up', flush=True); time.sleep(600)"
-    parent = stubborn + f"p = subprocess.Popen([sys.executable, '-c', {child!r}], process_group=0); print(p.pid, flush=True); time.sleep(600)"
+    parent = (
+        stubborn
+        + f"p = subprocess.Popen([sys.executable, '-c', {child!r}], process_group=0); print(p.pid, flush=True);"
+        " time.sleep(600)"
+    )
     with Supervisor(tmp_path, os.environ) as supervisor:
         import cli.processes
 

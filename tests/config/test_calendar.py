@@ -69,15 +69,25 @@ def test_intervals() -> None:
 
 
 def test_intervals_that_hold_nothing() -> None:
-    with pytest.raises(BadInterval, match=r"\[2013-07-02, 2013-07-02\) holds no data date. Give an end after its start."):
+    with pytest.raises(
+        BadInterval, match=r"\[2013-07-02, 2013-07-02\) holds no data date. Give an end after its start."
+    ):
         Interval(date(2013, 7, 2), date(2013, 7, 2))
-    with pytest.raises(BadInterval, match=r"the last data date 2013-07-01 lies before the first, 2013-07-02. Swap them."):
+    with pytest.raises(
+        BadInterval, match=r"the last data date 2013-07-01 lies before the first, 2013-07-02. Swap them."
+    ):
         Interval.closed(date(2013, 7, 2), date(2013, 7, 1))
 
 
 @pytest.mark.parametrize(
     ("text", "length"),
-    [("14 days", timedelta(14)), ("1 hour", timedelta(hours=1)), ("1 night", timedelta(1)), ("2 weeks", timedelta(14)), ("90 minutes", timedelta(minutes=90))],
+    [
+        ("14 days", timedelta(14)),
+        ("1 hour", timedelta(hours=1)),
+        ("1 night", timedelta(1)),
+        ("2 weeks", timedelta(14)),
+        ("90 minutes", timedelta(minutes=90)),
+    ],
 )
 def test_durations(text: str, length: timedelta) -> None:
     assert parse_duration(text) == length

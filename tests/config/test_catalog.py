@@ -9,8 +9,21 @@ from typing import Any
 import pytest
 import yaml
 
-from config.catalog import BadCatalog, Catalog, load_catalog
-from config.checks import Between, Freshness, InSet, Matches, NotNull, PairGreater, RowCount, Unique, When, check_columns, check_name
+from config.catalog.base import BadCatalog
+from config.catalog.checks import (
+    Between,
+    Freshness,
+    InSet,
+    Matches,
+    NotNull,
+    PairGreater,
+    RowCount,
+    Unique,
+    When,
+    check_columns,
+    check_name,
+)
+from config.catalog.load import Catalog, load_catalog
 from config.settings import ROOT, Settings
 from tests import toy
 
@@ -43,7 +56,12 @@ def refusal(folder: Path, **texts: str) -> str:
 
 def test_the_toy_and_the_catalog_that_is_shipped_are_accepted(tmp_path: Path) -> None:
     assert [d.name for d in load(tmp_path).datasets] == ["rides"]
-    assert {d.name for d in load_catalog(Settings(catalog_dir=ROOT / "config")).datasets} >= {"flights", "traffic", "engines", "batteries"}
+    assert {d.name for d in load_catalog(Settings(catalog_dir=ROOT / "config")).datasets} >= {
+        "flights",
+        "traffic",
+        "engines",
+        "batteries",
+    }
 
 
 CHECK = {"rule": "between", "column": "distance_km", "min": 0}
@@ -57,33 +75,93 @@ CHECK = {"rule": "between", "column": "distance_km", "min": 0}
         ("tables.bookings.kye", ["x"], ["tables.bookings.kye = ['x']: unknown key"]),
         ("tables.bookings.columns.depot.nulable", True, ["tables.bookings.columns.depot.nulable = True: unknown key"]),
         # wrong types and values
-        ("tables.bookings.columns.depot.type", "text", ["tables.bookings.columns.depot.type = 'text'", "'string', 'int32'"]),
+        (
+            "tables.bookings.columns.depot.type",
+            "text",
+            ["tables.bookings.columns.depot.type = 'text'", "'string', 'int32'"],
+        ),
         ("tables.bookings.key", [], ["tables.bookings.key = []", "at least 1 item"]),
         ("time_zone", "New York", ["time_zone = 'New York': is no IANA time zone, for example America/New_York"]),
-        ("replay", {"from": "2024-02-01", "to": "2024-03-01", "first_night": "2024-01-01"}, ["needs from < first_night <= to, has 2024-02-01, 2024-01-01"]),
+        (
+            "replay",
+            {"from": "2024-02-01", "to": "2024-03-01", "first_night": "2024-01-01"},
+            ["needs from < first_night <= to, has 2024-02-01, 2024-01-01"],
+        ),
         ("start", "2024-01-01", ["needs exactly one of start (live) and replay (historic)"]),
         ("tables.bookings.source", {"kind": "ftp"}, ["tables.bookings.source", "'file', 'sql', 'http'"]),
-        ("tables.bookings.known_at", {"column": "start_utc", "sql": "1"}, ["known_at needs exactly one of column, sql; or the word arrival"]),
-        ("tables.bookings.quality", {"stop_share": 2}, ["tables.bookings.quality.stop_share = 2", "less than or equal to 1"]),
+        (
+            "tables.bookings.known_at",
+            {"column": "start_utc", "sql": "1"},
+            ["known_at needs exactly one of column, sql; or the word arrival"],
+        ),
+        (
+            "tables.bookings.quality",
+            {"stop_share": 2},
+            ["tables.bookings.quality.stop_share = 2", "less than or equal to 1"],
+        ),
         ("tables.bookings.checks.0", {"rule": "unik"}, ["tables.bookings.checks.0", "'unique'"]),
         ("tables.bookings.checks.0", {"rule": "between", "column": "ride"}, ["between needs min, max, or both"]),
-        ("tables.outcomes.checks.2.max_age", "1 fortnight", ["tables.outcomes.checks.2.freshness.max_age = '1 fortnight'", "a duration reads like '14 days'"]),
+        (
+            "tables.outcomes.checks.2.max_age",
+            "1 fortnight",
+            ["tables.outcomes.checks.2.freshness.max_age = '1 fortnight'", "a duration reads like '14 days'"],
+        ),
         # dangling references
         ("tables.bookings.key", ["event_date", "trip"], ["key names 'trip', which is no column of the table"]),
         ("tables.bookings.columns.ride.nullable", True, ["key column 'ride' must say nullable: false"]),
-        ("tables.bookings.checks.4", {**CHECK, "column": "distance"}, ["check between(distance) names 'distance', which is no column of the table"]),
-        ("tables.bookings.checks.4", {**CHECK, "when": {"column": "x", "op": "==", "value": 1}}, ["names 'x', which is no column of the table"]),
+        (
+            "tables.bookings.checks.4",
+            {**CHECK, "column": "distance"},
+            ["check between(distance) names 'distance', which is no column of the table"],
+        ),
+        (
+            "tables.bookings.checks.4",
+            {**CHECK, "when": {"column": "x", "op": "==", "value": 1}},
+            ["names 'x', which is no column of the table"],
+        ),
         ("tables.bookings.checks.4", CHECK, ["the check between(distance_km) stands twice"]),
         ("tables.bookings.columns.revision", {"type": "int32", "description": "x"}, ["column 'revision' is reserved"]),
-        ("tables.outcomes.known_at.column", "minutes", ["known_at names 'minutes', which must be a timestamp column with nullable: false"]),
-        ("features.vehicle_daily.reads", ["trips"], ["feature view 'vehicle_daily' reads 'trips', which is no table of the data set (bookings, outcomes)"]),
-        ("features.vehicle_daily.columns.vehicle", {"type": "string", "description": "x"}, ["declares 'vehicle', which is reserved or an entity"]),
+        (
+            "tables.outcomes.known_at.column",
+            "minutes",
+            ["known_at names 'minutes', which must be a timestamp column with nullable: false"],
+        ),
+        (
+            "features.vehicle_daily.reads",
+            ["trips"],
+            ["feature view 'vehicle_daily' reads 'trips', which is no table of the data set (bookings, outcomes)"],
+        ),
+        (
+            "features.vehicle_daily.columns.vehicle",
+            {"type": "string", "description": "x"},
+            ["declares 'vehicle', which is reserved or an entity"],
+        ),
         # checks that do not fit their column
-        ("tables.bookings.checks.4", {"rule": "between", "column": "depot", "min": 1}, ["check between(depot): depot is a string, needs a number"]),
-        ("tables.bookings.checks.4", {"rule": "matches", "column": "ride", "regex": "1"}, ["check matches(ride): ride is a int64, needs a string"]),
-        ("tables.bookings.checks.4", {"rule": "freshness", "column": "depot"}, ["check freshness(depot): depot is a string, needs a timestamp"]),
-        ("tables.bookings.checks.4", {"rule": "in_set", "column": "vehicle", "values": ["a", 1]}, ["vehicle is a string, which 1 cannot be equal to"]),
-        ("tables.bookings.checks.4", {"rule": "pair_greater", "a": "ride", "b": "depot"}, ["ride is a int64, depot a string; they cannot be compared"]),
+        (
+            "tables.bookings.checks.4",
+            {"rule": "between", "column": "depot", "min": 1},
+            ["check between(depot): depot is a string, needs a number"],
+        ),
+        (
+            "tables.bookings.checks.4",
+            {"rule": "matches", "column": "ride", "regex": "1"},
+            ["check matches(ride): ride is a int64, needs a string"],
+        ),
+        (
+            "tables.bookings.checks.4",
+            {"rule": "freshness", "column": "depot"},
+            ["check freshness(depot): depot is a string, needs a timestamp"],
+        ),
+        (
+            "tables.bookings.checks.4",
+            {"rule": "in_set", "column": "vehicle", "values": ["a", 1]},
+            ["vehicle is a string, which 1 cannot be equal to"],
+        ),
+        (
+            "tables.bookings.checks.4",
+            {"rule": "pair_greater", "a": "ride", "b": "depot"},
+            ["ride is a int64, depot a string; they cannot be compared"],
+        ),
         (
             "tables.bookings.checks.4",
             {"rule": "not_null", "column": "depot", "when": {"column": "start_utc", "op": ">", "value": "2024"}},
@@ -93,7 +171,9 @@ CHECK = {"rule": "between", "column": "distance_km", "min": 0}
 )
 def test_a_wrong_data_set_is_refused(tmp_path: Path, path: str, value: Any, words: list[str]) -> None:
     message = refusal(tmp_path, dataset=changed(toy.DATASET_YAML, path, value))
-    assert message.startswith(f"BadCatalog: {tmp_path / 'catalog' / 'datasets' / 'rides.yaml'} does not describe a data set:\n")
+    assert message.startswith(
+        f"BadCatalog: {tmp_path / 'catalog' / 'datasets' / 'rides.yaml'} does not describe a data set:\n"
+    )
     for word in words:
         assert word in message
 
@@ -114,7 +194,11 @@ def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
         ("label.table", "trips", ["label.table = 'trips': is no table of rides"]),
         ("label.column", "price", ["label = 'price': is no column of table outcomes"]),
         ("features", ["driver_daily"], ["features = 'driver_daily': is no feature view of rides (vehicle_daily)"]),
-        ("gate.segments.columns", ["weather"], ["gate.segments.columns = 'weather': is no column of the spine and no feature (<view>__<column>)"]),
+        (
+            "gate.segments.columns",
+            ["weather"],
+            ["gate.segments.columns = 'weather': is no column of the spine and no feature (<view>__<column>)"],
+        ),
         ("gate.better_than", 1, ["gate.better_than = 1: unknown key"]),
         ("split.train", "a month", ["split.train = 'a month'", "a duration reads like"]),
         ("outputs.ride_minutes.kind", "guess", ["outputs.ride_minutes", "'regression', 'binary'"]),
@@ -141,7 +225,9 @@ def test_files_that_are_no_mapping_or_no_yaml(tmp_path: Path) -> None:
 
 
 def test_a_file_is_named_as_what_it_describes(tmp_path: Path) -> None:
-    assert "describes 'journeys'. Name the file journeys.yaml." in refusal(tmp_path, dataset=changed(toy.DATASET_YAML, "dataset", "journeys"))
+    assert "describes 'journeys'. Name the file journeys.yaml." in refusal(
+        tmp_path, dataset=changed(toy.DATASET_YAML, "dataset", "journeys")
+    )
 
 
 def test_data_sets_and_models_share_one_name_space(tmp_path: Path) -> None:
@@ -251,8 +337,16 @@ def test_a_catalog_of_steps_equals_one_that_writes_them_out(tmp_path: Path) -> N
     ("steps", "other", "words"),
     [
         (1, "other", "features.vehicle_daily.columns.distance.steps = 1: Input should be greater than or equal to 2"),
-        (5000, "other", "features.vehicle_daily.columns.distance.steps = 5000: Input should be less than or equal to 1000"),
-        (3, "distance_t1", "the steps of 'distance' make a column 'distance_t1', which stands there already; rename one"),
+        (
+            5000,
+            "other",
+            "features.vehicle_daily.columns.distance.steps = 5000: Input should be less than or equal to 1000",
+        ),
+        (
+            3,
+            "distance_t1",
+            "the steps of 'distance' make a column 'distance_t1', which stands there already; rename one",
+        ),
     ],
 )
 def test_wrong_steps_are_refused(tmp_path: Path, steps: int, other: str, words: str) -> None:

@@ -18,7 +18,9 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-def test_the_environment_wins_over_the_default_and_an_argument_over_both(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_environment_wins_over_the_default_and_an_argument_over_both(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     assert load_settings().duckdb_threads == 2
     monkeypatch.setenv("NIGHTFLEET_DUCKDB_THREADS", "3")
     assert load_settings().duckdb_threads == 3
@@ -38,13 +40,23 @@ def test_home_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     ("name", "value", "words"),
     [
         ("NIGHTFLEET_HOEM", "/x", ["NIGHTFLEET_HOEM, which is no setting", "NIGHTFLEET_HOME"]),
-        ("NIGHTFLEET_DUCKDB_THREADS", "many", ["setting 'duckdb_threads' is 'many'", "Mend NIGHTFLEET_DUCKDB_THREADS or config/profiles/laptop.yaml"]),
+        (
+            "NIGHTFLEET_DUCKDB_THREADS",
+            "many",
+            ["setting 'duckdb_threads' is 'many'", "Mend NIGHTFLEET_DUCKDB_THREADS or config/profiles/laptop.yaml"],
+        ),
         ("NIGHTFLEET_DUCKDB_THREADS", "0", ["setting 'duckdb_threads' is '0'", "greater than or equal to 1"]),
         ("NIGHTFLEET_RUNNER", "cloud", ["setting 'runner' is 'cloud'", "'auto', 'docker' or 'process'"]),
-        ("NIGHTFLEET_PROFILE", "mainframe", ["there is no profile 'mainframe' (config/profiles/mainframe.yaml)", "laptop"]),
+        (
+            "NIGHTFLEET_PROFILE",
+            "mainframe",
+            ["there is no profile 'mainframe' (config/profiles/mainframe.yaml)", "laptop"],
+        ),
     ],
 )
-def test_a_wrong_setting_is_named_with_what_is_needed(monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: list[str]) -> None:
+def test_a_wrong_setting_is_named_with_what_is_needed(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: list[str]
+) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(BadSettings) as caught:
         load_settings()
@@ -65,13 +77,18 @@ def test_the_tracking_uri_is_set_or_written_or_refuses_at_once(tmp_path: Path) -
     assert settings.model_copy(update={"mlflow_tracking_uri": "http://mlflow"}).tracking_uri == "http://mlflow"
 
 
-def test_a_secret_comes_from_the_environment_or_a_file_of_mode_600(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_secret_comes_from_the_environment_or_a_file_of_mode_600(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = Settings(home=tmp_path)
     monkeypatch.delenv("SHOP_TOKEN", raising=False)
     path = tmp_path / "secrets" / "shop_token"
     with pytest.raises(MissingSecret) as caught:
         secret(settings, "shop_token")
-    assert str(caught.value) == f"MissingSecret: shop_token is not set. Export SHOP_TOKEN, or write it to {path} (mode 600)."
+    assert (
+        str(caught.value)
+        == f"MissingSecret: shop_token is not set. Export SHOP_TOKEN, or write it to {path} (mode 600)."
+    )
     path.parent.mkdir()
     path.write_text("abc\n")
     path.chmod(0o644)
@@ -94,7 +111,9 @@ def test_approvers_and_channels_stand_in_the_environment_or_a_profile(monkeypatc
     assert load_settings().notifications == ()
     monkeypatch.setenv("NIGHTFLEET_APPROVERS", " admin, 7:ada ,")
     monkeypatch.setenv(
-        "NIGHTFLEET_NOTIFICATIONS", "[{name: chat, kind: slack, url_secret: chat_url, at_once: [critical, warning]}, {name: log, kind: webhook, url_secret: l}]"
+        "NIGHTFLEET_NOTIFICATIONS",
+        "[{name: chat, kind: slack, url_secret: chat_url, at_once: [critical, warning]}, {name: log, kind: webhook, "
+        "url_secret: l}]",
     )
     monkeypatch.setenv("NIGHTFLEET_PUBLIC_URL", "https://airflow.example.com/x/")
     settings = load_settings()
@@ -109,13 +128,27 @@ def test_approvers_and_channels_stand_in_the_environment_or_a_profile(monkeypatc
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("NIGHTFLEET_NOTIFICATIONS", "[{name: chat, kind: pigeon, url_secret: x}]", "setting 'notifications.0.kind' is 'pigeon'"),
-        ("NIGHTFLEET_NOTIFICATIONS", "[{name: c, kind: slack, url: slack://token}]", "setting 'notifications.0.url_secret'"),
-        ("NIGHTFLEET_NOTIFICATIONS", "[{name: c, kind: slack, url_secret: x}, {name: c, kind: email, url_secret: y}]", "two channels share a name: c, c"),
+        (
+            "NIGHTFLEET_NOTIFICATIONS",
+            "[{name: chat, kind: pigeon, url_secret: x}]",
+            "setting 'notifications.0.kind' is 'pigeon'",
+        ),
+        (
+            "NIGHTFLEET_NOTIFICATIONS",
+            "[{name: c, kind: slack, url: slack://token}]",
+            "setting 'notifications.0.url_secret'",
+        ),
+        (
+            "NIGHTFLEET_NOTIFICATIONS",
+            "[{name: c, kind: slack, url_secret: x}, {name: c, kind: email, url_secret: y}]",
+            "two channels share a name: c, c",
+        ),
         ("NIGHTFLEET_PUBLIC_URL", "javascript:alert(1)", "needs an address that begins with http"),
     ],
 )
-def test_a_channel_that_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str) -> None:
+def test_a_channel_that_cannot_be_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str
+) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(BadSettings) as caught:
         load_settings()

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from config.catalog import load_catalog
+from config.catalog.load import load_catalog
 from config.settings import ROOT, Settings
 from tests import toy
 
@@ -42,7 +42,9 @@ def test_a_person_is_asked_between_gate_and_promotion(asking: Any) -> None:
     assert approve.options == ["Approve", "Reject"]
     assert approve.defaults is None, "without an answer a default would be taken for one"
     assert approve.doc_md
-    assert asking.max_active_runs == 1, "a challenger would be judged against a champion that the answer waited for may replace"
+    assert asking.max_active_runs == 1, (
+        "a challenger would be judged against a champion that the answer waited for may replace"
+    )
 
 
 def test_nobody_is_asked_where_the_catalog_does_not_say_so(tmp_path: Any) -> None:
@@ -52,7 +54,7 @@ def test_nobody_is_asked_where_the_catalog_does_not_say_so(tmp_path: Any) -> Non
 def test_the_operator_and_the_stage_know_the_same_options() -> None:
     from mlops_approval import OPTIONS
 
-    from training.approval import APPROVE, REJECT
+    from training.registry.approval import APPROVE, REJECT
 
     assert OPTIONS == [APPROVE, REJECT]
 
@@ -90,8 +92,8 @@ class FoundLake:
 def waiting(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What is on record as waiting."""
     found: list[Any] = []
-    monkeypatch.setattr("monitoring.runs.record_waiting", lambda _lake, waiting: found.append(waiting))
-    monkeypatch.setattr("monitoring.runs.end_waiting", lambda _lake, *asking: found.append(asking))
+    monkeypatch.setattr("monitoring.alerting.runs.record_waiting", lambda _lake, waiting: found.append(waiting))
+    monkeypatch.setattr("monitoring.alerting.runs.end_waiting", lambda _lake, *asking: found.append(asking))
     return found
 
 
@@ -100,14 +102,25 @@ def operator(monkeypatch: pytest.MonkeyPatch, waiting: list[Any]) -> Any:
     from mlops_approval import PromotionApproval
 
     monkeypatch.setattr("lake.lake.open_lake", FoundLake)
-    return PromotionApproval(task_id="approve", model_name="ride_minutes", decision=PASSED, model_card=None, response_timeout=timedelta(days=1))
+    return PromotionApproval(
+        task_id="approve",
+        model_name="ride_minutes",
+        decision=PASSED,
+        model_card=None,
+        response_timeout=timedelta(days=1),
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "dry_run", "says"),
-    [({"verdict": "refuse", "reasons": ["worse"]}, False, "nothing to approve, verdict refuse: worse"), ({}, True, "nothing to approve: this is a dry run")],
+    [
+        ({"verdict": "refuse", "reasons": ["worse"]}, False, "nothing to approve, verdict refuse: worse"),
+        ({}, True, "nothing to approve: this is a dry run"),
+    ],
 )
-def test_where_there_is_nothing_to_ask_the_task_is_skipped(operator: Any, change: dict[str, Any], dry_run: bool, says: str) -> None:
+def test_where_there_is_nothing_to_ask_the_task_is_skipped(
+    operator: Any, change: dict[str, Any], dry_run: bool, says: str
+) -> None:
     from airflow.sdk.exceptions import AirflowSkipException
 
     operator.decision = PASSED | change
@@ -115,10 +128,12 @@ def test_where_there_is_nothing_to_ask_the_task_is_skipped(operator: Any, change
         operator.execute({"params": {"dry_run": dry_run}})
 
 
-def test_it_waits_with_the_evidence_that_is_shown(operator: Any, waiting: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_waits_with_the_evidence_that_is_shown(
+    operator: Any, waiting: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from airflow.sdk.exceptions import TaskAwaitingInput
 
-    from training.approval import Form
+    from training.registry.approval import Form
 
     asked: list[dict[str, Any]] = []
     cards: list[Any] = []
@@ -127,20 +142,31 @@ def test_it_waits_with_the_evidence_that_is_shown(operator: Any, waiting: list[A
         cards.append(model_card)
         return Form("the subject", "the body", "s" * 64)
 
-    monkeypatch.setattr("training.approval.approval_form", form)
-    monkeypatch.setattr("training.approval.answered_before", lambda *_, **__: None)
-    monkeypatch.setattr("airflow.providers.standard.operators.hitl.upsert_hitl_detail", lambda **detail: asked.append(detail))
+    monkeypatch.setattr("training.registry.approval.approval_form", form)
+    monkeypatch.setattr("training.registry.approval.answered_before", lambda *_, **__: None)
+    monkeypatch.setattr(
+        "airflow.providers.standard.operators.hitl.upsert_hitl_detail", lambda **detail: asked.append(detail)
+    )
     operator.model_card = "/reports/card.html"
 
     with pytest.raises(TaskAwaitingInput) as parked:
         # The run was triggered with a reason of its own: why it was trained is not why it is promoted.
-        operator.execute({"params": {"dry_run": False, "reason": "drift"}, "task_instance": Instance, "ti": Instance, "dag_run": Run})
+        operator.execute(
+            {"params": {"dry_run": False, "reason": "drift"}, "task_instance": Instance, "ti": Instance, "dag_run": Run}
+        )
     assert parked.value.kwargs == {"shown": "s" * 64}
     assert parked.value.timeout == timedelta(days=1)
     assert cards == ["/reports/card.html"]
-    assert Instance.pushed["_link_ModelCardLink"].endswith("/ride_minutes/model_cards/3.html"), "who is asked needs the card while the task waits"
+    assert Instance.pushed["_link_ModelCardLink"].endswith("/ride_minutes/model_cards/3.html"), (
+        "who is asked needs the card while the task waits"
+    )
     [detail] = asked
-    assert (detail["subject"], detail["body"], detail["options"], detail["defaults"]) == ("the subject", "the body", ["Approve", "Reject"], None)
+    assert (detail["subject"], detail["body"], detail["options"], detail["defaults"]) == (
+        "the subject",
+        "the body",
+        ["Approve", "Reject"],
+        None,
+    )
     assert detail["assigned_users"] == [{"id": "admin", "name": "admin"}, {"id": "7", "name": "ada"}]
     [found] = waiting
     assert (found.model, found.run_id, found.asking, found.title) == ("ride_minutes", "manual__1", 2, "the subject")
@@ -149,39 +175,66 @@ def test_it_waits_with_the_evidence_that_is_shown(operator: Any, waiting: list[A
     assert detail["params"]["reason"]["schema"]["minLength"] == 1
 
 
-def test_an_answer_that_was_taken_already_is_not_asked_for_again(operator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_was_taken_already_is_not_asked_for_again(
+    operator: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[Any] = []
 
     def before(*_: Any, **words: Any) -> dict[str, Any]:
         asked.append(words)
         return {"answer": "approved"}
 
-    monkeypatch.setattr("training.approval.answered_before", before)
+    monkeypatch.setattr("training.registry.approval.answered_before", before)
     assert operator.execute({"params": {"dry_run": False}, "ti": Instance, "dag_run": Run}) == {"answer": "approved"}
     assert asked == [{"run_id": "manual__1", "asking": 2}]
 
 
-def test_an_answer_is_handed_on_with_who_and_when(operator: Any, waiting: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_is_handed_on_with_who_and_when(
+    operator: Any, waiting: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     given: dict[str, Any] = {}
-    monkeypatch.setattr("training.approval.answered", lambda *_, **words: given.update(words) or {"answer": "approved"})
+    monkeypatch.setattr(
+        "training.registry.approval.answered", lambda *_, **words: given.update(words) or {"answer": "approved"}
+    )
     at = datetime(2024, 3, 1, tzinfo=UTC)
-    event = {"chosen_options": ["Approve"], "params_input": {"reason": "fine"}, "responded_at": at, "responded_by_user": {"id": "7", "name": "ada"}}
-    assert operator.execute_complete({"dag_run": Run, "ti": Instance}, event=event, shown="s" * 64) == {"answer": "approved"}
+    event = {
+        "chosen_options": ["Approve"],
+        "params_input": {"reason": "fine"},
+        "responded_at": at,
+        "responded_by_user": {"id": "7", "name": "ada"},
+    }
+    assert operator.execute_complete({"dag_run": Run, "ti": Instance}, event=event, shown="s" * 64) == {
+        "answer": "approved"
+    }
     assert waiting == [("ride_minutes", "manual__1", 2)]
-    assert given == {"shown": "s" * 64, "option": "Approve", "by": "ada", "reason": "fine", "answered_at": at, "run_id": "manual__1", "asking": 2}
+    assert given == {
+        "shown": "s" * 64,
+        "option": "Approve",
+        "by": "ada",
+        "reason": "fine",
+        "answered_at": at,
+        "run_id": "manual__1",
+        "asking": 2,
+    }
     operator.execute_complete({"dag_run": Run, "ti": Instance}, event=event | {"params_input": None}, shown="s" * 64)
     assert given["reason"] == ""
     with pytest.raises(ValueError, match="Perhaps"):
-        operator.execute_complete({"dag_run": Run, "ti": Instance}, event=event | {"chosen_options": ["Perhaps"]}, shown="s" * 64)
+        operator.execute_complete(
+            {"dag_run": Run, "ti": Instance}, event=event | {"chosen_options": ["Perhaps"]}, shown="s" * 64
+        )
 
 
 def test_no_answer_in_time_is_handed_on_as_such(operator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
-    monkeypatch.setattr("training.approval.lapsed", lambda *_, **words: given.update(words))
-    operator.execute_complete({"dag_run": Run, "ti": Instance}, event={"error": "too late", "error_type": "timeout"}, shown="s" * 64)
+    monkeypatch.setattr("training.registry.approval.lapsed", lambda *_, **words: given.update(words))
+    operator.execute_complete(
+        {"dag_run": Run, "ti": Instance}, event={"error": "too late", "error_type": "timeout"}, shown="s" * 64
+    )
     assert (given["shown"], given["run_id"]) == ("s" * 64, "manual__1")
     with pytest.raises(Exception, match="broken"):
-        operator.execute_complete({"dag_run": Run, "ti": Instance}, event={"error": "broken", "error_type": "unknown"}, shown="s" * 64)
+        operator.execute_complete(
+            {"dag_run": Run, "ti": Instance}, event={"error": "broken", "error_type": "unknown"}, shown="s" * 64
+        )
 
 
 # ---- the rollback form -------------------------------------------------------------------------------------------
@@ -210,23 +263,39 @@ def test_a_rollback_names_the_person_and_the_run(dag_bag: Any, monkeypatch: pyte
 
     asked: list[Any] = []
     line = Promotion(
-        "arrival_delay", 1, date(2024, 3, 1), date(2024, 3, 2), datetime(2024, 3, 2, tzinfo=UTC), "ada (manual__1)", "a", "e", "rollback", 3, "odd"
+        "arrival_delay",
+        1,
+        date(2024, 3, 1),
+        date(2024, 3, 2),
+        datetime(2024, 3, 2, tzinfo=UTC),
+        "ada (manual__1)",
+        "a",
+        "e",
+        "rollback",
+        3,
+        "odd",
     )
 
     def roll_back(*arguments: Any, **named: Any) -> Promotion:
         asked.append((arguments, named))
         return line
 
-    monkeypatch.setattr("training.promote.rollback", roll_back)
+    monkeypatch.setattr("training.registry.promotion.rollback", roll_back)
     monkeypatch.setattr("lake.lake.open_lake", lambda: "the lake")
 
     class Triggered(Run):
         triggering_user_name = "ada"
 
     monkeypatch.setenv("NIGHTFLEET_APPROVERS", "admin,7:ada")
-    done = dag_bag.dags["rollback"].get_task("rollback").python_callable(dag_run=Triggered, params={"model": "arrival_delay", "reason": "odd", "version": None})
+    done = (
+        dag_bag.dags["rollback"]
+        .get_task("rollback")
+        .python_callable(dag_run=Triggered, params={"model": "arrival_delay", "reason": "odd", "version": None})
+    )
     assert done["version"] == 1
-    assert asked == [(("the lake", "arrival_delay"), {"by": "ada", "reason": "odd", "version": None, "run_id": "manual__1"})]
+    assert asked == [
+        (("the lake", "arrival_delay"), {"by": "ada", "reason": "odd", "version": None, "run_id": "manual__1"})
+    ]
 
 
 @pytest.mark.parametrize("who", ["7", "eve", None])
@@ -238,8 +307,16 @@ def test_who_is_no_approver_rolls_nothing_back(dag_bag: Any, monkeypatch: pytest
 
     monkeypatch.setattr("lake.lake.open_lake", lambda: pytest.fail("the lake was opened"))
     monkeypatch.setenv("NIGHTFLEET_APPROVERS", "admin,7:ada")
-    with pytest.raises(NightfleetError, match=f"NotAnApprover: {who or 'unknown'} may not roll arrival_delay back: the setting `approvers` names ada, admin"):
-        dag_bag.dags["rollback"].get_task("rollback").python_callable(dag_run=Triggered, params={"model": "arrival_delay", "reason": "odd", "version": None})
+    with pytest.raises(
+        NightfleetError,
+        match=(
+            f"NotAnApprover: {who or 'unknown'} may not roll arrival_delay back: the setting `approvers` names ada,"
+            " admin"
+        ),
+    ):
+        dag_bag.dags["rollback"].get_task("rollback").python_callable(
+            dag_run=Triggered, params={"model": "arrival_delay", "reason": "odd", "version": None}
+        )
 
 
 def test_airflow_s_auth_managers_take_the_answer_of_who_is_named_only(operator: Any) -> None:
@@ -249,7 +326,12 @@ def test_airflow_s_auth_managers_take_the_answer_of_who_is_named_only(operator: 
     from airflow.providers.fab.auth_manager.fab_auth_manager import FabAuthManager
 
     named = set(FoundLake.settings.approver_names)
-    for name, role, may in (("admin", "ADMIN", True), ("operator", "OP", False), ("ada", "ADMIN", False), ("viewer", "VIEWER", False)):
+    for name, role, may in (
+        ("admin", "ADMIN", True),
+        ("operator", "OP", False),
+        ("ada", "ADMIN", False),
+        ("viewer", "VIEWER", False),
+    ):
         user = SimpleAuthManagerUser(username=name, role=role)
         assert SimpleAuthManager().is_authorized_hitl_task(assigned_users=named, user=user) is may
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 
 from config.calendar import BadInterval, Interval, requested_interval
-from config.catalog import load_catalog
+from config.catalog.load import load_catalog
 from config.errors import NightfleetError, TransientError
 
 CATALOG = load_catalog()
@@ -25,12 +25,16 @@ def test_every_file_parses_and_the_catalog_decides_what_there_is(dag_bag) -> Non
 def test_an_operator_finds_help_on_every_dag_and_task(dag_bag, dag_id) -> None:
     dag = dag_bag.dags[dag_id]
     for word in ("Reads", "Writes", "Rerun", "Fails"):
-        assert word in (dag.doc_md or ""), f"{dag_id}: the file's docstring must have a line on what it {word.lower()}; it is what the UI shows."
+        assert word in (dag.doc_md or ""), (
+            f"{dag_id}: the file's docstring must have a line on what it {word.lower()}; it is what the UI shows."
+        )
     assert dag.tags, f"{dag_id} has no tags: set them in its DAG(...)."
     assert dag.owner_links, f"{dag_id} has no owner_links: set owner_url in the catalog."
     assert dag.max_active_runs == 1, f"{dag_id}: two runs of one partition must not run at once."
     for task in dag.tasks:
-        assert task.doc_md or task.task_id == "wait_until_ready", f"{dag_id}.{task.task_id} has no doc_md: say in one line what it does."
+        assert task.doc_md or task.task_id == "wait_until_ready", (
+            f"{dag_id}.{task.task_id} has no doc_md: say in one line what it does."
+        )
         assert task.owner == dag.default_args["owner"] != "airflow"
         assert task.execution_timeout is not None
         assert task.retries == dag.default_args["retries"]
@@ -55,7 +59,9 @@ def test_a_replay_keeps_quiet_about_today(dag_bag) -> None:
         dag = dag_bag.dags[f"{dataset.name}_ingest"]
         if dataset.replay:
             assert dag.end_date is not None
-            assert dag.end_date < datetime.now(UTC), f"{dag.dag_id}: without an end date in the past one run of today would start at once."
+            assert dag.end_date < datetime.now(UTC), (
+                f"{dag.dag_id}: without an end date in the past one run of today would start at once."
+            )
 
 
 def test_a_dry_run_is_not_the_default(dag_bag) -> None:
@@ -96,7 +102,9 @@ def test_a_live_night_waits_for_its_hour() -> None:
     from mlops_ready import ready_at
 
     assert ready_at("2013-07-01", "America/New_York", time(2)) == datetime(2013, 7, 2, 6, tzinfo=UTC)
-    assert ready_at("2013-03-09", "America/New_York", time(4)) == datetime(2013, 3, 10, 8, tzinfo=UTC)  # the clocks went forward at 2
+    assert ready_at("2013-03-09", "America/New_York", time(4)) == datetime(
+        2013, 3, 10, 8, tzinfo=UTC
+    )  # the clocks went forward at 2
 
 
 class Ended(NamedTuple):
@@ -110,7 +118,9 @@ def test_alarms_run_whatever_failed_and_do_not_make_the_run_green(dag_bag) -> No
     for model in CATALOG.models:
         dag = dag_bag.dags[f"{model.name}_monitor"]
         alarms = dag.get_task("alarms")
-        assert alarms.is_teardown, "a last task that is no teardown decides the run's state alone: a failed night would be green."
+        assert alarms.is_teardown, (
+            "a last task that is no teardown decides the run's state alone: a failed night would be green."
+        )
         assert not alarms.on_failure_fail_dagrun
         assert alarms.upstream_task_ids == {"report", "align", "request"}
         assert alarms.trigger_rule == "all_done_setup_success"

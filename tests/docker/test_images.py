@@ -1,4 +1,6 @@
-"""The training image: locked to the project's versions, holding what it needs and nothing else, confined, ending when told."""
+"""The training image: locked to the project's versions, holding what it needs and nothing else, confined, ending when
+told.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import pytest
 
 from config.settings import ROOT, image_code, load_settings
 from tests.training.jobs import write_job
-from training.containers import IMAGE_CODE_LABEL, JOB_MOUNT, hand_over, image_name
+from training.registry.containers import IMAGE_CODE_LABEL, JOB_MOUNT, hand_over, image_name
 
 _PIN = re.compile(r"^([a-zA-Z0-9._-]+)(?:\[[^]]*\])?==([^\s;\\]+)", re.MULTILINE)
 
@@ -26,8 +28,15 @@ def test_its_requirements_are_the_projects_versions_locked_by_hash(image: str) -
     ours, projects = pins(ROOT / "docker" / f"{image}-requirements.txt"), pins(ROOT / "requirements.txt")
     assert ours
     # CUDA's own libraries are the image's alone.
-    other = {name: version for name, version in ours.items() if projects.get(name) != version and not name.startswith("nvidia-")}
-    assert not other, f"{image}-requirements.txt pins {other}, requirements.txt { ({n: projects.get(n) for n in other}) }. Run `make lock`."
+    other = {
+        name: version
+        for name, version in ours.items()
+        if projects.get(name) != version and not name.startswith("nvidia-")
+    }
+    assert not other, (
+        f"{image}-requirements.txt pins {other}, requirements.txt { ({n: projects.get(n) for n in other}) }. Run `make "
+        "lock`."
+    )
     assert text.count("--hash=sha256:") >= len(ours)
 
 
@@ -46,7 +55,8 @@ def run(client: Any, command: list[str], *, entrypoint: list[str] | None = None,
 def test_it_holds_our_code_and_nothing_else_of_ours(docker_engine: Any) -> None:
     code = (
         "import json, os, pathlib; root = pathlib.Path('/app');"
-        "files = sorted(str(p.relative_to(root)) for p in root.rglob('*') if p.is_file() and '__pycache__' not in p.parts);"
+        "files = sorted(str(p.relative_to(root)) for p in root.rglob('*') if p.is_file() and '__pycache__' not in "
+        "p.parts);"
         "print(json.dumps([os.getuid(), files, os.access('/app/training/__main__.py', os.W_OK)]))"
     )
     status, output = run(docker_engine, ["-c", code], entrypoint=["python"])
@@ -56,8 +66,14 @@ def test_it_holds_our_code_and_nothing_else_of_ours(docker_engine: Any) -> None:
     assert not writable
     assert {name.split("/")[0] for name in files} == {"config", "lake", "serving", "training"}
     assert [name for name in files if name.startswith("lake/")] == ["lake/__init__.py", "lake/artifact.py"]
-    assert not [name for name in files if name.startswith("serving/") and not name.startswith("serving/predictors/") and name != "serving/__init__.py"]
-    assert not [name for name in files if name.endswith(".yaml")], "the catalog does not belong into the image: a changed entry needs no new one"
+    assert not [
+        name
+        for name in files
+        if name.startswith("serving/") and not name.startswith("serving/predictors/") and name != "serving/__init__.py"
+    ]
+    assert not [name for name in files if name.endswith(".yaml")], (
+        "the catalog does not belong into the image: a changed entry needs no new one"
+    )
 
 
 def test_its_labels_say_what_code_it_is(docker_engine: Any) -> None:
@@ -67,10 +83,18 @@ def test_its_labels_say_what_code_it_is(docker_engine: Any) -> None:
 
 
 def test_process_1_forwards_signals(docker_engine: Any, tmp_path: Path) -> None:
-    job_dir = write_job(tmp_path / "job", "xgboost", params={"n_estimators": 100_000, "early_stopping_rounds": 100_000, "max_depth": 2, "threads": 1})
+    job_dir = write_job(
+        tmp_path / "job",
+        "xgboost",
+        params={"n_estimators": 100_000, "early_stopping_rounds": 100_000, "max_depth": 2, "threads": 1},
+    )
     client = docker_engine
-    config = client.create_host_config(network_mode="none", read_only=True, tmpfs={"/tmp": ""}, binds={str(job_dir): {"bind": JOB_MOUNT}})
-    container = client.create_container(image_name(load_settings(), gpus=False), [JOB_MOUNT], user=hand_over(job_dir), host_config=config)["Id"]
+    config = client.create_host_config(
+        network_mode="none", read_only=True, tmpfs={"/tmp": ""}, binds={str(job_dir): {"bind": JOB_MOUNT}}
+    )
+    container = client.create_container(
+        image_name(load_settings(), gpus=False), [JOB_MOUNT], user=hand_over(job_dir), host_config=config
+    )["Id"]
     try:
         client.start(container)
         for line in client.logs(container, stream=True, follow=True):

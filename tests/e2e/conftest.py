@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from config.catalog import load_catalog
+from config.catalog.load import load_catalog
 from config.settings import ROOT, Settings
 from lake.lake import Lake
 from tests.three_nights import ThreeNights, three_nights
@@ -46,13 +46,25 @@ class User:
 
     def command(self, *arguments: str, seconds: float = _RUN_SECONDS) -> Finished:
         done = subprocess.run(
-            [sys.executable, "-m", "cli", *arguments], cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=seconds, check=False
+            [sys.executable, "-m", "cli", *arguments],
+            cwd=ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
         )
         return Finished(done.returncode, done.stdout + done.stderr)
 
     def start(self, *arguments: str, log: Path) -> subprocess.Popen[bytes]:
         with log.open("wb") as file:
-            return subprocess.Popen([sys.executable, "-m", "cli", *arguments], cwd=ROOT, env=self.environment, stdout=file, stderr=subprocess.STDOUT)
+            return subprocess.Popen(
+                [sys.executable, "-m", "cli", *arguments],
+                cwd=ROOT,
+                env=self.environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
 
     def processes(self) -> list[str]:
         """Every living process of this installation, by the home in its environment."""
@@ -62,7 +74,10 @@ class User:
             if not entry.name.isdigit() or int(entry.name) == os.getpid():
                 continue
             try:
-                if marker in (entry / "environ").read_bytes() and (entry / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":
+                if (
+                    marker in (entry / "environ").read_bytes()
+                    and (entry / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+                ):
                     found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:120])
             except OSError:
                 continue

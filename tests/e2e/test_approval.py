@@ -15,13 +15,16 @@ from cli.airflow_api import AirflowApi, AirflowRefused
 from config.calendar import ONE_DAY, Interval
 from tests import toy
 from tests.e2e.conftest import User, interrupt, wait_for
-from training.approval import read_approvals
+from training.registry.approval import read_approvals
 
 MODEL, DAG = "ride_minutes", "ride_minutes_train"
 AS_OF = toy.FIRST_NIGHT - ONE_DAY
 FIRST = f"first__{AS_OF}"
 # A challenger may be somewhat worse: what the gate says is not the matter here.
-ASKING = toy.MODEL_YAML.replace("better_by: 0.0", "better_by: -0.9").replace("worst: 1.5", "worst: 9") + "approval: required\n"
+ASKING = (
+    toy.MODEL_YAML.replace("better_by: 0.0", "better_by: -0.9").replace("worst: 1.5", "worst: 9")
+    + "approval: required\n"
+)
 _WAIT_SECONDS = 240
 
 
@@ -63,7 +66,8 @@ class Person:
     def decide(self, run_id: str, option: str, task_state: str, **params: str) -> dict[str, Any]:
         """Answer whenever asked, until `approve` has ended so.
 
-        Airflow tries a task again that is answered in the second in which it began to wait, before the scheduler took note of that.
+        Airflow tries a task again that is answered in the second in which it began to wait, before the scheduler took
+        note of that.
         """
         answered_try, deadline = 0, time.monotonic() + _WAIT_SECONDS
         while True:
@@ -79,7 +83,14 @@ class Person:
 
     def clear(self, run_id: str, task: str) -> None:
         """Clear one task and what follows from it, as the button in the UI does."""
-        body = {"dry_run": False, "dag_run_id": run_id, "task_ids": [task], "only_failed": False, "include_downstream": True, "reset_dag_runs": True}
+        body = {
+            "dry_run": False,
+            "dag_run_id": run_id,
+            "task_ids": [task],
+            "only_failed": False,
+            "include_downstream": True,
+            "reset_dag_runs": True,
+        }
         self.api.call("POST", f"/dags/{DAG}/clearTaskInstances", json=body)
 
     def train(self, run_id: str, depth: int) -> None:
@@ -96,7 +107,9 @@ def log_of(user: User, run_id: str, task: str, attempt: int = 1) -> str:
 @pytest.fixture(scope="module")
 def user(tmp_path_factory: pytest.TempPathFactory) -> User:
     folder = tmp_path_factory.mktemp("asking")
-    return User(toy.toy_lake(folder, model=ASKING, source=Interval(toy.FIRST, toy.FIRST_NIGHT + timedelta(days=10))).settings)
+    return User(
+        toy.toy_lake(folder, model=ASKING, source=Interval(toy.FIRST, toy.FIRST_NIGHT + timedelta(days=10))).settings
+    )
 
 
 def up(user: User, log: Path) -> Iterator[Person]:
@@ -134,7 +147,9 @@ def test_a_viewer_may_look_but_not_answer(user: User, person: Person) -> None:
 
 
 def test_an_approval_days_later_promotes_from_then_on_in_the_persons_name(user: User, person: Person) -> None:
-    """It was asked before the first night, and is answered after it: the run of the first test is still waiting, over a restart."""
+    """It was asked before the first night, and is answered after it: the run of the first test is still waiting, over a
+    restart.
+    """
     form = person.form(FIRST)
     assert form["subject"] == "Duration of tomorrow's rides: promote version 1, as of 2024-02-29?"
     assert "| output | metric | challenger | rival |" in form["body"]
@@ -147,9 +162,16 @@ def test_an_approval_days_later_promotes_from_then_on_in_the_persons_name(user: 
     [line] = user.lake.ledger(MODEL).read().promotions
     assert (line.version, line.by, line.evidence_digest) == (1, f"admin ({FIRST})", evidence.group(1))
     assert line.trained_until == AS_OF
-    assert line.effective_from == toy.FIRST_NIGHT + ONE_DAY, "that night has passed, so the promotion counts from the next"
+    assert line.effective_from == toy.FIRST_NIGHT + ONE_DAY, (
+        "that night has passed, so the promotion counts from the next"
+    )
     [kept] = read_approvals(user.lake, MODEL)
-    assert (kept.answer, kept.by, kept.reason, kept.evidence_digest) == ("approved", "admin", "better on every depot", evidence.group(1))
+    assert (kept.answer, kept.by, kept.reason, kept.evidence_digest) == (
+        "approved",
+        "admin",
+        "better on every depot",
+        evidence.group(1),
+    )
     assert "was approved by admin: better on every depot" in log_of(user, FIRST, "approve")
     # Clearing `promote` alone finds its line; nobody is asked again.
     person.clear(FIRST, "promote")
@@ -165,7 +187,9 @@ def test_a_rejection_is_red_and_asked_again_may_become_an_approval(user: User, p
     person.wait_run("second", "failed")
     states = {name: instance["state"] for name, instance in person.instances("second").items()}
     assert (states["approve"], states["promote"]) == ("failed", "upstream_failed")
-    assert "version 2 was rejected by admin: worse at night. The champion stays." in log_of(user, "second", "approve", ended["try_number"])
+    assert "version 2 was rejected by admin: worse at night. The champion stays." in log_of(
+        user, "second", "approve", ended["try_number"]
+    )
     assert len(user.lake.ledger(MODEL).read().promotions) == 1
 
     person.clear("second", "approve")
@@ -179,7 +203,10 @@ def test_a_rejection_is_red_and_asked_again_may_become_an_approval(user: User, p
     newest = user.lake.ledger(MODEL).read().newest
     assert newest is not None
     assert (newest.version, newest.by) == (2, "admin (second)")
-    assert [(word.answer, word.reason) for word in read_approvals(user.lake, MODEL)][1:] == [("rejected", "worse at night"), ("approved", "looked again")]
+    assert [(word.answer, word.reason) for word in read_approvals(user.lake, MODEL)][1:] == [
+        ("rejected", "worse at night"),
+        ("approved", "looked again"),
+    ]
 
 
 def test_the_form_rolls_back_in_the_persons_name(user: User, person: Person) -> None:
@@ -201,7 +228,10 @@ def test_without_an_answer_in_time_the_request_lapses(user: User, person: Person
     person.wait_run("third", "failed")
     states = {name: instance["state"] for name, instance in person.instances("third").items()}
     assert (states["approve"], states["promote"]) == ("failed", "upstream_failed")
-    assert "the request to promote ride_minutes version 3 lapsed: nobody answered within 1 minute. The champion stays." in log_of(user, "third", "approve")
+    assert (
+        "the request to promote ride_minutes version 3 lapsed: nobody answered within 1 minute. The champion stays."
+        in log_of(user, "third", "approve")
+    )
     kept = read_approvals(user.lake, MODEL)[-1]
     assert (kept.answer, kept.by, kept.version) == ("lapsed", "nobody", 3)
     newest = user.lake.ledger(MODEL).read().newest

@@ -1,4 +1,6 @@
-"""What Airflow's own pages and files give the operator after three real nights: links from tasks, tabs on DAG pages, logs of one night."""
+"""What Airflow's own pages and files give the operator after three real nights: links from tasks, tabs on DAG pages,
+logs of one night.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ def viewer(browser: Browser, nights: ThreeNights) -> Iterator[Visit]:
 
 
 def newest_run(api: AirflowApi, dag_id: str, key: str | None = None) -> str:
-    runs = api.call("GET", f"/dags/{dag_id}/dagRuns", params={"order_by": "-run_after", "limit": 100}).json()["dag_runs"]
+    runs = api.call("GET", f"/dags/{dag_id}/dagRuns", params={"order_by": "-run_after", "limit": 100}).json()[
+        "dag_runs"
+    ]
     return str(next(run["dag_run_id"] for run in runs if key in (None, run["partition_key"])))
 
 
@@ -57,7 +61,10 @@ def links(api: AirflowApi, dag_id: str, run_id: str) -> dict[str, dict[str, str 
 
 def test_each_task_leads_to_what_it_made(nights: ThreeNights) -> None:
     night = str(DRIFTED)
-    found = {dag: links(nights.api, dag, newest_run(nights.api, dag, night)) for dag in ("rides_ingest", "ride_minutes_score", "ride_minutes_monitor")}
+    found = {
+        dag: links(nights.api, dag, newest_run(nights.api, dag, night))
+        for dag in ("rides_ingest", "ride_minutes_score", "ride_minutes_monitor")
+    }
     assert {task: named["Data of the night"] for task, named in found["rides_ingest"].items()} == dict.fromkeys(
         ("ingest", "validate", "transform", "materialize"), f"{INSIDE}/data/rides?night={night}"
     )
@@ -72,22 +79,36 @@ def test_a_failed_task_has_its_links_too(nights: ThreeNights) -> None:
 
 
 def test_mapped_and_parked_tasks_have_theirs(nights: ThreeNights) -> None:
-    first = next(run for run in nights.api.call("GET", "/dags/tour_minutes_train/dagRuns").json()["dag_runs"] if run["state"] == "success")
+    first = next(
+        run
+        for run in nights.api.call("GET", "/dags/tour_minutes_train/dagRuns").json()["dag_runs"]
+        if run["state"] == "success"
+    )
     found = links(nights.api, "tour_minutes_train", first["dag_run_id"])
     assert found["train"]["MLflow run"] == found["register"]["MLflow run"]
     assert str(found["train"]["MLflow run"]).startswith(f"{nights.installation.mlflow_url}/#/runs/")
-    assert found["approve"]["Model card"] == found["explain"]["Model card"] == f"{INSIDE}/embedded/tour_minutes/model_cards/1.html"
+    assert (
+        found["approve"]["Model card"]
+        == found["explain"]["Model card"]
+        == f"{INSIDE}/embedded/tour_minutes/model_cards/1.html"
+    )
 
 
 def test_where_links_lead_there_is_a_page(nights: ThreeNights) -> None:
-    token = httpx.post(f"{nights.url}/auth/token", json={"username": "viewer", "password": nights.password("viewer")}).json()["access_token"]
+    token = httpx.post(
+        f"{nights.url}/auth/token", json={"username": "viewer", "password": nights.password("viewer")}
+    ).json()["access_token"]
     wanted = set()
     for dag in ("rides_ingest", "ride_minutes_score", "ride_minutes_monitor"):
         for named in links(nights.api, dag, newest_run(nights.api, dag, str(CLEAN))).values():
             wanted |= {address for address in named.values() if address}
     assert len(wanted) >= 4
     for address in wanted:
-        answer = httpx.get(nights.url + address.removeprefix("/plugin/models"), headers={"Authorization": f"Bearer {token}"}, timeout=60)
+        answer = httpx.get(
+            nights.url + address.removeprefix("/plugin/models"),
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=60,
+        )
         assert answer.status_code == 200, f"{address}: {answer.status_code} {answer.text[:300]}"
 
 
@@ -111,7 +132,9 @@ def test_a_person_follows_a_link_in_airflow_s_own_page(nights: ThreeNights, view
         ("rollback", "/nightfleet/"),
     ],
 )
-def test_a_tab_of_a_dag_s_page_shows_its_model_or_data(nights: ThreeNights, viewer: Visit, dag_id: str, leads_to: str) -> None:
+def test_a_tab_of_a_dag_s_page_shows_its_model_or_data(
+    nights: ThreeNights, viewer: Visit, dag_id: str, leads_to: str
+) -> None:
     viewer.page.goto(f"{nights.url}/dags/{dag_id}")
     viewer.page.get_by_role("link", name="Nightfleet", exact=True).click()
     viewer.page.frame_locator("iframe").locator("h1").wait_for()
@@ -140,11 +163,31 @@ def test_one_night_is_followed_from_ingest_to_report(nights: ThreeNights) -> Non
     wanted = correlation_id(nights.lake.catalog, "ride_minutes", str(CLEAN))
     assert wanted == f"rides/{CLEAN}"
     ended = [line for line in lines(nights) if line.get("correlation_id") == wanted and line["event"] == "stage ended"]
-    order = ["ingest", "validate", "transform", "materialize", "score", "publish", "drift", "performance", "report", "decide"]
+    order = [
+        "ingest",
+        "validate",
+        "transform",
+        "materialize",
+        "score",
+        "publish",
+        "drift",
+        "performance",
+        "report",
+        "decide",
+    ]
     of_model = [line for line in ended if line["subject"] in ("rides", "ride_minutes")]
     assert {line["stage"] for line in of_model} >= set(order)
     at = {line["stage"]: line["timestamp"] for line in of_model}
-    assert at["ingest"] < at["validate"] < at["transform"] < at["materialize"] < at["score"] < at["publish"] < at["drift"] < at["report"]
+    assert (
+        at["ingest"]
+        < at["validate"]
+        < at["transform"]
+        < at["materialize"]
+        < at["score"]
+        < at["publish"]
+        < at["drift"]
+        < at["report"]
+    )
     for line in of_model:
         assert line["data_date"] == str(CLEAN)
         assert line["run_id"]
@@ -158,7 +201,9 @@ def test_one_night_is_followed_from_ingest_to_report(nights: ThreeNights) -> Non
 
 
 def test_a_training_s_own_lines_carry_the_night(nights: ThreeNights) -> None:
-    of_training = [line for line in lines(nights) if line.get("stage") == "train" and line.get("dag_id") == "ride_minutes_train"]
+    of_training = [
+        line for line in lines(nights) if line.get("stage") == "train" and line.get("dag_id") == "ride_minutes_train"
+    ]
     said = [line for line in of_training if "trained in" in line["event"]]
     assert said
     assert all(line["correlation_id"].startswith("rides/") and line["subject"] == "ride_minutes" for line in said)
@@ -166,5 +211,7 @@ def test_a_training_s_own_lines_carry_the_night(nights: ThreeNights) -> None:
 
 def test_a_failure_is_an_event_with_its_reason(nights: ThreeNights) -> None:
     failed = [line for line in lines(nights) if line["event"] == "stage failed"]
-    assert {(line["subject"], line["stage"], line["correlation_id"]) for line in failed} >= {("ride_delay", "score", f"rides/{WRONG}")}
+    assert {(line["subject"], line["stage"], line["correlation_id"]) for line in failed} >= {
+        ("ride_delay", "score", f"rides/{WRONG}")
+    }
     assert all(line["error"] and line["level"] == "error" for line in failed)

@@ -1,6 +1,8 @@
-"""The pages inside a real Airflow after three nights, as viewer, operator and admin read and use them. The tests build on one another, in order.
+"""The pages inside a real Airflow after three nights, as viewer, operator and admin read and use them. The tests build
+on one another, in order.
 
-One night was clean, in one the rides took six times as long, and in one rows broke a rule and a scoring failed (`tests/three_nights.py`).
+One night was clean, in one the rides took six times as long, and in one rows broke a rule and a scoring failed
+(`tests/three_nights.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import sqlalchemy as sa
 from playwright.sync_api import Browser, FrameLocator, expect
 
 from config.calendar import ONE_DAY
-from monitoring.actions import read_actions
+from monitoring.alerting.actions import read_actions
 from monitoring.pages.page import Role
 from tests.browser import Visit, chromium, drawn, sideways, violations, visit
 from tests.three_nights import BROKEN_DEPOTS, CLEAN, DRIFTED, HOSTILE, WRONG, ThreeNights
@@ -97,15 +99,22 @@ def eventually(what: str, holds: Callable[[], bool]) -> None:
 # ---- reading -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", [*PAGES.values(), "static/page.js", "metrics", "embedded/ride_minutes/nothing", "nowhere"])
+@pytest.mark.parametrize(
+    "path", [*PAGES.values(), "static/page.js", "metrics", "embedded/ride_minutes/nothing", "nowhere"]
+)
 def test_nobody_reads_without_a_login(browser: Browser, nights: ThreeNights, path: str) -> None:
     with visit(browser, nights.url) as window:
         assert window.context.request.get(f"{nights.url}/nightfleet/{path}").status == 401
         for action in ("acknowledge", "rollback", "nothing"):
-            assert window.context.request.post(f"{nights.url}/nightfleet/actions/{action}", form={"reason": "x"}).status == 401
+            assert (
+                window.context.request.post(f"{nights.url}/nightfleet/actions/{action}", form={"reason": "x"}).status
+                == 401
+            )
 
 
-def test_the_nav_entry_leads_to_tonight_and_its_address_outlives_a_reload_and_a_click(someone: tuple[Role, Visit], nights: ThreeNights) -> None:
+def test_the_nav_entry_leads_to_tonight_and_its_address_outlives_a_reload_and_a_click(
+    someone: tuple[Role, Visit], nights: ThreeNights
+) -> None:
     role, window = someone
     page = window.page
     page.get_by_role("link", name="Models").click()
@@ -125,7 +134,9 @@ def test_the_nav_entry_leads_to_tonight_and_its_address_outlives_a_reload_and_a_
     assert window.problems == []
 
 
-def test_tonight_names_each_model_by_one_word_worst_first_and_the_cause_of_a_bad_one(someone: tuple[Role, Visit], nights: ThreeNights) -> None:
+def test_tonight_names_each_model_by_one_word_worst_first_and_the_cause_of_a_bad_one(
+    someone: tuple[Role, Visit], nights: ThreeNights
+) -> None:
     _, window = someone
     page = window.open("/nightfleet/")
     answer = window.context.request.get(f"{nights.url}/nightfleet/?format=csv&table=tonight")
@@ -141,7 +152,11 @@ def test_tonight_names_each_model_by_one_word_worst_first_and_the_cause_of_a_bad
     shown = page.locator("table tbody tr")
     assert shown.count() == 3
     green = shown.filter(has_text="Duration of tomorrow's tours")
-    [[scored]] = sql(nights, "SELECT count(*) FROM predictions_tour_minutes WHERE data_date = :day AND superseded_at IS NULL", day=str(WRONG))
+    [[scored]] = sql(
+        nights,
+        "SELECT count(*) FROM predictions_tour_minutes WHERE data_date = :day AND superseded_at IS NULL",
+        day=str(WRONG),
+    )
     assert f"\t{scored}\t" in green.inner_text() or f"\n{scored}\n" in green.inner_text()
     assert str(WRONG) in green.inner_text()
     # The model whose scoring failed stands on the night before.
@@ -149,18 +164,22 @@ def test_tonight_names_each_model_by_one_word_worst_first_and_the_cause_of_a_bad
     assert window.problems == []
 
 
-def test_the_drift_report_says_what_moved_by_how_much_and_what_followed(someone: tuple[Role, Visit], nights: ThreeNights) -> None:
+def test_the_drift_report_says_what_moved_by_how_much_and_what_followed(
+    someone: tuple[Role, Visit], nights: ThreeNights
+) -> None:
     _, window = someone
     page = window.open(f"/nightfleet/models/ride_minutes/nights/{DRIFTED}")
     said = page.inner_text("main")
     [[value, limit]] = sql(
         nights,
-        "SELECT value, threshold FROM metrics WHERE subject='ride_minutes' AND about_date=:day AND \"check\"='drift_psi' AND \"column\" LIKE '%minutes_7d'",
+        "SELECT value, threshold FROM metrics WHERE subject='ride_minutes' AND about_date=:day AND "
+        "\"check\"='drift_psi' AND \"column\" LIKE '%minutes_7d'",
         day=str(DRIFTED),
     )
     [[mean]] = sql(
         nights,
-        "SELECT value FROM metrics WHERE subject='ride_minutes' AND about_date=:day AND \"check\"='mean' AND \"column\" LIKE '%minutes_7d'",
+        "SELECT value FROM metrics WHERE subject='ride_minutes' AND about_date=:day AND \"check\"='mean' AND "
+        "\"column\" LIKE '%minutes_7d'",
         day=str(DRIFTED),
     )
     for number in (value, limit, mean):
@@ -174,12 +193,16 @@ def test_the_drift_report_says_what_moved_by_how_much_and_what_followed(someone:
     assert window.problems == []
 
 
-def test_the_model_page_shows_versions_drift_and_errors_on_one_axis(someone: tuple[Role, Visit], nights: ThreeNights) -> None:
+def test_the_model_page_shows_versions_drift_and_errors_on_one_axis(
+    someone: tuple[Role, Visit], nights: ThreeNights
+) -> None:
     _, window = someone
     page = window.open(f"/nightfleet/models/ride_minutes?from={CLEAN}&to={WRONG}")
     assert page.locator("[data-chart][data-drawn]").count() >= 1
     assert HOSTILE in page.inner_text("main"), "a vehicle's name is text"
-    answer = window.context.request.get(f"{nights.url}/nightfleet/models/ride_minutes?from={CLEAN}&to={WRONG}&format=csv&table=features")
+    answer = window.context.request.get(
+        f"{nights.url}/nightfleet/models/ride_minutes?from={CLEAN}&to={WRONG}&format=csv&table=features"
+    )
     features = list(csv.DictReader(io.StringIO(answer.text())))
     assert {row["feature"] for row in features} == {"vehicle_daily__minutes_7d", "vehicle_daily__rides_7d"}
     assert features[0]["feature"] == "vehicle_daily__minutes_7d"
@@ -199,7 +222,9 @@ def test_quarantined_rows_are_browsed_with_rule_and_row(someone: tuple[Role, Vis
 
 def test_a_prediction_is_traced_by_its_id_and_reproduced(someone: tuple[Role, Visit], nights: ThreeNights) -> None:
     _, window = someone
-    [[found]] = sql(nights, "SELECT min(prediction_id) FROM predictions_tour_minutes WHERE data_date = :day", day=str(WRONG))
+    [[found]] = sql(
+        nights, "SELECT min(prediction_id) FROM predictions_tour_minutes WHERE data_date = :day", day=str(WRONG)
+    )
     page = window.open("/nightfleet/trace")
     page.fill("input[name=id]", str(found))
     page.keyboard.press("Enter")
@@ -209,7 +234,9 @@ def test_a_prediction_is_traced_by_its_id_and_reproduced(someone: tuple[Role, Vi
     assert "tours/features/vehicle_daily" in page.inner_text("main")
     page.locator("form[action$='/actions/reproduce'] button").click()
     page.wait_for_load_state("load")
-    assert "equal" in page.inner_text("main").lower() or "reproduced" in page.inner_text("main").lower(), page.inner_text("main")[:800]
+    assert "equal" in page.inner_text("main").lower() or "reproduced" in page.inner_text("main").lower(), (
+        page.inner_text("main")[:800]
+    )
     assert window.problems == []
 
 
@@ -220,7 +247,12 @@ def test_a_prediction_is_traced_by_its_id_and_reproduced(someone: tuple[Role, Vi
 def test_forms_are_there_for_those_who_may_send_them(someone: tuple[Role, Visit], name: str) -> None:
     role, window = someone
     page = window.open(f"/nightfleet/{PAGES[name]}")
-    found = {str(action).rsplit("/", 1)[1] for action in page.locator("form[method=post]").evaluate_all("forms => forms.map(f => f.getAttribute('action'))")}
+    found = {
+        str(action).rsplit("/", 1)[1]
+        for action in page.locator("form[method=post]").evaluate_all(
+            "forms => forms.map(f => f.getAttribute('action'))"
+        )
+    }
     if role == "viewer":
         assert found <= {"reproduce"}
     if role != "admin":
@@ -233,11 +265,17 @@ def test_forms_are_there_for_those_who_may_send_them(someone: tuple[Role, Visit]
 def test_a_viewer_who_sends_a_form_all_the_same_is_refused_and_on_record(browser: Browser, nights: ThreeNights) -> None:
     with person(browser, nights, "viewer") as window:
         answer = window.context.request.post(
-            f"{nights.url}/nightfleet/actions/rollback", form={"model": "tour_minutes", "reason": "because", "csrf_token": "made up"}
+            f"{nights.url}/nightfleet/actions/rollback",
+            form={"model": "tour_minutes", "reason": "because", "csrf_token": "made up"},
         )
         assert answer.status == 403
         newest = read_actions(nights.lake, limit=1)[0]
-        assert (newest.by, newest.role, newest.action, newest.subject) == ("viewer", "viewer", "rollback", "tour_minutes")
+        assert (newest.by, newest.role, newest.action, newest.subject) == (
+            "viewer",
+            "viewer",
+            "rollback",
+            "tour_minutes",
+        )
         assert newest.outcome.startswith("refused: ")
 
 
@@ -263,7 +301,9 @@ def test_an_operator_acknowledges_and_silences_an_alarm(operator: Visit, nights:
     assert operator.problems == []
 
 
-def test_an_operators_request_is_trained_waits_for_the_admin_and_is_rolled_back(operator: Visit, admin: Visit, nights: ThreeNights) -> None:
+def test_an_operators_request_is_trained_waits_for_the_admin_and_is_rolled_back(
+    operator: Visit, admin: Visit, nights: ThreeNights
+) -> None:
     page = operator.open("/nightfleet/retraining?model=tour_minutes")
     form = page.locator("form[action$='/actions/request_retraining']")
     form.locator("select[name=model]").select_option("tour_minutes")
@@ -302,7 +342,11 @@ def test_an_operators_request_is_trained_waits_for_the_admin_and_is_rolled_back(
     newest = ledger.read().newest
     assert newest is not None
     assert (newest.kind, newest.version, newest.reason) == ("rollback", 1, "Monday's timetable was called off")
-    kept = [(a.by, a.action, a.reason) for a in read_actions(nights.lake, subject="tour_minutes") if a.done and a.action != "reproduce"]
+    kept = [
+        (a.by, a.action, a.reason)
+        for a in read_actions(nights.lake, subject="tour_minutes")
+        if a.done and a.action != "reproduce"
+    ]
     assert kept == [
         ("admin", "rollback", "Monday's timetable was called off"),
         ("admin", "approve", "as good, and newer"),
@@ -324,7 +368,9 @@ def test_dark_follows_airflows_own_switch(admin: Visit) -> None:
     ours = inside(admin).locator("html")
     expect(inside(admin).locator("h1")).to_have_text("Tonight")
     expect(ours).not_to_have_class("dark")
-    page.evaluate("document.documentElement.classList.replace('light', 'dark') || document.documentElement.classList.add('dark')")
+    page.evaluate(
+        "document.documentElement.classList.replace('light', 'dark') || document.documentElement.classList.add('dark')"
+    )
     expect(ours).to_have_class("dark")
     page.evaluate("document.documentElement.classList.replace('dark', 'light')")
     expect(ours).not_to_have_class("dark")

@@ -1,4 +1,6 @@
-"""Every page on a generated season, as anybody reads it: both widths, both themes, the keyboard alone, the numbers as CSV."""
+"""Every page on a generated season, as anybody reads it: both widths, both themes, the keyboard alone, the numbers as
+CSV.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,21 @@ import pytest
 from playwright.sync_api import Browser, Dialog
 
 from tests import generated_year
-from tests.browser import THEMES, WIDTHS, Theme, chromium, controls, drawn, same_cell, shown_table, sideways, tabbed_through, table_names, violations, visit
+from tests.browser import (
+    THEMES,
+    WIDTHS,
+    Theme,
+    chromium,
+    controls,
+    drawn,
+    same_cell,
+    shown_table,
+    sideways,
+    tabbed_through,
+    table_names,
+    violations,
+    visit,
+)
 from tests.pages_server import serving
 
 NIGHTS = 70
@@ -19,7 +35,9 @@ NEWEST = generated_year.LAST
 PAGES = {
     "tonight": "/nightfleet/",
     "model": "/nightfleet/models/parcel_demand",
-    "model, two periods": "/nightfleet/models/store_duration?from=2025-12-01&to=2025-12-28&compare_from=2025-11-03&compare_to=2025-11-30",
+    "model, two periods": (
+        "/nightfleet/models/store_duration?from=2025-12-01&to=2025-12-28&compare_from=2025-11-03&compare_to=2025-11-30"
+    ),
     "drift report": f"/nightfleet/models/parcel_demand/nights/{NEWEST}",
     "drift report of a quiet night": f"/nightfleet/models/bus_wear/nights/{NEWEST}",
     "retraining": "/nightfleet/retraining",
@@ -56,7 +74,9 @@ def browser() -> Iterator[Browser]:
 
 @pytest.mark.parametrize("name", PAGES)
 @pytest.mark.parametrize("width", WIDTHS)
-def test_a_page_fits_its_window_is_accessible_in_both_themes_and_asks_nobody_else(browser: Browser, origin: str, name: str, width: int) -> None:
+def test_a_page_fits_its_window_is_accessible_in_both_themes_and_asks_nobody_else(
+    browser: Browser, origin: str, name: str, width: int
+) -> None:
     for theme in THEMES:
         with visit(browser, origin, width=width, theme=theme) as window:
             answer = window.page.goto(f"{origin}{PAGES[name]}")
@@ -69,12 +89,16 @@ def test_a_page_fits_its_window_is_accessible_in_both_themes_and_asks_nobody_els
             window.page.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true })")
             assert sideways(window.page) == []
             assert violations(window.page) == [], f"{name}, {width} px, {theme}"
-            expected = [] if name not in _REFUSED else [p for p in window.problems if "Failed to load resource" in p][:1]
+            expected = (
+                [] if name not in _REFUSED else [p for p in window.problems if "Failed to load resource" in p][:1]
+            )
             assert window.problems == expected
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_every_control_is_reached_by_the_tab_key_in_the_order_of_the_page(browser: Browser, origin: str, name: str) -> None:
+def test_every_control_is_reached_by_the_tab_key_in_the_order_of_the_page(
+    browser: Browser, origin: str, name: str
+) -> None:
     with visit(browser, origin) as window:
         page = window.open(PAGES[name])
         wanted = [control for control in controls(page) if not control.startswith("iframe")]
@@ -98,9 +122,13 @@ def test_the_csv_of_a_table_holds_the_rows_that_are_shown(browser: Browser, orig
             for seen, told in zip(shown[1:], rows[1:], strict=True):
                 if len(seen) < len(told):  # one cell tells what several columns hold
                     together = " ".join(" ".join(seen).split())
-                    assert any(len(value) > 3 and " ".join(value.split()) in together for value in told), f"{name}, table {table}: {seen}, {told}"
+                    assert any(len(value) > 3 and " ".join(value.split()) in together for value in told), (
+                        f"{name}, table {table}: {seen}, {told}"
+                    )
                     continue
-                different = [(cell, value) for cell, value in zip(seen, told, strict=True) if not same_cell(cell, value)]
+                different = [
+                    (cell, value) for cell, value in zip(seen, told, strict=True) if not same_cell(cell, value)
+                ]
                 assert not different, f"{name}, table {table}"
 
 
@@ -114,7 +142,12 @@ def test_what_comes_from_data_is_text(browser: Browser, origin: str, theme: Them
             dialog.dismiss()
 
         window.page.on("dialog", refuse)
-        hostile = [PAGES["model"], PAGES["data of a night"], PAGES["retraining"], "/nightfleet/models/%3Cscript%3Ealert(1)%3C%2Fscript%3E"]
+        hostile = [
+            PAGES["model"],
+            PAGES["data of a night"],
+            PAGES["retraining"],
+            "/nightfleet/models/%3Cscript%3Ealert(1)%3C%2Fscript%3E",
+        ]
         seen = ""
         for path in hostile:
             seen += window.open(path).inner_text("body")

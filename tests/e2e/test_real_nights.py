@@ -36,8 +36,14 @@ def test_two_nights_end_in_a_summary_with_four_promotions(real_user: User, first
         assert (newest.effective_from, newest.trained_until) == (first, first - ONE_DAY)
 
 
-def test_models_are_trained_in_containers_and_the_better_rival_is_taken(docker_engine: object, real_user: User, first_run: Finished) -> None:
-    said = {line.split("_train.register")[0].strip(): line for line in first_run.output.splitlines() if "_train.register" in line}
+def test_models_are_trained_in_containers_and_the_better_rival_is_taken(
+    docker_engine: object, real_user: User, first_run: Finished
+) -> None:
+    said = {
+        line.split("_train.register")[0].strip(): line
+        for line in first_run.output.splitlines()
+        if "_train.register" in line
+    }
     assert set(said) == set(FIRST), first_run.output
     assert all("(in a container)" in line and "as a process" not in line for line in said.values()), said
     lake = real_user.lake
@@ -46,7 +52,10 @@ def test_models_are_trained_in_containers_and_the_better_rival_is_taken(docker_e
         assert len(jobs) == 1 + len(lake.model(model).rivals)
         card = lake.settings.reports / model / "model_cards" / "1.html"
         assert "Passed the gate" in card.read_text()
-    families = {job["entry"]["trainer"]["family"] for job in (read_job(p) for p in (lake.settings.jobs / "engine_rul").glob("*") if (p / "job.json").is_file())}
+    families = {
+        job["entry"]["trainer"]["family"]
+        for job in (read_job(p) for p in (lake.settings.jobs / "engine_rul").glob("*") if (p / "job.json").is_file())
+    }
     assert families == {"lstm", "random_forest"}
 
 
@@ -61,14 +70,16 @@ def test_sql_holds_the_published_predictions(real_user: User, first_run: Finishe
     published = lake.publications.current(predictions_table(lake.settings, lake.model(model)), nights)
     assert sorted(published) == list(nights)
     with lake.engine.connect() as connection:
-        query = sa.text(f"SELECT data_date, count(*) FROM predictions_{model} WHERE superseded_at IS NULL GROUP BY 1 ORDER BY 1")
+        query = sa.text(
+            f"SELECT data_date, count(*) FROM predictions_{model} WHERE superseded_at IS NULL GROUP BY 1 ORDER BY 1"
+        )
         assert [count for _, count in connection.execute(query)] == [published[day].rows for day in nights]
     assert all(p.rows >= ROWS[model] for p in published.values())
 
 
 @pytest.mark.parametrize("model", list(FIRST))
 def test_every_night_has_its_reports_and_a_decision(real_user: User, first_run: Finished, model: str) -> None:
-    from monitoring.requests import read_requests
+    from monitoring.retraining_requests import read_requests
 
     for day in Interval(FIRST[model], FIRST[model] + 2 * ONE_DAY):
         text = (real_user.settings.reports / model / str(day) / "drift.html").read_text()
@@ -117,13 +128,14 @@ def test_a_second_run_goes_on_where_the_first_ended(real_user: User, first_run: 
 
 def test_without_a_champion_the_run_ends_with_the_evidence(tmp_path_factory: pytest.TempPathFactory) -> None:
     from config.settings import Settings
-    from training.gate import read_decisions
+    from training.registry.gate import read_decisions
 
     user = User(Settings(home=tmp_path_factory.mktemp("autumn") / "var"))
     refused = user.command("run", "--nights", "1", "--from", "2013-10-01", "--only", "flights", "--only", "traffic")
     assert refused.code == 1, refused.output
     assert "Traceback" not in refused.output
-    # In the autumn of 2013 the traffic counter has not yet run for the year that its model learns from; the flights are judged all the same.
+    # In the autumn of 2013 the traffic counter has not yet run for the year that its model learns from; the flights are
+    # judged all the same.
     assert "NotEnoughHistory: traffic_volume as of 2013-09-30 needs the 423 data dates" in refused.output
     assert user.lake.ledger("traffic_volume").read().newest is None
     assert [decision.as_of for decision in read_decisions(user.lake, "arrival_delay")] == [date(2013, 9, 30)]

@@ -13,14 +13,20 @@ from config.calendar import Interval
 from tests import toy
 from tests.e2e.conftest import User, interrupt, wait_for
 
-# One view of seven vehicles says little about tomorrow's rides: a gate that lets a challenger be somewhat worse lets the chain go on.
+# One view of seven vehicles says little about tomorrow's rides: a gate that lets a challenger be somewhat worse lets
+# the chain go on.
 LENIENT = toy.MODEL_YAML.replace("better_by: 0.0", "better_by: -0.9")
 # A calendar of two nights makes a retraining due inside a run of three.
 EAGER = LENIENT.replace("retrain: {every: 28 days, cooldown: 7 days}", "retrain: {every: 2 days, cooldown: 1 day}")
 
 
 def _user(folder: Path, **catalog: Any) -> User:
-    lake = toy.toy_lake(folder, model=catalog.pop("model", LENIENT), source=Interval(toy.FIRST, toy.FIRST_NIGHT + timedelta(days=10)), **catalog)
+    lake = toy.toy_lake(
+        folder,
+        model=catalog.pop("model", LENIENT),
+        source=Interval(toy.FIRST, toy.FIRST_NIGHT + timedelta(days=10)),
+        **catalog,
+    )
     return User(lake.settings)
 
 
@@ -30,12 +36,14 @@ def eager_user(tmp_path_factory: pytest.TempPathFactory) -> User:
 
 
 def test_a_retraining_of_one_night_precedes_the_scoring_of_the_next(eager_user: User) -> None:
-    from monitoring.requests import read_requests
-    from training.gate import read_decisions
+    from monitoring.retraining_requests import read_requests
+    from training.registry.gate import read_decisions
 
     done = eager_user.command("run", "--nights", "3")
     assert done.code == 0, done.output
-    requested = [row for row in read_requests(eager_user.lake, "ride_minutes").to_pylist() if row["trigger"] == "calendar"]
+    requested = [
+        row for row in read_requests(eager_user.lake, "ride_minutes").to_pylist() if row["trigger"] == "calendar"
+    ]
     assert requested, done.output
     judged = {decision.as_of for decision in read_decisions(eager_user.lake, "ride_minutes")}
     assert {row["data_date"] for row in requested} <= judged

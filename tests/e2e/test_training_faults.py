@@ -1,4 +1,6 @@
-"""What kills a training in the real Airflow leaves no container behind after the next try, and costs no finished work."""
+"""What kills a training in the real Airflow leaves no container behind after the next try, and costs no finished
+work.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,11 @@ from rich.console import Console
 from cli.processes import ComponentDied
 from cli.run import running
 from config.calendar import Interval
-from config.catalog import load_catalog
+from config.catalog.load import load_catalog
 from lake.lake import Lake
 from tests import toy
 from tests.benchmarks.bench_training import AS_OF, environment
-from training.containers import INSTALLATION_LABEL, installation_id
+from training.registry.containers import INSTALLATION_LABEL, installation_id
 
 RUN = "under-test"
 # Long enough to be met in the middle, saved every two seconds.
@@ -29,7 +31,9 @@ LONG = {"n_estimators": 4000, "early_stopping_rounds": 4000, "max_depth": 3, "th
 
 @pytest.fixture
 def prepared(docker_engine: Any, tmp_path: Path) -> Lake:
-    model = toy.MODEL_YAML.replace("better_by: 0.0", "better_by: -0.9").replace("{n_estimators: 20, max_depth: 3}", str(LONG))
+    model = toy.MODEL_YAML.replace("better_by: 0.0", "better_by: -0.9").replace(
+        "{n_estimators: 20, max_depth: 3}", str(LONG)
+    )
     model += "training: {runner: docker, memory_gb: 2, checkpoint_minutes: 0.03}\n"
     made = toy.toy_lake(tmp_path, model=model)
     lake = Lake(made.settings, load_catalog(made.settings))
@@ -40,7 +44,12 @@ def prepared(docker_engine: Any, tmp_path: Path) -> Lake:
 
 
 def containers(client: Any, lake: Lake) -> list[str]:
-    return [found["Id"] for found in client.containers(all=True, filters={"label": f"{INSTALLATION_LABEL}={installation_id(lake.settings)}"})]
+    return [
+        found["Id"]
+        for found in client.containers(
+            all=True, filters={"label": f"{INSTALLATION_LABEL}={installation_id(lake.settings)}"}
+        )
+    ]
 
 
 def until(what: str, found: Callable[[], Any], supervisor: Any, seconds: float = 240) -> Any:
@@ -61,7 +70,14 @@ def state_of(api: Any) -> str:
 
 
 def train_task(api: Any) -> dict[str, Any]:
-    return next((task for task in api.tasks("ride_minutes_train", RUN) if task["task_id"] == "train" and task["map_index"] == 0), {})
+    return next(
+        (
+            task
+            for task in api.tasks("ride_minutes_train", RUN)
+            if task["task_id"] == "train" and task["map_index"] == 0
+        ),
+        {},
+    )
 
 
 def log_of(lake: Lake) -> str:
@@ -69,13 +85,23 @@ def log_of(lake: Lake) -> str:
     return "\n".join(path.read_text(errors="replace") for path in sorted(folder.rglob("*.log")))
 
 
-def test_a_killed_container_and_a_killed_task_are_tried_again_from_the_checkpoint(docker_engine: Any, prepared: Lake) -> None:
-    with environment(prepared), running(prepared.settings, prepared.catalog, Console(stderr=True)) as (_, supervisor, api):
+def test_a_killed_container_and_a_killed_task_are_tried_again_from_the_checkpoint(
+    docker_engine: Any, prepared: Lake
+) -> None:
+    with (
+        environment(prepared),
+        running(prepared.settings, prepared.catalog, Console(stderr=True)) as (_, supervisor, api),
+    ):
         api.trigger("ride_minutes_train", RUN, partition_key=str(AS_OF), conf={"reason": "a long one"})
         until("a checkpoint", lambda: saved(prepared) and containers(docker_engine, prepared), supervisor)
         docker_engine.kill(containers(docker_engine, prepared)[0], signal="SIGKILL")
-        # Airflow tries again by itself; this try's container, too, is met in the middle, and its task is failed by a person.
-        until("the second try", lambda: train_task(api).get("try_number") == 2 and containers(docker_engine, prepared), supervisor)
+        # Airflow tries again by itself; this try's container, too, is met in the middle, and its task is failed by a
+        # person.
+        until(
+            "the second try",
+            lambda: train_task(api).get("try_number") == 2 and containers(docker_engine, prepared),
+            supervisor,
+        )
         api.call("PATCH", f"/dags/ride_minutes_train/dagRuns/{RUN}/taskInstances/train/0", json={"new_state": "failed"})
         until("no container", lambda: not containers(docker_engine, prepared), supervisor)
         api.clear("ride_minutes_train", RUN)

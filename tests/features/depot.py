@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from config.calendar import ONE_DAY, Interval, cutoff
-from config.catalog import load_catalog
+from config.catalog.load import load_catalog
 from config.settings import Settings
 from lake.lake import Lake
 from lake.publish import publish
@@ -53,7 +53,8 @@ features:
 SQL = """
 -- Days first, then nights.
 WITH by_day AS (
-    SELECT data_date, superseded_on, event_date, driver, count(*) AS trips, count(minutes) AS measured, sum(minutes) AS minutes
+    SELECT data_date, superseded_on, event_date, driver, count(*) AS trips, count(minutes) AS measured,
+      sum(minutes) AS minutes
     FROM trips GROUP BY data_date, superseded_on, event_date, driver
 )
 SELECT n.data_date, d.driver, sum(d.trips) AS trips_3d, sum(d.minutes) / nullif(sum(d.measured), 0) AS minutes_mean_3d
@@ -72,7 +73,9 @@ def depot(tmp_path: Path, sql: str = SQL, catalog: str = CATALOG) -> Lake:
     (tmp_path / "config" / "datasets" / "depot.yaml").write_text(catalog)
     (tmp_path / "sql" / "depot").mkdir(parents=True, exist_ok=True)
     (tmp_path / "sql" / "depot" / "driver_daily.sql").write_text(textwrap.dedent(sql))
-    settings = Settings(home=tmp_path / "var", catalog_dir=tmp_path / "config", sql_dir=tmp_path / "sql", duckdb_memory_gb=0.5)
+    settings = Settings(
+        home=tmp_path / "var", catalog_dir=tmp_path / "config", sql_dir=tmp_path / "sql", duckdb_memory_gb=0.5
+    )
     return Lake(settings, load_catalog(settings))
 
 
@@ -87,7 +90,15 @@ def arrive(lake: Lake, night: date, rows: Sequence[Row]) -> None:
     day = Interval.of(night)
     with lake.scratch("test") as scratch:
         replaces = lake.publications.digests(table, day)
-        publish(lake.publications, table, batch, day, replaces=replaces, lineage=lake.lineage("depot", "test"), scratch=scratch)
+        publish(
+            lake.publications,
+            table,
+            batch,
+            day,
+            replaces=replaces,
+            lineage=lake.lineage("depot", "test"),
+            scratch=scratch,
+        )
 
 
 def day(number: int) -> date:

@@ -17,11 +17,13 @@ _FLIGHTS = """
 CREATE OR REPLACE TEMP VIEW planned AS
 SELECT
     event_date,
-    (['9E', 'AA', 'AS', 'B6', 'DL', 'EV', 'F9', 'FL', 'HA', 'MQ', 'OO', 'UA', 'US', 'VX', 'WN', 'YV'])[j % 16 + 1] AS carrier,
+    (['9E', 'AA', 'AS', 'B6', 'DL', 'EV', 'F9', 'FL', 'HA', 'MQ', 'OO', 'UA', 'US', 'VX', 'WN', 'YV'])[j % 16
+      + 1] AS carrier,
     j + 1 AS flight,
     (['EWR', 'JFK', 'LGA'])[j % 3 + 1] AS origin,
     chr(CAST(65 + j // 3 % 26 AS INTEGER)) || chr(CAST(65 + j // 78 % 5 AS INTEGER)) || 'X' AS dest,
-    CASE WHEN h % 300 > 0 THEN 'N' || lpad(CAST((j * 7 + dayofyear(event_date)) % greatest({per_day} // 3, 1) AS VARCHAR), 5, '0') END AS tailnum,
+    CASE WHEN h % 300 > 0 THEN 'N' || lpad(CAST((j * 7 + dayofyear(event_date)) % greatest({per_day} // 3,
+      1) AS VARCHAR), 5, '0') END AS tailnum,
     timezone('America/New_York', event_date + to_hours(5 + j % 18) + to_minutes(j * 7 % 60)) AS sched_dep_utc,
     CAST(5 + j % 18 AS INTEGER) AS sched_dep_hour,
     CAST(j * 7 % 60 AS INTEGER) AS sched_dep_minute,
@@ -47,7 +49,8 @@ SELECT
 FROM planned
 """
 
-# One in a hundred rows comes one to three days late; one in ten is corrected, on the same day or up to six later, some of them twice.
+# One in a hundred rows comes one to three days late; one in ten is corrected, on the same day or up to six later, some
+# of them twice.
 _OUTCOMES = """
 WITH fated AS (
     SELECT
@@ -62,10 +65,12 @@ WITH fated AS (
 revised AS (
     SELECT *, 0 AS revision, CAST(days_late AS BIGINT) AS days FROM fated
     UNION ALL
-    SELECT * REPLACE (arr_delay + 37 AS arr_delay, false AS cancelled, false AS diverted), 1, CAST(days_late + h // 31 % 7 AS BIGINT)
+    SELECT * REPLACE (arr_delay + 37 AS arr_delay, false AS cancelled, false AS diverted), 1, CAST(days_late
+      + h // 31 % 7 AS BIGINT)
     FROM fated WHERE h // 37 % 100 < 10
     UNION ALL
-    SELECT * REPLACE (arr_delay - 11 AS arr_delay, true AS cancelled), 2, CAST(days_late + 1 + h // 31 % 7 + h // 41 % 6 AS BIGINT)
+    SELECT * REPLACE (arr_delay - 11 AS arr_delay, true AS cancelled), 2, CAST(days_late + 1 + h // 31 % 7
+      + h // 41 % 6 AS BIGINT)
     FROM fated WHERE h // 37 % 100 < 3
 )
 SELECT
@@ -78,7 +83,8 @@ SELECT
     CASE WHEN NOT cancelled AND NOT diverted THEN sched_minutes - 20 END AS air_time,
     cancelled,
     diverted,
-    sched_dep_utc + to_minutes(CASE WHEN cancelled THEN 0 ELSE sched_minutes + arr_delay END) + to_days(CAST(days AS INTEGER)) AS known_at_utc,
+    sched_dep_utc + to_minutes(CASE WHEN cancelled THEN 0 ELSE sched_minutes + arr_delay END)
+      + to_days(CAST(days AS INTEGER)) AS known_at_utc,
     CAST(revision AS INTEGER) AS revision
 FROM revised
 """
@@ -99,7 +105,8 @@ SELECT
     CAST(revision AS INTEGER) AS revision
 FROM (
     SELECT time_hour, origin, revision, hash(time_hour, origin) AS h
-    FROM range(TIMESTAMPTZ '{first} 05:00+00', TIMESTAMPTZ '{last} 06:00+00' + INTERVAL 1 DAY, INTERVAL 1 HOUR) AS hours (time_hour)
+    FROM range(TIMESTAMPTZ '{first} 05:00+00', TIMESTAMPTZ '{last} 06:00+00' + INTERVAL 1 DAY,
+      INTERVAL 1 HOUR) AS hours (time_hour)
     CROSS JOIN (VALUES ('EWR'), ('JFK'), ('LGA')) AS origins (origin)
     CROSS JOIN (VALUES (0), (1)) AS revisions (revision)
 ) AS drawn
@@ -120,24 +127,34 @@ SELECT
     CAST(h // 11 % 101 AS INTEGER) AS clouds_percent,
     'Clouds' AS weather,
     'scattered clouds' AS weather_description,
-    hour_utc + to_hours(CAST(1 + revision * (1 + h // 13 % (CASE WHEN h // 23 % 2 = 0 THEN 12 ELSE 240 END)) AS INTEGER)) AS known_at_utc,
+    hour_utc + to_hours(CAST(1 + revision * (1
+      + h // 13 % (CASE WHEN h // 23 % 2 = 0 THEN 12 ELSE 240 END)) AS INTEGER)) AS known_at_utc,
     CAST(revision AS INTEGER) AS revision
 FROM (
     SELECT hour_utc, revision, hash(hour_utc) AS h
-    FROM range(TIMESTAMPTZ '{first} 05:00+00', TIMESTAMPTZ '{last} 06:00+00' + INTERVAL 1 DAY, INTERVAL 1 HOUR) AS hours (hour_utc)
+    FROM range(TIMESTAMPTZ '{first} 05:00+00', TIMESTAMPTZ '{last} 06:00+00' + INTERVAL 1 DAY,
+      INTERVAL 1 HOUR) AS hours (hour_utc)
     CROSS JOIN (VALUES (0), (1)) AS revisions (revision)
 ) AS drawn
 WHERE h // 17 % 10 > 0 AND (revision = 0 OR h // 19 % 8 = 0)
 """
 
-_ROWS = {("flights", "schedule"): _SCHEDULE, ("flights", "outcomes"): _OUTCOMES, ("flights", "weather"): _WEATHER, ("traffic", "volume"): _VOLUME}
+_ROWS = {
+    ("flights", "schedule"): _SCHEDULE,
+    ("flights", "outcomes"): _OUTCOMES,
+    ("flights", "weather"): _WEATHER,
+    ("traffic", "volume"): _VOLUME,
+}
 
 
-def publish_generated(lake: Lake, dataset: str, nights: Interval, *, since: Interval | None = None, per_day: int = 60) -> dict[str, int]:
+def publish_generated(
+    lake: Lake, dataset: str, nights: Interval, *, since: Interval | None = None, per_day: int = 60
+) -> dict[str, int]:
     """Publish generated rows as the valid partitions of `nights`; returns rows by table.
 
     Args:
-        since: the rows about these days and no others, so that a later call adds to what an earlier one made; `nights` by default.
+        since: the rows about these days and no others, so that a later call adds to what an earlier one made; `nights`
+            by default.
         per_day: flights a day.
     """
     entry = lake.dataset(dataset)
@@ -153,7 +170,9 @@ def publish_generated(lake: Lake, dataset: str, nights: Interval, *, since: Inte
             if dataset == "flights":
                 connection.execute(_FLIGHTS.format(**bounds))
             kinds = {column: DUCKDB_TYPES[c.type] for column, c in entry.tables[name].columns.items()}
-            reader = _dated(connection, sql.format(**bounds), kinds, entry.time_zone, nights, table.key).to_arrow_reader(131_072)
+            reader = _dated(
+                connection, sql.format(**bounds), kinds, entry.time_zone, nights, table.key
+            ).to_arrow_reader(131_072)
             published = publish(
                 lake.publications,
                 table,
@@ -168,15 +187,19 @@ def publish_generated(lake: Lake, dataset: str, nights: Interval, *, since: Inte
 
 
 def _dated(
-    connection: duckdb.DuckDBPyConnection, sql: str, kinds: dict[str, str], time_zone: str, nights: Interval, key: tuple[str, ...]
+    connection: duckdb.DuckDBPyConnection,
+    sql: str,
+    kinds: dict[str, str],
+    time_zone: str,
+    nights: Interval,
+    key: tuple[str, ...],
 ) -> duckdb.DuckDBPyRelation:
     order = ", ".join(("data_date", *key))
     columns = ", ".join(f"CAST({column} AS {kind}) AS {column}" for column, kind in kinds.items())
-    return connection.sql(
-        f"""
+    return connection.sql(f"""
         SELECT {columns}, known_at_utc, revision, data_date
-        FROM (SELECT *, CAST(timezone('{time_zone}', known_at_utc - INTERVAL 1 MICROSECOND) AS DATE) AS data_date FROM ({sql}) AS made) AS dated
+        FROM (SELECT *, CAST(timezone('{time_zone}', known_at_utc - INTERVAL 1 MICROSECOND) AS DATE) AS data_date
+          FROM ({sql}) AS made) AS dated
         WHERE data_date BETWEEN DATE '{nights.start}' AND DATE '{nights.end - ONE_DAY}'
         ORDER BY {order}
-        """
-    )
+        """)

@@ -1,4 +1,6 @@
-"""The shipped data sets in a lake of their own, over some of their nights: whole histories take longer than a test may."""
+"""The shipped data sets in a lake of their own, over some of their nights: whole histories take longer than a test
+may.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ from typing import Any
 import pyarrow as pa
 
 from config.calendar import ONE_DAY, Interval
-from config.catalog import Catalog, Split, load_catalog
+from config.catalog.load import Catalog, load_catalog
+from config.catalog.model import Split
 from config.settings import ROOT, Settings
 from features.ingest import ingest
 from features.sources.read import read_source
@@ -20,7 +23,9 @@ from lake.lake import Lake
 
 
 def replay_lake(folder: Path, dataset: str, *, first: date, split: Mapping[str, Any] | None = None) -> Lake:
-    """An empty lake whose catalog has that data set alone, begun on `first`, and its models, with another split where one is given."""
+    """An empty lake whose catalog has that data set alone, begun on `first`, and its models, with another split where
+    one is given.
+    """
     settings = Settings(home=folder / "var", duckdb_memory_gb=1.0)
     catalog = load_catalog(Settings(catalog_dir=ROOT / "config"))
     entry = catalog.dataset(dataset)
@@ -45,12 +50,24 @@ def publish_history(lake: Lake, dataset: str, *, last: date | None = None) -> In
 def source_rows(lake: Lake, dataset: str, table: str) -> pa.Table:
     """A table's whole source as it is read, whatever night its rows become known in."""
     with lake.duckdb() as connection, lake.scratch("source") as folder:
-        read = read_source(lake, dataset, table, Interval.of(lake.dataset(dataset).first_data_date), connection, name="source_rows", folder=folder)
+        read = read_source(
+            lake,
+            dataset,
+            table,
+            Interval.of(lake.dataset(dataset).first_data_date),
+            connection,
+            name="source_rows",
+            folder=folder,
+        )
         return connection.sql(f"SELECT * FROM {read.view} ORDER BY ALL").to_arrow_table()
 
 
 def provenance(folder: Path) -> dict[str, tuple[int, str]]:
     """Bytes and SHA-256 of each file that PROVENANCE.md lists."""
-    rows = [line.split("|")[1:-1] for line in (folder / "PROVENANCE.md").read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    rows = [
+        line.split("|")[1:-1]
+        for line in (folder / "PROVENANCE.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("| ")
+    ]
     cells = [[cell.strip() for cell in row] for row in rows]
     return {row[0]: (int(row[1].replace(",", "")), row[2]) for row in cells if len(row) > 2 and len(row[2]) == 64}

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from config.calendar import ONE_DAY, Interval
-from config.catalog import load_catalog
+from config.catalog.load import load_catalog
 from config.settings import Settings
 from features.transform import compute_view, transform
 from lake.lake import Lake
@@ -26,9 +26,13 @@ NIGHTS = 6
 
 @st.composite
 def arrivals(draw: st.DrawFn) -> list[list[Row]]:
-    """By night: trips of that day, late ones of earlier days, and corrections of any earlier trip; now and then two in one night."""
+    """By night: trips of that day, late ones of earlier days, and corrections of any earlier trip; now and then two in
+    one night.
+    """
     nights: list[list[Row]] = [[] for _ in range(NIGHTS)]
-    trips = draw(st.lists(st.tuples(st.integers(0, NIGHTS - 1), st.sampled_from(["ann", "bob", "cy"])), max_size=12, unique=True))
+    trips = draw(
+        st.lists(st.tuples(st.integers(0, NIGHTS - 1), st.sampled_from(["ann", "bob", "cy"])), max_size=12, unique=True)
+    )
     for number, driver in trips:
         landed = number
         for revision in range(draw(st.integers(1, 4))):
@@ -55,7 +59,9 @@ def expected(nights: list[list[Row]], number: int) -> dict[str, tuple[int | None
 
 
 def digests(lake: Lake, dataset: str, view: str, interval: Interval) -> dict[date, str | None]:
-    """What this lake has published of the view. The table is this lake's own: of another lake's it would tell that one's digests."""
+    """What this lake has published of the view. The table is this lake's own: of another lake's it would tell that
+    one's digests.
+    """
     return lake.publications.digests(feature_table(lake.settings, lake.dataset(dataset), view), interval)
 
 
@@ -83,21 +89,25 @@ def real(folder: Path) -> Lake:
 
 
 def only_newest_revisions(lake: Lake, dataset: str, night: date, folder: Path) -> Lake:
-    """A lake whose valid tables hold what `night` knew and nothing else: the newest revision of each key by then, each called the first."""
+    """A lake whose valid tables hold what `night` knew and nothing else: the newest revision of each key by then, each
+    called the first.
+    """
     plain = real(folder)
     entry = lake.dataset(dataset)
     for name, declared in entry.tables.items():
-        source, target = valid_table(lake.settings, entry, name), valid_table(plain.settings, plain.dataset(dataset), name)
+        source, target = (
+            valid_table(lake.settings, entry, name),
+            valid_table(plain.settings, plain.dataset(dataset), name),
+        )
         first = min(lake.publications.current(source))
         known = Interval.closed(first, night)
         with lake.duckdb() as connection, lake.scratch("test") as scratch:
             source.register(connection, "rows", known)
-            rows = connection.sql(
-                f"""
+            rows = connection.sql(f"""
                 SELECT * REPLACE (CAST(0 AS INTEGER) AS revision) FROM rows
-                QUALIFY row_number() OVER (PARTITION BY {", ".join(declared.key)} ORDER BY data_date DESC, rows.revision DESC) = 1
-                """
-            ).to_arrow_table()
+                QUALIFY row_number() OVER (PARTITION BY {", ".join(declared.key)} ORDER BY data_date DESC,
+                  rows.revision DESC) = 1
+                """).to_arrow_table()
             publish(
                 plain.publications,
                 target,
@@ -110,7 +120,10 @@ def only_newest_revisions(lake: Lake, dataset: str, night: date, folder: Path) -
     return plain
 
 
-@pytest.mark.parametrize(("dataset", "first", "night"), [("flights", date(2012, 12, 31), date(2013, 2, 4)), ("traffic", date(2012, 10, 2), date(2012, 11, 5))])
+@pytest.mark.parametrize(
+    ("dataset", "first", "night"),
+    [("flights", date(2012, 12, 31), date(2013, 2, 4)), ("traffic", date(2012, 10, 2), date(2012, 11, 5))],
+)
 def test_a_superseded_row_counts_for_nothing(tmp_path: Path, dataset: str, first: date, night: date) -> None:
     lake = real(tmp_path / "lake")
     publish_generated(lake, dataset, Interval(first, night + timedelta(days=5)), per_day=200)
@@ -118,15 +131,22 @@ def test_a_superseded_row_counts_for_nothing(tmp_path: Path, dataset: str, first
     for view in lake.dataset(dataset).features:
         found = compute_view(lake, dataset, view, Interval.of(night))
         assert found.num_rows
-        assert found == compute_view(plain, dataset, view, Interval.of(night)), f"{dataset}/{view}.sql counts rows that a later revision replaced"
+        assert found == compute_view(plain, dataset, view, Interval.of(night)), (
+            f"{dataset}/{view}.sql counts rows that a later revision replaced"
+        )
 
 
 # Across the change of clocks of each zone: 10 March 2013 in New York has 23 hours, 4 November 2012 in Chicago 25.
 @pytest.mark.parametrize(
     ("dataset", "first", "begin", "end"),
-    [("flights", date(2012, 12, 31), date(2013, 3, 9), date(2013, 3, 12)), ("traffic", date(2012, 10, 2), date(2012, 11, 2), date(2012, 11, 6))],
+    [
+        ("flights", date(2012, 12, 31), date(2013, 3, 9), date(2013, 3, 12)),
+        ("traffic", date(2012, 10, 2), date(2012, 11, 2), date(2012, 11, 6)),
+    ],
 )
-def test_the_catalogs_own_views_in_bulk_equal_their_nights(tmp_path: Path, dataset: str, first: date, begin: date, end: date) -> None:
+def test_the_catalogs_own_views_in_bulk_equal_their_nights(
+    tmp_path: Path, dataset: str, first: date, begin: date, end: date
+) -> None:
     bulk, nightly = real(tmp_path / "bulk"), real(tmp_path / "nightly")
     whole, history = Interval(first, end), Interval(first, begin)
     publish_generated(bulk, dataset, whole)
@@ -142,29 +162,44 @@ def test_the_catalogs_own_views_in_bulk_equal_their_nights(tmp_path: Path, datas
     for view in bulk.dataset(dataset).features:
         in_bulk, by_night = digests(bulk, dataset, view, whole), digests(nightly, dataset, view, whole)
         differing = [str(night) for night in whole if in_bulk[night] != by_night[night]]
-        assert not differing, f"{dataset}/{view}.sql gives other rows in bulk for {', '.join(differing)}: it looks at rows their night did not know"
+        assert not differing, (
+            f"{dataset}/{view}.sql gives other rows in bulk for {', '.join(differing)}: it looks at rows their night "
+            "did not know"
+        )
 
 
 @pytest.mark.parametrize(
-    ("dataset", "first", "night"), [("flights", date(2012, 12, 31), date(2013, 3, 12)), ("traffic", date(2012, 10, 2), date(2012, 11, 20))]
+    ("dataset", "first", "night"),
+    [("flights", date(2012, 12, 31), date(2013, 3, 12)), ("traffic", date(2012, 10, 2), date(2012, 11, 20))],
 )
 def test_the_lookback_the_catalog_grants_suffices(tmp_path: Path, dataset: str, first: date, night: date) -> None:
     lake = real(tmp_path)
     publish_generated(lake, dataset, Interval.closed(first, night))
     entry = lake.dataset(dataset)
-    generous = {name: view.model_copy(update={"lookback": view.lookback + timedelta(days=15)}) for name, view in entry.features.items()}
-    datasets = tuple(entry.model_copy(update={"features": generous}) if d.name == dataset else d for d in lake.catalog.datasets)
+    generous = {
+        name: view.model_copy(update={"lookback": view.lookback + timedelta(days=15)})
+        for name, view in entry.features.items()
+    }
+    datasets = tuple(
+        entry.model_copy(update={"features": generous}) if d.name == dataset else d for d in lake.catalog.datasets
+    )
     wide = Lake(lake.settings, lake.catalog.model_copy(update={"datasets": datasets}))
     nights = Interval.closed(night - ONE_DAY, night)
     for view in entry.features:
         granted, more = compute_view(lake, dataset, view, nights), compute_view(wide, dataset, view, nights)
         assert granted.num_rows
-        assert granted == more, f"{dataset}/{view} uses rows from before its lookback of {entry.features[view].lookback.days} days: give it more"
+        assert granted == more, (
+            f"{dataset}/{view} uses rows from before its lookback of {entry.features[view].lookback.days} days: give "
+            "it more"
+        )
 
 
 def hours(lake: Lake, night: date) -> int:
     """Hours that hour_calendar and volume_lags give for the day after `night`."""
-    calendar, lags = (int(compute_view(lake, "traffic", view, Interval.of(night)).num_rows) for view in ("hour_calendar", "volume_lags"))
+    calendar, lags = (
+        int(compute_view(lake, "traffic", view, Interval.of(night)).num_rows)
+        for view in ("hour_calendar", "volume_lags")
+    )
     assert calendar == lags
     return calendar
 
@@ -173,10 +208,14 @@ def test_a_day_has_as_many_hours_as_its_clock(tmp_path: Path) -> None:
     lake = real(tmp_path)
     autumn, spring = date(2012, 11, 4), date(2013, 3, 10)
     publish_generated(lake, "traffic", Interval.closed(date(2012, 10, 2), spring))
-    assert [hours(lake, day_ - ONE_DAY) for day_ in (autumn - ONE_DAY, autumn, autumn + ONE_DAY, spring - ONE_DAY, spring)] == [24, 25, 24, 24, 23]
+    assert [
+        hours(lake, day_ - ONE_DAY) for day_ in (autumn - ONE_DAY, autumn, autumn + ONE_DAY, spring - ONE_DAY, spring)
+    ] == [24, 25, 24, 24, 23]
     calendar = compute_view(lake, "traffic", "hour_calendar", Interval.of(autumn - ONE_DAY))
     assert calendar["local_hour"].to_pylist()[:4] == [0, 1, 1, 2]
     # 24 hours before the 25th hour lies on that day itself.
     lags = compute_view(lake, "traffic", "volume_lags", Interval.of(autumn - ONE_DAY))
     assert lags["volume_24h_ago"].to_pylist()[-1] is None
-    assert compute_view(lake, "traffic", "hour_calendar", Interval.of(spring - ONE_DAY))["local_hour"].to_pylist()[:4] == [0, 1, 3, 4]
+    assert compute_view(lake, "traffic", "hour_calendar", Interval.of(spring - ONE_DAY))["local_hour"].to_pylist()[
+        :4
+    ] == [0, 1, 3, 4]

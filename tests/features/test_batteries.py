@@ -1,4 +1,6 @@
-"""The batteries: dates that hold whole cells apart, labels of the laboratory, features of the first 25 minutes alone."""
+"""The batteries: dates that hold whole cells apart, labels of the laboratory, features of the first 25 minutes
+alone.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ import pyarrow.compute as pc
 import pytest
 
 from config.calendar import ONE_DAY, Interval
-from config.catalog import load_catalog
+from config.catalog.load import load_catalog
 from config.settings import ROOT, Settings
 from features.ingest import ingest
 from features.retrieval import spine
@@ -25,7 +27,7 @@ from features.validate import validate
 from lake.artifact import file_digest
 from lake.lake import Lake
 from tests.features.replays import provenance, publish_history, replay_lake, source_rows
-from training.leakage import audit
+from training.registry.leakage import audit
 
 DATA = ROOT / "features" / "sources" / "data" / "nasa_battery"
 DISCHARGES = {"B0005": 168, "B0006": 168, "B0007": 168, "B0018": 132}
@@ -44,7 +46,10 @@ def discharges() -> Discharges:
     found: dict[tuple[str, date], np.ndarray] = {}
     for cell in DISCHARGES:
         with gzip.open(DATA / "curves" / f"{cell}.csv.gz", "rt", newline="") as text:
-            rows = [(int(row["cycle"]), *(float(row[name]) for name in ("seconds", "voltage", "current", "temperature"))) for row in csv.DictReader(text)]
+            rows = [
+                (int(row["cycle"]), *(float(row[name]) for name in ("seconds", "voltage", "current", "temperature")))
+                for row in csv.DictReader(text)
+            ]
         table = np.array(rows)
         for cycle in np.unique(table[:, 0]):
             found[cell, BEGUN[cell] + timedelta(days=int(cycle) - 1)] = table[table[:, 0] == cycle, 1:]
@@ -102,7 +107,9 @@ def test_labels_are_the_laboratorys_capacities_a_day_later(sources: Mapping[str,
 
 
 def test_the_capacities_belong_to_these_curves(sources: Mapping[str, pa.Table], discharges: Discharges) -> None:
-    """Two sources, one metadata and one curves: the charge until 2.7 V, summed up from the curve, is the capacity of that day."""
+    """Two sources, one metadata and one curves: the charge until 2.7 V, summed up from the curve, is the capacity of
+    that day.
+    """
     for row in sources["capacities"].to_pylist():
         seconds, voltage, current, _ = discharges[row["cell"], row["test_date"]].T
         under_load = (current < -1.0) & (np.minimum.accumulate(voltage) > 2.7)
@@ -131,12 +138,19 @@ def test_features_are_what_the_curve_shows_in_its_first_25_minutes(lake: Lake, d
     assert len(rows) == len(nights)
     for row in rows:
         seconds, voltage, _, temperature = discharges[row["cell"], row["data_date"]].T
-        loaded = {name: np.interp(75, seconds, values) for name, values in (("voltage", voltage), ("temperature", temperature))}
+        loaded = {
+            name: np.interp(75, seconds, values)
+            for name, values in (("voltage", voltage), ("temperature", temperature))
+        }
         assert row["first_fall"] == pytest.approx(voltage[0] - loaded["voltage"], abs=1e-9)
         for step in range(19):
             instant = 1500 - 75 * step
-            assert row[f"voltage_fall_t{step}"] == pytest.approx(loaded["voltage"] - np.interp(instant, seconds, voltage), abs=1e-9)
-            assert row[f"warming_t{step}"] == pytest.approx(np.interp(instant, seconds, temperature) - loaded["temperature"], abs=1e-9)
+            assert row[f"voltage_fall_t{step}"] == pytest.approx(
+                loaded["voltage"] - np.interp(instant, seconds, voltage), abs=1e-9
+            )
+            assert row[f"warming_t{step}"] == pytest.approx(
+                np.interp(instant, seconds, temperature) - loaded["temperature"], abs=1e-9
+            )
 
 
 def test_nothing_after_the_first_25_minutes_reaches_a_feature(lake: Lake, tmp_path: Path) -> None:
@@ -151,10 +165,14 @@ def test_nothing_after_the_first_25_minutes_reaches_a_feature(lake: Lake, tmp_pa
         writer.writerows(row for row in reader if float(row["seconds"]) < 1530)
     dataset = cut.dataset("batteries")
     tables = {
-        name: table.model_copy(update={"source": table.source.model_copy(update={"uri": str(source)})}) if name != "capacities" else table
+        name: table.model_copy(update={"source": table.source.model_copy(update={"uri": str(source)})})
+        if name != "capacities"
+        else table
         for name, table in dataset.tables.items()
     }
-    cut = Lake(cut.settings, cut.catalog.model_copy(update={"datasets": (dataset.model_copy(update={"tables": tables}),)}))
+    cut = Lake(
+        cut.settings, cut.catalog.model_copy(update={"datasets": (dataset.model_copy(update={"tables": tables}),)})
+    )
     for stage in (ingest, validate, transform):
         stage(cut, "batteries", night, run_id="cut")
     whole = compute_view(lake, "batteries", "discharge_start", night)
@@ -165,12 +183,16 @@ def test_nothing_after_the_first_25_minutes_reaches_a_feature(lake: Lake, tmp_pa
 def test_many_nights_give_what_each_gives_alone(lake: Lake) -> None:
     nights = Interval(LAST - 3 * ONE_DAY, LAST + ONE_DAY)
     together = compute_view(lake, "batteries", "discharge_start", nights)
-    assert together.equals(pa.concat_tables([compute_view(lake, "batteries", "discharge_start", Interval.of(night)) for night in nights]))
+    assert together.equals(
+        pa.concat_tables([compute_view(lake, "batteries", "discharge_start", Interval.of(night)) for night in nights])
+    )
 
 
 def test_nothing_comes_from_the_future(lake: Lake, tmp_path: Path) -> None:
     built = build_training_set(lake, "battery_health", AS_OF, tmp_path)
     assert built.unlabelled == dict.fromkeys(built.rows, 0)
-    found = audit(lake, "battery_health", as_of=AS_OF, files=[built.training_path, built.test_path], pins=built.pins, nights=1)
+    found = audit(
+        lake, "battery_health", as_of=AS_OF, files=[built.training_path, built.test_path], pins=built.pins, nights=1
+    )
     assert found.cells > 20
     assert found.findings == ()

@@ -1,4 +1,6 @@
-"""The engines: NASA's bytes, dates that hold whole engines apart, labels that are known when they say, features of the past alone."""
+"""The engines: NASA's bytes, dates that hold whole engines apart, labels that are known when they say, features of the
+past alone.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ import pyarrow as pa
 import pytest
 
 from config.calendar import ONE_DAY, Interval
-from config.catalog import load_catalog
+from config.catalog.load import load_catalog
 from config.settings import ROOT, Settings
 from features.retrieval import spine
 from features.training_set import build_training_set, split_windows
@@ -22,7 +24,7 @@ from lake.artifact import file_digest
 from lake.lake import Lake
 from lake.tables import valid_table
 from tests.features.replays import provenance, publish_history, replay_lake, source_rows
-from training.leakage import audit
+from training.registry.leakage import audit
 
 DATA = ROOT / "features" / "sources" / "data" / "cmapss"
 LAST = date(2008, 5, 10)
@@ -83,13 +85,20 @@ def test_what_is_read_follows_from_nasas_own_files(tmp_path: Path) -> None:
     spec.loader.exec_module(module)
     module.convert(DATA, tmp_path)
     # Another zlib packs the same text into other bytes.
-    assert gzip.decompress((tmp_path / "cycles.csv.gz").read_bytes()) == gzip.decompress((DATA / "cycles.csv.gz").read_bytes())
+    assert gzip.decompress((tmp_path / "cycles.csv.gz").read_bytes()) == gzip.decompress(
+        (DATA / "cycles.csv.gz").read_bytes()
+    )
     assert (tmp_path / "test_lives.csv").read_bytes() == (DATA / "test_lives.csv").read_bytes()
 
 
-def test_every_cycle_flies_on_its_day(sources: Mapping[str, pa.Table], engines: Mapping[str, Mapping[int, np.ndarray]]) -> None:
+def test_every_cycle_flies_on_its_day(
+    sources: Mapping[str, pa.Table], engines: Mapping[str, Mapping[int, np.ndarray]]
+) -> None:
     found = {(row["unit"], row["cycle"]): row for row in sources["cycles"].to_pylist()}
-    assert {fleet: sum(len(rows) for rows in of.values()) for fleet, of in engines.items()} == {"train": 20_631, "test": 13_096}
+    assert {fleet: sum(len(rows) for rows in of.values()) for fleet, of in engines.items()} == {
+        "train": 20_631,
+        "test": 13_096,
+    }
     assert (len(engines["train"]), len(engines["test"]), len(found)) == (100, 100, 33_727)
     for fleet, of in engines.items():
         for engine, rows in of.items():
@@ -100,7 +109,9 @@ def test_every_cycle_flies_on_its_day(sources: Mapping[str, pa.Table], engines: 
                 assert [row[f"sensor_{n}"] for n in range(1, 22)] == values[5:].tolist()
 
 
-def test_labels_are_cycles_left_known_when_they_come_true(sources: Mapping[str, pa.Table], engines: Mapping[str, Mapping[int, np.ndarray]]) -> None:
+def test_labels_are_cycles_left_known_when_they_come_true(
+    sources: Mapping[str, pa.Table], engines: Mapping[str, Mapping[int, np.ndarray]]
+) -> None:
     beyond = np.loadtxt(DATA / "RUL_FD001.txt")
     found = {(row["unit"], row["flight_date"]): row for row in sources["lives"].to_pylist()}
     assert len(found) == 33_727
@@ -115,7 +126,9 @@ def test_labels_are_cycles_left_known_when_they_come_true(sources: Mapping[str, 
 
 
 def test_windows_by_time_hold_whole_waves(sources: Mapping[str, pa.Table]) -> None:
-    """With the catalog's own split, the first training learns from one wave, is tuned on another and judged on a third, none of them flown after."""
+    """With the catalog's own split, the first training learns from one wave, is tuned on another and judged on a third,
+    none of them flown after.
+    """
     settings = Settings(catalog_dir=ROOT / "config")
     windows = split_windows(Lake(settings, load_catalog(settings)), "engine_rul", AS_OF)
     flights = sources["cycles"].select(["unit", "flight_date"]).to_pylist()
@@ -131,9 +144,13 @@ def test_windows_by_time_hold_whole_waves(sources: Mapping[str, pa.Table]) -> No
         assert all(row["flight_date"] in window for row in flights if row["unit"] in units[name] & train), name
 
 
-def test_the_last_night_scores_the_hundred_engines_of_the_published_figures(lake: Lake, engines: Mapping[str, Mapping[int, np.ndarray]]) -> None:
+def test_the_last_night_scores_the_hundred_engines_of_the_published_figures(
+    lake: Lake, engines: Mapping[str, Mapping[int, np.ndarray]]
+) -> None:
     rows = spine(lake, "engine_rul", Interval.of(LAST)).table().to_pylist()
-    assert {(row["unit"], row["cycle"]) for row in rows} == {(f"test-{engine:03d}", len(of)) for engine, of in engines["test"].items()}
+    assert {(row["unit"], row["cycle"]) for row in rows} == {
+        (f"test-{engine:03d}", len(of)) for engine, of in engines["test"].items()
+    }
     assert lake.dataset("engines").replay is not None
     assert max(lake.publications.current(valid_table(lake.settings, lake.dataset("engines"), "cycles"))) == LAST
 
@@ -148,18 +165,24 @@ def test_features_are_means_of_eight_cycles(lake: Lake, engines: Mapping[str, Ma
             # An engine younger than 48 cycles was before as it was in its first.
             cycles = [max(len(rows) - back, 1) for back in range(8 * step, 8 * step + 8)]
             for sensor in SENSORS:
-                assert row[f"sensor_{sensor}_t{step}"] == pytest.approx(np.mean([rows[cycle - 1, 4 + sensor] for cycle in cycles]), rel=1e-12)
+                assert row[f"sensor_{sensor}_t{step}"] == pytest.approx(
+                    np.mean([rows[cycle - 1, 4 + sensor] for cycle in cycles]), rel=1e-12
+                )
 
 
 def test_many_nights_give_what_each_gives_alone(lake: Lake) -> None:
     nights = Interval(LAST - 3 * ONE_DAY, LAST + ONE_DAY)
     together = compute_view(lake, "engines", "sensor_steps", nights)
-    assert together.equals(pa.concat_tables([compute_view(lake, "engines", "sensor_steps", Interval.of(night)) for night in nights]))
+    assert together.equals(
+        pa.concat_tables([compute_view(lake, "engines", "sensor_steps", Interval.of(night)) for night in nights])
+    )
 
 
 def test_nothing_comes_from_the_future(lake: Lake, tmp_path: Path) -> None:
     built = build_training_set(lake, "engine_rul", AS_OF, tmp_path)
     assert built.unlabelled == dict.fromkeys(built.rows, 0)
-    found = audit(lake, "engine_rul", as_of=AS_OF, files=[built.training_path, built.test_path], pins=built.pins, nights=1)
+    found = audit(
+        lake, "engine_rul", as_of=AS_OF, files=[built.training_path, built.test_path], pins=built.pins, nights=1
+    )
     assert found.cells > 1000
     assert found.findings == ()

@@ -13,8 +13,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from config.catalog import Column, Dataset, Table, load_catalog
-from config.checks import Between, Freshness, InSet, Matches, NotNull, PairGreater, RowCount, Unique, When, check_name
+from config.catalog.checks import (
+    Between,
+    Freshness,
+    InSet,
+    Matches,
+    NotNull,
+    PairGreater,
+    RowCount,
+    Unique,
+    When,
+    check_name,
+)
+from config.catalog.data import Column, Dataset, Table
+from config.catalog.load import load_catalog
 from config.settings import ROOT, Settings
 from features.expectations import compile_suite, marking_sql, night_suite, row_rules, row_suite
 from features.gx_duckdb import suite_runner
@@ -101,11 +113,15 @@ def _marked(rows: pa.Table, suite: dict[str, Any]) -> dict[str, set[int]]:
         connection.register("arrived", rows)
         connection.execute("CREATE TABLE things AS SELECT * FROM arrived")
         marked = connection.sql(marking_sql(rules, "things")).to_arrow_table().to_pylist()
-    assert sorted(row["position"] for row in marked) == list(range(rows.num_rows)), "marking neither drops nor repeats a row"
+    assert sorted(row["position"] for row in marked) == list(range(rows.num_rows)), (
+        "marking neither drops nor repeats a row"
+    )
     for row in marked:
         broken = [rule.check for number, rule in enumerate(rules) if row[f"broken_{number}"]]
         assert row["broken_rules"] == ("; ".join(broken) or None)
-    return {rule.check: {row["position"] for row in marked if row[f"broken_{number}"]} for number, rule in enumerate(rules)}
+    return {
+        rule.check: {row["position"] for row in marked if row[f"broken_{number}"]} for number, rule in enumerate(rules)
+    }
 
 
 def _gx_on_pandas(rows: pa.Table, suite: dict[str, Any]) -> dict[str, set[int]]:
@@ -116,8 +132,15 @@ def _gx_on_pandas(rows: pa.Table, suite: dict[str, Any]) -> dict[str, set[int]]:
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False, "metric_calculations": False}
     # A nullable boolean: an object column of True, False and None has no order and no `==` that GX's query takes.
-    frame = rows.to_pandas(date_as_object=False, types_mapper={pa.bool_(): pd.BooleanDtype()}.get).astype({"text": "object"})
-    batch = context.data_sources.add_pandas("p").add_dataframe_asset("a").add_batch_definition_whole_dataframe("b").get_batch({"dataframe": frame})
+    frame = rows.to_pandas(date_as_object=False, types_mapper={pa.bool_(): pd.BooleanDtype()}.get).astype(
+        {"text": "object"}
+    )
+    batch = (
+        context.data_sources.add_pandas("p")
+        .add_dataframe_asset("a")
+        .add_batch_definition_whole_dataframe("b")
+        .get_batch({"dataframe": frame})
+    )
     kept = [e for e in suite["expectations"] if e["type"] != "expect_column_values_to_be_of_type"]
     result = batch.validate(gx.ExpectationSuite(**{**suite, "expectations": kept}), result_format="COMPLETE")
     found = {}
@@ -172,8 +195,12 @@ def test_a_wrong_type_is_found_by_gx() -> None:
 def test_declared_nullability_and_the_key_are_rules_of_their_own() -> None:
     names = [check_name(rule) for rule in row_rules(TABLE)]
     assert names[:2] == ["not_null(key)", "unique(key)"]
-    said = TABLE.model_copy(update={"checks": (Unique(rule="unique", columns=("key",)), NotNull(rule="not_null", column="key"))})
-    assert [check_name(rule) for rule in row_rules(said)] == ["not_null(key)", "unique(key)"], "said aloud, they do not stand twice"
+    said = TABLE.model_copy(
+        update={"checks": (Unique(rule="unique", columns=("key",)), NotNull(rule="not_null", column="key"))}
+    )
+    assert [check_name(rule) for rule in row_rules(said)] == ["not_null(key)", "unique(key)"], (
+        "said aloud, they do not stand twice"
+    )
 
 
 @pytest.mark.parametrize("name", [d.name for d in load_catalog(Settings(catalog_dir=ROOT / "config")).datasets])
@@ -191,7 +218,14 @@ def test_suites_of_the_catalog_that_is_shipped_read_as_gx_and_compile(name: str)
 
 
 def test_the_suite_of_nights_holds_shares_row_counts_and_freshness() -> None:
-    table = TABLE.model_copy(update={"checks": (RowCount(rule="row_count", min_ratio=0.5, severity="stop"), Freshness(rule="freshness", column="end"))})
+    table = TABLE.model_copy(
+        update={
+            "checks": (
+                RowCount(rule="row_count", min_ratio=0.5, severity="stop"),
+                Freshness(rule="freshness", column="end"),
+            )
+        }
+    )
     suite = night_suite(DATASET.model_copy(update={"tables": {"things": table}}), "things")
     assert [(e["kwargs"], e["severity"]) for e in suite["expectations"]] == [
         ({"column": "bad_share", "min_value": 0, "max_value": 0.01}, "warning"),
@@ -203,4 +237,11 @@ def test_the_suite_of_nights_holds_shares_row_counts_and_freshness() -> None:
 
 def test_an_expectation_that_has_no_sql_is_said() -> None:
     with pytest.raises(NotImplementedError, match="no SQL for expect_column_values_to_be_unique"):
-        compile_suite({"expectations": [{"type": "expect_column_values_to_be_unique", "kwargs": {"column": "x"}, "meta": {"check": "x"}}]}, "t")
+        compile_suite(
+            {
+                "expectations": [
+                    {"type": "expect_column_values_to_be_unique", "kwargs": {"column": "x"}, "meta": {"check": "x"}}
+                ]
+            },
+            "t",
+        )

@@ -43,7 +43,13 @@ def lake_of(folder: Path, source: dict[str, Any], known_at: Any = None) -> Lake:
     """`meters/readings`, keyed by meter alone, so that a meter's second reading is a revision of its first."""
     folder.mkdir(parents=True, exist_ok=True)
     columns = {name: column | {"nullable": name != "meter"} for name, column in COLUMNS.items()}
-    lake = meters(folder, source, columns=columns | {"at_utc": COLUMNS["at_utc"] | {"nullable": False}}, known_at=known_at or "arrival", key=["meter"])
+    lake = meters(
+        folder,
+        source,
+        columns=columns | {"at_utc": COLUMNS["at_utc"] | {"nullable": False}},
+        known_at=known_at or "arrival",
+        key=["meter"],
+    )
     return lake
 
 
@@ -61,7 +67,9 @@ def deliver(folder: Path, name: str, rows: Sequence[Row]) -> None:
 
 def run(lake: Lake, first: int, last: int | None = None) -> StageResult:
     """Ingest nights of March."""
-    return ingest(lake, "meters", Interval.closed(date(2024, 3, first), date(2024, 3, last or first)), run_id=f"{first}-{last}")
+    return ingest(
+        lake, "meters", Interval.closed(date(2024, 3, first), date(2024, 3, last or first)), run_id=f"{first}-{last}"
+    )
 
 
 def landed(lake: Lake) -> list[tuple[int, int, int | None, int]]:
@@ -98,7 +106,9 @@ def test_a_row_lands_in_the_night_it_became_knowable_and_not_before(tmp_path: Pa
     assert landed(whole) == [(1, 1, 10, 0)]
     assert counts(first) == {"rows": 1, "waiting": 2, "before_start": 1}
     run(whole, 2, 3)
-    assert landed(whole) == [(1, 1, 10, 0), (2, 2, 20, 0), (3, 3, 30, 0)], "a row known at midnight belongs to the night that ends there"
+    assert landed(whole) == [(1, 1, 10, 0), (2, 2, 20, 0), (3, 3, 30, 0)], (
+        "a row known at midnight belongs to the night that ends there"
+    )
 
 
 def test_a_night_without_rows_is_a_published_empty_partition(tmp_path: Path, whole: Lake) -> None:
@@ -141,7 +151,9 @@ def test_a_correction_lands_with_the_next_revision(tmp_path: Path, whole: Lake) 
     for night, litres in ((1, 10), (2, 11), (3, 11), (4, 10)):
         deliver(tmp_path, "in.csv", [(1, at(1), litres), (2, at(1), 20)])
         run(whole, night)
-    assert landed(whole) == [(1, 1, 10, 0), (1, 2, 20, 0), (2, 1, 11, 1), (4, 1, 10, 2)], "a correction that is taken back is a revision too"
+    assert landed(whole) == [(1, 1, 10, 0), (1, 2, 20, 0), (2, 1, 11, 1), (4, 1, 10, 2)], (
+        "a correction that is taken back is a revision too"
+    )
 
 
 def test_a_late_row_and_a_correction_of_nights_that_a_bulk_run_skips_over(tmp_path: Path, whole: Lake) -> None:
@@ -149,7 +161,9 @@ def test_a_late_row_and_a_correction_of_nights_that_a_bulk_run_skips_over(tmp_pa
     run(whole, 1, 2)
     deliver(tmp_path, "in.csv", [(1, at(1), 11), (2, at(2), 20), (3, at(4), 30)])
     assert counts(run(whole, 1, 5)) == {"rows": 4, "late": 1, "corrections": 1}
-    assert landed(whole) == [(1, 1, 10, 0), (3, 1, 11, 1), (3, 2, 20, 0), (4, 3, 30, 0)], "the first open night of the run lands what the published ones miss"
+    assert landed(whole) == [(1, 1, 10, 0), (3, 1, 11, 1), (3, 2, 20, 0), (4, 3, 30, 0)], (
+        "the first open night of the run lands what the published ones miss"
+    )
 
 
 def test_a_row_of_the_future_waits_for_its_night(tmp_path: Path, dated: Lake) -> None:
@@ -164,7 +178,9 @@ def test_a_row_of_the_future_waits_for_its_night(tmp_path: Path, dated: Lake) ->
     assert counts(run(dated, 4)) == {}
 
 
-def test_of_a_delivery_that_is_read_again_for_its_waiting_rows_the_others_do_not_count(tmp_path: Path, dated: Lake) -> None:
+def test_of_a_delivery_that_is_read_again_for_its_waiting_rows_the_others_do_not_count(
+    tmp_path: Path, dated: Lake
+) -> None:
     deliver(tmp_path, "in/2024-03-01.csv", [(1, at(1), 10), (2, at(3), 20)])
     deliver(tmp_path, "in/2024-03-02.csv", [(1, at(1), 11)])
     deliver(tmp_path, "in/2024-03-03.csv", [(1, at(1), 10)])
@@ -177,7 +193,12 @@ def test_two_rows_of_one_key_are_kept_apart(tmp_path: Path, whole: Lake) -> None
     deliver(tmp_path, "in.csv", [(1, at(1), 30), (1, at(1), 10), (1, at(1), 10), (2, at(1), 5)])
     run(whole, 1)
     raw = raw_table(whole.settings, whole.dataset("meters"), "readings").read().to_pylist()
-    assert [(row["meter"], row["litres"], row["revision"], row["row_number"]) for row in raw] == [(1, 10, 0, 1), (1, 10, 0, 2), (1, 30, 0, 3), (2, 5, 0, 1)]
+    assert [(row["meter"], row["litres"], row["revision"], row["row_number"]) for row in raw] == [
+        (1, 10, 0, 1),
+        (1, 10, 0, 2),
+        (1, 30, 0, 3),
+        (2, 5, 0, 1),
+    ]
     deliver(tmp_path, "in.csv", [(1, at(1), 30), (2, at(1), 5)])
     run(whole, 2)
     assert landed(whole)[4:] == [(2, 1, 30, 1)], "the source that no longer repeats the key corrects it"
@@ -199,7 +220,9 @@ def test_a_row_without_a_time_counts_as_known_when_seen(tmp_path: Path) -> None:
     deliver(tmp_path, "in.csv", [(1, at(1), 0), (2, at(2), 5)])
     assert counts(run(lake, 1)) == {"rows": 1, "waiting": 1, "undated": 1}
     run(lake, 2)
-    assert landed(lake) == [(1, 1, 0, 0), (2, 2, 5, 0)], "it is set aside or used by validation, never lost and never landed twice"
+    assert landed(lake) == [(1, 1, 0, 0), (2, 2, 5, 0)], (
+        "it is set aside or used by validation, never lost and never landed twice"
+    )
 
 
 # ---- what stops it ------------------------------------------------------------------------------------------------
@@ -215,12 +238,22 @@ def test_a_changed_source_under_a_published_night_writes_nothing(tmp_path: Path,
     message = str(caught.value)
     for part in ("meters/raw/readings", "for 2024-03-01", "9 rows differ", "meter=1", "litres=10", "litres=11"):
         assert part in message, message
-    for part in ("Nothing was written", "The next unpublished night lands the difference", "restate meters 2024-03-01 2024-03-01"):
+    for part in (
+        "Nothing was written",
+        "The next unpublished night lands the difference",
+        "restate meters 2024-03-01 2024-03-01",
+    ):
         assert part in message, message
     assert message.count("  - ") == 3
     assert landed(whole) == before
     run(whole, 3)
-    assert [row for row in landed(whole) if row[0] == 3] == [(3, 1, 11, 1), (3, 2, 12, 1), (3, 3, 13, 1), (3, 4, 14, 1), (3, 5, 15, 0)]
+    assert [row for row in landed(whole) if row[0] == 3] == [
+        (3, 1, 11, 1),
+        (3, 2, 12, 1),
+        (3, 3, 13, 1),
+        (3, 4, 14, 1),
+        (3, 5, 15, 0),
+    ]
     assert run(whole, 3).committed == 0, "the night that landed the difference follows from the source as it is"
 
 
@@ -264,7 +297,9 @@ def test_one_bad_table_keeps_all_of_them_unwritten(tmp_path: Path) -> None:
     assert ingest(lake, "rides", interval, run_id="x").committed == 4
 
 
-def test_a_run_killed_between_two_tables_is_completed_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_killed_between_two_tables_is_completed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also when the source changed meanwhile: what is published stays, what is missing is landed."""
     interval = Interval.closed(toy.FIRST, toy.FIRST + ONE_DAY)
     lake = toy.toy_lake(tmp_path, source=interval, per_day=5)
@@ -337,7 +372,9 @@ def test_restate_keeps_later_nights_that_do_not_depend_on_it(tmp_path: Path, who
         run(whole, night)
     deliver(tmp_path, "in.csv", [(1, at(1), 15)])
     restate(whole, "meters", Interval.of(date(2024, 3, 1)), run_id="restate")
-    assert [row for row in landed(whole) if row[1] == 1] == [(1, 1, 15, 0), (2, 1, 11, 1), (3, 1, 12, 2)], "later nights keep what they learnt"
+    assert [row for row in landed(whole) if row[1] == 1] == [(1, 1, 15, 0), (2, 1, 11, 1), (3, 1, 12, 2)], (
+        "later nights keep what they learnt"
+    )
 
 
 def test_a_night_after_a_restated_one_takes_no_short_cut(tmp_path: Path, whole: Lake) -> None:
@@ -347,9 +384,13 @@ def test_a_night_after_a_restated_one_takes_no_short_cut(tmp_path: Path, whole: 
     run(whole, 2)
     deliver(tmp_path, "in.csv", [(5, at(2), 50)])
     restate(whole, "meters", Interval.of(date(2024, 3, 1)), run_id="restate")
-    assert landed(whole) == [(2, 1, 11, 0)], "the first night no longer has the meter, so the second is the first to know it"
+    assert landed(whole) == [(2, 1, 11, 0)], (
+        "the first night no longer has the meter, so the second is the first to know it"
+    )
     run(whole, 3)
-    assert landed(whole) == [(2, 1, 11, 0), (3, 5, 50, 0)], "night 2 kept its rows: what the source says of it otherwise is still to be landed"
+    assert landed(whole) == [(2, 1, 11, 0), (3, 5, 50, 0)], (
+        "night 2 kept its rows: what the source says of it otherwise is still to be landed"
+    )
 
 
 def test_restate_of_an_open_night_is_refused(tmp_path: Path, whole: Lake) -> None:
@@ -413,7 +454,9 @@ def dated_raw(lake: Lake) -> list[tuple[date, int, int, int]]:
 
 @settings(max_examples=10, deadline=None)
 @given(deliveries=DELIVERIES, cut=st.integers(1, 3))
-def test_bulk_equals_nightly_with_late_corrected_and_future_rows(tmp_path_factory: pytest.TempPathFactory, deliveries: list[list[Told]], cut: int) -> None:
+def test_bulk_equals_nightly_with_late_corrected_and_future_rows(
+    tmp_path_factory: pytest.TempPathFactory, deliveries: list[list[Told]], cut: int
+) -> None:
     folder = tmp_path_factory.mktemp("bulk")
     lakes = [lake_of(folder / name, DATED, BY_COLUMN) for name in ("bulk", "nightly", "parts")]
     for name in ("bulk", "nightly", "parts"):
@@ -425,7 +468,10 @@ def test_bulk_equals_nightly_with_late_corrected_and_future_rows(tmp_path_factor
         ingest(nightly, "meters", Interval.of(night), run_id="nightly")
     ingest(parts, "meters", Interval(FIRST, FIRST + cut * ONE_DAY), run_id="part 1")
     ingest(parts, "meters", NIGHTS, run_id="part 2")
-    digests = [lake.publications.digests(raw_table(lake.settings, lake.dataset("meters"), "readings"), NIGHTS) for lake in lakes]
+    digests = [
+        lake.publications.digests(raw_table(lake.settings, lake.dataset("meters"), "readings"), NIGHTS)
+        for lake in lakes
+    ]
     assert digests[0] == digests[1] == digests[2]
     assert dated_raw(bulk) == reference(deliveries)
     for lake in lakes:
@@ -436,8 +482,12 @@ def test_bulk_equals_nightly_with_late_corrected_and_future_rows(tmp_path_factor
 
 @settings(max_examples=10, deadline=None)
 @given(told=st.lists(TOLD, max_size=12), cut=st.integers(1, 3))
-def test_a_whole_source_gives_the_same_nights_in_bulk_and_by_the_short_cut(tmp_path_factory: pytest.TempPathFactory, told: list[Told], cut: int) -> None:
-    """A night whose predecessors came from the same bytes reads no older partition; it must land what the long way lands."""
+def test_a_whole_source_gives_the_same_nights_in_bulk_and_by_the_short_cut(
+    tmp_path_factory: pytest.TempPathFactory, told: list[Told], cut: int
+) -> None:
+    """A night whose predecessors came from the same bytes reads no older partition; it must land what the long way
+    lands.
+    """
     folder = tmp_path_factory.mktemp("whole")
     names = ("bulk", "short", "long")
     lakes = {name: lake_of(folder / name, WHOLE, BY_COLUMN) for name in names}
@@ -456,7 +506,10 @@ def test_a_whole_source_gives_the_same_nights_in_bulk_and_by_the_short_cut(tmp_p
         patched.setattr(features.ingest, "read_source", unknown)
         ingest(lakes["long"], "meters", Interval(FIRST, FIRST + cut * ONE_DAY), run_id="long")
         ingest(lakes["long"], "meters", NIGHTS, run_id="long")
-    digests = {name: lake.publications.digests(raw_table(lake.settings, lake.dataset("meters"), "readings"), NIGHTS) for name, lake in lakes.items()}
+    digests = {
+        name: lake.publications.digests(raw_table(lake.settings, lake.dataset("meters"), "readings"), NIGHTS)
+        for name, lake in lakes.items()
+    }
     assert digests["bulk"] == digests["short"] == digests["long"]
     shutil.rmtree(folder)
 
@@ -484,10 +537,12 @@ def test_the_short_cut_reads_no_older_partition(tmp_path: Path, whole: Lake, mon
     assert read == [[]]
     deliver(tmp_path, "in.csv", [(day, at(day), 10) for day in range(2, 6)])
     run(whole, 5)
-    assert read[1] == [date(2024, 3, day) for day in (1, 2, 3, 4)], "other bytes: late rows and corrections are looked for"
+    assert read[1] == [date(2024, 3, day) for day in (1, 2, 3, 4)], (
+        "other bytes: late rows and corrections are looked for"
+    )
 
 
-# ---- the days the clocks change, and the real data sets ----------------------------------------------------------------
+# ---- the days the clocks change, and the real data sets --------------------------------------------------------------
 
 
 def test_the_days_the_clocks_change_have_23_and_25_hours(tmp_path: Path) -> None:
@@ -498,7 +553,9 @@ def test_the_days_the_clocks_change_have_23_and_25_hours(tmp_path: Path) -> None
         deliver(folder, "in.csv", [(number, begin + timedelta(hours=number), 1) for number in range(1, 73)])
         ingest(lake, "meters", Interval.closed(FIRST, change + ONE_DAY), run_id="x")
         raw = raw_table(lake.settings, lake.dataset("meters"), "readings")
-        rows = [publication.rows for day, publication in lake.publications.current(raw).items() if day >= change - ONE_DAY]
+        rows = [
+            publication.rows for day, publication in lake.publications.current(raw).items() if day >= change - ONE_DAY
+        ]
         assert rows == [24, hours, min(24, 72 - 24 - hours)]
 
 
@@ -509,7 +566,9 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Lake:
 
 
 def asked(lake: Lake, dataset: str, table: str, *queries: str) -> list[list[tuple[Any, ...]]]:
-    """What queries find in a table's whole source, `found`, as ingest reads it: `natural_date` is the night a row lands in."""
+    """What queries find in a table's whole source, `found`, as ingest reads it: `natural_date` is the night a row lands
+    in.
+    """
     entry = lake.dataset(dataset)
     with lake.duckdb() as connection, lake.scratch("test") as folder:
         read_source(lake, dataset, table, Interval.of(entry.first_data_date), connection, name="found", folder=folder)
@@ -521,7 +580,8 @@ def test_flights_are_dated_by_what_could_be_known(real: Lake) -> None:
         real,
         "flights",
         "outcomes",
-        "SELECT count(*), count(*) FILTER (epoch(arr_utc - sched_arr_utc) / 60 = arr_delay) FROM found WHERE arr_delay IS NOT NULL",
+        "SELECT count(*), count(*) FILTER (epoch(arr_utc - sched_arr_utc) / 60 = arr_delay) FROM found WHERE "
+        "arr_delay IS NOT NULL",
         "SELECT min(arr_utc - dep_utc) > INTERVAL 20 MINUTE, max(arr_utc - dep_utc) < INTERVAL 21 HOUR FROM found",
         "SELECT arr_utc, natural_date FROM found WHERE event_date = '2013-11-02' AND carrier = 'VX' AND flight = 413",
         """
@@ -538,7 +598,8 @@ def test_flights_are_dated_by_what_could_be_known(real: Lake) -> None:
     assert spread == [(True, True)]
     # It landed at 01:14 in Los Angeles, in the first of that night's two hours from one to two.
     assert repeated == [(datetime(2013, 11, 3, 8, 14, tzinfo=UTC), date(2013, 11, 3))]
-    # Cancelled flights at their scheduled departure; without an arrival at the later of departure and scheduled arrival.
+    # Cancelled flights at their scheduled departure; without an arrival at the later of departure and scheduled
+    # arrival.
     assert known == [(336_776, 8_255, 458, 336_776 - 8_255 - 458)]
     assert tails == [(0,)], "tailnum is null on cancelled flights alone: the catalog says so"
 
@@ -551,7 +612,8 @@ def test_the_schedule_is_known_at_midnight_before_it_on_the_days_the_clocks_chan
         "SELECT count(*) FILTER (event_date <> natural_date + 1), count(DISTINCT natural_date) FROM found",
         "SELECT DISTINCT event_date, hour(known_at_utc) FROM found"
         " WHERE event_date IN ('2013-03-10', '2013-03-11', '2013-11-03', '2013-11-04') ORDER BY event_date",
-        "SELECT DISTINCT (sched_arr_hour + 4) % 24 = hour(sched_arr_utc) FROM found WHERE dest IN ('BQN', 'PSE', 'SJU', 'STT')",
+        "SELECT DISTINCT (sched_arr_hour + 4) % 24 = hour(sched_arr_utc) FROM found WHERE dest IN ('BQN', 'PSE', "
+        "'SJU', 'STT')",
     )
     assert eve == [(0, 365)]
     assert [hour for _, hour in midnights] == [5, 4, 4, 5]
@@ -570,7 +632,10 @@ def test_the_first_nights_of_flights_in_bulk_and_again(real: Lake) -> None:
 
 
 def rows_by_night(lake: Lake, dataset: str, table: str) -> list[int]:
-    return [publication.rows for publication in lake.publications.current(raw_table(lake.settings, lake.dataset(dataset), table)).values()]
+    return [
+        publication.rows
+        for publication in lake.publications.current(raw_table(lake.settings, lake.dataset(dataset), table)).values()
+    ]
 
 
 def test_traffic_collapses_labels_and_keeps_its_outliers(real: Lake) -> None:
@@ -582,12 +647,16 @@ def test_traffic_collapses_labels_and_keeps_its_outliers(real: Lake) -> None:
         "SELECT count(*), count(DISTINCT hour_utc), min(natural_date), max(natural_date) FROM found",
         "SELECT count(*) FILTER (rain_mm > 9000), count(*) FILTER (temp_kelvin = 0) FROM found",
         "SELECT hour(hour_utc) FROM found WHERE event_date = '2016-11-06' AND local_hour <= 3 ORDER BY hour_utc",
-        "SELECT hour(hour_utc), local_hour FROM found WHERE event_date = '2018-03-11' AND local_hour <= 4 ORDER BY hour_utc",
-        f"SELECT count(*) FROM found WHERE hour({local}) <> local_hour OR CAST({local} AS DATE) <> event_date OR CAST({local} AS DATE) <> natural_date",
+        "SELECT hour(hour_utc), local_hour FROM found WHERE event_date = '2018-03-11' AND local_hour <= 4 ORDER BY "
+        "hour_utc",
+        f"SELECT count(*) FROM found WHERE hour({local}) <> local_hour OR CAST({local} AS DATE) <> event_date OR "
+        f"CAST({local} AS DATE) <> natural_date",
     )
     assert rows == [(40_575, 40_575, date(2012, 10, 2), date(2018, 9, 30))]
     assert outliers == [(1, 10)], "validation must see them"
-    assert autumn == [(5,), (6,), (8,), (9,)], "the hour that comes twice is labelled once, as the first; the second has no row"
+    assert autumn == [(5,), (6,), (8,), (9,)], (
+        "the hour that comes twice is labelled once, as the first; the second has no row"
+    )
     assert spring == [(6, 0), (7, 1), (8, 3), (9, 4)], "the hour from two to three does not exist"
     assert clocks == [(0,)]
 

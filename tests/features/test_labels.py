@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from config.calendar import ONE_DAY, Interval, cutoff
-from config.catalog import BadCatalog
+from config.catalog.base import BadCatalog
 from features.labels import baseline, is_mature, labels, newest_mature
 from lake.lake import Lake
 from lake.tables import valid_table
@@ -33,7 +33,12 @@ def by_ride(rows: pa.Table, night: date) -> dict[int, float | None]:
 def outcome(lake: Lake, data_date: date, **values: Any) -> None:
     """Add one row to a night's outcomes, whatever it holds already."""
     table = valid_table(lake.settings, lake.dataset("rides"), "outcomes")
-    row = {"vehicle": "v1", "known_at_utc": cutoff(data_date, toy.TIME_ZONE), "end_utc": cutoff(data_date, toy.TIME_ZONE), "data_date": data_date} | values
+    row = {
+        "vehicle": "v1",
+        "known_at_utc": cutoff(data_date, toy.TIME_ZONE),
+        "end_utc": cutoff(data_date, toy.TIME_ZONE),
+        "data_date": data_date,
+    } | values
     rows = pa.concat_tables([table.read([data_date]), pa.Table.from_pylist([row], schema=table.schema)])
     toy.publish_rows(lake, table, rows, Interval.of(data_date))
 
@@ -60,7 +65,11 @@ def test_no_label_is_known_before_it_came(lake: Lake) -> None:
 
 def test_a_correction_counts_from_the_night_it_came(lake: Lake) -> None:
     night = date(2024, 1, 3)
-    ride, first = next((r, m) for r, m in by_ride(labels(lake, MODEL, Interval.of(night), as_of=date(2024, 1, 6)), night).items() if m is not None)
+    ride, first = next(
+        (r, m)
+        for r, m in by_ride(labels(lake, MODEL, Interval.of(night), as_of=date(2024, 1, 6)), night).items()
+        if m is not None
+    )
     outcome(lake, date(2024, 1, 7), event_date=night + ONE_DAY, ride=ride, minutes=599.0, revision=1)
     assert by_ride(labels(lake, MODEL, Interval.of(night), as_of=date(2024, 1, 6)), night)[ride] == first
     assert by_ride(labels(lake, MODEL, Interval.of(night), as_of=date(2024, 1, 7)), night)[ride] == 599.0
@@ -73,7 +82,10 @@ def test_maturity_is_counted_from_the_last_target_time(lake: Lake) -> None:
     assert newest_mature(lake, MODEL, night + 2 * ONE_DAY) == night
 
 
-@pytest.mark.parametrize("as_of", [*Interval.closed(date(2024, 3, 29), date(2024, 4, 1)), *Interval.closed(date(2024, 10, 26), date(2024, 10, 28))])
+@pytest.mark.parametrize(
+    "as_of",
+    [*Interval.closed(date(2024, 3, 29), date(2024, 4, 1)), *Interval.closed(date(2024, 10, 26), date(2024, 10, 28))],
+)
 def test_the_newest_mature_date_is_the_last_that_is(lake: Lake, as_of: date) -> None:
     """Also on the days the clocks change, when a day's length is not that of `matures_after`."""
     newest = newest_mature(lake, MODEL, as_of)
@@ -101,7 +113,11 @@ def hourly(tmp_path: Path) -> Lake:
 def test_the_same_hour_last_week_is_the_same_hour_on_the_clock(hourly: Lake) -> None:
     night = date(2024, 3, 31)  # its rows are of 1 April, summer time; a week before it was winter time
     begin = cutoff(date(2024, 3, 24), toy.TIME_ZONE)
-    publish_hours(hourly, [hour(begin + timedelta(hours=h), float(h), date(2024, 3, 25)) for h in range(24)], Interval.closed(date(2024, 3, 25), night))
+    publish_hours(
+        hourly,
+        [hour(begin + timedelta(hours=h), float(h), date(2024, 3, 25)) for h in range(24)],
+        Interval.closed(date(2024, 3, 25), night),
+    )
     found = baseline(hourly, MODEL, Interval.of(night))
     assert found["baseline"].to_pylist() == [float(h) for h in range(24)]
 
@@ -109,7 +125,12 @@ def test_the_same_hour_last_week_is_the_same_hour_on_the_clock(hourly: Lake) -> 
 def test_the_baseline_never_sees_what_its_night_did_not_know(hourly: Lake) -> None:
     night, target = date(2024, 1, 14), date(2024, 1, 8)
     begin = cutoff(target - ONE_DAY, toy.TIME_ZONE)
-    rows = [hour(begin, 1.0, target), hour(begin, 2.0, night, 1), hour(begin, 3.0, night + ONE_DAY, 2), hour(begin + timedelta(hours=1), 4.0, night + ONE_DAY)]
+    rows = [
+        hour(begin, 1.0, target),
+        hour(begin, 2.0, night, 1),
+        hour(begin, 3.0, night + ONE_DAY, 2),
+        hour(begin + timedelta(hours=1), 4.0, night + ONE_DAY),
+    ]
     publish_hours(hourly, rows, Interval.closed(target, night + ONE_DAY))
     found = baseline(hourly, MODEL, Interval.of(night))["baseline"].to_pylist()
     assert found[:2] == [2.0, None]

@@ -34,7 +34,9 @@ def online(lake: Lake, *vehicles: str) -> list[int | None]:
     """Rides of the last seven days, as the online store serves them."""
     store = feature_store(lake)
     rows = [{"vehicle": vehicle} for vehicle in vehicles]
-    answer = store.get_online_features(features=store.get_feature_service("ride_minutes"), entity_rows=rows, full_feature_names=True).to_dict()
+    answer = store.get_online_features(
+        features=store.get_feature_service("ride_minutes"), entity_rows=rows, full_feature_names=True
+    ).to_dict()
     return list(answer["vehicle_daily__rides_7d"])
 
 
@@ -45,20 +47,30 @@ def offline(lake: Lake, night: date) -> dict[str, int]:
 
 def rows_without(lake: Lake, vehicle: str, nights: Interval, *, seed: int = 1) -> pa.Table:
     rows = toy.vehicle_daily(lake, NIGHTS, seed=seed)
-    gone = pc.and_(pc.equal(rows["vehicle"], vehicle), pc.is_in(rows["data_date"], value_set=pa.array(list(nights), pa.date32())))
+    gone = pc.and_(
+        pc.equal(rows["vehicle"], vehicle), pc.is_in(rows["data_date"], value_set=pa.array(list(nights), pa.date32()))
+    )
     return rows.filter(pc.invert(gone))
 
 
 def stored(lake: Lake) -> list[tuple[Any, ...]]:
     with sqlite3.connect(lake.settings.online_store) as connection:
-        return connection.execute("SELECT * FROM nightfleet_rides__vehicle_daily ORDER BY entity_key, feature_name").fetchall()
+        return connection.execute(
+            "SELECT * FROM nightfleet_rides__vehicle_daily ORDER BY entity_key, feature_name"
+        ).fetchall()
 
 
 def test_the_online_store_serves_what_the_newest_night_knows(lake: Lake) -> None:
     done = materialize(lake, "rides", NIGHTS, run_id="r")
-    assert online(lake, "v0", "v3", "unknown") == [offline(lake, NIGHTS.last)["v0"], offline(lake, NIGHTS.last)["v3"], None]
+    assert online(lake, "v0", "v3", "unknown") == [
+        offline(lake, NIGHTS.last)["v0"],
+        offline(lake, NIGHTS.last)["v3"],
+        None,
+    ]
     assert done.rows == 6
-    assert done.details["views"]["vehicle_daily"]["first"] == "2024-01-07", "a TTL of three days: older nights cannot serve"
+    assert done.details["views"]["vehicle_daily"]["first"] == "2024-01-07", (
+        "a TTL of three days: older nights cannot serve"
+    )
 
 
 def test_again_is_free(lake: Lake) -> None:
@@ -85,7 +97,9 @@ def test_nor_does_feasts_own_writer(lake: Lake) -> None:
     store = feature_store(lake)
     view = store.get_feature_view(view_name("rides", "vehicle_daily"))
     older = toy.vehicle_daily(lake, Interval.of(date(2024, 1, 8)))
-    data = _convert_arrow_to_proto(older.combine_chunks(), view, {c.name: c.dtype.to_value_type() for c in view.entity_columns})
+    data = _convert_arrow_to_proto(
+        older.combine_chunks(), view, {c.name: c.dtype.to_value_type() for c in view.entity_columns}
+    )
     SqliteOnlineStore.online_write_batch(store._get_provider().online_store, store.config, view, data, None)
     assert stored(lake) == before
 
@@ -93,7 +107,11 @@ def test_nor_does_feasts_own_writer(lake: Lake) -> None:
 def test_bytes_are_feasts_own(lake: Lake) -> None:
     night = Interval.of(date(2024, 1, 9))
     rows = toy.vehicle_daily(lake, night)
-    rows = rows.set_column(rows.column_names.index("rides_7d"), "rides_7d", pc.if_else(pc.equal(rows["vehicle"], "v1"), None, rows["rides_7d"]))
+    rows = rows.set_column(
+        rows.column_names.index("rides_7d"),
+        "rides_7d",
+        pc.if_else(pc.equal(rows["vehicle"], "v1"), None, rows["rides_7d"]),
+    )
     toy.publish_features(lake, night, rows=rows)
     materialize(lake, "rides", night, run_id="r")
     ours = stored(lake)
@@ -101,7 +119,9 @@ def test_bytes_are_feasts_own(lake: Lake) -> None:
     view = store.get_feature_view(view_name("rides", "vehicle_daily"))
     with sqlite3.connect(lake.settings.online_store) as connection:
         connection.execute(f'DELETE FROM "{online_table(store.config, view)}"')
-    data = _convert_arrow_to_proto(rows.combine_chunks(), view, {c.name: c.dtype.to_value_type() for c in view.entity_columns})
+    data = _convert_arrow_to_proto(
+        rows.combine_chunks(), view, {c.name: c.dtype.to_value_type() for c in view.entity_columns}
+    )
     SqliteOnlineStore.online_write_batch(store._get_provider().online_store, store.config, view, data, None)
     assert stored(lake) == ours
 
@@ -123,7 +143,9 @@ def test_what_a_replaced_night_no_longer_says_gives_way_to_an_older_night(lake: 
     assert online(lake, "v2", "v3") == [offline(lake, NIGHTS.last - ONE_DAY)["v2"], offline(lake, NIGHTS.last)["v3"]]
 
 
-def test_a_replacement_that_was_cut_short_is_finished_by_the_next_run(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replacement_that_was_cut_short_is_finished_by_the_next_run(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
     materialize(lake, "rides", NIGHTS, run_id="r")
     toy.publish_features(lake, NIGHTS, rows=rows_without(lake, "v2", Interval.of(NIGHTS.last)))
 
@@ -166,7 +188,10 @@ def test_an_empty_night_writes_nothing_and_is_done(lake: Lake) -> None:
 
 
 def test_a_night_without_features_is_refused(lake: Lake) -> None:
-    with pytest.raises(PartitionNotReady, match=r"rides/features/vehicle_daily has no partition 2024-01-11 (.|\n)*`rides_ingest` for 2024-01-11"):
+    with pytest.raises(
+        PartitionNotReady,
+        match=r"rides/features/vehicle_daily has no partition 2024-01-11 (.|\n)*`rides_ingest` for 2024-01-11",
+    ):
         materialize(lake, "rides", Interval.of(NIGHTS.last + ONE_DAY), run_id="r")
 
 
@@ -174,7 +199,12 @@ def test_two_at_once_end_as_one_after_the_other(lake: Lake, tmp_path: Path) -> N
     ensure_applied(lake)
     nights = list(NIGHTS)
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda night: materialize(Lake(lake.settings, lake.catalog), "rides", Interval.of(night), run_id="r"), [*nights, *reversed(nights)]))
+        list(
+            pool.map(
+                lambda night: materialize(Lake(lake.settings, lake.catalog), "rides", Interval.of(night), run_id="r"),
+                [*nights, *reversed(nights)],
+            )
+        )
     assert online(lake, *(f"v{n}" for n in range(6))) == [offline(lake, NIGHTS.last)[f"v{n}"] for n in range(6)]
 
 
@@ -191,4 +221,6 @@ def test_times_are_the_nights_cutoffs(lake: Lake) -> None:
     store = feature_store(lake)
     view = store.get_feature_view(view_name("rides", "vehicle_daily"))
     answer = store.get_online_features(features=[f"{view.name}:rides_7d"], entity_rows=[{"vehicle": "v0"}]).proto
-    assert answer.results[-1].event_timestamps[0].ToDatetime() == cutoff(NIGHTS.last, toy.TIME_ZONE).replace(tzinfo=None)
+    assert answer.results[-1].event_timestamps[0].ToDatetime() == cutoff(NIGHTS.last, toy.TIME_ZONE).replace(
+        tzinfo=None
+    )

@@ -44,11 +44,22 @@ class View:
     partitioned: bool = False
 
     def feast(self, folder: Path) -> FeatureView:
-        schema = pa.schema([*((key, KEYS[key][2]) for key in self.keys), ("t", pa.timestamp("us", "UTC")), ("a", pa.float64()), ("b", pa.string())])
+        schema = pa.schema(
+            [
+                *((key, KEYS[key][2]) for key in self.keys),
+                ("t", pa.timestamp("us", "UTC")),
+                ("a", pa.float64()),
+                ("b", pa.string()),
+            ]
+        )
         if self.partitioned:
             schema = schema.append(pa.field("data_date", pa.date32()))
         path = folder / self.name
-        write_deltalake(path, pa.Table.from_pylist(list(self.rows), schema=schema), partition_by=["data_date"] if self.partitioned else None)
+        write_deltalake(
+            path,
+            pa.Table.from_pylist(list(self.rows), schema=schema),
+            partition_by=["data_date"] if self.partitioned else None,
+        )
         return feature_view(self.name, path, self.keys, self.ttl)
 
 
@@ -57,7 +68,11 @@ def feature_view(name: str, path: Path, keys: Sequence[str], ttl: timedelta) -> 
         name=name,
         entities=[KEYS[key][0] for key in keys],
         ttl=ttl,
-        schema=[*(Field(name=key, dtype=KEYS[key][1]) for key in keys), Field(name="a", dtype=Float64), Field(name="b", dtype=String)],
+        schema=[
+            *(Field(name=key, dtype=KEYS[key][1]) for key in keys),
+            Field(name="a", dtype=Float64),
+            Field(name="b", dtype=String),
+        ],
         source=FileSource(name=name, path=str(path), file_format=DeltaFormat(), timestamp_field="t"),
     )
 
@@ -71,9 +86,13 @@ def config(**offline: Any) -> RepoConfig:
     )
 
 
-def retrieve(views: Sequence[FeatureView], entities: pd.DataFrame | str, *, features: Sequence[str] = ("a", "b"), **offline: Any) -> DuckDBRetrievalJob:
+def retrieve(
+    views: Sequence[FeatureView], entities: pd.DataFrame | str, *, features: Sequence[str] = ("a", "b"), **offline: Any
+) -> DuckDBRetrievalJob:
     references = [f"{view.projection.name_to_use()}:{feature}" for view in views for feature in features]
-    job = DuckDBDeltaOfflineStore.get_historical_features(config(**offline), list(views), references, entities, None, "p", full_feature_names=True)
+    job = DuckDBDeltaOfflineStore.get_historical_features(
+        config(**offline), list(views), references, entities, None, "p", full_feature_names=True
+    )
     assert isinstance(job, DuckDBRetrievalJob)
     return job
 
@@ -84,7 +103,12 @@ def reference(views: Sequence[View], entities: Sequence[dict[str, Any]]) -> list
     for entity in entities:
         row = dict(entity)
         for view in views:
-            matching = [f for f in view.rows if all(entity[k] is not None and f[k] == entity[k] for k in view.keys) and f["t"] <= entity["event_timestamp"]]
+            matching = [
+                f
+                for f in view.rows
+                if all(entity[k] is not None and f[k] == entity[k] for k in view.keys)
+                and f["t"] <= entity["event_timestamp"]
+            ]
             newest = max(matching, key=lambda f: f["t"], default=None)
             serves = newest is not None and (not view.ttl or entity["event_timestamp"] - newest["t"] <= view.ttl)
             for feature in ("a", "b"):
@@ -99,7 +123,9 @@ times = st.one_of(
     st.integers(0, 6).map(lambda n: START + n * DAY),
     st.tuples(st.integers(0, 6), st.integers(-2, 2)).map(lambda p: START + p[0] * DAY + p[1] * MICROSECOND),
 )
-values = st.fixed_dictionaries({"a": st.one_of(st.none(), st.floats(-5, 5)), "b": st.one_of(st.none(), st.sampled_from(["x", "y"]))})
+values = st.fixed_dictionaries(
+    {"a": st.one_of(st.none(), st.floats(-5, 5)), "b": st.one_of(st.none(), st.sampled_from(["x", "y"]))}
+)
 
 
 @st.composite
@@ -123,7 +149,11 @@ def views(draw: st.DrawFn, name: str) -> View:
 
 
 entity_rows = st.lists(
-    st.fixed_dictionaries({"colour": st.one_of(st.none(), colours), "number": st.one_of(st.none(), numbers), "event_timestamp": times}), min_size=1, max_size=12
+    st.fixed_dictionaries(
+        {"colour": st.one_of(st.none(), colours), "number": st.one_of(st.none(), numbers), "event_timestamp": times}
+    ),
+    min_size=1,
+    max_size=12,
 )
 
 
@@ -131,7 +161,9 @@ entity_rows = st.lists(
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_equals_the_reference(first: View, second: View, entities: list[dict[str, Any]], as_sql: bool) -> None:
     entities = [*entities, entities[0]]  # a duplicate stays one
-    schema = pa.schema([("colour", pa.string()), ("number", pa.int64()), ("event_timestamp", pa.timestamp("us", "UTC"))])
+    schema = pa.schema(
+        [("colour", pa.string()), ("number", pa.int64()), ("event_timestamp", pa.timestamp("us", "UTC"))]
+    )
     table = pa.Table.from_pylist(entities, schema=schema)
     with TemporaryDirectory() as made:
         folder = Path(made)
@@ -150,7 +182,9 @@ def _entities(*rows: tuple[Any, ...]) -> pd.DataFrame:
     return pd.DataFrame([dict(zip(("colour", "number", "event_timestamp"), row, strict=True)) for row in rows])
 
 
-@pytest.mark.parametrize(("late", "expected"), [(timedelta(0), 1.0), (DAY, 1.0), (DAY + MICROSECOND, None), (-MICROSECOND, None)])
+@pytest.mark.parametrize(
+    ("late", "expected"), [(timedelta(0), 1.0), (DAY, 1.0), (DAY + MICROSECOND, None), (-MICROSECOND, None)]
+)
 def test_ttl_holds_to_the_microsecond(tmp_path: Path, late: timedelta, expected: float | None) -> None:
     view = View("v", ("colour",), DAY, ({"colour": "red", "t": START, "a": 1.0, "b": None},)).feast(tmp_path)
     result = retrieve([view], _entities(("red", 1, START + late))).to_arrow()
@@ -176,7 +210,9 @@ def test_a_partial_join_key_map_still_joins_on_both_keys(tmp_path: Path) -> None
 def test_a_pinned_version_is_read_though_a_newer_one_is_there(tmp_path: Path) -> None:
     row = {"colour": "red", "t": START, "a": 1.0, "b": None}
     view = View("v", ("colour",), timedelta(0), (row,)).feast(tmp_path)
-    schema = pa.schema([("colour", pa.string()), ("t", pa.timestamp("us", "UTC")), ("a", pa.float64()), ("b", pa.string())])
+    schema = pa.schema(
+        [("colour", pa.string()), ("t", pa.timestamp("us", "UTC")), ("a", pa.float64()), ("b", pa.string())]
+    )
     table = pa.Table.from_pylist([row | {"a": 2.0}], schema=schema)
     write_deltalake(tmp_path / "v", table, mode="overwrite")
     entities = _entities(("red", 1, START))
@@ -186,7 +222,10 @@ def test_a_pinned_version_is_read_though_a_newer_one_is_there(tmp_path: Path) ->
 
 def test_only_partitions_that_can_serve_are_opened(tmp_path: Path) -> None:
     nights = [date(2024, 3, 1) + n * DAY for n in range(30)]
-    rows = tuple({"colour": "red", "t": cutoff(night, "Europe/Berlin"), "a": float(n), "b": None, "data_date": night} for n, night in enumerate(nights))
+    rows = tuple(
+        {"colour": "red", "t": cutoff(night, "Europe/Berlin"), "a": float(n), "b": None, "data_date": night}
+        for n, night in enumerate(nights)
+    )
     view = View("v", ("colour",), 2 * DAY, rows, partitioned=True).feast(tmp_path)
     for night in nights:
         if not date(2024, 3, 17) <= night <= date(2024, 3, 21):
@@ -200,13 +239,21 @@ def test_only_partitions_that_can_serve_are_opened(tmp_path: Path) -> None:
 def test_the_oldest_partition_a_ttl_reaches_is_opened(tmp_path: Path, zone: str) -> None:
     night = date(2024, 3, 10)
     first, last = cutoff(night, zone), cutoff(night + 2 * DAY, zone)
-    view = View("v", ("colour",), last - first, ({"colour": "red", "t": first, "a": 1.0, "b": None, "data_date": night},), partitioned=True).feast(tmp_path)
+    view = View(
+        "v",
+        ("colour",),
+        last - first,
+        ({"colour": "red", "t": first, "a": 1.0, "b": None, "data_date": night},),
+        partitioned=True,
+    ).feast(tmp_path)
     assert retrieve([view], _entities(("red", 1, last))).to_arrow()["v__a"].to_pylist() == [1.0]
 
 
 def test_feature_names_without_their_view(tmp_path: Path) -> None:
     view = View("v", ("colour",), timedelta(0), ({"colour": "red", "t": START, "a": 1.0, "b": "x"},)).feast(tmp_path)
-    job = DuckDBDeltaOfflineStore.get_historical_features(config(), [view], ["v:b"], _entities(("red", 1, START)), None, "p")
+    job = DuckDBDeltaOfflineStore.get_historical_features(
+        config(), [view], ["v:b"], _entities(("red", 1, START)), None, "p"
+    )
     assert job.to_df().columns.tolist() == ["colour", "number", "event_timestamp", "b"]
 
 
@@ -227,13 +274,24 @@ def test_writing_past_the_transform_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("latest", "expected"), [(True, [3.0, 4.0]), (False, [2.0, 3.0, 4.0])])
-def test_pull_takes_rows_of_the_interval_both_ends_included(tmp_path: Path, latest: bool, expected: list[float]) -> None:
+def test_pull_takes_rows_of_the_interval_both_ends_included(
+    tmp_path: Path, latest: bool, expected: list[float]
+) -> None:
     rows = [("red", 0, 1.0), ("red", 1, 2.0), ("red", 2, 3.0), ("green", 1, 4.0), ("red", 3, 5.0)]
-    view = View("v", ("colour",), timedelta(0), tuple({"colour": c, "t": START + d * DAY, "a": a, "b": None} for c, d, a in rows)).feast(tmp_path)
+    view = View(
+        "v",
+        ("colour",),
+        timedelta(0),
+        tuple({"colour": c, "t": START + d * DAY, "a": a, "b": None} for c, d, a in rows),
+    ).feast(tmp_path)
     source = view.batch_source
     assert source is not None
     if latest:
-        job = DuckDBDeltaOfflineStore.pull_latest_from_table_or_query(config(), source, ["colour"], ["a"], "t", None, START + DAY, START + 2 * DAY)
+        job = DuckDBDeltaOfflineStore.pull_latest_from_table_or_query(
+            config(), source, ["colour"], ["a"], "t", None, START + DAY, START + 2 * DAY
+        )
     else:
-        job = DuckDBDeltaOfflineStore.pull_all_from_table_or_query(config(), source, ["colour"], ["a"], "t", None, START + DAY, START + 2 * DAY)
+        job = DuckDBDeltaOfflineStore.pull_all_from_table_or_query(
+            config(), source, ["colour"], ["a"], "t", None, START + DAY, START + 2 * DAY
+        )
     assert sorted(job.to_arrow()["a"].to_pylist()) == expected

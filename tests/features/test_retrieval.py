@@ -18,8 +18,14 @@ MODEL = "ride_minutes"
 
 # A model of the same data set whose rows are the hours of tomorrow.
 HOURLY = (
-    toy.MODEL_YAML.replace("spine: {table: bookings, entity: [event_date, ride], target_time: start_utc}", "spine: {every: 1 hour, entity: [hour_utc]}")
-    .replace("label: {table: outcomes, column: minutes, matures_after: 1 day}", "label: {table: hours, column: rides, matures_after: 1 hour}")
+    toy.MODEL_YAML.replace(
+        "spine: {table: bookings, entity: [event_date, ride], target_time: start_utc}",
+        "spine: {every: 1 hour, entity: [hour_utc]}",
+    )
+    .replace(
+        "label: {table: outcomes, column: minutes, matures_after: 1 day}",
+        "label: {table: hours, column: rides, matures_after: 1 hour}",
+    )
     .replace("features: [vehicle_daily]", "features: [hour_daily]")
     .replace("columns: [depot]", "columns: [hour_daily__mean]")
     .replace("baseline: median", "baseline: same_hour_last_week")
@@ -63,7 +69,9 @@ def hourly(tmp_path: Path) -> Lake:
     return toy.toy_lake(tmp_path, dataset=HOURS_YAML, model=HOURLY)
 
 
-def booking(ride: int, start: datetime, *, data_date: date, revision: int = 0, vehicle: str = "v1") -> dict[str, object]:
+def booking(
+    ride: int, start: datetime, *, data_date: date, revision: int = 0, vehicle: str = "v1"
+) -> dict[str, object]:
     known = cutoff(data_date, toy.TIME_ZONE)
     return {
         "event_date": date(2024, 1, 3),  # part of the key, whatever becomes of the start
@@ -91,7 +99,9 @@ def rides(rows: pa.Table) -> list[tuple[date, int, str]]:
 
 
 def test_a_night_scores_what_it_knows_of_the_day_ahead(lake: Lake) -> None:
-    """Its own rows and those of earlier nights, the newest revision, target times in (cutoff, next cutoff]; the rest not."""
+    """Its own rows and those of earlier nights, the newest revision, target times in (cutoff, next cutoff]; the rest
+    not.
+    """
     one, two, three = (date(2024, 1, day) for day in (1, 2, 3))
     midnight = {day: cutoff(day, toy.TIME_ZONE) for day in (one, two, three)}
     hour = timedelta(hours=1)
@@ -125,10 +135,16 @@ def test_one_interval_gives_what_its_nights_give(lake: Lake) -> None:
 
 
 def test_a_longer_horizon_scores_a_row_in_each_night_that_reaches_it(tmp_path: Path) -> None:
-    lake = toy.toy_lake(tmp_path, model=toy.MODEL_YAML.replace("target_time: start_utc}", "target_time: start_utc, horizon: 2 days}"))
+    lake = toy.toy_lake(
+        tmp_path, model=toy.MODEL_YAML.replace("target_time: start_utc}", "target_time: start_utc, horizon: 2 days}")
+    )
     one, two, three = (date(2024, 3, day) for day in (29, 30, 31))  # the night of 30 March has 23 hours
     end = cutoff(three, toy.TIME_ZONE)
-    rows = [booking(1, end, data_date=one), booking(2, end - timedelta(hours=24), data_date=one), booking(3, end + timedelta(hours=1), data_date=two)]
+    rows = [
+        booking(1, end, data_date=one),
+        booking(2, end - timedelta(hours=24), data_date=one),
+        booking(3, end + timedelta(hours=1), data_date=two),
+    ]
     publish_bookings(lake, rows, Interval.closed(one, three))
     found = spine(lake, MODEL, Interval.closed(one, three)).table()
     assert rides(found) == [(one, 1, "v1"), (one, 2, "v1"), (two, 1, "v1"), (two, 3, "v1"), (three, 3, "v1")]
@@ -143,7 +159,14 @@ def test_an_empty_night_has_no_rows(lake: Lake) -> None:
 
 
 @pytest.mark.parametrize(
-    ("night", "hours"), [(date(2024, 3, 29), 24), (date(2024, 3, 30), 23), (date(2024, 3, 31), 24), (date(2024, 10, 26), 25), (date(2024, 10, 27), 24)]
+    ("night", "hours"),
+    [
+        (date(2024, 3, 29), 24),
+        (date(2024, 3, 30), 23),
+        (date(2024, 3, 31), 24),
+        (date(2024, 10, 26), 25),
+        (date(2024, 10, 27), 24),
+    ],
 )
 def test_a_calendar_has_the_hours_of_the_day(hourly: Lake, night: date, hours: int) -> None:
     rows = spine(hourly, MODEL, Interval.of(night)).table()
@@ -216,17 +239,25 @@ def test_a_night_without_features_is_refused(lake: Lake, tmp_path: Path) -> None
         retrieve(lake, MODEL, Interval.of(later.last), folder=tmp_path)
     assert str(refused.value) == (
         "PartitionNotReady: rides/features/vehicle_daily has no partition 2024-01-14 (latest is 2024-01-12).\n"
-        "  Scoring ride_minutes for data date 2024-01-14 needs it. Run `rides_ingest` for 2024-01-13 and 2024-01-14, then clear this task."
+        "  Scoring ride_minutes for data date 2024-01-14 needs it. Run `rides_ingest` for 2024-01-13 and 2024-01-14, "
+        "then clear this task."
     )
 
 
 def test_a_night_without_bookings_is_refused(lake: Lake) -> None:
-    with pytest.raises(PartitionNotReady, match=r"rides/valid/bookings has no partition 2024-01-13 \(latest is 2024-01-12\)"):
+    with pytest.raises(
+        PartitionNotReady, match=r"rides/valid/bookings has no partition 2024-01-13 \(latest is 2024-01-12\)"
+    ):
         spine(lake, MODEL, Interval.of(date(2024, 1, 13)))
 
 
 def test_before_anything_is_published_it_says_what_to_run(tmp_path: Path) -> None:
-    with pytest.raises(PartitionNotReady, match=r"nothing is published(.|\n)*`rides_ingest` for each of 2024-01-01 to 2024-01-05, or `rides_history` once"):
+    with pytest.raises(
+        PartitionNotReady,
+        match=(
+            r"nothing is published(.|\n)*`rides_ingest` for each of 2024-01-01 to 2024-01-05, or `rides_history` once"
+        ),
+    ):
         retrieve(toy.toy_lake(tmp_path), MODEL, Interval.of(date(2024, 1, 5)), folder=tmp_path)
 
 
@@ -243,7 +274,10 @@ def test_features_of_a_calendar(hourly: Lake, tmp_path: Path) -> None:
     night = date(2024, 1, 10)
     table = feature_table(hourly.settings, hourly.dataset("rides"), "hour_daily")
     begin = cutoff(night, toy.TIME_ZONE)
-    rows = [{"hour_utc": begin + timedelta(hours=h), "mean": float(h), "event_timestamp": begin, "data_date": night} for h in range(23)]
+    rows = [
+        {"hour_utc": begin + timedelta(hours=h), "mean": float(h), "event_timestamp": begin, "data_date": night}
+        for h in range(23)
+    ]
     toy.publish_rows(hourly, table, pa.Table.from_pylist(rows, schema=table.schema), Interval.of(night))
     found = retrieve(hourly, MODEL, Interval.of(night), folder=tmp_path).reader().read_all()
     assert found["hour_daily__mean"].to_pylist() == [*map(float, range(23)), None]

@@ -56,7 +56,19 @@ def test_the_test_set_is_apart(lake: Lake, tmp_path: Path) -> None:
         order = list(zip(*(table[name].to_pylist() for name in ("data_date", "event_date", "ride")), strict=True))
         assert order == sorted(order)
     assert training.column_names == [
-        *("event_date", "ride", "vehicle", "depot", "start_utc", "distance_km", "data_date", "target_time_utc", "split", "label", "baseline"),
+        *(
+            "event_date",
+            "ride",
+            "vehicle",
+            "depot",
+            "start_utc",
+            "distance_km",
+            "data_date",
+            "target_time_utc",
+            "split",
+            "label",
+            "baseline",
+        ),
         *("vehicle_daily__rides_7d", "vehicle_daily__minutes_7d"),
     ]
 
@@ -66,7 +78,9 @@ def test_rows_without_a_label_are_left_out_and_counted(lake: Lake, tmp_path: Pat
     table = pq.read_table(built.training_path)
     assert table["label"].null_count == 0
     assert all(built.unlabelled.values())
-    assert {name: built.rows[name] + built.unlabelled[name] for name in built.rows} == {name: 30 * len(window) for name, window in built.windows.items()}
+    assert {name: built.rows[name] + built.unlabelled[name] for name in built.rows} == {
+        name: 30 * len(window) for name, window in built.windows.items()
+    }
 
 
 def test_the_same_lake_gives_the_same_bytes(lake: Lake, tmp_path: Path) -> None:
@@ -123,7 +137,9 @@ def test_missing_nights_say_which_and_what_to_run(lake: Lake, tmp_path: Path) ->
         build_training_set(lake, MODEL, AS_OF + timedelta(days=4), tmp_path)
     assert "rides/features/vehicle_daily lacks 2024-02-11 to 2024-02-12 (2 nights)" in str(refused.value)
     assert "Run `rides_history` for 2024-02-11 to 2024-02-12" in str(refused.value)
-    with pytest.raises(NotEnoughHistory, match="rides/valid/outcomes lacks 2024-02-11"):  # features would suffice, labels do not
+    with pytest.raises(
+        NotEnoughHistory, match="rides/valid/outcomes lacks 2024-02-11"
+    ):  # features would suffice, labels do not
         build_training_set(lake, MODEL, AS_OF + ONE_DAY, tmp_path)
 
 
@@ -145,7 +161,12 @@ def renewed_fleets(folder: Path, *, kept: tuple[str, ...]) -> Lake:
             for vehicle, day in zip(rows["vehicle"].to_pylist(), rows["event_date"].to_pylist(), strict=True)
         ]
         rows = rows.set_column(rows.column_names.index("vehicle"), "vehicle", pa.array(vehicles))
-        toy.publish_rows(found, valid_table(found.settings, found.dataset("rides"), name), toy.with_lake_columns(found, name, rows), NIGHTS)
+        toy.publish_rows(
+            found,
+            valid_table(found.settings, found.dataset("rides"), name),
+            toy.with_lake_columns(found, name, rows),
+            NIGHTS,
+        )
     toy.publish_features(found, NIGHTS)
     return found
 
@@ -169,12 +190,21 @@ def test_groups_that_never_change_leave_nothing_to_judge_by(tmp_path: Path) -> N
     found = toy.toy_lake(tmp_path / "lake", model=GROUPED)
     toy.publish_valid(found, NIGHTS)
     toy.publish_features(found, NIGHTS)
-    with pytest.raises(NotEnoughHistory, match="split validation .* has no labelled row, of 0 in all; 150 more are of a vehicle that an earlier split has"):
+    with pytest.raises(
+        NotEnoughHistory,
+        match=(
+            "split validation .* has no labelled row, of 0 in all; 150 more are of a vehicle that an earlier split has"
+        ),
+    ):
         build_training_set(found, MODEL, AS_OF, tmp_path)
 
 
 DAYS = [date(2024, 1, 1) + timedelta(days=n) for n in range(12)]
-WINDOWS = {"train": Interval(DAYS[0], DAYS[4]), "validation": Interval(DAYS[5], DAYS[7]), "test": Interval(DAYS[8], DAYS[12 - 1])}
+WINDOWS = {
+    "train": Interval(DAYS[0], DAYS[4]),
+    "validation": Interval(DAYS[5], DAYS[7]),
+    "test": Interval(DAYS[8], DAYS[12 - 1]),
+}
 
 
 @given(rows=st.lists(st.tuples(st.sampled_from(DAYS), st.sampled_from(["a", "b", "c", None])), max_size=25))

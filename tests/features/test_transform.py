@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from config.calendar import Interval, cutoff
-from features.transform import FeatureSqlFailed, FeatureSqlMismatch, FeatureSqlMissing, UnknownInput, compute_view, inputs_of_view, transform
+from features.transform import (
+    FeatureSqlFailed,
+    FeatureSqlMismatch,
+    FeatureSqlMissing,
+    UnknownInput,
+    compute_view,
+    inputs_of_view,
+    transform,
+)
 from lake.lineage import PartitionNotReady
 from lake.tables import feature_table, valid_table
 from tests.features.depot import FIRST, SQL, ZONE, arrive, day, depot, features
@@ -101,7 +109,8 @@ def test_an_old_version_gives_what_was_known_then(tmp_path: Path) -> None:
 
 
 def test_rows_that_left_the_lookback_are_not_seen_in_bulk_either(tmp_path: Path) -> None:
-    # The SQL asks for 30 days, the catalog grants 5: bulk holds more partitions, yet must show each night no more than its own.
+    # The SQL asks for 30 days, the catalog grants 5: bulk holds more partitions, yet must show each night no more than
+    # its own.
     lake = depot(tmp_path, SQL.replace("n.data_date - 3", "n.data_date - 30"))
     nights = Interval(day(0), day(9))
     for night in nights:
@@ -117,7 +126,9 @@ def test_a_missing_input_partition_names_itself_and_the_remedy(tmp_path: Path) -
         transform(lake, "depot", Interval(day(0), day(2)), run_id="r")
     text = str(caught.value)
     assert "depot/valid/trips has no partition 2024-03-05 (latest is 2024-03-04)" in text
-    assert "Transforming driver_daily of depot for data date 2024-03-04..2024-03-05 needs it. Run `depot_ingest`" in text
+    assert (
+        "Transforming driver_daily of depot for data date 2024-03-04..2024-03-05 needs it. Run `depot_ingest`" in text
+    )
     assert not lake.publications.current(feature_table(lake.settings, lake.dataset("depot"), "driver_daily"))
 
 
@@ -135,7 +146,9 @@ def test_the_night_before_must_have_features(tmp_path: Path) -> None:
     lake = depot(tmp_path)
     for number in range(3):
         arrive(lake, day(number), [])
-    with pytest.raises(PartitionNotReady, match=r"depot/features/driver_daily has no partition 2024-03-05 \(nothing is published\)"):
+    with pytest.raises(
+        PartitionNotReady, match=r"depot/features/driver_daily has no partition 2024-03-05 \(nothing is published\)"
+    ):
         transform(lake, "depot", Interval.of(day(2)), run_id="r")
     with pytest.raises(PartitionNotReady, match="depot begins with data date 2024-03-04; there is no 2024-03-03"):
         transform(lake, "depot", Interval(FIRST - timedelta(days=1), day(1)), run_id="r")
@@ -146,18 +159,40 @@ def test_the_night_before_must_have_features(tmp_path: Path) -> None:
     [
         (SQL.replace("sum(d.trips) AS trips_3d, ", ""), FeatureSqlMismatch, "trips_3d is missing"),
         (SQL.replace("sum(d.trips) AS", "1 AS extra, sum(d.trips) AS"), FeatureSqlMismatch, "extra is not declared"),
-        (SQL.replace("sum(d.trips) AS", "CAST(sum(d.trips) AS VARCHAR) AS"), FeatureSqlMismatch, "trips_3d is VARCHAR, needs BIGINT for the declared int64"),
+        (
+            SQL.replace("sum(d.trips) AS", "CAST(sum(d.trips) AS VARCHAR) AS"),
+            FeatureSqlMismatch,
+            "trips_3d is VARCHAR, needs BIGINT for the declared int64",
+        ),
         (SQL.replace("sum(d.trips) AS", "sum(d.trips) / 2 AS"), FeatureSqlMismatch, "trips_3d is DOUBLE, needs BIGINT"),
-        (SQL.replace("SELECT n.data_date, d.driver", "SELECT n.data_date + 1 AS data_date, d.driver"), FeatureSqlMismatch, "data_date 2024-03-06, outside"),
-        (SQL.replace("SELECT n.data_date, d.driver", "SELECT n.data_date, nullif(d.driver, 'ann') AS driver"), FeatureSqlMismatch, "rows without driver"),
-        (SQL.replace("d.driver;", "d.driver, d.event_date;"), FeatureSqlMismatch, r"an entity twice in one night. Group by \(driver\)"),
-        (SQL.replace("nullif(sum(d.measured), 0)", "(sum(d.measured) - sum(d.measured))"), FeatureSqlFailed, "minutes_mean_3d is not finite"),
+        (
+            SQL.replace("SELECT n.data_date, d.driver", "SELECT n.data_date + 1 AS data_date, d.driver"),
+            FeatureSqlMismatch,
+            "data_date 2024-03-06, outside",
+        ),
+        (
+            SQL.replace("SELECT n.data_date, d.driver", "SELECT n.data_date, nullif(d.driver, 'ann') AS driver"),
+            FeatureSqlMismatch,
+            "rows without driver",
+        ),
+        (
+            SQL.replace("d.driver;", "d.driver, d.event_date;"),
+            FeatureSqlMismatch,
+            r"an entity twice in one night. Group by \(driver\)",
+        ),
+        (
+            SQL.replace("nullif(sum(d.measured), 0)", "(sum(d.measured) - sum(d.measured))"),
+            FeatureSqlFailed,
+            "minutes_mean_3d is not finite",
+        ),
         (SQL.replace("FROM trips", "FROM journeys"), FeatureSqlFailed, "journeys"),
         ("DROP TABLE nights", FeatureSqlFailed, "It must be one SELECT"),
         (SQL + SQL, FeatureSqlFailed, "It must be one SELECT"),
     ],
 )
-def test_sql_that_gives_something_else_than_declared_is_refused(tmp_path: Path, sql: str, error: type[Exception], message: str) -> None:
+def test_sql_that_gives_something_else_than_declared_is_refused(
+    tmp_path: Path, sql: str, error: type[Exception], message: str
+) -> None:
     lake = depot(tmp_path, sql)
     arrive(lake, day(0), [(day(0), "ann", 10, 0)])
     arrive(lake, day(1), [(day(1), "ann", 20, 0)])
@@ -171,5 +206,7 @@ def test_a_view_without_sql_says_which_file_is_missing(tmp_path: Path) -> None:
     lake = depot(tmp_path)
     arrive(lake, day(0), [])
     (tmp_path / "sql" / "depot" / "driver_daily.sql").unlink()
-    with pytest.raises(FeatureSqlMissing, match=r"feature view 'driver_daily' of depot has no SQL: .*driver_daily.sql does not exist"):
+    with pytest.raises(
+        FeatureSqlMissing, match=r"feature view 'driver_daily' of depot has no SQL: .*driver_daily.sql does not exist"
+    ):
         transform(lake, "depot", Interval.of(day(0)), run_id="r")

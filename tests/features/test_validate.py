@@ -34,7 +34,9 @@ def table(lake: Lake, kind: str, name: str) -> LakeTable:
     return make(lake.settings, lake.dataset("rides"), name)
 
 
-def edit(lake: Lake, name: str, interval: Interval, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
+def edit(
+    lake: Lake, name: str, interval: Interval, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
+) -> None:
     """Rewrite raw rows of a table, as if the source had held them so."""
     raw = table(lake, "raw", name)
     rows = change(raw.read().to_pylist())
@@ -42,7 +44,9 @@ def edit(lake: Lake, name: str, interval: Interval, change: Callable[[list[dict[
 
 
 def spoil(lake: Lake, interval: Interval, *, every: int = 10) -> None:
-    """Every tenth booking has a negative distance; every twentieth an unknown depot, too; one ride stands twice on each night."""
+    """Every tenth booking has a negative distance; every twentieth an unknown depot, too; one ride stands twice on each
+    night.
+    """
 
     def change(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         changed = []
@@ -102,14 +106,20 @@ def test_bad_rows_go_to_quarantine_with_every_rule_they_broke(tmp_path: Path) ->
         "in_set(depot); between(distance_km)",
         "unique(event_date, ride)",
     }
-    assert sum(rules == "unique(event_date, ride)" for rules in broken.values()) == 6, "both rows of a clash are set aside"
+    assert sum(rules == "unique(event_date, ride)" for rules in broken.values()) == 6, (
+        "both rows of a clash are set aside"
+    )
     assert (
         aside.drop_columns(["broken_rules"])
         .select(raw.column_names)
         .equals(raw.filter(pa.array([(r["data_date"], r["ride"], r["row_number"]) in broken for r in raw.to_pylist()])))
     ), "a row in quarantine is the raw row"
     assert result.details["quarantined"] == aside.num_rows
-    assert result.details["reasons"] == {"bookings: between(distance_km)": 9, "bookings: unique(event_date, ride)": 6, "bookings: in_set(depot)": 5}
+    assert result.details["reasons"] == {
+        "bookings: between(distance_km)": 9,
+        "bookings: unique(event_date, ride)": 6,
+        "bookings: in_set(depot)": 5,
+    }
 
 
 def test_a_null_in_a_column_that_must_have_a_value_is_set_aside(tmp_path: Path) -> None:
@@ -129,13 +139,22 @@ def test_a_revision_is_valid_beside_the_row_it_corrects_on_another_night(tmp_pat
 
     edit(lake, "bookings", SOME, correct)
     validate(lake, "rides", SOME, run_id="r")
-    rows = [row for row in table(lake, "valid", "bookings").read().to_pylist() if row["ride"] == 5 and row["event_date"] == FIRST + ONE_DAY]
+    rows = [
+        row
+        for row in table(lake, "valid", "bookings").read().to_pylist()
+        if row["ride"] == 5 and row["event_date"] == FIRST + ONE_DAY
+    ]
     assert [(row["data_date"], row["revision"]) for row in rows] == [(FIRST, 0), (late, 1)]
 
 
 def test_a_number_that_is_none_is_missing(tmp_path: Path) -> None:
     lake = lake_with(tmp_path, SOME)
-    edit(lake, "outcomes", SOME, lambda rows: [{**row, "minutes": float("nan")} if row["ride"] == 1 else row for row in rows])
+    edit(
+        lake,
+        "outcomes",
+        SOME,
+        lambda rows: [{**row, "minutes": float("nan")} if row["ride"] == 1 else row for row in rows],
+    )
     validate(lake, "rides", SOME, run_id="r")
     minutes = [row["minutes"] for row in table(lake, "valid", "outcomes").read().to_pylist() if row["ride"] == 1]
     assert minutes
@@ -147,7 +166,10 @@ def test_a_number_that_is_none_is_missing(tmp_path: Path) -> None:
 
 def _digests(lake: Lake) -> dict[str, dict[date, str]]:
     tables = [table(lake, kind, name) for kind in ("valid", "quarantine") for name in ("bookings", "outcomes")]
-    return {t.name: {d: p.digest for d, p in lake.publications.current(t).items()} for t in (*tables, metrics_table(lake.settings, "rides", "quality"))}
+    return {
+        t.name: {d: p.digest for d, p in lake.publications.current(t).items()}
+        for t in (*tables, metrics_table(lake.settings, "rides", "quality"))
+    }
 
 
 def test_bulk_equals_nightly_and_again_is_free(tmp_path: Path) -> None:
@@ -166,7 +188,9 @@ def test_bulk_equals_nightly_and_again_is_free(tmp_path: Path) -> None:
     assert publication.inputs[0].digest == bulk.publications.current(table(bulk, "raw", "bookings"))[FIRST].digest
 
 
-def test_interrupted_between_two_tables_and_run_again_it_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_between_two_tables_and_run_again_it_ends_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     disturbed, undisturbed = (lake_with(tmp_path / name, SOME) for name in ("disturbed", "undisturbed"))
     for lake in (disturbed, undisturbed):
         spoil(lake, SOME)
@@ -199,7 +223,8 @@ def test_a_raw_partition_that_is_missing_is_named(tmp_path: Path) -> None:
         validate(lake, "rides", Interval(FIRST, FIRST + timedelta(days=5)), run_id="r")
     assert str(caught.value) == (
         "PartitionNotReady: rides/raw/bookings has no partition 2024-01-04 and 1 more (latest is 2024-01-03).\n"
-        "  Validating rides for data date 2024-01-01..2024-01-05 needs it. Run `rides_ingest` for the missing nights, then clear this task."
+        "  Validating rides for data date 2024-01-01..2024-01-05 needs it. Run `rides_ingest` for the missing nights, "
+        "then clear this task."
     )
 
 
@@ -234,7 +259,12 @@ def test_every_check_and_a_score_are_in_the_metrics(tmp_path: Path) -> None:
     found = metrics(lake, FIRST)
     rows = lake.publications.current(table(lake, "raw", "bookings"))[FIRST].rows
     share = found["between(distance_km)", "bookings.distance_km"]
-    assert (share["value"], share["n"], share["status"], share["threshold"]) == (pytest.approx(3 / rows), rows, "warning", 0.01)
+    assert (share["value"], share["n"], share["status"], share["threshold"]) == (
+        pytest.approx(3 / rows),
+        rows,
+        "warning",
+        0.01,
+    )
     assert share["reason"] == f"3 of {rows} rows"
     assert found["between(minutes)", "outcomes.minutes"]["status"] == "ok"
     bad = found["bad_share", "bookings"]["value"]
@@ -248,12 +278,19 @@ def test_every_check_and_a_score_are_in_the_metrics(tmp_path: Path) -> None:
 def test_row_counts_are_held_against_the_same_weekday(tmp_path: Path) -> None:
     lake = lake_with(tmp_path, WEEKS)
     third_monday = FIRST + timedelta(days=14)
-    edit(lake, "bookings", WEEKS, lambda rows: [row for row in rows if row["data_date"] != third_monday or row["ride"] <= 12])
+    edit(
+        lake,
+        "bookings",
+        WEEKS,
+        lambda rows: [row for row in rows if row["data_date"] != third_monday or row["ride"] <= 12],
+    )
     validate(lake, "rides", WEEKS, run_id="r")
     count = metrics(lake, third_monday)["row_count(*)", "bookings"]
     assert (count["value"], count["status"], count["threshold"]) == (pytest.approx(0.4), "warning", 0.5)
     assert count["reason"] == "12 rows, mean of the last 2 Mondays 30"
-    assert metrics(lake, third_monday)["quality_score", "bookings"]["value"] == 0.0, "the only table check that was evaluated does not hold"
+    assert metrics(lake, third_monday)["quality_score", "bookings"]["value"] == 0.0, (
+        "the only table check that was evaluated does not hold"
+    )
     assert metrics(lake, third_monday + ONE_DAY)["row_count(*)", "bookings"]["status"] == "ok"
 
 
@@ -293,7 +330,10 @@ def test_too_many_bad_rows_stop_the_night_and_say_rule_count_share_and_examples(
     with pytest.raises(DataRejected) as caught:
         validate(lake, "rides", Interval.of(day), run_id="r")
     message = str(caught.value)
-    assert message.startswith("DataRejected: rides/raw/bookings for 2024-01-02: 9 of 30 rows break a rule, share 0.300, more than stop_share 0.2.\n")
+    assert message.startswith(
+        "DataRejected: rides/raw/bookings for 2024-01-02: 9 of 30 rows break a rule, share 0.300, more than stop_share "
+        "0.2.\n"
+    )
     assert "  in_set(depot): 9 rows, share 0.300\n" in message
     assert "  between(distance_km): 1 rows, share 0.033\n" in message
     assert message.count("    for example {'event_date': '2024-01-03', 'ride': ") == 3
@@ -302,9 +342,13 @@ def test_too_many_bad_rows_stop_the_night_and_say_rule_count_share_and_examples(
     assert "run `restate`, or change the check" in message
     for kind in ("valid", "quarantine"):
         for name in ("bookings", "outcomes"):
-            assert list(lake.publications.current(table(lake, kind, name))) == [FIRST], "no table of the night is published"
+            assert list(lake.publications.current(table(lake, kind, name))) == [FIRST], (
+                "no table of the night is published"
+            )
     assert metrics(lake, day) == {}
-    assert (lake.settings.reports / "data_docs" / "rides" / "2024-01-02" / "rides.bookings.html").is_file(), "the rejected night can be looked at"
+    assert (lake.settings.reports / "data_docs" / "rides" / "2024-01-02" / "rides.bookings.html").is_file(), (
+        "the rejected night can be looked at"
+    )
 
 
 def test_in_bulk_the_nights_before_the_first_that_stops_are_published(tmp_path: Path) -> None:
@@ -313,7 +357,9 @@ def test_in_bulk_the_nights_before_the_first_that_stops_are_published(tmp_path: 
         spoil(each, WEEKS)
         for offset in (5, 9):
             _ruin(each, FIRST + timedelta(days=offset), 20)
-    with pytest.raises(DataRejected, match=r"(?s)bookings for 2024-01-06: .*The nights 2024-01-01..2024-01-05 before it are published"):
+    with pytest.raises(
+        DataRejected, match=r"(?s)bookings for 2024-01-06: .*The nights 2024-01-01..2024-01-05 before it are published"
+    ):
         validate(lake, "rides", WEEKS, run_id="r")
     for day in Interval(FIRST, FIRST + timedelta(days=5)):
         validate(nightly, "rides", Interval.of(day), run_id="r")
@@ -329,13 +375,18 @@ def test_a_share_at_the_limit_does_not_stop(tmp_path: Path) -> None:
 
 
 def test_a_table_check_may_stop_too(tmp_path: Path) -> None:
-    lake = lake_with(tmp_path, WEEKS, **{"tables__bookings__checks__3": {"rule": "row_count", "weeks": 2, "min_ratio": 0.5, "severity": "stop"}})
+    lake = lake_with(
+        tmp_path,
+        WEEKS,
+        **{"tables__bookings__checks__3": {"rule": "row_count", "weeks": 2, "min_ratio": 0.5, "severity": "stop"}},
+    )
     day = FIRST + timedelta(days=7)
     edit(lake, "bookings", WEEKS, lambda rows: [row for row in rows if row["data_date"] != day])
     with pytest.raises(DataRejected) as caught:
         validate(lake, "rides", WEEKS, run_id="r")
-    assert "rides/raw/bookings for 2024-01-08: row_count(*) is 0.000, needs at least 0.5 and at most 2 (0 rows, mean of the last 1 Mondays 30)." in str(
-        caught.value
+    assert (
+        "rides/raw/bookings for 2024-01-08: row_count(*) is 0.000, needs at least 0.5 and at most 2 (0 rows, mean of "
+        "the last 1 Mondays 30)." in str(caught.value)
     )
     assert max(lake.publications.current(table(lake, "valid", "bookings"))) == day - ONE_DAY
 
@@ -354,7 +405,9 @@ def test_examples_do_not_show_personal_data(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["a count", "a type"])
-def test_two_validators_that_disagree_publish_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
+def test_two_validators_that_disagree_publish_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
     lake = lake_with(tmp_path, SOME)
     spoil(lake, SOME)
     if wrong == "a count":
@@ -362,16 +415,25 @@ def test_two_validators_that_disagree_publish_nothing(tmp_path: Path, monkeypatc
         def blind(suite: Any, relation: str) -> Any:
             from dataclasses import replace
 
-            return [replace(rule, broken="false") if rule.check == "in_set(depot)" else rule for rule in compile_suite(suite, relation)]
+            return [
+                replace(rule, broken="false") if rule.check == "in_set(depot)" else rule
+                for rule in compile_suite(suite, relation)
+            ]
 
         monkeypatch.setattr(validate_module, "compile_suite", blind)
-        message = r"rides.bookings, in_set\(depot\), nights 2024-01-01..2024-01-03: the SQL pass marked 0 rows, Great Expectations 5. Nothing was published."
+        message = (
+            r"rides.bookings, in_set\(depot\), nights 2024-01-01..2024-01-03: the SQL pass marked 0 rows, Great"
+            r" Expectations 5. Nothing was published."
+        )
     else:
         show = validate_module._show_to_gx
 
         def retyped(entry: Any, marked: Any, nights: Any, connection: Any) -> None:
             show(entry, marked, nights, connection)
-            connection.execute(f'CREATE OR REPLACE VIEW "{marked.name}" AS SELECT * REPLACE (CAST(ride AS VARCHAR) AS ride) FROM "marked_{marked.name}"')
+            connection.execute(
+                f'CREATE OR REPLACE VIEW "{marked.name}" AS SELECT * REPLACE (CAST(ride AS VARCHAR) AS ride) FROM '
+                f'"marked_{marked.name}"'
+            )
 
         monkeypatch.setattr(validate_module, "_show_to_gx", retyped)
         message = r"rides.bookings, type\(ride\): Great Expectations found VARCHAR. Nothing was published."
@@ -407,10 +469,14 @@ def test_data_docs_open_without_a_network(tmp_path: Path) -> None:
             target = match[1] or match[2]
             assert not re.match(r"(https?:)?//", target), f"{page.relative_to(site)} loads {target}"
             if not target.endswith(".ttf"):  # the fallback of a browser without woff2
-                assert (page.parent / target).resolve().is_file(), f"{page.relative_to(site)} loads {target}, which is not there"
+                assert (page.parent / target).resolve().is_file(), (
+                    f"{page.relative_to(site)} loads {target}, which is not there"
+                )
         for link in re.findall(r'<a\b[^>]*href="([^"#]+)"', page.read_text(encoding="utf-8")):
             if not link.startswith("http"):
-                assert (page.parent / link).resolve().is_file(), f"{page.relative_to(site)} links to {link}, which is not there"
+                assert (page.parent / link).resolve().is_file(), (
+                    f"{page.relative_to(site)} links to {link}, which is not there"
+                )
     found = (site / "rides" / "2024-01-01..2024-01-03" / "rides.bookings.html").read_text(encoding="utf-8")
     assert "5 unexpected values found" in found
     assert "moon" in found

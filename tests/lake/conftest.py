@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from config.calendar import Interval
-from config.catalog import Catalog, load_catalog
+from config.catalog.load import Catalog, load_catalog
 from config.settings import Settings
 from lake.lake import Lake
 from lake.lineage import Lineage
@@ -42,7 +42,10 @@ def item_rows(interval: Interval, *, count: int = 4, seed: int = 1) -> pa.Table:
             "label": pa.array([f"item {n}" if n % 3 else None for n in range(total)], pa.string()),
             "value": pa.array(random.normal(size=total)),
             "at": pa.array(random.integers(0, 10**15, total), pa.timestamp("us", tz="UTC")),
-            "on": pa.array([True, None, False, True][:count] * len(nights) if count <= 4 else random.random(total) < 0.5, pa.bool_()),
+            "on": pa.array(
+                [True, None, False, True][:count] * len(nights) if count <= 4 else random.random(total) < 0.5,
+                pa.bool_(),
+            ),
             "data_date": pa.array([night for night in nights for _ in range(count)], pa.date32()),
         }
     )
@@ -56,12 +59,19 @@ class Items:
     table: LakeTable
 
     def publish(
-        self, rows: pa.Table | pa.RecordBatchReader, interval: Interval, *, replaces: dict[date, str | None] | None = None, lineage: Lineage = LINEAGE
+        self,
+        rows: pa.Table | pa.RecordBatchReader,
+        interval: Interval,
+        *,
+        replaces: dict[date, str | None] | None = None,
+        lineage: Lineage = LINEAGE,
     ) -> Published:
         """`lake.publish`, replacing what is there unless `replaces` says otherwise."""
         before = self.lake.publications.digests(self.table, interval) if replaces is None else replaces
         with self.lake.scratch("test") as scratch:
-            return publish(self.lake.publications, self.table, rows, interval, replaces=before, lineage=lineage, scratch=scratch)
+            return publish(
+                self.lake.publications, self.table, rows, interval, replaces=before, lineage=lineage, scratch=scratch
+            )
 
     def digests(self, interval: Interval) -> dict[date, str | None]:
         """What the index says is published."""

@@ -55,7 +55,10 @@ def test_equal_rows_have_equal_digests_however_they_are_chunked(rows: list[dict[
 @given(ROWS, ROWS)
 def test_different_rows_have_different_digests(left: list[dict[str, object]], right: list[dict[str, object]]) -> None:
     same = repr(left) == repr(right)  # NaN equals NaN here, as it does in the digest
-    assert (rows_digest(pa.Table.from_pylist(left, schema=SCHEMA)) == rows_digest(pa.Table.from_pylist(right, schema=SCHEMA))) == same
+    assert (
+        rows_digest(pa.Table.from_pylist(left, schema=SCHEMA))
+        == rows_digest(pa.Table.from_pylist(right, schema=SCHEMA))
+    ) == same
 
 
 @pytest.mark.parametrize(
@@ -75,12 +78,18 @@ def test_near_misses_differ(one: dict[str, list[object]], other: dict[str, list[
 
 
 def test_column_names_and_types_are_part_of_it() -> None:
-    of = [rows_digest(pa.table({name: pa.array([1], kind)})) for name, kind in (("a", pa.int64()), ("b", pa.int64()), ("a", pa.int32()))]
+    of = [
+        rows_digest(pa.table({name: pa.array([1], kind)}))
+        for name, kind in (("a", pa.int64()), ("b", pa.int64()), ("a", pa.int32()))
+    ]
     assert len(set(of)) == 3
 
 
 def test_every_nan_is_the_same() -> None:
-    quiet, other = pa.array([float("nan")]), pa.Array.from_buffers(pa.float64(), 1, [None, pa.py_buffer(b"\x01\x00\x00\x00\x00\x00\xf8\xff")])
+    quiet, other = (
+        pa.array([float("nan")]),
+        pa.Array.from_buffers(pa.float64(), 1, [None, pa.py_buffer(b"\x01\x00\x00\x00\x00\x00\xf8\xff")]),
+    )
     assert rows_digest(pa.table({"x": quiet})) == rows_digest(pa.table({"x": other}))
 
 

@@ -11,7 +11,7 @@ import pytest
 import structlog
 
 from config.calendar import Interval
-from config.catalog import load_catalog
+from config.catalog.load import load_catalog
 from features.ingest import ingest
 from features.materialize import materialize
 from features.transform import transform
@@ -41,16 +41,25 @@ def test_one_night_is_followed_by_its_correlation_id(tmp_path: Path, capsys: pyt
     lake = toy.toy_lake(tmp_path, source=Interval.closed(toy.FIRST, date(2024, 1, 12)))
     for stage in (ingest, validate, transform, materialize):
         stage(lake, "rides", BEFORE, run_id="history")
-    results = [stage(lake, "rides", NIGHT, run_id=f"replay__{stage.__name__}") for stage in (ingest, validate, transform, materialize)]
+    results = [
+        stage(lake, "rides", NIGHT, run_id=f"replay__{stage.__name__}")
+        for stage in (ingest, validate, transform, materialize)
+    ]
     found = [event for event in events(lake) if event["correlation_id"] == "rides/2024-01-10"]
     assert [(event["event"], event["stage"]) for event in found] == [
-        (f"stage {what}", stage) for stage in ("ingest", "validate", "transform", "materialize") for what in ("began", "ended")
+        (f"stage {what}", stage)
+        for stage in ("ingest", "validate", "transform", "materialize")
+        for what in ("began", "ended")
     ]
     for event, result in zip(found[1::2], results, strict=True):
         assert (event["rows"], event["committed"]) == (result.rows, result.committed)
         assert event["seconds"] >= 0
     for event in found:
-        assert (event["subject"], event["data_date"], event["run_id"]) == ("rides", "2024-01-10", f"replay__{event['stage']}")
+        assert (event["subject"], event["data_date"], event["run_id"]) == (
+            "rides",
+            "2024-01-10",
+            f"replay__{event['stage']}",
+        )
         assert event["timestamp"].endswith("Z")
     again = ingest(lake, "rides", NIGHT, run_id="again")
     assert (events(lake)[-1]["committed"], again.committed) == (0, 0), "a rerun says that it committed nothing"
@@ -58,7 +67,11 @@ def test_one_night_is_followed_by_its_correlation_id(tmp_path: Path, capsys: pyt
 
 
 def test_a_failed_stage_says_so_and_why(tmp_path: Path) -> None:
-    lake = toy.toy_lake(tmp_path, source=Interval.closed(toy.FIRST, date(2024, 1, 5)), dataset=toy.DATASET_YAML.replace("max: 500", "max: 1"))
+    lake = toy.toy_lake(
+        tmp_path,
+        source=Interval.closed(toy.FIRST, date(2024, 1, 5)),
+        dataset=toy.DATASET_YAML.replace("max: 500", "max: 1"),
+    )
     night = Interval.of(toy.FIRST)
     ingest(lake, "rides", night, run_id="r")
     with pytest.raises(DataRejected):
@@ -71,7 +84,11 @@ def test_a_failed_stage_says_so_and_why(tmp_path: Path) -> None:
 
 def test_model_and_data_set_share_the_night(toy_lake: Lake) -> None:
     catalog = load_catalog(toy_lake.settings)
-    assert correlation_id(catalog, "ride_minutes", "2024-03-01") == correlation_id(catalog, "rides", "2024-03-01") == "rides/2024-03-01"
+    assert (
+        correlation_id(catalog, "ride_minutes", "2024-03-01")
+        == correlation_id(catalog, "rides", "2024-03-01")
+        == "rides/2024-03-01"
+    )
     assert correlation_id(catalog, "gone", "2024-03-01") == "gone/2024-03-01"
 
 
@@ -84,12 +101,23 @@ def test_lines_of_others_carry_the_night(toy_lake: Lake) -> None:
         return StageResult("score", subject, str(interval), 3, 1, {})
 
     stage(toy_lake, "ride_minutes", interval=NIGHT, run_id="r")
-    assert seen == [{"stage": "score", "subject": "ride_minutes", "data_date": "2024-01-10", "correlation_id": "rides/2024-01-10", "run_id": "r"}]
+    assert seen == [
+        {
+            "stage": "score",
+            "subject": "ride_minutes",
+            "data_date": "2024-01-10",
+            "correlation_id": "rides/2024-01-10",
+            "run_id": "r",
+        }
+    ]
     assert structlog.contextvars.get_contextvars() == {}, "what a stage bound ends with it"
 
 
 def test_hostile_values_stay_one_line(toy_lake: Lake) -> None:
-    with pytest.raises(ValueError, match="x"), stage_events(toy_lake, "score", 'a"\n<script>', nights="2024-01-10", run_id="r\nid"):
+    with (
+        pytest.raises(ValueError, match="x"),
+        stage_events(toy_lake, "score", 'a"\n<script>', nights="2024-01-10", run_id="r\nid"),
+    ):
         raise ValueError("x" * 10_000)
     assert [event["event"] for event in events(toy_lake)] == ["stage began", "stage failed"]
     assert len(events(toy_lake)[1]["problem"]) == 500
@@ -100,5 +128,8 @@ def test_in_a_task_events_go_to_its_log(toy_lake: Lake) -> None:
         use_task_log(structlog.get_logger("task"))
         with stage_events(toy_lake, "gate", "ride_minutes") as told:
             told["verdict"] = "promote"
-    assert [(entry["event"], entry.get("verdict")) for entry in captured] == [("stage began", None), ("stage ended", "promote")]
+    assert [(entry["event"], entry.get("verdict")) for entry in captured] == [
+        ("stage began", None),
+        ("stage ended", "promote"),
+    ]
     assert events(toy_lake) == []

@@ -18,7 +18,17 @@ from lake.ledger import Ledger, LedgerConflict, NoChampion, Promotion
 
 def promotion(version: int, effective_from: date, *, trained_until: date = date(2024, 1, 1), **more: Any) -> Promotion:
     decided = datetime(2024, 3, 1, 12, tzinfo=UTC)
-    return Promotion("m", version, trained_until, effective_from, decided, "gate", f"artifact {version}", f"evidence {version}", **more)
+    return Promotion(
+        "m",
+        version,
+        trained_until,
+        effective_from,
+        decided,
+        "gate",
+        f"artifact {version}",
+        f"evidence {version}",
+        **more,
+    )
 
 
 @pytest.fixture
@@ -65,7 +75,10 @@ def test_a_model_trained_on_later_nights_is_no_champion_of_an_earlier_one(ledger
 
 def test_a_rollback_is_a_promotion_of_the_older_version(ledger: Ledger) -> None:
     for number, version in enumerate((1, 2, 1)):
-        ledger.append(promotion(version, date(2024, 4, 1 + number), kind="rollback" if number == 2 else "promotion"), seen=ledger.read())
+        ledger.append(
+            promotion(version, date(2024, 4, 1 + number), kind="rollback" if number == 2 else "promotion"),
+            seen=ledger.read(),
+        )
     newest = ledger.read().newest
     assert newest is not None
     assert (newest.version, newest.kind, newest.sequence) == (1, "rollback", 3)
@@ -79,7 +92,11 @@ def test_who_decided_on_an_older_ledger_is_refused(ledger: Ledger, before: int) 
     ledger.append(promotion(1, date(2024, 4, 1)), seen=seen)
     with pytest.raises(LedgerConflict) as caught:
         ledger.append(promotion(2, date(2024, 4, 1)), seen=seen)
-    assert str(caught.value) == "LedgerConflict: the ledger of m changed while this decision was made. Nothing was written. Decide again on what is there now."
+    assert (
+        str(caught.value)
+        == "LedgerConflict: the ledger of m changed while this decision was made. Nothing was written. Decide again on"
+        " what is there now."
+    )
     assert [p.version for p in ledger.read().promotions] == [*(9 + n for n in range(before)), 1]
 
 

@@ -59,7 +59,9 @@ def test_newest_is_the_latest_night_not_the_latest_commit(items: Items) -> None:
 
 
 @pytest.mark.parametrize(("published", "latest"), [(True, "latest is 2024-01-03"), (False, "nothing is published")])
-def test_a_missing_partition_is_named_with_the_latest_and_the_remedy(items: Items, published: bool, latest: str) -> None:
+def test_a_missing_partition_is_named_with_the_latest_and_the_remedy(
+    items: Items, published: bool, latest: str
+) -> None:
     if published:
         _publish_nights(items)
     wanted = Interval(FIRST, FIRST + timedelta(days=6))
@@ -67,7 +69,8 @@ def test_a_missing_partition_is_named_with_the_latest_and_the_remedy(items: Item
         items.lake.publications.require(items.table, wanted, needed_by="Scoring things", remedy="Run `things_ingest`.")
     first, more = ("2024-01-04", 2) if published else ("2024-01-01", 5)
     assert str(caught.value) == (
-        f"PartitionNotReady: things/raw/items has no partition {first} and {more} more ({latest}).\n  Scoring things needs it. Run `things_ingest`."
+        f"PartitionNotReady: things/raw/items has no partition {first} and {more} more ({latest}).\n"
+        "  Scoring things needs it. Run `things_ingest`."
     )
 
 
@@ -98,5 +101,7 @@ def test_many_may_bring_the_index_up_to_date_at_once_on_sqlite(items_at: Callabl
     _both(items_at, "")
 
 
-def test_many_may_bring_the_index_up_to_date_at_once_on_postgres(items_at: Callable[..., Items], empty_postgres: str) -> None:
+def test_many_may_bring_the_index_up_to_date_at_once_on_postgres(
+    items_at: Callable[..., Items], empty_postgres: str
+) -> None:
     _both(items_at, empty_postgres)

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from config.calendar import Interval
-from config.catalog import BadCatalog
+from config.catalog.base import BadCatalog
 from lake.lake import Lake
 from lake.metrics import METRIC_SCHEMA, BadMetric, Metric, metric_rows, metrics_table, publish_metrics, read_metrics
 
@@ -30,7 +30,12 @@ def lake(request: pytest.FixtureRequest, rides: Callable[[str], Lake]) -> Lake:
 
 def _sql(lake: Lake, where: str = "true") -> list[tuple[Any, ...]]:
     with lake.engine.connect() as connection:
-        return [tuple(row) for row in connection.execute(sa.text(f'SELECT "check", value, status FROM metrics WHERE {where} ORDER BY "check"'))]
+        return [
+            tuple(row)
+            for row in connection.execute(
+                sa.text(f'SELECT "check", value, status FROM metrics WHERE {where} ORDER BY "check"')
+            )
+        ]
 
 
 def test_metrics_are_in_delta_and_in_sql(lake: Lake) -> None:
@@ -60,7 +65,10 @@ def test_groups_of_a_subject_do_not_touch_each_other(lake: Lake) -> None:
 def test_the_indexes_serve_a_night_and_an_alarm(lake: Lake) -> None:
     publish_metrics(lake, "rides", "drift", [metric()], NIGHT, run_id="r")
     found = {tuple(index["column_names"]) for index in sa.inspect(lake.engine).get_indexes("metrics")}
-    assert {("subject", "data_date"), ("subject", "check", "column", "segment", "about_date", "status", "data_date")} <= found
+    assert {
+        ("subject", "data_date"),
+        ("subject", "check", "column", "segment", "about_date", "status", "data_date"),
+    } <= found
 
 
 def test_a_night_without_metrics_is_published_empty(toy_lake: Lake) -> None:
@@ -101,10 +109,23 @@ def test_the_key_has_the_night_it_is_about(toy_lake: Lake) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([metric(status="fine")], "rides/metrics/drift: status is 'fine', needs one of ok, warning, failing, not_evaluated. Nothing was written."),
-        ([Metric("other", NIGHT.start, NIGHT.start, "psi", "ok")], "rides/metrics/drift: subject is 'other', needs one of rides. Nothing was written."),
-        ([metric(status="not_evaluated")], "check 'psi' is failing or not evaluated without a reason. Nothing was written. Say why in `reason`."),
-        ([metric(status="failing", reason="")], "check 'psi' is failing or not evaluated without a reason. Nothing was written. Say why in `reason`."),
+        (
+            [metric(status="fine")],
+            "rides/metrics/drift: status is 'fine', needs one of ok, warning, failing, not_evaluated. Nothing was "
+            "written.",
+        ),
+        (
+            [Metric("other", NIGHT.start, NIGHT.start, "psi", "ok")],
+            "rides/metrics/drift: subject is 'other', needs one of rides. Nothing was written.",
+        ),
+        (
+            [metric(status="not_evaluated")],
+            "check 'psi' is failing or not evaluated without a reason. Nothing was written. Say why in `reason`.",
+        ),
+        (
+            [metric(status="failing", reason="")],
+            "check 'psi' is failing or not evaluated without a reason. Nothing was written. Say why in `reason`.",
+        ),
     ],
 )
 def test_what_a_metric_may_not_be(toy_lake: Lake, rows: list[Metric], message: str) -> None:

@@ -33,7 +33,11 @@ def _rows(items: Items, name: str = "items", *columns: str, where: str = "true")
     listed = ", ".join(f'"{c}"' for c in columns or ("data_date", "item", "label", "value", "at", "on"))
     with items.lake.engine.connect() as connection:
         table = sa.Table(name, sa.MetaData(), autoload_with=connection)
-        query = sa.select(*(table.c[c.strip('"')] for c in listed.split(", "))).where(sa.text(where)).order_by("data_date", "item")
+        query = (
+            sa.select(*(table.c[c.strip('"')] for c in listed.split(", ")))
+            .where(sa.text(where))
+            .order_by("data_date", "item")
+        )
         return [tuple(row) for row in connection.execute(query)]
 
 
@@ -47,7 +51,14 @@ def _expected(rows: pa.Table) -> list[tuple[Any, ...]]:
 def _utc(rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     """SQLite gives instants back naive, and booleans as numbers."""
     return [
-        tuple(v.replace(tzinfo=UTC) if isinstance(v, datetime) and v.tzinfo is None else bool(v) if n == 5 and v is not None else v for n, v in enumerate(row))
+        tuple(
+            v.replace(tzinfo=UTC)
+            if isinstance(v, datetime) and v.tzinfo is None
+            else bool(v)
+            if n == 5 and v is not None
+            else v
+            for n, v in enumerate(row)
+        )
         for row in rows
     ]
 
@@ -68,15 +79,33 @@ def test_again_writes_nothing(shared: Items, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_awkward_texts_and_numbers_survive(shared: Items) -> None:
-    texts = ["", None, "a,b", 'say "hi"', "line\nbreak", "\\N", "tab\t", "ünï — 日本", " spaced ", "NULL", "'; DROP TABLE items; --"]
+    texts = [
+        "",
+        None,
+        "a,b",
+        'say "hi"',
+        "line\nbreak",
+        "\\N",
+        "tab\t",
+        "ünï — 日本",
+        " spaced ",
+        "NULL",
+        "'; DROP TABLE items; --",
+    ]
     count = len(texts)
     rows = pa.table(
         {
             "item": pa.array([0, 2**62, -(2**62), *range(1, count - 2)], pa.int64()),
             "label": pa.array(texts),
-            "value": pa.array([0.1, None, 1e300, -1e-300, 1 / 3, math.inf, -math.inf, 0.0, 5.0, 2.5, 123456789.123456789]),
+            "value": pa.array(
+                [0.1, None, 1e300, -1e-300, 1 / 3, math.inf, -math.inf, 0.0, 5.0, 2.5, 123456789.123456789]
+            ),
             "at": pa.array(
-                [datetime(1969, 12, 31, 23, 59, 59, 999999, tzinfo=UTC), None, *[datetime(2024, 3, 31, 1, 30, 0, 1, tzinfo=UTC)] * (count - 2)],
+                [
+                    datetime(1969, 12, 31, 23, 59, 59, 999999, tzinfo=UTC),
+                    None,
+                    *[datetime(2024, 3, 31, 1, 30, 0, 1, tzinfo=UTC)] * (count - 2),
+                ],
                 shared.table.schema.field("at").type,
             ),
             "on": pa.array([True, False, None] + [True] * (count - 3)),
@@ -101,7 +130,9 @@ def test_an_empty_night_and_an_unpublished_one(shared: Items) -> None:
     shared.publish(item_rows(NIGHT), two)
     assert project(shared.lake, shared.table, "items", WEEK) == 4
     with shared.lake.engine.connect() as connection:
-        recorded = connection.execute(sa.select(projections_table.c.data_date, projections_table.c.row_count).order_by("data_date")).all()
+        recorded = connection.execute(
+            sa.select(projections_table.c.data_date, projections_table.c.row_count).order_by("data_date")
+        ).all()
     assert [tuple(row) for row in recorded] == [(FIRST, 4), (FIRST + timedelta(days=1), 0)]
 
 
@@ -109,7 +140,10 @@ def test_nothing_was_ever_published(shared: Items) -> None:
     assert project(shared.lake, shared.table, "items", WEEK) == 0
 
 
-@pytest.mark.parametrize("damage", ["DELETE FROM items WHERE item = 1", "DROP TABLE items", "DELETE FROM projections", "DROP TABLE projections"])
+@pytest.mark.parametrize(
+    "damage",
+    ["DELETE FROM items WHERE item = 1", "DROP TABLE items", "DELETE FROM projections", "DROP TABLE projections"],
+)
 def test_what_was_lost_in_sql_is_repaired_by_a_run_that_commits_nothing(shared: Items, damage: str) -> None:
     shared.publish(item_rows(WEEK), WEEK)
     project(shared.lake, shared.table, "items", WEEK)
@@ -120,7 +154,9 @@ def test_what_was_lost_in_sql_is_repaired_by_a_run_that_commits_nothing(shared: 
     assert _utc(_rows(shared)) == _expected(shared.table.read())
 
 
-def test_a_late_projector_does_not_put_older_rows_over_newer_ones(shared: Items, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_late_projector_does_not_put_older_rows_over_newer_ones(
+    shared: Items, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shared.publish(item_rows(NIGHT), NIGHT)
     old = shared.table.load()
     assert old is not None
@@ -132,7 +168,10 @@ def test_a_late_projector_does_not_put_older_rows_over_newer_ones(shared: Items,
 
 
 def test_two_delta_tables_share_one_sql_table(shared: Items) -> None:
-    other = Items(shared.lake, named_table(shared.lake.settings, "things/raw/others", dict(zip(*_columns(shared), strict=True)), ("item",)))
+    other = Items(
+        shared.lake,
+        named_table(shared.lake.settings, "things/raw/others", dict(zip(*_columns(shared), strict=True)), ("item",)),
+    )
     shared.publish(item_rows(WEEK), WEEK)
     other.publish(item_rows(NIGHT, seed=5, count=2), NIGHT)
     project(shared.lake, shared.table, "items", WEEK)
@@ -203,13 +242,18 @@ def test_replaced_rows_stay_with_the_time_of_the_commit_that_replaced_them(share
     project(shared.lake, shared.table, "items", NIGHT, **IDENTITY)
     expected = [(1, 1.0, 1, True), (2, 2.0, 1, False), (2, 2.5, 2, True), (3, 3.0, 1, False), (4, 4.0, 2, True)]
     assert _history(shared) == expected
-    times = {row[-1] for row in _rows(shared, "items", "data_date", "item", "superseded_at", where="superseded_at IS NOT NULL")}
+    times = {
+        row[-1]
+        for row in _rows(shared, "items", "data_date", "item", "superseded_at", where="superseded_at IS NOT NULL")
+    }
     assert {t.replace(tzinfo=UTC) for t in times} == {changed.publications[FIRST].committed_at}
 
     assert project(shared.lake, shared.table, "items", NIGHT, **IDENTITY) == 0
     shared.publish(rows({1: 1.0, 2: 2.0, 4: 4.0}), NIGHT)
     project(shared.lake, shared.table, "items", NIGHT, **IDENTITY)
-    assert _history(shared) == sorted([*(r for r in expected if r[:3] != (2, 2.5, 2)), (2, 2.5, 2, False), (2, 2.0, 3, True)])
+    assert _history(shared) == sorted(
+        [*(r for r in expected if r[:3] != (2, 2.5, 2)), (2, 2.5, 2, False), (2, 2.0, 3, True)]
+    )
 
 
 def test_one_row_of_an_identity_is_current(shared: Items) -> None:
@@ -231,10 +275,21 @@ def test_a_column_that_came_later_is_added(shared: Items) -> None:
     shared.publish(item_rows(NIGHT), NIGHT)
     project(shared.lake, shared.table, "items", NIGHT)
     names, types = _columns(shared)
-    wider = Items(shared.lake, named_table(shared.lake.settings, "things/raw/wider", dict(zip([*names, "order"], [*types, "int32"], strict=True)), ("item",)))
+    wider = Items(
+        shared.lake,
+        named_table(
+            shared.lake.settings,
+            "things/raw/wider",
+            dict(zip([*names, "order"], [*types, "int32"], strict=True)),
+            ("item",),
+        ),
+    )
     wider.publish(item_rows(NIGHT).append_column("order", pa.array([1, 2, 3, None], pa.int32())), NIGHT)
     assert project(wider.lake, wider.table, "items", NIGHT) == 4
-    assert [row[2] for row in _rows(shared, "items", "data_date", "item", "order", where="source_table = 'things/raw/wider'")] == [1, 2, 3, None]
+    assert [
+        row[2]
+        for row in _rows(shared, "items", "data_date", "item", "order", where="source_table = 'things/raw/wider'")
+    ] == [1, 2, 3, None]
 
 
 def test_a_retyped_column_is_refused_with_the_way_out(shared: Items) -> None:
@@ -243,7 +298,12 @@ def test_a_retyped_column_is_refused_with_the_way_out(shared: Items) -> None:
     names, types = _columns(shared)
     other = Items(
         shared.lake,
-        named_table(shared.lake.settings, "things/raw/retyped", dict(zip(names, ["int64", "string", "string", *types[3:]], strict=True)), ("item",)),
+        named_table(
+            shared.lake.settings,
+            "things/raw/retyped",
+            dict(zip(names, ["int64", "string", "string", *types[3:]], strict=True)),
+            ("item",),
+        ),
     )
     rows = item_rows(NIGHT)
     other.publish(rows.set_column(2, "value", rows["value"].cast(pa.string())), NIGHT)
@@ -270,7 +330,9 @@ def test_a_table_made_anew_is_projected_though_its_versions_begin_again(shared: 
     shutil.rmtree(shared.table.path)
     shared.publish(item_rows(NIGHT, seed=4), NIGHT)
     project(shared.lake, shared.table, "items", WEEK)
-    assert _utc(_rows(shared)) == _expected(item_rows(NIGHT, seed=4).cast(shared.table.schema)), "rows of the table that is gone are gone"
+    assert _utc(_rows(shared)) == _expected(item_rows(NIGHT, seed=4).cast(shared.table.schema)), (
+        "rows of the table that is gone are gone"
+    )
 
 
 def test_rows_are_streamed_in_batches(items: Items, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from deltalake import write_deltalake
 from deltalake.exceptions import DeltaError
 
 from config.calendar import Interval
-from config.catalog import Catalog
+from config.catalog.load import Catalog
 from config.settings import ROOT, Settings
 from lake import publish as publish_module
 from lake.lake import Lake
@@ -45,7 +45,11 @@ def test_published_rows_are_read_back_sorted(items: Items) -> None:
 
 def test_the_same_rows_again_commit_nothing(items: Items) -> None:
     first = items.publish(item_rows(WEEK), WEEK)
-    again = items.publish(item_rows(WEEK).select(["on", "at", "value", "label", "data_date", "item"]), WEEK, lineage=Lineage("another run", "x", "y"))
+    again = items.publish(
+        item_rows(WEEK).select(["on", "at", "value", "label", "data_date", "item"]),
+        WEEK,
+        lineage=Lineage("another run", "x", "y"),
+    )
     assert again.committed == ()
     assert again.publications == first.publications
     assert items.table.load_or_create().version() == 1
@@ -54,12 +58,16 @@ def test_the_same_rows_again_commit_nothing(items: Items) -> None:
 def test_only_the_nights_that_differ_are_replaced(items: Items) -> None:
     items.publish(item_rows(WEEK), WEEK)
     rows = item_rows(WEEK)
-    changed = rows.set_column(2, "value", pa.array([v + 1 if n in (4, 20) else v for n, v in enumerate(rows["value"].to_pylist())]))
+    changed = rows.set_column(
+        2, "value", pa.array([v + 1 if n in (4, 20) else v for n, v in enumerate(rows["value"].to_pylist())])
+    )
     published = items.publish(changed, WEEK)
     assert published.committed == (FIRST + timedelta(days=1), FIRST + timedelta(days=5))
     assert items.table.read().equals(changed.cast(items.table.schema))
     assert {p.version for p in published.publications.values()} == {1, 2}
-    assert items.table.read(version=1).equals(rows.cast(items.table.schema)), "the old version is still there for those who cite it"
+    assert items.table.read(version=1).equals(rows.cast(items.table.schema)), (
+        "the old version is still there for those who cite it"
+    )
 
 
 def test_a_stream_gives_the_same_digests_as_a_table(items: Items, items_at: Callable[..., Items]) -> None:
@@ -126,7 +134,9 @@ def test_a_null_where_none_may_be_is_refused(items: Items) -> None:
 
 
 def test_rows_outside_the_interval_are_refused(items: Items) -> None:
-    assert "4 rows have data_date 2024-01-02, outside 2024-01-01" in _refused(items, RowsOutsideInterval, item_rows(Interval(FIRST, FIRST + timedelta(days=2))))
+    assert "4 rows have data_date 2024-01-02, outside 2024-01-01" in _refused(
+        items, RowsOutsideInterval, item_rows(Interval(FIRST, FIRST + timedelta(days=2)))
+    )
 
 
 @pytest.mark.parametrize("chunk", [4, 1])
@@ -139,7 +149,9 @@ def test_two_rows_of_one_key_are_refused_also_across_batches(items: Items, chunk
 @pytest.mark.parametrize("chunk", [4, 1])
 def test_a_stream_out_of_order_is_refused(items: Items, chunk: int) -> None:
     rows = item_rows(NIGHT).set_column(0, "item", pa.array([0, 2, 1, 3])).cast(items.table.schema)
-    assert "not sorted by (data_date, item)" in _refused(items, RowsNotSorted, reader_of(rows.to_batches(max_chunksize=chunk), rows.schema))
+    assert "not sorted by (data_date, item)" in _refused(
+        items, RowsNotSorted, reader_of(rows.to_batches(max_chunksize=chunk), rows.schema)
+    )
 
 
 def test_a_late_publisher_is_told_that_somebody_was_there(items: Items) -> None:
@@ -148,7 +160,9 @@ def test_a_late_publisher_is_told_that_somebody_was_there(items: Items) -> None:
     message = _refused(items, StalePublish, item_rows(NIGHT, seed=3), replaces=seen)
     held = items.digests(NIGHT)[FIRST]
     assert held
-    assert f"things/raw/items for 2024-01-01 holds digest {held[:12]}…, but this run began when it held nothing" in message
+    assert (
+        f"things/raw/items for 2024-01-01 holds digest {held[:12]}…, but this run began when it held nothing" in message
+    )
     assert "Clear the task" in message
 
 
@@ -193,7 +207,12 @@ def test_two_publishers_of_equal_rows_end_in_one_commit(items: Items, together: 
 
 def test_of_two_publishers_of_different_rows_one_wins_whole(items: Items, together: threading.Barrier) -> None:
     items.table.load_or_create()
-    outcomes = _outcomes(*[lambda seed=seed: items.publish(item_rows(WEEK, seed=seed), WEEK, replaces=dict.fromkeys(WEEK)) for seed in (1, 2)])
+    outcomes = _outcomes(
+        *[
+            lambda seed=seed: items.publish(item_rows(WEEK, seed=seed), WEEK, replaces=dict.fromkeys(WEEK))
+            for seed in (1, 2)
+        ]
+    )
     lost = [isinstance(outcome, StalePublish) for outcome in outcomes]
     assert sorted(lost) == [False, True], outcomes
     assert items.table.read().equals(item_rows(WEEK, seed=1 + lost.index(False)).cast(items.table.schema))
@@ -202,7 +221,9 @@ def test_of_two_publishers_of_different_rows_one_wins_whole(items: Items, togeth
 def test_publishers_of_different_nights_both_get_through(items: Items, together: threading.Barrier) -> None:
     items.table.load_or_create()
     nights = [Interval.of(FIRST), Interval.of(FIRST + timedelta(days=1))]
-    outcomes = _outcomes(*[lambda night=night: items.publish(item_rows(night), night, replaces=dict.fromkeys(night)) for night in nights])
+    outcomes = _outcomes(
+        *[lambda night=night: items.publish(item_rows(night), night, replaces=dict.fromkeys(night)) for night in nights]
+    )
     assert [outcome.committed for outcome in outcomes] == [tuple(night) for night in nights]
     assert items.table.read().num_rows == 8
 
@@ -213,7 +234,7 @@ KILLED = """
     import os, signal, sys
     from pathlib import Path
     import pyarrow.parquet as pq
-    from config.catalog import Catalog
+    from config.catalog.load import Catalog
     from config.settings import Settings
     from lake import publish as module
     from lake.lake import Lake
@@ -255,7 +276,13 @@ KILLED = """
         module.write_deltalake = then
     items.publish(item_rows(WEEK, seed=2), WEEK, replaces=seen)
 """
-POINTS = ("while staging", "before the commit", "while the files are written", "after the commit", "while the index is brought up to date")
+POINTS = (
+    "while staging",
+    "before the commit",
+    "while the files are written",
+    "after the commit",
+    "while the index is brought up to date",
+)
 
 
 @pytest.mark.parametrize("point", POINTS)
@@ -281,7 +308,9 @@ def test_killed_anywhere_and_retried_the_digests_are_those_of_an_undisturbed_run
     new = item_rows(WEEK, seed=2).cast(items.table.schema)
     found = items.table.read()
     committed = point in POINTS[3:]
-    assert found.equals(new if committed else old if there_before else new.slice(0, 0)), "readers see the old rows or the new ones, never half"
+    assert found.equals(new if committed else old if there_before else new.slice(0, 0)), (
+        "readers see the old rows or the new ones, never half"
+    )
     retried = items.publish(item_rows(WEEK, seed=2), WEEK)
     assert len(retried.committed) == (0 if committed else 7)
     assert items.digests(WEEK) == undisturbed.digests(WEEK)
@@ -295,7 +324,9 @@ def test_killed_anywhere_and_retried_the_digests_are_those_of_an_undisturbed_run
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "small"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, text=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+    )
     if mounted.returncode != 0:
         missing_service(f"a small tmpfs cannot be mounted here ({mounted.stderr.strip()})")
     yield folder
@@ -304,7 +335,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 # Random numbers do not compress: a row takes about 17 bytes, in staging and then in the table.
 @pytest.mark.parametrize("count", [150_000, 75_000], ids=["while staging", "while committing"])
-def test_a_full_disk_leaves_the_old_rows_and_a_retry_with_room_ends_well(small_disk: Path, tmp_path: Path, count: int) -> None:
+def test_a_full_disk_leaves_the_old_rows_and_a_retry_with_room_ends_well(
+    small_disk: Path, tmp_path: Path, count: int
+) -> None:
     settings = Settings(home=small_disk / "var", sql_url=f"sqlite:///{tmp_path / 'index.db'}")
     items = Items(Lake(settings, Catalog(datasets=(), models=())), item_table(settings))
     items.publish(item_rows(NIGHT), NIGHT)

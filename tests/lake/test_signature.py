@@ -31,7 +31,9 @@ def store(home: Path, model: str = MODEL, *, run_id: str = "run-1", weights: byt
     (attempt / "model" / "weights.bin").write_bytes(weights)
     Contract(model, "xgboost", {}, {}, (), "t" * 64, "2024-02-26", 7, {}).write(attempt / "model")
     artifacts = folder_digests(attempt)
-    (attempt / "manifest.json").write_text(json.dumps({"artifacts": artifacts, "training_set_digest": "t" * 64, "identity": "i" * 64}))
+    (attempt / "manifest.json").write_text(
+        json.dumps({"artifacts": artifacts, "training_set_digest": "t" * 64, "identity": "i" * 64})
+    )
     (attempt / "job.json").write_text(json.dumps({"identity": "i" * 64, "run_id": run_id}))
     (attempt / "training_set.json").write_text("{}")
     sign(Settings(home=home), attempt, model)
@@ -63,7 +65,12 @@ def test_a_signed_model_is_loaded(tmp_path: Path, loads: list[Path]) -> None:
     load(folder)
     assert loads == [folder / "model"]
     signed = verify(Settings(home=tmp_path), folder, MODEL, folder.name)
-    assert (signed.model, signed.artifact_digest, signed.run_id, signed.identity) == (MODEL, folder.name, "run-1", "i" * 64)
+    assert (signed.model, signed.artifact_digest, signed.run_id, signed.identity) == (
+        MODEL,
+        folder.name,
+        "run-1",
+        "i" * 64,
+    )
 
 
 # ---- what is refused ---------------------------------------------------------------------------------------------
@@ -126,10 +133,22 @@ def _claim(folder: Path) -> None:
         (_add_file, ArtifactMismatch, r"holds model/more.pkl, which the manifest does not list"),
         (_respell_signature, UntrustedModel, r"its signature.json is damaged \(it is not as `sign` writes it\)"),
         (_claim, UntrustedModel, r"its signature.json was edited, or made with another key than model_signing_key"),
-        (lambda folder: (folder / SIGNATURE_FILE).unlink(), UntrustedModel, r"it has no signature.json, so nobody vouches for it. Nothing was loaded."),
+        (
+            lambda folder: (folder / SIGNATURE_FILE).unlink(),
+            UntrustedModel,
+            r"it has no signature.json, so nobody vouches for it. Nothing was loaded.",
+        ),
         (lambda folder: (folder / SIGNATURE_FILE).write_text("[1]"), UntrustedModel, r"its signature.json is damaged"),
-        (lambda folder: (folder / "manifest.json").unlink(), UntrustedModel, r"it is not as it was signed \(FileNotFoundError"),
-        (lambda folder: (folder / "manifest.json").write_text("{"), UntrustedModel, r"it is not as it was signed \(JSONDecodeError"),
+        (
+            lambda folder: (folder / "manifest.json").unlink(),
+            UntrustedModel,
+            r"it is not as it was signed \(FileNotFoundError",
+        ),
+        (
+            lambda folder: (folder / "manifest.json").write_text("{"),
+            UntrustedModel,
+            r"it is not as it was signed \(JSONDecodeError",
+        ),
         (shutil.rmtree, ModelMissing, r"Nothing was loaded.\n  Restore that folder from a backup"),
     ],
 )
@@ -147,7 +166,10 @@ def test_a_signature_copied_from_another_model_is_refused(tmp_path: Path, loads:
     folder = store(tmp_path)
     other = store(tmp_path, "other_model", weights=b"other weights")
     shutil.copy2(other / SIGNATURE_FILE, folder / SIGNATURE_FILE)
-    with pytest.raises(UntrustedModel, match=r"its signature is that of a version of other_model, asked for is ride_minutes. Nothing was loaded."):
+    with pytest.raises(
+        UntrustedModel,
+        match=r"its signature is that of a version of other_model, asked for is ride_minutes. Nothing was loaded.",
+    ):
         load(folder)
     assert loads == []
 
@@ -157,7 +179,9 @@ def test_a_whole_folder_in_the_place_of_another_is_refused(tmp_path: Path, loads
     folder, other = store(tmp_path), store(tmp_path, weights=b"worse weights", run_id="run-2")
     shutil.rmtree(folder)
     shutil.copytree(other, folder)
-    with pytest.raises(UntrustedModel, match=rf"its signature is about the files {other.name[:12]}…, asked for are {folder.name[:12]}…"):
+    with pytest.raises(
+        UntrustedModel, match=rf"its signature is about the files {other.name[:12]}…, asked for are {folder.name[:12]}…"
+    ):
         load(folder)
     foreign = store(tmp_path, "other_model", weights=b"x")
     target = folder.parent / foreign.name
@@ -181,13 +205,17 @@ def never_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(
-    name=st.sampled_from(["manifest.json", SIGNATURE_FILE, "job.json", "training_set.json", "model/weights.bin", "model/contract.json"]),
+    name=st.sampled_from(
+        ["manifest.json", SIGNATURE_FILE, "job.json", "training_set.json", "model/weights.bin", "model/contract.json"]
+    ),
     position=st.floats(0, 1, exclude_max=True),
     mask=st.integers(1, 255),
 )
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @pytest.mark.usefixtures("never_loaded")
-def test_any_flipped_byte_is_refused_before_anything_is_loaded(stored: Path, name: str, position: float, mask: int) -> None:
+def test_any_flipped_byte_is_refused_before_anything_is_loaded(
+    stored: Path, name: str, position: float, mask: int
+) -> None:
     path = stored / name
     whole = path.read_bytes()
     flipped = bytearray(whole)
@@ -206,15 +234,25 @@ def test_any_flipped_byte_is_refused_before_anything_is_loaded(stored: Path, nam
 def test_another_key_signs_nothing_here(tmp_path: Path, loads: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     folder = store(tmp_path)
     monkeypatch.setenv(KEY.upper(), OTHER_KEY)
-    with pytest.raises(UntrustedModel, match=r"made with another key than model_signing_key \(1 tried\)(?s:.*)give the old one as model_signing_key_previous"):
+    with pytest.raises(
+        UntrustedModel,
+        match=(
+            r"made with another key than model_signing_key \(1 tried\)(?s:.*)give the old one as"
+            r" model_signing_key_previous"
+        ),
+    ):
         load(folder)
     assert loads == []
 
 
-def test_without_a_key_nothing_is_signed_or_loaded(tmp_path: Path, loads: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_key_nothing_is_signed_or_loaded(
+    tmp_path: Path, loads: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = store(tmp_path)
     monkeypatch.delenv(KEY.upper())
-    with pytest.raises(MissingSecret, match=r"model_signing_key is not set. Export MODEL_SIGNING_KEY, or write it to .* \(mode 600\)"):
+    with pytest.raises(
+        MissingSecret, match=r"model_signing_key is not set. Export MODEL_SIGNING_KEY, or write it to .* \(mode 600\)"
+    ):
         load(folder)
     with pytest.raises(MissingSecret):
         store(tmp_path, "other_model")
@@ -224,7 +262,9 @@ def test_without_a_key_nothing_is_signed_or_loaded(tmp_path: Path, loads: list[P
     assert loads == []
 
 
-def test_a_key_is_read_from_a_file_that_others_may_not_read(tmp_path: Path, loads: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_is_read_from_a_file_that_others_may_not_read(
+    tmp_path: Path, loads: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv(KEY.upper())
     path = tmp_path / "secrets" / KEY
     path.parent.mkdir()
@@ -238,7 +278,9 @@ def test_a_key_is_read_from_a_file_that_others_may_not_read(tmp_path: Path, load
 
 
 @pytest.mark.parametrize("place", ["environment", "file"])
-def test_a_new_key_signs_and_the_previous_one_still_verifies(tmp_path: Path, loads: list[Path], monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+def test_a_new_key_signs_and_the_previous_one_still_verifies(
+    tmp_path: Path, loads: list[Path], monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
     import os
 
     old = store(tmp_path)

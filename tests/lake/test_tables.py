@@ -21,7 +21,9 @@ THREE = Interval(FIRST, FIRST + timedelta(days=3))
 def _read(items: Items, *args: Any) -> list[dict[str, Any]]:
     with items.lake.duckdb() as connection:
         items.table.register(connection, "t", *args)
-        rows: list[dict[str, Any]] = connection.sql("SELECT * FROM t ORDER BY data_date, item").to_arrow_table().to_pylist()
+        rows: list[dict[str, Any]] = (
+            connection.sql("SELECT * FROM t ORDER BY data_date, item").to_arrow_table().to_pylist()
+        )
         return rows
 
 
@@ -52,7 +54,9 @@ def test_types_come_back_as_declared(items: Items) -> None:
     assert items.table.read().equals(item_rows(THREE).cast(items.table.schema))
 
 
-def test_deletion_vectors_are_refused_because_deleted_rows_would_come_back(items: Items, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deletion_vectors_are_refused_because_deleted_rows_would_come_back(
+    items: Items, monkeypatch: pytest.MonkeyPatch
+) -> None:
     items.publish(item_rows(THREE), THREE)
     monkeypatch.setattr(DeltaTable, "protocol", lambda self: SimpleNamespace(reader_features=["deletionVectors"]))
     with pytest.raises(TableUnreadable, match="things/raw/items uses deletion vectors"):
@@ -74,7 +78,9 @@ def test_the_tables_of_a_data_set(toy_lake: Lake) -> None:
     settings, rides = toy_lake.settings, toy_lake.dataset("rides")
     raw, valid, aside = (make(settings, rides, "bookings") for make in (raw_table, valid_table, quarantine_table))
     assert raw.name == "rides/raw/bookings"
-    assert all(raw.schema.field(name).nullable for name in rides.tables["bookings"].columns), "raw takes what the source gives; validation judges it"
+    assert all(raw.schema.field(name).nullable for name in rides.tables["bookings"].columns), (
+        "raw takes what the source gives; validation judges it"
+    )
     assert not valid.schema.field("ride").nullable
     assert valid.schema.names[-3:] == ["known_at_utc", "revision", "data_date"]
     assert valid.key == ("event_date", "ride", "revision")
@@ -87,6 +93,9 @@ def test_the_tables_of_a_data_set(toy_lake: Lake) -> None:
 
 def test_a_type_the_catalog_does_not_know_is_no_column(items: Items) -> None:
     table = LakeTable("odd", items.table.path, pa.schema([("x", pa.float32())]), ("x",))
-    with items.lake.duckdb() as connection, pytest.raises(TypeError, match="no column type of the catalog is stored as float"):
+    with (
+        items.lake.duckdb() as connection,
+        pytest.raises(TypeError, match="no column type of the catalog is stored as float"),
+    ):
         table.register(connection, "t")
     assert named_table(items.lake.settings, "a/b", {"x": "int32"}, ("x",)).schema.names == ["x", "data_date"]

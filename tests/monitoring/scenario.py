@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from config.calendar import ONE_DAY, Interval
-from config.catalog import load_catalog
+from config.catalog.load import load_catalog
 from features.training_set import build_training_set
 from lake.lake import Lake
 from lake.ledger import Promotion
@@ -23,8 +23,8 @@ from serving.score import score
 from tests import toy
 from tests.serving import scenario as serving
 from tests.serving.scenario import MODEL, LinearPredictor
-from training.decision import store_decision
-from training.reference import build_reference, write_reference_sample
+from training.registry.decision import store_decision
+from training.registry.reference import build_reference, write_reference_sample
 
 PER_DAY = 40
 HISTORY = Interval.closed(toy.FIRST, date(2024, 2, 20))
@@ -44,7 +44,9 @@ def inputs(lake: Lake, *, empty_night: date | None = None) -> None:
     toy.publish_features(lake, HISTORY)
 
 
-def champion(lake: Lake, folder: Path, *, version: int = 1, effective_from: date = SCORED.start, slope: float = 0.75) -> Promotion:
+def champion(
+    lake: Lake, folder: Path, *, version: int = 1, effective_from: date = SCORED.start, slope: float = 0.75
+) -> Promotion:
     """Build the training set as of AS_OF, promote a linear model, and store reference and sample beside its files."""
     built = build_training_set(lake, MODEL, AS_OF, folder)
     promotion = serving.promote(lake, version, effective_from, slope=slope, trained_until=AS_OF)
@@ -67,10 +69,14 @@ def change_reference(lake: Lake, promotion: Promotion | None, change: Mapping[st
     path.write_text(json.dumps(json.loads(path.read_text()) | dict(change)))
 
 
-def decide_gate(lake: Lake, version: int = 1, *, ratio: float = GATE_RATIO, as_of: date = AS_OF, verdict: str = "promote") -> None:
+def decide_gate(
+    lake: Lake, version: int = 1, *, ratio: float = GATE_RATIO, as_of: date = AS_OF, verdict: str = "promote"
+) -> None:
     """A stored gate decision whose error over baseline is `ratio` for both outputs."""
     judged = {"challenger": ratio, "rival": 1.0, "baseline": 1.0}
-    outputs = {name: {"metric": metric, **judged} for name, metric in (("ride_minutes", "mae"), ("long_probability", "brier"))}
+    outputs = {
+        name: {"metric": metric, **judged} for name, metric in (("ride_minutes", "mae"), ("long_probability", "brier"))
+    }
     evidence = {
         "model": MODEL,
         "version": version,
@@ -100,7 +106,9 @@ def copy_of(lake: Lake, folder: Path) -> Lake:
     """The same state in another folder, to be changed."""
     source = lake.settings.home.parent
     shutil.copytree(source, folder, dirs_exist_ok=True)
-    settings = lake.settings.model_copy(update={"home": folder / "var", "catalog_dir": folder / "catalog", "sql_dir": folder / "sql"})
+    settings = lake.settings.model_copy(
+        update={"home": folder / "var", "catalog_dir": folder / "catalog", "sql_dir": folder / "sql"}
+    )
     return Lake(settings, load_catalog(settings))
 
 

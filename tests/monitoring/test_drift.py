@@ -26,7 +26,9 @@ MINUTES = "vehicle_daily__minutes_7d"
 
 
 def rows_of(lake: Lake, night=NIGHT) -> dict[tuple[str, str], dict]:
-    return {(row["check"], row["column"]): row for row in read_metrics(lake, MODEL, "drift", Interval.of(night)).to_pylist()}
+    return {
+        (row["check"], row["column"]): row for row in read_metrics(lake, MODEL, "drift", Interval.of(night)).to_pylist()
+    }
 
 
 def measure(lake: Lake, night=NIGHT) -> dict[tuple[str, str], dict]:
@@ -42,16 +44,35 @@ def test_bulk_equals_nightly_and_a_rerun_commits_nothing(night: Lake, scored: La
     bulk = night.publications.digests(metrics_table(night.settings, MODEL, "drift"), SCORED)
     for day in (SCORED.start, NIGHT):
         drift(scored, MODEL, Interval.of(day), run_id="nightly")
-        assert scored.publications.digests(metrics_table(scored.settings, MODEL, "drift"), Interval.of(day))[day] == bulk[day]
+        assert (
+            scored.publications.digests(metrics_table(scored.settings, MODEL, "drift"), Interval.of(day))[day]
+            == bulk[day]
+        )
     rows = rows_of(night)
-    assert {check for check, _ in rows} == {"drift_psi", "null_rate", "prediction_drift", "volume", "drift_share", "mean", "reference_mean"}
+    assert {check for check, _ in rows} == {
+        "drift_psi",
+        "null_rate",
+        "prediction_drift",
+        "volume",
+        "drift_share",
+        "mean",
+        "reference_mean",
+    }
     assert {column for check, column in rows if check == "drift_psi"} == set(KINDS)
     assert {column for check, column in rows if check == "prediction_drift"} == set(night.model(MODEL).output_columns)
     assert rows["drift_psi", MINUTES]["reference"].startswith("version 1, trained on 2024-01-")
-    alarms = [row for row in read_metrics(night, MODEL, "drift").to_pylist() if row["check"] == "drift_psi" and row["status"] == "warning"]
+    alarms = [
+        row
+        for row in read_metrics(night, MODEL, "drift").to_pylist()
+        if row["check"] == "drift_psi" and row["status"] == "warning"
+    ]
     assert len(alarms) <= 3, "made-up features are the same kind every night: they should hardly ever alarm"
     publication = night.publications.current(metrics_table(night.settings, MODEL, "drift"))[NIGHT]
-    assert {item.table for item in publication.inputs} == {"rides/valid/bookings", "rides/features/vehicle_daily", f"{MODEL}/predictions"}
+    assert {item.table for item in publication.inputs} == {
+        "rides/valid/bookings",
+        "rides/features/vehicle_daily",
+        f"{MODEL}/predictions",
+    }
 
 
 def test_planted_drift_is_found_and_named(fresh: Lake):
@@ -83,13 +104,18 @@ def test_an_all_null_column_is_not_evaluated_but_its_null_rate_alarms(fresh: Lak
 
 
 def test_constant_and_infinite_columns_are_measured(fresh: Lake):
-    scenario.with_features(fresh, NIGHT, minutes_7d=lambda old: np.full_like(old, np.inf), rides_7d=lambda old: np.full_like(old, 30))
+    scenario.with_features(
+        fresh, NIGHT, minutes_7d=lambda old: np.full_like(old, np.inf), rides_7d=lambda old: np.full_like(old, 30)
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("serving.score.check_outputs", lambda *_, **__: None)
         rows = measure(fresh)
     for column in KINDS:
         assert rows["drift_psi", column]["status"] == "warning", column
-    assert (rows["mean", MINUTES]["reason"], rows["mean", MINUTES]["value"]) == ("40 infinite values are left out", None)
+    assert (rows["mean", MINUTES]["reason"], rows["mean", MINUTES]["value"]) == (
+        "40 infinite values are left out",
+        None,
+    )
     assert rows["mean", "vehicle_daily__rides_7d"]["value"] == 30.0
 
 
@@ -139,8 +165,13 @@ def test_a_window_of_several_nights(night: Lake):
     second, third = SCORED.start + timedelta(days=1), SCORED.start + timedelta(days=2)
     drift(night, MODEL, Interval.closed(SCORED.start, third), run_id="t")
     rows = rows_of(night, second)
-    assert rows["drift_psi", MINUTES]["n"] == 3 * scenario.PER_DAY, "features of the nights before the first scored one are there"
-    assert rows["prediction_drift", "ride_minutes"]["reason"] == "the window needs 3 nights scored by version 1, 2 are there"
+    assert rows["drift_psi", MINUTES]["n"] == 3 * scenario.PER_DAY, (
+        "features of the nights before the first scored one are there"
+    )
+    assert (
+        rows["prediction_drift", "ride_minutes"]["reason"]
+        == "the window needs 3 nights scored by version 1, 2 are there"
+    )
     assert rows_of(night, third)["prediction_drift", "ride_minutes"]["n"] == 3 * scenario.PER_DAY
 
 
@@ -150,21 +181,29 @@ def test_columns_the_catalog_lost_or_retyped_and_limits_that_never_were(night: L
     columns = json.loads(path.read_text())["columns"]
     changed = {
         "vehicle_daily__gone": columns[MINUTES],
-        "vehicle_daily__rides_7d": {"kind": "categorical", "categories": ["a"], **{k: v for k, v in columns[MINUTES].items() if k not in {"kind", "edges"}}},
+        "vehicle_daily__rides_7d": {
+            "kind": "categorical",
+            "categories": ["a"],
+            **{k: v for k, v in columns[MINUTES].items() if k not in {"kind", "edges"}},
+        },
         MINUTES: columns[MINUTES] | {"limit": None, "null_limit": None, "windows": 2},
     }
     scenario.change_reference(night, champion, {"columns": changed})
     drift(night, MODEL, Interval.of(NIGHT), run_id="t")
     rows = rows_of(night)
     for column in ("vehicle_daily__gone", "vehicle_daily__rides_7d"):
-        assert rows["drift_psi", column]["reason"] == "the catalog no longer has this column, or has it with another type"
+        assert (
+            rows["drift_psi", column]["reason"] == "the catalog no longer has this column, or has it with another type"
+        )
     assert rows["drift_psi", MINUTES]["reason"] == "the training window gives no limit: 2 windows with values"
     assert rows["drift_psi", MINUTES]["value"] is not None
     assert rows["drift_share", ""]["status"] == "not_evaluated"
 
 
 def test_calendar_columns_are_left_out(tmp_path):
-    dataset = toy.DATASET_YAML.replace("{type: int64, description: rides of", "{type: int64, calendar: true, description: rides of")
+    dataset = toy.DATASET_YAML.replace(
+        "{type: int64, description: rides of", "{type: int64, calendar: true, description: rides of"
+    )
     lake = toy.toy_lake(tmp_path, dataset=dataset)
     reference = VersionReference(1, "d", {"columns": {name: {} for name in KINDS}})
     assert list(feature_profiles(lake, lake.model(MODEL), reference)) == [MINUTES]
@@ -198,17 +237,26 @@ def test_a_profile_that_was_stored_before_means_is_read_and_says_so(night: Lake)
     path = night.settings.artifacts / MODEL / champion.artifact_digest / "reference.json"
     profile = json.loads(path.read_text())
     for part in ("columns", "predictions"):
-        profile[part] = {name: {k: v for k, v in column.items() if not k.startswith("mean")} for name, column in profile[part].items()}
+        profile[part] = {
+            name: {k: v for k, v in column.items() if not k.startswith("mean")}
+            for name, column in profile[part].items()
+        }
     path.write_text(json.dumps(profile | {"format": 1}))
     drift(night, MODEL, Interval.of(NIGHT), run_id="t")
     rows = rows_of(night)
     assert rows["drift_psi", MINUTES]["value"] is not None
     assert rows["mean", MINUTES]["status"] == "ok"
-    assert (rows["reference_mean", MINUTES]["status"], rows["reference_mean", MINUTES]["reason"]) == ("not_evaluated", "version 1 was stored without means")
+    assert (rows["reference_mean", MINUTES]["status"], rows["reference_mean", MINUTES]["reason"]) == (
+        "not_evaluated",
+        "version 1 was stored without means",
+    )
 
 
 def test_a_night_that_is_not_scored_cannot_be_measured(promoted: Lake):
-    needed = r"(?s)predictions has no partition 2024-02-15 \(nothing is published\).*Drift of ride_minutes needs it. Run `ride_minutes_score`"
+    needed = (
+        r"(?s)predictions has no partition 2024-02-15 \(nothing is published\).*Drift of ride_minutes needs it. Run"
+        r" `ride_minutes_score`"
+    )
     with pytest.raises(PartitionNotReady, match=needed):
         drift(promoted, MODEL, Interval.of(NIGHT), run_id="t")
 

@@ -11,7 +11,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from config.calendar import ONE_DAY, Interval
-from config.catalog import load_catalog
+from config.catalog.load import load_catalog
 from features.labels import is_mature, labels
 from lake.lake import Lake
 from lake.lineage import PartitionNotReady
@@ -28,7 +28,7 @@ from monitoring.performance import (
     segment_values,
     share_with_interval,
 )
-from monitoring.requests import read_history
+from monitoring.retraining_requests import read_history
 from serving.predictions import predictions_table
 from tests import toy
 from tests.monitoring import scenario
@@ -39,7 +39,11 @@ ABOUT = NIGHT - 2 * ONE_DAY
 
 
 def rows_of(lake: Lake, night: date = NIGHT) -> dict[tuple[str, str], dict]:
-    return {(row["check"], row["column"]): row for row in read_metrics(lake, MODEL, "performance", Interval.of(night)).to_pylist() if not row["segment"]}
+    return {
+        (row["check"], row["column"]): row
+        for row in read_metrics(lake, MODEL, "performance", Interval.of(night)).to_pylist()
+        if not row["segment"]
+    }
 
 
 def segments_of(lake: Lake, night: date = NIGHT) -> dict[tuple[str, str, str], dict]:
@@ -57,7 +61,9 @@ def test_each_night_is_judged_once_also_where_the_clocks_change(promoted: Lake):
     year = Interval.closed(date(2024, 1, 10), date(2024, 12, 20))
     judged = [day for night in year for day in maturing(promoted, MODEL, night)]
     assert judged == [date(2024, 1, 8) + timedelta(days=i) for i in range(len(judged))]
-    assert all(is_mature(promoted, MODEL, day, as_of=night) for night in year for day in maturing(promoted, MODEL, night))
+    assert all(
+        is_mature(promoted, MODEL, day, as_of=night) for night in year for day in maturing(promoted, MODEL, night)
+    )
     assert maturing(promoted, MODEL, NIGHT) == [ABOUT]
 
 
@@ -82,7 +88,9 @@ def test_numbers_equal_a_plain_computation(night: Lake):
         ("mae", "ride_minutes"): error.abs().mean(),
         ("rmse", "ride_minutes"): np.sqrt((error**2).mean()),
         ("bias", "ride_minutes"): error.mean(),
-        ("interval_coverage", "ride_minutes"): ((known["label"] >= known["ride_minutes_lower"]) & (known["label"] <= known["ride_minutes_upper"])).mean(),
+        ("interval_coverage", "ride_minutes"): (
+            (known["label"] >= known["ride_minutes_lower"]) & (known["label"] <= known["ride_minutes_upper"])
+        ).mean(),
         ("brier", "long_probability"): ((chance - event) ** 2).mean(),
         ("log_loss", "long_probability"): -np.log(np.where(event, chance, 1 - chance)).mean(),
         ("auc", "long_probability"): roc_auc_score(event, chance),
@@ -111,11 +119,16 @@ def test_segments_equal_a_plain_computation_and_add_up_to_the_night(night: Lake)
             row = rows[check, column, f"depot={depot}"]
             half = 1.959964 * part[check].std(ddof=1) / np.sqrt(len(part))
             assert (row["value"], row["n"]) == (pytest.approx(part[check].mean(), abs=1e-5), len(part))
-            assert (row["lower"], row["upper"]) == (pytest.approx(part[check].mean() - half, abs=1e-4), pytest.approx(part[check].mean() + half, abs=1e-4))
+            assert (row["lower"], row["upper"]) == (
+                pytest.approx(part[check].mean() - half, abs=1e-4),
+                pytest.approx(part[check].mean() + half, abs=1e-4),
+            )
             assert (row["status"], row["threshold"]) == ("ok", None)
         for found in (check, f"{check}_baseline"):
             parts = [row for (name, _, _), row in rows.items() if name == found]
-            assert sum(row["value"] * row["n"] for row in parts) == pytest.approx(whole[found, column]["value"] * len(joined), rel=1e-4)
+            assert sum(row["value"] * row["n"] for row in parts) == pytest.approx(
+                whole[found, column]["value"] * len(joined), rel=1e-4
+            )
     inputs = night.publications.current(metrics_table(night.settings, MODEL, "performance"))[NIGHT].inputs
     assert (f"{MODEL}/predictions", ABOUT) in {(item.table, item.data_date) for item in inputs}
     assert ("rides/valid/bookings", ABOUT) in {(item.table, item.data_date) for item in inputs}
@@ -127,7 +140,12 @@ def test_segments_are_those_of_the_night_that_was_scored(night: Lake):
     before = segments_of(night)
     table = valid_table(night.settings, night.dataset("rides"), "bookings")
     rows = table.read([ABOUT])
-    toy.publish_rows(night, table, rows.set_column(rows.column_names.index("depot"), "depot", pa.array(["west"] * rows.num_rows)), Interval.of(ABOUT))
+    toy.publish_rows(
+        night,
+        table,
+        rows.set_column(rows.column_names.index("depot"), "depot", pa.array(["west"] * rows.num_rows)),
+        Interval.of(ABOUT),
+    )
     assert performance(night, MODEL, Interval.of(NIGHT), run_id="again").committed == 0
     assert segments_of(night) == before
 
@@ -142,7 +160,9 @@ def test_entity_and_feature_columns_make_segments_and_the_small_ones_are_counted
     lake = with_segments(night, "ride, depot, vehicle_daily__rides_7d")
     published = lake.publications.current(predictions_table(lake.settings, lake.model(MODEL)))[ABOUT]
     values, inputs = segment_values(lake, lake.model(MODEL), lake.dataset("rides"), published)
-    assert values["ride"].to_pylist() == [str(number) for number in range(1, scenario.PER_DAY + 1)], "by key, as the outcomes are"
+    assert values["ride"].to_pylist() == [str(number) for number in range(1, scenario.PER_DAY + 1)], (
+        "by key, as the outcomes are"
+    )
     assert {item.table for item in inputs} == {"rides/valid/bookings", "rides/features/vehicle_daily"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("monitoring.performance.LARGEST_SEGMENTS", 5)
@@ -152,7 +172,9 @@ def test_entity_and_feature_columns_make_segments_and_the_small_ones_are_counted
     assert len(named) == 6
     other = rows["mae", "ride_minutes", "ride=(other)"]
     assert other["n"] == rows_of(lake)["mae", "ride_minutes"]["n"] - 5
-    assert all(row["lower"] is None and row["n"] == 1 for row in named if row["segment"] != "ride=(other)"), "one row has no interval"
+    assert all(row["lower"] is None and row["n"] == 1 for row in named if row["segment"] != "ride=(other)"), (
+        "one row has no interval"
+    )
     assert any(segment.startswith("vehicle_daily__rides_7d=") for _, _, segment in rows)
     assert performance(lake, MODEL, SCORED, run_id="bulk").committed == len(SCORED)
     assert performance(lake, MODEL, Interval.of(NIGHT), run_id="nightly").committed == 0
@@ -161,13 +183,20 @@ def test_entity_and_feature_columns_make_segments_and_the_small_ones_are_counted
 def test_a_segment_without_a_label_says_so_and_a_model_without_segments_has_none(night: Lake):
     def unlabelled(rows: pa.Table) -> pa.Table:
         first = pc.equal(rows["ride"], 1)
-        return rows.set_column(rows.column_names.index("minutes"), "minutes", pc.if_else(first, None, rows["minutes"])).cast(rows.schema)
+        return rows.set_column(
+            rows.column_names.index("minutes"), "minutes", pc.if_else(first, None, rows["minutes"])
+        ).cast(rows.schema)
 
     republish_outcomes(night, Interval.closed(ABOUT, NIGHT), unlabelled)
     lake = with_segments(night, "ride")
     performance(lake, MODEL, Interval.of(NIGHT), run_id="t")
     row = segments_of(lake)["mae", "ride_minutes", "ride=1"]
-    assert (row["status"], row["value"], row["n"], row["reason"]) == ("not_evaluated", None, 0, "no label came for any of its 1 rows")
+    assert (row["status"], row["value"], row["n"], row["reason"]) == (
+        "not_evaluated",
+        None,
+        0,
+        "no label came for any of its 1 rows",
+    )
     path = lake.settings.catalog_dir / "models" / f"{MODEL}.yaml"
     path.write_text(path.read_text().replace("segments: {columns: [ride], min_rows: 20, worst: 1.5}, ", ""))
     bare = Lake(lake.settings, load_catalog(lake.settings))
@@ -176,7 +205,20 @@ def test_a_segment_without_a_label_says_so_and_a_model_without_segments_has_none
 
 
 def test_hostile_values_have_short_names_that_differ():
-    hostile = ["<script>alert(1)</script>", 'a"b', "", None, "(null)", "(other)", "x" * 10_000, "x" * 10_001, "a\x00b", "a\x01b", "a\nb", "\ud800"]
+    hostile = [
+        "<script>alert(1)</script>",
+        'a"b',
+        "",
+        None,
+        "(null)",
+        "(other)",
+        "x" * 10_000,
+        "x" * 10_001,
+        "a\x00b",
+        "a\x01b",
+        "a\nb",
+        "\ud800",
+    ]
     names = segment_names("carrier", hostile)
     assert len(set(names)) == len(hostile)
     assert max(map(len, names)) < 150
@@ -209,7 +251,9 @@ def test_the_ratio_stands_beside_the_one_at_the_gate(night: Lake):
     performance(night, MODEL, Interval.of(NIGHT), run_id="t")
     rows = rows_of(night)
     ratio = rows["error_ratio", "ride_minutes"]
-    assert ratio["value"] == pytest.approx(rows["mae", "ride_minutes"]["value"] / rows["mae_baseline", "ride_minutes"]["value"], abs=1e-5)
+    assert ratio["value"] == pytest.approx(
+        rows["mae", "ride_minutes"]["value"] / rows["mae_baseline", "ride_minutes"]["value"], abs=1e-5
+    )
     assert ratio["threshold"] == pytest.approx(0.8 * 1.1)
     assert ratio["status"] == ("warning" if ratio["value"] > 0.88 else "ok")
     scenario.decide_gate(night, 1, ratio=0.01, as_of=scenario.AS_OF + ONE_DAY)
@@ -223,7 +267,10 @@ def test_without_a_gate_ratio_the_ratio_is_not_evaluated(fresh: Lake):
     scenario.score_all(fresh)
     performance(fresh, MODEL, Interval.of(NIGHT), run_id="t")
     ratio = rows_of(fresh)["error_ratio", "ride_minutes"]
-    assert (ratio["status"], ratio["reason"]) == ("not_evaluated", "the gate left no ratio to compare with for version 1")
+    assert (ratio["status"], ratio["reason"]) == (
+        "not_evaluated",
+        "the gate left no ratio to compare with for version 1",
+    )
     assert ratio["value"] > 0
 
 
@@ -233,7 +280,10 @@ def test_bulk_equals_nightly_and_a_rerun_commits_nothing(night: Lake, scored: La
     bulk = night.publications.digests(metrics_table(night.settings, MODEL, "performance"), SCORED)
     for day in (SCORED.start, NIGHT):
         performance(scored, MODEL, Interval.of(day), run_id="nightly")
-        assert scored.publications.digests(metrics_table(scored.settings, MODEL, "performance"), Interval.of(day))[day] == bulk[day]
+        assert (
+            scored.publications.digests(metrics_table(scored.settings, MODEL, "performance"), Interval.of(day))[day]
+            == bulk[day]
+        )
 
 
 def test_labels_that_come_after_the_night_are_not_used(night: Lake):
@@ -244,8 +294,12 @@ def test_labels_that_come_after_the_night_are_not_used(night: Lake):
         """A correction of every ride of ABOUT, known a night too late."""
         late = rows.filter(pc.equal(rows["event_date"], pa.scalar(ABOUT + ONE_DAY, pa.date32())))
         late = late.set_column(late.column_names.index("minutes"), "minutes", pa.array([500.0] * late.num_rows))
-        late = late.set_column(late.column_names.index("revision"), "revision", pa.array([1] * late.num_rows, pa.int32()))
-        late = late.set_column(late.column_names.index("data_date"), "data_date", pa.array([NIGHT + ONE_DAY] * late.num_rows, pa.date32()))
+        late = late.set_column(
+            late.column_names.index("revision"), "revision", pa.array([1] * late.num_rows, pa.int32())
+        )
+        late = late.set_column(
+            late.column_names.index("data_date"), "data_date", pa.array([NIGHT + ONE_DAY] * late.num_rows, pa.date32())
+        )
         return pa.concat_tables([rows, late.cast(rows.schema)])
 
     republish_outcomes(night, Interval.closed(ABOUT, NIGHT + ONE_DAY), corrected)
@@ -263,7 +317,9 @@ def test_a_night_is_not_judged_before_it_is_mature(night: Lake):
 
 def test_labels_that_never_come_are_said_to(night: Lake):
     def unlabelled(rows: pa.Table) -> pa.Table:
-        return rows.set_column(rows.column_names.index("minutes"), "minutes", pa.nulls(rows.num_rows, pa.float64())).cast(rows.schema)
+        return rows.set_column(
+            rows.column_names.index("minutes"), "minutes", pa.nulls(rows.num_rows, pa.float64())
+        ).cast(rows.schema)
 
     republish_outcomes(night, Interval.closed(ABOUT, NIGHT), unlabelled)
     performance(night, MODEL, Interval.of(NIGHT), run_id="t")
@@ -272,7 +328,11 @@ def test_labels_that_never_come_are_said_to(night: Lake):
     assert (share["value"], share["status"]) == (0.0, "warning")
     why = f"no label came for any of the {scenario.PER_DAY} rows"
     assert {(row["status"], row["reason"], row["value"]) for row in rows.values()} == {("not_evaluated", why, None)}
-    judged = {(check, column) for column, gate in (("ride_minutes", "mae"), ("long_probability", "brier")) for check in (gate, "error_ratio")}
+    judged = {
+        (check, column)
+        for column, gate in (("ride_minutes", "mae"), ("long_probability", "brier"))
+        for check in (gate, "error_ratio")
+    }
     assert set(rows) == judged | {("accuracy", "long_probability")}
     assert not segments_of(night)
 
@@ -280,22 +340,32 @@ def test_labels_that_never_come_are_said_to(night: Lake):
 def test_a_night_before_the_first_champion_is_not_evaluated(night: Lake):
     performance(night, MODEL, Interval.of(SCORED.start), run_id="t")
     rows = rows_of(night, SCORED.start)
-    assert {row["reason"] for row in rows.values()} == {"nothing was scored for this night: no predictions are published"}
+    assert {row["reason"] for row in rows.values()} == {
+        "nothing was scored for this night: no predictions are published"
+    }
     assert {row["status"] for row in rows.values()} == {"not_evaluated"}
 
 
 def test_an_outcome_of_one_kind_cannot_be_ranked(night: Lake):
     def short(rows: pa.Table) -> pa.Table:
-        return rows.set_column(rows.column_names.index("minutes"), "minutes", pa.array([5.0] * rows.num_rows)).cast(rows.schema)
+        return rows.set_column(rows.column_names.index("minutes"), "minutes", pa.array([5.0] * rows.num_rows)).cast(
+            rows.schema
+        )
 
     republish_outcomes(night, Interval.closed(ABOUT, NIGHT), short)
     performance(night, MODEL, Interval.of(NIGHT), run_id="t")
     found = rows_of(night)["auc", "long_probability"]
-    assert (found["status"], found["reason"]) == ("not_evaluated", "all 40 rows came out alike (not above 30), so nothing can be ranked")
+    assert (found["status"], found["reason"]) == (
+        "not_evaluated",
+        "all 40 rows came out alike (not above 30), so nothing can be ranked",
+    )
 
 
 def test_outcomes_must_be_published(promoted: Lake):
-    with pytest.raises(PartitionNotReady, match=r"(?s)outcomes has no partition 2024-02-21.*Performance of ride_minutes needs it. Run `rides_ingest`"):
+    with pytest.raises(
+        PartitionNotReady,
+        match=r"(?s)outcomes has no partition 2024-02-21.*Performance of ride_minutes needs it. Run `rides_ingest`",
+    ):
         performance(promoted, MODEL, Interval.of(date(2024, 2, 21)), run_id="t")
 
 

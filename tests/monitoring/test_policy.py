@@ -9,14 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from config.catalog import DriftPolicy, PerformancePolicy, Retrain
+from config.catalog.policy import DriftPolicy, PerformancePolicy, Retrain
 from monitoring.policy import DriftedColumn, DriftNight, History, OutputNight, RetrainDecision, decide
 
 START = date(2024, 1, 1)
 AS_OF = date(2024, 3, 1)
 
 
-def retrain(*, every: int | None = 28, cooldown: int = 7, share: float = 0.3, worse_by: float = 0.1, nights: int = 3) -> Retrain:
+def retrain(
+    *, every: int | None = 28, cooldown: int = 7, share: float = 0.3, worse_by: float = 0.1, nights: int = 3
+) -> Retrain:
     return Retrain(
         every=None if every is None else timedelta(days=every),
         cooldown=timedelta(days=cooldown),
@@ -32,8 +34,16 @@ def outputs(*ratios: float | None, metric: str = "mae", version: int = 1, last: 
     return [OutputNight(first + timedelta(days=i), "y", metric, version, *night) for i, night in enumerate(judged)]
 
 
-def ask(history: History, policy: Retrain | None = None, *, last: date | None = AS_OF - timedelta(days=10), **values) -> RetrainDecision:
-    arguments = {"as_of": AS_OF, "last_training_as_of": last, "gate_ratios": {"y": 0.8}, "champion_version": 1, "newest_night": AS_OF} | values
+def ask(
+    history: History, policy: Retrain | None = None, *, last: date | None = AS_OF - timedelta(days=10), **values
+) -> RetrainDecision:
+    arguments = {
+        "as_of": AS_OF,
+        "last_training_as_of": last,
+        "gate_ratios": {"y": 0.8},
+        "champion_version": 1,
+        "newest_night": AS_OF,
+    } | values
     return decide(history, policy or retrain(), **arguments)
 
 
@@ -57,7 +67,12 @@ def test_the_reason_names_the_worst_column_as_the_note_of_the_run_will():
     worst = DriftedColumn("carrier_daily__dep_delay_7d", "PSI", 0.4123, 0.2)
     found = ask(History([DriftNight(AS_OF, 0.3, 50, "15 of 50 columns …", worst)]))
     assert found.reason.startswith("drift of carrier_daily__dep_delay_7d (PSI 0.41): 30% of 50 columns")
-    assert found.evidence["drift"]["worst"] == {"column": "carrier_daily__dep_delay_7d", "statistic": "PSI", "value": 0.4123, "limit": 0.2}
+    assert found.evidence["drift"]["worst"] == {
+        "column": "carrier_daily__dep_delay_7d",
+        "statistic": "PSI",
+        "value": 0.4123,
+        "limit": 0.2,
+    }
     quiet = ask(History([DriftNight(AS_OF, 0.1, 50, "5 of 50 columns …", worst)]))
     assert "drift: 10% of 50 columns beyond their limit lies below 30%" in quiet.reason
     assert found.evidence["drift"]["share"] == 0.3
@@ -103,7 +118,10 @@ def test_squares_are_pooled_for_rmse():
 def test_calendar_asks_when_it_is_due():
     assert not ask(History(), last=AS_OF - timedelta(days=27)).requested
     found = ask(History(), last=AS_OF - timedelta(days=28))
-    assert (found.trigger, found.reason) == ("calendar", "calendar: 28 days since the training as of 2024-02-02, one is due every 28")
+    assert (found.trigger, found.reason) == (
+        "calendar",
+        "calendar: 28 days since the training as of 2024-02-02, one is due every 28",
+    )
     assert ask(History(), last=None).trigger == "calendar"
     assert not ask(History(), retrain(every=None), last=None).requested
 
@@ -111,14 +129,18 @@ def test_calendar_asks_when_it_is_due():
 def test_only_the_newest_night_asks():
     found = ask(History([DriftNight(AS_OF, 1.0, 5)]), newest_night=AS_OF + timedelta(days=1))
     assert not found.requested
-    assert found.reason.startswith("2024-03-01 is not the newest scored night (2024-03-02 is), so it asks for nothing; drift: 100%")
+    assert found.reason.startswith(
+        "2024-03-01 is not the newest scored night (2024-03-02 is), so it asks for nothing; drift: 100%"
+    )
 
 
 def test_the_cooldown_counts_from_the_last_training():
     history = History([DriftNight(AS_OF, 1.0, 5)])
     found = ask(history, last=AS_OF - timedelta(days=6))
     assert (found.requested, found.trigger) == (False, "none")
-    assert found.reason.startswith("the cooldown of 7 days since the training as of 2024-02-24 lasts until 2024-03-02, or else: drift: 100%")
+    assert found.reason.startswith(
+        "the cooldown of 7 days since the training as of 2024-02-24 lasts until 2024-03-02, or else: drift: 100%"
+    )
     assert found.evidence["cooldown"]["holds_back"] is True
     assert ask(history, last=AS_OF - timedelta(days=7)).requested
 
@@ -129,7 +151,10 @@ nights = st.lists(st.one_of(st.none(), st.floats(0.01, 10)), max_size=20)
 
 @st.composite
 def situations(draw):
-    history = History([DriftNight(AS_OF, draw(shares), draw(st.integers(1, 90)))], outputs(*draw(nights), version=draw(st.integers(1, 2))))
+    history = History(
+        [DriftNight(AS_OF, draw(shares), draw(st.integers(1, 90)))],
+        outputs(*draw(nights), version=draw(st.integers(1, 2))),
+    )
     policy = retrain(
         every=draw(st.one_of(st.none(), st.integers(1, 60))),
         cooldown=draw(st.integers(1, 30)),
@@ -183,7 +208,10 @@ def test_more_drift_never_takes_a_request_back(situation, a, b):
 def test_later_nights_are_not_looked_at(situation, days):
     history, policy, values = situation
     later = AS_OF + timedelta(days=days)
-    extended = History([*history.drift, DriftNight(later, 1.0, 9)], [*history.performance, OutputNight(later, "y", "mae", 1, 99.0, 1.0, 500)])
+    extended = History(
+        [*history.drift, DriftNight(later, 1.0, 9)],
+        [*history.performance, OutputNight(later, "y", "mae", 1, 99.0, 1.0, 500)],
+    )
     assert ask(extended, policy, **values) == ask(history, policy, **values)
 
 
@@ -195,7 +223,15 @@ def test_a_year_is_replayed_in_seconds_with_a_training_every_four_weeks():
     last, trainings = START, []
     for day in year:
         known = History(drifts, judged)
-        found = decide(known, policy, as_of=day, last_training_as_of=last, gate_ratios={"y": 0.8, "z": 0.8}, champion_version=1, newest_night=day)
+        found = decide(
+            known,
+            policy,
+            as_of=day,
+            last_training_as_of=last,
+            gate_ratios={"y": 0.8, "z": 0.8},
+            champion_version=1,
+            newest_night=day,
+        )
         if found.requested:
             assert found.trigger == "calendar"
             trainings.append(day)

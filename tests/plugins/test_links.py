@@ -15,7 +15,15 @@ INSIDE = "/plugin/models/nightfleet"
 class Task:
     """A task instance as its own process has it."""
 
-    def __init__(self, dag_id: str, task_id: str, *, key: str | None = "2024-03-05", params: dict[str, Any] | None = None, result: Any = None) -> None:
+    def __init__(
+        self,
+        dag_id: str,
+        task_id: str,
+        *,
+        key: str | None = "2024-03-05",
+        params: dict[str, Any] | None = None,
+        result: Any = None,
+    ) -> None:
         self.dag_id, self.task_id, self.map_index = dag_id, task_id, -1
         self._context = {"dag_run": SimpleNamespace(partition_key=key), "params": params or {}}
         self._result = result
@@ -54,7 +62,9 @@ def test_every_task_of_the_catalog_leads_somewhere(dag_bag: Any) -> None:
         for task in dag.tasks:
             if task.task_id in {"wait_until_ready"}:
                 continue
-            assert task.operator_extra_links, f"{dag.dag_id}.{task.task_id} has no extra link: name it in plugins/mlops_links.py, LINKS."
+            assert task.operator_extra_links, (
+                f"{dag.dag_id}.{task.task_id} has no extra link: name it in plugins/mlops_links.py, LINKS."
+            )
             names = [link.name for link in task.operator_extra_links]
             assert len(set(names)) == len(names)
 
@@ -66,7 +76,9 @@ def test_a_run_over_an_interval_leads_to_its_last_night(dag_bag: Any) -> None:
 
 def test_a_key_that_is_no_date_stays_one_part_of_the_address(dag_bag: Any) -> None:
     hostile = "../../x?y=<script>"
-    assert links(dag_bag, Task("arrival_delay_monitor", "drift", key=hostile))["Drift report"].endswith("/nights/..%2F..%2Fx%3Fy%3D%3Cscript%3E")
+    assert links(dag_bag, Task("arrival_delay_monitor", "drift", key=hostile))["Drift report"].endswith(
+        "/nights/..%2F..%2Fx%3Fy%3D%3Cscript%3E"
+    )
 
 
 def test_a_rollback_leads_to_the_model_of_its_form(dag_bag: Any) -> None:
@@ -87,7 +99,9 @@ def test_a_training_leads_to_its_run_in_mlflow(dag_bag: Any, tmp_path: Path, mon
     monkeypatch.setenv("NIGHTFLEET_MLFLOW_TRACKING_URI", "http://mlflow.example:5000/")
     (tmp_path / "job.json").write_text(json.dumps({"mlflow": {"run_id": "abc"}}))
     train, named = Task("arrival_delay_train", "train"), "MLflow run"
-    assert links(dag_bag, train, SimpleNamespace(job_dir=str(tmp_path)))[named] == "http://mlflow.example:5000/#/runs/abc"
+    assert (
+        links(dag_bag, train, SimpleNamespace(job_dir=str(tmp_path)))[named] == "http://mlflow.example:5000/#/runs/abc"
+    )
     assert links(dag_bag, train, SimpleNamespace(job_dir=str(tmp_path / "gone")))[named] == ""
     register = Task("arrival_delay_train", "register", result={"mlflow_run_id": "def"})
     assert links(dag_bag, register)[named] == "http://mlflow.example:5000/#/runs/def"
@@ -102,7 +116,9 @@ def test_a_model_card_is_that_of_the_version(dag_bag: Any) -> None:
 
     card = PromotionApproval.operator_extra_links[0]
     approve = Task("arrival_delay_train", "approve")
-    assert card.get_link(SimpleNamespace(decision={"version": 4}), ti_key=approve).endswith("/arrival_delay/model_cards/4.html")
+    assert card.get_link(SimpleNamespace(decision={"version": 4}), ti_key=approve).endswith(
+        "/arrival_delay/model_cards/4.html"
+    )
 
 
 def test_links_survive_what_airflow_stores_of_a_dag(dag_bag: Any) -> None:
@@ -111,4 +127,6 @@ def test_links_survive_what_airflow_stores_of_a_dag(dag_bag: Any) -> None:
     for dag in dag_bag.dags.values():
         restored = DagSerialization.from_dict(DagSerialization.to_dict(dag))
         for task in dag.tasks:
-            assert sorted(restored.get_task(task.task_id).extra_links) == sorted(link.name for link in task.operator_extra_links)
+            assert sorted(restored.get_task(task.task_id).extra_links) == sorted(
+                link.name for link in task.operator_extra_links
+            )

@@ -14,14 +14,21 @@ from config.errors import NightfleetError
 from config.settings import load_settings
 from lake.lake import Lake
 from lake.lineage import create_engine, lock
-from monitoring.runs import Run, read_runs
+from monitoring.alerting.runs import Run, read_runs
 from tests import toy
 
 START = datetime(2024, 3, 2, 6, tzinfo=UTC)
 
 
 def _run(**given: Any) -> SimpleNamespace:
-    known: dict[str, Any] = {"dag_id": "arrival_delay_train", "run_id": "r", "note": None, "conf": {}, "consumed_asset_events": [], "partition_key": None}
+    known: dict[str, Any] = {
+        "dag_id": "arrival_delay_train",
+        "run_id": "r",
+        "note": None,
+        "conf": {},
+        "consumed_asset_events": [],
+        "partition_key": None,
+    }
     return SimpleNamespace(**(known | {"start_date": START, "end_date": None} | given))
 
 
@@ -81,7 +88,16 @@ def test_a_run_is_on_record_from_start_to_end_with_its_note(lake: Lake) -> None:
     hook = _manager(*NightfleetRuns.listeners)
     run = _run(conf={"reason": "a new carrier"}, partition_key="2024-03-01")
     hook.on_dag_run_running(dag_run=run, msg="")
-    known = Run("arrival_delay_train", "r", "arrival_delay", "train", "2024-03-01", "running", START, note="requested by a new carrier")
+    known = Run(
+        "arrival_delay_train",
+        "r",
+        "arrival_delay",
+        "train",
+        "2024-03-01",
+        "running",
+        START,
+        note="requested by a new carrier",
+    )
     assert read_runs(lake) == [known]
     run.end_date = START + timedelta(minutes=1)
     hook.on_dag_run_success(dag_run=run, msg="")
@@ -94,8 +110,13 @@ def test_runs_of_other_dags_are_not_ours(lake: Lake, records: Any) -> None:
     assert read_runs(lake) == []
 
 
-def test_the_first_task_that_failed_for_good_is_named(lake: Lake, records: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = [SimpleNamespace(task_id="later", end_date=START + timedelta(1)), SimpleNamespace(task_id="score", end_date=START)]
+def test_the_first_task_that_failed_for_good_is_named(
+    lake: Lake, records: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [
+        SimpleNamespace(task_id="later", end_date=START + timedelta(1)),
+        SimpleNamespace(task_id="score", end_date=START),
+    ]
     found.append(SimpleNamespace(task_id="never", end_date=None))
     monkeypatch.setattr("sqlalchemy.orm.object_session", lambda _run: "session")
     records.on_dag_run_failed(dag_run=_run(fetch_task_instances=lambda **_: found), msg="")
@@ -108,7 +129,13 @@ class Refused(NightfleetError):
 
 @pytest.mark.parametrize(
     ("error", "says"),
-    [(Refused("no"), "Refused: no"), (ValueError("x"), "ValueError: x"), (KeyError(), "KeyError"), ("by hand", "by hand"), (None, "it ended without a word")],
+    [
+        (Refused("no"), "Refused: no"),
+        (ValueError("x"), "ValueError: x"),
+        (KeyError(), "KeyError"),
+        ("by hand", "by hand"),
+        (None, "it ended without a word"),
+    ],
 )
 def test_what_a_failed_task_said_is_kept(lake: Lake, records: Any, error: Any, says: str) -> None:
     context = SimpleNamespace(dag_run=_run(partition_key="2024-03-01"))
@@ -120,7 +147,9 @@ def test_what_a_failed_task_said_is_kept(lake: Lake, records: Any, error: Any, s
     assert run.error.startswith(says)
 
 
-def test_what_a_busy_database_does_not_take_is_written_later(lake: Lake, records: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_busy_database_does_not_take_is_written_later(
+    lake: Lake, records: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("mlops_listener._SCHEDULER_SECONDS", 0.05)
     run = _run()
     busy = create_engine(lake.settings.database_url)
@@ -153,7 +182,9 @@ def test_nothing_reaches_the_scheduler(lake: Lake, records: Any, monkeypatch: py
     records.on_dag_run_running(dag_run=SimpleNamespace(), msg="")
     records.on_task_instance_failed(previous_state=None, task_instance=SimpleNamespace(task_id="x"), error=None)
     monkeypatch.delenv("NIGHTFLEET_NO_SUCH_SETTING")
-    monkeypatch.setattr("monitoring.runs.impatient_engine", lambda *_: sa.create_engine("sqlite:////nowhere/at/all.db"))
+    monkeypatch.setattr(
+        "monitoring.alerting.runs.impatient_engine", lambda *_: sa.create_engine("sqlite:////nowhere/at/all.db")
+    )
     records._not_before = 0.0
     records.on_dag_run_failed(dag_run=_run(), msg="")
     assert len(records._kept) == 2

@@ -1,4 +1,6 @@
-"""The operator on a real Docker engine with the real image: what a container may do, how it ends, what is left behind."""
+"""The operator on a real Docker engine with the real image: what a container may do, how it ends, what is left
+behind.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,14 @@ import pytest
 from lake.lake import Lake
 from tests import toy
 from tests.training.jobs import write_job
-from training.containers import INSTALLATION_LABEL, GpuUnavailable, ImageMissing, installation_id, remove_containers
-from training.runner import TrainingFailed, TrainingInterrupted
+from training.registry.containers import (
+    INSTALLATION_LABEL,
+    GpuUnavailable,
+    ImageMissing,
+    installation_id,
+    remove_containers,
+)
+from training.registry.runner import TrainingFailed, TrainingInterrupted
 
 QUICK = {"n_estimators": 5, "max_depth": 2, "threads": 1}
 ENDLESS = {"n_estimators": 100_000, "early_stopping_rounds": 100_000, "max_depth": 2, "threads": 1}
@@ -33,16 +41,24 @@ def client(docker_engine: Any, tmp_path: Path) -> Any:
 def lake_of(folder: Path, **training: Any) -> Lake:
     made = toy.toy_lake(folder)
     entry = made.catalog.models[0]
-    entry = entry.model_copy(update={"training": entry.training.model_copy(update={"runner": "docker", "memory_gb": 2.0, **training})})
+    entry = entry.model_copy(
+        update={"training": entry.training.model_copy(update={"runner": "docker", "memory_gb": 2.0, **training})}
+    )
     return Lake(made.settings, made.catalog.model_copy(update={"models": (entry,)}))
 
 
 def context(attempt: int = 1) -> dict[str, Any]:
-    return {"ti": SimpleNamespace(dag_id="ride_minutes_train", run_id="manual__1", task_id="train", map_index=0, try_number=attempt)}
+    return {
+        "ti": SimpleNamespace(
+            dag_id="ride_minutes_train", run_id="manual__1", task_id="train", map_index=0, try_number=attempt
+        )
+    }
 
 
 def own_containers(client: Any, lake: Lake, *, all_states: bool = True) -> list[Any]:
-    return list(client.containers(all=all_states, filters={"label": f"{INSTALLATION_LABEL}={installation_id(lake.settings)}"}))
+    return list(
+        client.containers(all=all_states, filters={"label": f"{INSTALLATION_LABEL}={installation_id(lake.settings)}"})
+    )
 
 
 def run(lake: Lake, job_dir: Path, monkeypatch: pytest.MonkeyPatch, *, attempt: int = 1, force: bool = False) -> Path:
@@ -82,30 +98,55 @@ def test_it_trains_confined_and_leaves_nothing(client: Any, tmp_path: Path, monk
     assert own_containers(client, lake) == []
     (inspected,) = seen
     host, labels = inspected["HostConfig"], inspected["Config"]["Labels"]
-    assert (host["Memory"], host["MemorySwap"], host["NanoCpus"], host["ShmSize"]) == (2 * 2**30, 2 * 2**30, 1_500_000_000, 2**28)
-    assert (host["ReadonlyRootfs"], host["Privileged"], host["CapDrop"], host["SecurityOpt"]) == (True, False, ["ALL"], ["no-new-privileges"])
+    assert (host["Memory"], host["MemorySwap"], host["NanoCpus"], host["ShmSize"]) == (
+        2 * 2**30,
+        2 * 2**30,
+        1_500_000_000,
+        2**28,
+    )
+    assert (host["ReadonlyRootfs"], host["Privileged"], host["CapDrop"], host["SecurityOpt"]) == (
+        True,
+        False,
+        ["ALL"],
+        ["no-new-privileges"],
+    )
     assert host["NetworkMode"] == "none"
     assert inspected["Config"]["User"].split(":")[0] not in {"", "0", "root"}
-    assert {m["Source"] for m in inspected["Mounts"] if m["Type"] == "bind"} == {str(job_dir), str(job_dir / "job.json"), str(job_dir / "training_set.parquet")}
+    assert {m["Source"] for m in inspected["Mounts"] if m["Type"] == "bind"} == {
+        str(job_dir),
+        str(job_dir / "job.json"),
+        str(job_dir / "training_set.parquet"),
+    }
     assert [m["RW"] for m in inspected["Mounts"] if m["Destination"] == "/job"] == [True]
     assert not any(m["RW"] for m in inspected["Mounts"] if m["Destination"] != "/job" and m["Type"] == "bind")
     assert {name: labels[f"nightfleet.{name}"] for name in ("dag", "run", "task", "map_index", "try")} == {
         "dag": "ride_minutes_train", "run": "manual__1", "task": "train", "map_index": "0", "try": "1",
     }  # fmt: skip
-    assert not [value for value in inspected["Config"]["Env"] if "SECRET" in value.upper() or "PASSWORD" in value.upper() or "MLFLOW" in value]
+    assert not [
+        value
+        for value in inspected["Config"]["Env"]
+        if "SECRET" in value.upper() or "PASSWORD" in value.upper() or "MLFLOW" in value
+    ]
 
 
 def test_in_a_container_it_is_the_same_model(client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from training.runner import run_job
+    from training.registry.runner import run_job
 
     lake = lake_of(tmp_path)
-    contained, process = (write_job(tmp_path / where / "job", "xgboost", params=QUICK) for where in ("docker", "process"))
+    contained, process = (
+        write_job(tmp_path / where / "job", "xgboost", params=QUICK) for where in ("docker", "process")
+    )
     run(lake, contained, monkeypatch)
     run_job(lake, "ride_minutes", process, say=lambda line: None)
-    assert json.loads((contained / "manifest.json").read_text())["artifacts"] == json.loads((process / "manifest.json").read_text())["artifacts"]
+    assert (
+        json.loads((contained / "manifest.json").read_text())["artifacts"]
+        == json.loads((process / "manifest.json").read_text())["artifacts"]
+    )
 
 
-def test_a_killed_container_is_an_interruption_and_the_retry_goes_on(client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_container_is_an_interruption_and_the_retry_goes_on(
+    client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lake = lake_of(tmp_path)
     job_dir = write_job(tmp_path / "jobs" / "job", "xgboost", params=ENDLESS | {"n_estimators": 3000})
     thread = when_running(client, lake, lambda found: client.kill(found, signal="SIGKILL"), job_dir)
@@ -116,10 +157,12 @@ def test_a_killed_container_is_an_interruption_and_the_retry_goes_on(client: Any
     assert run(lake, job_dir, monkeypatch, attempt=2).is_file()
 
 
-def test_a_leftover_of_the_same_task_is_removed_and_no_other(client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_leftover_of_the_same_task_is_removed_and_no_other(
+    client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mlops_training_operator import _labels
 
-    from training.containers import find_image
+    from training.registry.containers import find_image
 
     lake = lake_of(tmp_path)
     image = find_image(client, lake.settings, gpus=False)
@@ -151,7 +194,9 @@ def test_a_killed_task_ends_its_container(client: Any, tmp_path: Path, monkeypat
 
 def test_out_of_time(client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lake = lake_of(tmp_path, timeout_minutes=0.12)
-    with pytest.raises(TrainingFailed, match=r"it ran longer than 7.2 s and was killed; raise `training.timeout_minutes`"):
+    with pytest.raises(
+        TrainingFailed, match=r"it ran longer than 7.2 s and was killed; raise `training.timeout_minutes`"
+    ):
         run(lake, write_job(tmp_path / "jobs" / "job", "xgboost", params=ENDLESS), monkeypatch)
     assert own_containers(client, lake) == []
 
@@ -177,11 +222,16 @@ def test_out_of_disk(client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         subprocess.run(["umount", str(small)], check=True)
 
 
-def test_a_changed_training_set_is_refused_in_the_container(client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_training_set_is_refused_in_the_container(
+    client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lake = lake_of(tmp_path)
     job_dir = write_job(tmp_path / "jobs" / "job", "xgboost", params=QUICK)
     (job_dir / "training_set.parquet").write_bytes((job_dir / "training_set.parquet").read_bytes() + b"x")
-    with pytest.raises(TrainingFailed, match=r"(?s)it refused; its last line says why.*TrainingSetMismatch: .* its bytes were changed or cut"):
+    with pytest.raises(
+        TrainingFailed,
+        match=r"(?s)it refused; its last line says why.*TrainingSetMismatch: .* its bytes were changed or cut",
+    ):
         run(lake, job_dir, monkeypatch)
 
 
@@ -189,7 +239,9 @@ def test_gpus_that_are_not_there(client: Any, tmp_path: Path, monkeypatch: pytes
     if "nvidia" in (client.info().get("Runtimes") or {}):
         pytest.skip("this machine's engine hands on GPUs")
     job_dir = write_job(tmp_path / "jobs" / "job", "xgboost", params=QUICK)
-    with pytest.raises(GpuUnavailable, match=r"training.gpus of ride_minutes is 1, but the Docker engine has no NVIDIA runtime"):
+    with pytest.raises(
+        GpuUnavailable, match=r"training.gpus of ride_minutes is 1, but the Docker engine has no NVIDIA runtime"
+    ):
         run(lake_of(tmp_path / "a", gpus=1), job_dir, monkeypatch)
     with pytest.raises(GpuUnavailable, match=r"training.gpus of ride_minutes is 2"):
         run(lake_of(tmp_path / "b", gpus=2, runner="auto"), job_dir, monkeypatch)
@@ -199,8 +251,11 @@ def test_an_image_of_other_code(client: Any, tmp_path: Path, monkeypatch: pytest
     lake = lake_of(tmp_path)
     job_dir = write_job(tmp_path / "jobs" / "job", "xgboost", params=QUICK)
     with monkeypatch.context() as other:
-        other.setattr("training.containers.image_code", lambda: "0123456789abcdef")
-        with pytest.raises(ImageMissing, match=r"there is nightfleet-training only of other code .*\n  Build it from this checkout: `make images`"):
+        other.setattr("training.registry.containers.image_code", lambda: "0123456789abcdef")
+        with pytest.raises(
+            ImageMissing,
+            match=r"there is nightfleet-training only of other code .*\n  Build it from this checkout: `make images`",
+        ):
             run(lake, job_dir, other)
     unknown = replace_settings(lake, training_image="nightfleet-nothing")
     with pytest.raises(ImageMissing, match=r"there is no image nightfleet-nothing"):
@@ -211,14 +266,20 @@ def replace_settings(lake: Lake, **changes: Any) -> Lake:
     return replace(lake, settings=lake.settings.model_copy(update=changes))
 
 
-def test_two_workers_in_containers_on_a_network_of_their_own(client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_workers_in_containers_on_a_network_of_their_own(
+    client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lake = lake_of(tmp_path, workers=2)
-    job_dir = write_job(tmp_path / "jobs" / "job", "keras", params={"hidden": [8], "epochs": 3, "patience": 3, "threads": 1})
+    job_dir = write_job(
+        tmp_path / "jobs" / "job", "keras", params={"hidden": [8], "epochs": 3, "patience": 3, "threads": 1}
+    )
     before = {network["Id"] for network in client.networks()}
     run(lake, job_dir, monkeypatch)
     assert {network["Id"] for network in client.networks()} == before
     assert own_containers(client, lake) == []
-    alone = write_job(tmp_path / "alone" / "job", "keras", params={"hidden": [8], "epochs": 3, "patience": 3, "threads": 1})
+    alone = write_job(
+        tmp_path / "alone" / "job", "keras", params={"hidden": [8], "epochs": 3, "patience": 3, "threads": 1}
+    )
     run(lake_of(tmp_path / "one"), alone, monkeypatch)
     ours, single = (json.loads((path / "manifest.json").read_text())["metrics"] for path in (job_dir, alone))
     assert ours["minutes/mae"] == pytest.approx(single["minutes/mae"], rel=1e-3)

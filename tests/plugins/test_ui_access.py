@@ -1,6 +1,8 @@
-"""Who may see and do what on the pages, in a real API server: with the simple auth manager of the embedded run, and with FAB as in production.
+"""Who may see and do what on the pages, in a real API server: with the simple auth manager of the embedded run, and
+with FAB as in production.
 
-Four people, one of each of Airflow's roles; each route of the app, found by walking it; each action, tried by each of them.
+Four people, one of each of Airflow's roles; each route of the app, found by walking it; each action, tried by each of
+them.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from config.calendar import Interval
 from config.settings import ROOT
 from lake.lake import Lake
 from lake.metrics import Metric, publish_metrics
-from monitoring.actions import read_actions
+from monitoring.alerting.actions import read_actions
 from tests import toy
 from tests.serving import scenario
 
@@ -87,7 +89,9 @@ def _lake(folder: Path) -> Lake:
     nights = Interval.of(NIGHT)
     rows = [
         Metric(MODEL, NIGHT, NIGHT, "drift_share", "failing", value=0.5, threshold=0.3, reason=HOSTILE, n=40),
-        Metric(MODEL, NIGHT, NIGHT, "drift_psi", "warning", column=HOSTILE, value=0.5, threshold=0.3, reason="moved", n=40),
+        Metric(
+            MODEL, NIGHT, NIGHT, "drift_psi", "warning", column=HOSTILE, value=0.5, threshold=0.3, reason="moved", n=40
+        ),
     ]
     publish_metrics(lake, MODEL, "drift", rows, nights, run_id="m")
     toy.publish_features(lake, nights)
@@ -137,7 +141,14 @@ def _environment(lake: Lake, home: Path, port: int, kind: str) -> dict[str, str]
 
 
 def _airflow(environment: dict[str, str], *arguments: str) -> None:
-    done = subprocess.run([python_tool("airflow"), *arguments], env=environment, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        [python_tool("airflow"), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
     assert done.returncode == 0, f"airflow {' '.join(arguments)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
 
 
@@ -152,15 +163,25 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     if request.param == "fab":
         for who in READERS:
             named = ["--username", who, "--firstname", who, "--lastname", who, "--email", f"{who}@example.com"]
-            _airflow(environment, "users", "create", *named, "--role", who.capitalize(), "--password", f"password-of-{who}")
+            _airflow(
+                environment, "users", "create", *named, "--role", who.capitalize(), "--password", f"password-of-{who}"
+            )
     log = folder / "api-server.log"
     with log.open("wb") as file:
-        process = subprocess.Popen([python_tool("airflow"), "api-server"], env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            [python_tool("airflow"), "api-server"],
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     found = Server(request.param, lake, f"http://127.0.0.1:{port}", log)
     try:
         _until_healthy(found, process)
         for who in READERS:
-            answer = httpx.post(f"{found.url}/auth/token", json={"username": who, "password": f"password-of-{who}"}, timeout=60)
+            answer = httpx.post(
+                f"{found.url}/auth/token", json={"username": who, "password": f"password-of-{who}"}, timeout=60
+            )
             assert answer.status_code == 201, answer.text
             found.tokens[who] = answer.json()["access_token"]
         yield found
@@ -185,16 +206,28 @@ def _until_healthy(server: Server, process: subprocess.Popen[bytes]) -> None:
 
 
 def routes() -> list[tuple[str, str]]:
-    """Method and path of every route of the app, mounted apps included; a parameter stands for something that is there."""
+    """Method and path of every route of the app, mounted apps included; a parameter stands for something that is
+    there.
+    """
     from mlops_ui_app import make_app
 
-    values = {"model": MODEL, "night": NIGHT.isoformat(), "dataset": "rides", "name": "page.css", "action": "acknowledge", "dag_id": f"{MODEL}_score"}
+    values = {
+        "model": MODEL,
+        "night": NIGHT.isoformat(),
+        "dataset": "rides",
+        "name": "page.css",
+        "action": "acknowledge",
+        "dag_id": f"{MODEL}_score",
+    }
 
     def walk(app: Any, prefix: str) -> Iterator[tuple[str, str]]:
         for route in app.routes:
             path = prefix + route.path
             if getattr(route, "app", None) is not None and not hasattr(route, "methods"):
-                assert hasattr(route.app, "routes"), f"{path} is mounted and is no app whose routes could be walked: give it a route with a login instead."
+                assert hasattr(route.app, "routes"), (
+                    f"{path} is mounted and is no app whose routes could be walked: give it a route with a login "
+                    "instead."
+                )
                 yield from walk(route.app, path)
                 continue
             filled = re.sub(r"\{path:path\}", "anything/at/all", path)
@@ -206,7 +239,12 @@ def routes() -> list[tuple[str, str]]:
 
 def test_there_are_no_other_routes_than_those_that_are_walked() -> None:
     found = {path for _, path in routes()}
-    assert {"/nightfleet/", "/nightfleet/metrics", f"/nightfleet/models/{MODEL}", "/nightfleet/actions/acknowledge"} <= found
+    assert {
+        "/nightfleet/",
+        "/nightfleet/metrics",
+        f"/nightfleet/models/{MODEL}",
+        "/nightfleet/actions/acknowledge",
+    } <= found
     assert not {path for path in found if "docs" in path or "openapi" in path or "redoc" in path}
     assert not [path for path in found if "{" in path]
 
@@ -214,9 +252,17 @@ def test_there_are_no_other_routes_than_those_that_are_walked() -> None:
 def test_who_is_not_logged_in_gets_nothing(server: Server) -> None:
     listed = routes()
     assert len(listed) > 60
-    for method, path in [*listed, ("GET", "/nightfleet/docs"), ("GET", "/nightfleet/openapi.json"), ("GET", "/nightfleet/%2e%2e/x")]:
+    for method, path in [
+        *listed,
+        ("GET", "/nightfleet/docs"),
+        ("GET", "/nightfleet/openapi.json"),
+        ("GET", "/nightfleet/%2e%2e/x"),
+    ]:
         answer = server.ask(None, method, path, follow_redirects=True)
-        assert answer.status_code == 401, f"{method} {path} is open to everybody (status {answer.status_code}): give its route the login of `context_of`."
+        assert answer.status_code == 401, (
+            f"{method} {path} is open to everybody (status {answer.status_code}): give its route the login of "
+            "`context_of`."
+        )
         assert MODEL not in answer.text.replace(path, "")
     for wrong in ("Bearer x", "Bearer", f"Basic {base64.b64encode(b'admin:admin').decode()}", "Bearer " + "x" * 5000):
         answer = server.ask(None, "GET", "/nightfleet/", headers={"Authorization": wrong})
@@ -226,9 +272,18 @@ def test_who_is_not_logged_in_gets_nothing(server: Server) -> None:
 
 @pytest.mark.parametrize("who", READERS)
 def test_every_page_is_readable(server: Server, who: str) -> None:
-    for path in ("/", f"/models/{MODEL}", f"/models/{MODEL}/nights/{NIGHT}", "/retraining", f"/retraining?model={MODEL}", "/data/rides", "/trace"):
+    for path in (
+        "/",
+        f"/models/{MODEL}",
+        f"/models/{MODEL}/nights/{NIGHT}",
+        "/retraining",
+        f"/retraining?model={MODEL}",
+        "/data/rides",
+        "/trace",
+    ):
         answer = server.ask(who, "GET", f"/nightfleet{path}")
-        # A model that was never scored has no time lines, and a night that was not no report: told in words, to everybody.
+        # A model that was never scored has no time lines, and a night that was not no report: told in words, to
+        # everybody.
         expected = (200, 404) if path.startswith("/models") else (200,)
         assert answer.status_code in expected, f"{who} {path}: {answer.status_code} {answer.text[:300]}"
         assert answer.headers["content-security-policy"].startswith("default-src 'none'")
@@ -246,7 +301,13 @@ def test_a_cookie_does_as_well(server: Server, who: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["..%2f..%2fsecrets%2fmetrics_token", f"{MODEL}%2f..%2f..%2fsecrets%2fmetrics_token", f"{MODEL}/model_cards/..%2f1.html", "%00"]
+    "path",
+    [
+        "..%2f..%2fsecrets%2fmetrics_token",
+        f"{MODEL}%2f..%2f..%2fsecrets%2fmetrics_token",
+        f"{MODEL}/model_cards/..%2f1.html",
+        "%00",
+    ],
 )
 def test_no_address_leaves_the_folder_of_reports(server: Server, path: str) -> None:
     answer = server.ask("admin", "GET", f"/nightfleet/embedded/{path}")
@@ -289,11 +350,14 @@ def test_prometheus_shows_its_own_token(server: Server) -> None:
     for wrong in ("x", TOKEN[:-1], f"{TOKEN}x", TOKEN.upper()):
         assert scrape(wrong).status_code == 401, wrong
     # Its token opens nothing else.
-    assert server.ask(None, "GET", "/nightfleet/", headers={"Authorization": f"Bearer {TOKEN}"}).status_code in (401, 403)
+    assert server.ask(None, "GET", "/nightfleet/", headers={"Authorization": f"Bearer {TOKEN}"}).status_code in (
+        401,
+        403,
+    )
 
 
 def test_a_real_prometheus_scrapes_the_real_server(server: Server, tmp_path: Path) -> None:
-    from tests.monitoring.test_prometheus import ask, running_prometheus
+    from tests.monitoring.alerting.test_prometheus import ask, running_prometheus
 
     target = server.url.removeprefix("http://")
     with running_prometheus(tmp_path, target, "/nightfleet/metrics", TOKEN) as client:
@@ -306,11 +370,19 @@ def test_a_real_prometheus_scrapes_the_real_server(server: Server, tmp_path: Pat
 def _asked(server: Server, who: str, action: str) -> httpx.Response:
     """That action with a form that is complete; each time with a reason of its own."""
     number = next(server.numbers)
-    fields = {"reason": f"{who} {number}", "model": MODEL, "fingerprint": ALARM, "until": str(NIGHT + timedelta(days=number)), "evidence_digest": "e" * 64}
+    fields = {
+        "reason": f"{who} {number}",
+        "model": MODEL,
+        "fingerprint": ALARM,
+        "until": str(NIGHT + timedelta(days=number)),
+        "evidence_digest": "e" * 64,
+    }
     return server.act(who, action, **fields)
 
 
-@pytest.mark.parametrize("action", ["acknowledge", "silence", "unsilence", "request_retraining", "approve", "reject", "rollback"])
+@pytest.mark.parametrize(
+    "action", ["acknowledge", "silence", "unsilence", "request_retraining", "approve", "reject", "rollback"]
+)
 @pytest.mark.parametrize("who", READERS)
 def test_each_role_does_what_it_may(server: Server, who: str, action: str) -> None:
     from mlops_ui_actions import ROLE_OF
@@ -361,7 +433,9 @@ def test_a_form_that_is_not_the_person_s_own_does_nothing(server: Server, broken
     }
     fields = {"back": "/nightfleet/", "fingerprint": ALARM, "reason": "planted", "csrf_token": token[broken]}
     before = read_actions(server.lake, limit=1000)
-    answer = server.ask("op", "POST", "/nightfleet/actions/acknowledge", data={k: v for k, v in fields.items() if v is not None})
+    answer = server.ask(
+        "op", "POST", "/nightfleet/actions/acknowledge", data={k: v for k, v in fields.items() if v is not None}
+    )
     assert answer.status_code == 403
     after = read_actions(server.lake, limit=1000)
     assert len(after) == len(before) + 1
@@ -372,14 +446,26 @@ def test_a_form_that_is_not_the_person_s_own_does_nothing(server: Server, broken
 def test_actions_are_posts(server: Server) -> None:
     before = len(read_actions(server.lake, limit=1000))
     for method in ("GET", "HEAD", "PUT", "PATCH", "DELETE"):
-        answer = server.ask("admin", method, "/nightfleet/actions/acknowledge", params=server.form("admin", fingerprint=ALARM, reason="x"))
+        answer = server.ask(
+            "admin",
+            method,
+            "/nightfleet/actions/acknowledge",
+            params=server.form("admin", fingerprint=ALARM, reason="x"),
+        )
         assert answer.status_code in (404, 405), f"{method}: {answer.status_code}"
     assert len(read_actions(server.lake, limit=1000)) == before
 
 
-@pytest.mark.parametrize("back", ["https://example.com/", "//example.com/", "/nightfleet/\\example.com", "javascript:alert(1)", "/elsewhere"])
+@pytest.mark.parametrize(
+    "back", ["https://example.com/", "//example.com/", "/nightfleet/\\example.com", "javascript:alert(1)", "/elsewhere"]
+)
 def test_a_form_leads_back_to_our_pages_only(server: Server, back: str) -> None:
-    answer = server.ask("op", "POST", "/nightfleet/actions/acknowledge", data=server.form("op", fingerprint=ALARM, reason=f"again {back}") | {"back": back})
+    answer = server.ask(
+        "op",
+        "POST",
+        "/nightfleet/actions/acknowledge",
+        data=server.form("op", fingerprint=ALARM, reason=f"again {back}") | {"back": back},
+    )
     assert answer.status_code == 303
     assert answer.headers["location"].startswith("/nightfleet/")
     assert "\\" not in answer.headers["location"]

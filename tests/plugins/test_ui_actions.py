@@ -1,4 +1,6 @@
-"""What the forms do: who may, what is refused and why, that it is done once, and that all of it is on record. Airflow's API is played here."""
+"""What the forms do: who may, what is refused and why, that it is done once, and that all of it is on record. Airflow's
+API is played here.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ from config.errors import NightfleetError
 from lake.lake import Lake
 from lake.ledger import Promotion
 from lake.metrics import Metric, publish_metrics
-from monitoring.actions import Action, read_actions
-from monitoring.alarms import AlarmNotOpen, BadSilence, open_alarms
+from monitoring.alerting.actions import Action, read_actions
+from monitoring.alerting.alarms import AlarmNotOpen, BadSilence, open_alarms
 from monitoring.pages.page import ROLES, Context, NotAllowed, NotFound, Page, Role, Viewer
 from tests import toy
 from tests.serving.scenario import MODEL
@@ -42,7 +44,11 @@ class PlayedAirflow:
         self.refuses: int | None = None
         self.app.add_api_route("/api/v2/dags/{dag_id}/dagRuns", self.trigger, methods=["POST"])
         self.app.add_api_route("/api/v2/dags/{dag_id}/dagRuns/~/hitlDetails", self.details, methods=["GET"])
-        self.app.add_api_route("/api/v2/dags/{dag_id}/dagRuns/{run}/taskInstances/{task}/{index}/hitlDetails", self.answer, methods=["PATCH"])
+        self.app.add_api_route(
+            "/api/v2/dags/{dag_id}/dagRuns/{run}/taskInstances/{task}/{index}/hitlDetails",
+            self.answer,
+            methods=["PATCH"],
+        )
 
     def _check(self, request: Request) -> None:
         self.asked_by.append(request.headers.get("cookie", "") + request.headers.get("authorization", ""))
@@ -81,7 +87,9 @@ def lake(toy_lake: Lake) -> Lake:
     toy.publish_valid(toy_lake, nights.widened(10))
     toy.publish_features(toy_lake, nights)
     said: dict[str, Any] = {"status": "warning", "value": 7.0, "threshold": 9.0, "reason": "too few rows"}
-    publish_metrics(toy_lake, MODEL, "drift", [Metric(MODEL, NIGHT, NIGHT, "volume", **said)], Interval.of(NIGHT), run_id="t")
+    publish_metrics(
+        toy_lake, MODEL, "drift", [Metric(MODEL, NIGHT, NIGHT, "volume", **said)], Interval.of(NIGHT), run_id="t"
+    )
     return toy_lake
 
 
@@ -90,10 +98,23 @@ def airflow() -> PlayedAirflow:
     return PlayedAirflow()
 
 
-def do(lake: Lake, airflow: PlayedAirflow | None, name: str, role: Any = "admin", *, own_form: Any = True, **form: str) -> str | Page:
+def do(
+    lake: Lake, airflow: PlayedAirflow | None, name: str, role: Any = "admin", *, own_form: Any = True, **form: str
+) -> str | Page:
     context = Context(lake, Viewer("anna", role), datetime.now(UTC), (MODEL,), ("rides",), base="/nightfleet")
-    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": f"/nightfleet/actions/{name}", "scheme": "http", "server": ("airflow", 80)}
-    scope |= {"query_string": b"", "client": ("127.0.0.1", 1), "headers": [(b"cookie", b"_token=anna's"), (b"host", b"airflow")], "root_path": "/nightfleet"}
+    scope: dict[str, Any] = {
+        "type": "http",
+        "method": "POST",
+        "path": f"/nightfleet/actions/{name}",
+        "scheme": "http",
+        "server": ("airflow", 80),
+    }
+    scope |= {
+        "query_string": b"",
+        "client": ("127.0.0.1", 1),
+        "headers": [(b"cookie", b"_token=anna's"), (b"host", b"airflow")],
+        "root_path": "/nightfleet",
+    }
     scope["nightfleet.airflow"] = airflow.app if airflow else None
     return asyncio.run(perform(Request(scope), context, name, form, own_form=own_form))
 
@@ -120,11 +141,17 @@ FORMS: Mapping[str, dict[str, str]] = {
 def test_each_action_has_a_role_and_a_form_here() -> None:
     assert set(ROLE_OF) == set(FORMS)
     assert {name for name, role in ROLE_OF.items() if role == "admin"} == {"approve", "reject", "rollback"}
-    assert [name for name, role in ROLE_OF.items() if role == "viewer"] == ["reproduce"], "all that a viewer may do changes nothing"
+    assert [name for name, role in ROLE_OF.items() if role == "viewer"] == ["reproduce"], (
+        "all that a viewer may do changes nothing"
+    )
 
 
-@pytest.mark.parametrize(("name", "role"), [(n, r) for n, r in product(ROLE_OF, ROLES) if ROLES.index(r) < ROLES.index(ROLE_OF[n])])
-def test_a_lesser_role_is_refused_and_that_is_on_record(lake: Lake, airflow: PlayedAirflow, name: str, role: Role) -> None:
+@pytest.mark.parametrize(
+    ("name", "role"), [(n, r) for n, r in product(ROLE_OF, ROLES) if ROLES.index(r) < ROLES.index(ROLE_OF[n])]
+)
+def test_a_lesser_role_is_refused_and_that_is_on_record(
+    lake: Lake, airflow: PlayedAirflow, name: str, role: Role
+) -> None:
     airflow.asks()
     with pytest.raises(NotAllowed, match=f"takes the role {ROLE_OF[name]}, you are {role}"):
         do(lake, airflow, name, role, **FORMS[name])
@@ -196,7 +223,9 @@ def test_silenced_until_a_date_and_back(lake: Lake) -> None:
         ("unsilence", {}, AlarmNotOpen),
     ],
 )
-def test_what_an_alarm_s_form_gets_wrong(lake: Lake, name: str, change: dict[str, str], error: type[NightfleetError]) -> None:
+def test_what_an_alarm_s_form_gets_wrong(
+    lake: Lake, name: str, change: dict[str, str], error: type[NightfleetError]
+) -> None:
     with pytest.raises(error):
         do(lake, None, name, "operator", **FORMS[name] | change)
     assert last(lake).outcome.startswith(f"refused: {error.__name__}")
@@ -209,7 +238,11 @@ def test_a_retraining_is_asked_of_airflow_as_the_person(lake: Lake, airflow: Pla
     said = str(do(lake, airflow, "request_retraining", "operator", **FORMS["request_retraining"]))
     [(run_id, run)] = airflow.runs.items()
     assert run["dag_id"] == f"{MODEL}_train"
-    assert (run["partition_key"], run["logical_date"], run["conf"]) == ("2024-02-26", None, {"reason": "the depot moved"}), "as of the newest night"
+    assert (run["partition_key"], run["logical_date"], run["conf"]) == (
+        "2024-02-26",
+        None,
+        {"reason": "the depot moved"},
+    ), "as of the newest night"
     assert airflow.asked_by == ["_token=anna's"]
     assert said == f"Asked for: a training of {MODEL} as of 2024-02-26. Its run is {run_id}."
     assert (last(lake).subject, last(lake).reason, last(lake).outcome) == (MODEL, "the depot moved", "done")
@@ -226,18 +259,35 @@ def test_sent_twice_it_is_done_once(lake: Lake, airflow: PlayedAirflow) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"), [({"as_of": "2024-02-27"}, "newest night of rides is 2024-02-26"), ({"as_of": "x"}, "needs a date"), ({"reason": ""}, "missing")]
+    ("change", "words"),
+    [
+        ({"as_of": "2024-02-27"}, "newest night of rides is 2024-02-26"),
+        ({"as_of": "x"}, "needs a date"),
+        ({"reason": ""}, "missing"),
+    ],
 )
-def test_what_the_form_gets_wrong_reaches_no_airflow(lake: Lake, airflow: PlayedAirflow, change: dict[str, str], words: str) -> None:
+def test_what_the_form_gets_wrong_reaches_no_airflow(
+    lake: Lake, airflow: PlayedAirflow, change: dict[str, str], words: str
+) -> None:
     with pytest.raises(BadForm, match=words):
         do(lake, airflow, "request_retraining", **FORMS["request_retraining"] | change)
     assert airflow.runs == {}
 
 
 @pytest.mark.parametrize(
-    ("status", "error"), [(401, NotAllowed), (403, NotAllowed), (400, AirflowRefused), (404, AirflowRefused), (422, AirflowRefused), (500, AirflowRefused)]
+    ("status", "error"),
+    [
+        (401, NotAllowed),
+        (403, NotAllowed),
+        (400, AirflowRefused),
+        (404, AirflowRefused),
+        (422, AirflowRefused),
+        (500, AirflowRefused),
+    ],
 )
-def test_what_airflow_refuses_is_told_and_kept(lake: Lake, airflow: PlayedAirflow, status: int, error: type[NightfleetError]) -> None:
+def test_what_airflow_refuses_is_told_and_kept(
+    lake: Lake, airflow: PlayedAirflow, status: int, error: type[NightfleetError]
+) -> None:
     airflow.refuses = status
     with pytest.raises(error, match=r"Airflow .* start a training .*Nothing was done\."):
         do(lake, airflow, "request_retraining", **FORMS["request_retraining"])
@@ -260,7 +310,9 @@ def test_a_hostile_reason_is_kept_as_text(lake: Lake, airflow: PlayedAirflow) ->
 
 
 @pytest.mark.parametrize(("name", "option"), [("approve", "Approve"), ("reject", "Reject")])
-def test_an_answer_goes_to_the_question_with_that_evidence(lake: Lake, airflow: PlayedAirflow, name: str, option: str) -> None:
+def test_an_answer_goes_to_the_question_with_that_evidence(
+    lake: Lake, airflow: PlayedAirflow, name: str, option: str
+) -> None:
     airflow.asks("e" * 64, run="another")
     airflow.asks()
     do(lake, airflow, name, **FORMS[name])
@@ -271,7 +323,9 @@ def test_an_answer_goes_to_the_question_with_that_evidence(lake: Lake, airflow: 
 
 
 @pytest.mark.parametrize("digest", ["e" * 64, "d", "d" * 63, ""])
-def test_other_evidence_than_that_on_the_screen_is_not_answered(lake: Lake, airflow: PlayedAirflow, digest: str) -> None:
+def test_other_evidence_than_that_on_the_screen_is_not_answered(
+    lake: Lake, airflow: PlayedAirflow, digest: str
+) -> None:
     airflow.asks()
     with pytest.raises((NothingWaits, BadForm)):
         do(lake, airflow, "approve", **FORMS["approve"] | {"evidence_digest": digest})
@@ -286,7 +340,10 @@ def promote(lake: Lake, *versions: int) -> None:
     for number, version in enumerate(versions):
         ledger = lake.ledger(MODEL)
         day = NIGHT + timedelta(days=number)
-        ledger.append(Promotion(MODEL, version, NIGHT, day, datetime.now(UTC), "run", f"a{version}", f"e{version}"), seen=ledger.read())
+        ledger.append(
+            Promotion(MODEL, version, NIGHT, day, datetime.now(UTC), "run", f"a{version}", f"e{version}"),
+            seen=ledger.read(),
+        )
 
 
 def test_a_rollback_is_a_run_of_its_dag(lake: Lake, airflow: PlayedAirflow) -> None:
@@ -329,6 +386,14 @@ def test_what_breaks_is_on_record_too(lake: Lake, airflow: PlayedAirflow, monkey
 
 def test_a_long_and_hostile_form_is_cut_not_refused_by_the_record(lake: Lake) -> None:
     with pytest.raises(NightfleetError):
-        do(lake, None, "acknowledge", "operator", fingerprint="x" * 20_000, reason=HOSTILE * 500, **{f"f{i}": "y" * 5_000 for i in range(50)})
+        do(
+            lake,
+            None,
+            "acknowledge",
+            "operator",
+            fingerprint="x" * 20_000,
+            reason=HOSTILE * 500,
+            **{f"f{i}": "y" * 5_000 for i in range(50)},
+        )
     assert len(last(lake).reason) <= 4_000
     assert len(json.dumps(last(lake).details)) < 10_000

@@ -1,4 +1,6 @@
-"""Nights of the toy that can be scored: inputs in the lake, champions in the ledger, and a model that needs no training."""
+"""Nights of the toy that can be scored: inputs in the lake, champions in the ledger, and a model that needs no
+training.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +37,18 @@ class LinearPredictor:
 
     def predict(self, batch: pa.Table) -> pa.Table:
         """Row by row, whatever the neighbours."""
-        minutes = np.nan_to_num(np.asarray(batch["vehicle_daily__minutes_7d"].to_numpy(zero_copy_only=False), dtype=float))
+        minutes = np.nan_to_num(
+            np.asarray(batch["vehicle_daily__minutes_7d"].to_numpy(zero_copy_only=False), dtype=float)
+        )
         rides = np.asarray(pc.fill_null(batch["vehicle_daily__rides_7d"], 0).to_numpy(), dtype=float)
         middle = self.slope * minutes + 0.01 * rides
         return pa.table(
-            {"ride_minutes": middle, "ride_minutes_lower": middle - 5, "ride_minutes_upper": middle + 5, "long_probability": 1 / (1 + np.exp(30 - middle))}
+            {
+                "ride_minutes": middle,
+                "ride_minutes_lower": middle - 5,
+                "ride_minutes_upper": middle + 5,
+                "long_probability": 1 / (1 + np.exp(30 - middle)),
+            }
         )
 
 
@@ -67,7 +76,13 @@ def store_model(lake: Lake, slope: float) -> str:
     artifacts = folder_digests(staging)
     digest = combined_digest(artifacts)
     windows = {"train": {"start": "2024-01-01", "end": "2024-01-15"}}
-    training_set = {"training_digest": "t" * 64, "test_digest": "e" * 64, "rows": {"train": 400}, "windows": windows, "pins": {"vehicle_daily": 0}}
+    training_set = {
+        "training_digest": "t" * 64,
+        "test_digest": "e" * 64,
+        "rows": {"train": 400},
+        "windows": windows,
+        "pins": {"vehicle_daily": 0},
+    }
     job = {
         "as_of": "2024-01-20",
         "identity": "linear",
@@ -76,7 +91,9 @@ def store_model(lake: Lake, slope: float) -> str:
         "windows": windows,
         "mlflow": {"run_id": "run-of-linear"},
     }
-    (staging / "manifest.json").write_text(json.dumps({"artifacts": artifacts, "family": "linear", "identity": "linear", "training_set_digest": "t" * 64}))
+    (staging / "manifest.json").write_text(
+        json.dumps({"artifacts": artifacts, "family": "linear", "identity": "linear", "training_set_digest": "t" * 64})
+    )
     (staging / "job.json").write_text(json.dumps(job))
     (staging / "training_set.json").write_text(json.dumps(training_set))
     sign(lake.settings, staging, MODEL)
@@ -86,7 +103,9 @@ def store_model(lake: Lake, slope: float) -> str:
     return digest
 
 
-def promote(lake: Lake, version: int, effective_from: date = FIRST_CHAMPION, *, slope: float | None = None, **fields: Any) -> Promotion:
+def promote(
+    lake: Lake, version: int, effective_from: date = FIRST_CHAMPION, *, slope: float | None = None, **fields: Any
+) -> Promotion:
     """Append a promotion of a stored model to the ledger."""
     ledger = lake.ledger(MODEL)
     promotion = Promotion(
@@ -120,4 +139,15 @@ def scored_nights() -> Interval:
     return Interval(FIRST_CHAMPION, NIGHTS.end)
 
 
-__all__ = ["FIRST_CHAMPION", "MODEL", "NIGHTS", "ONE_DAY", "promote", "publish_inputs", "restate_features", "scored_nights", "store_model", "use_linear"]
+__all__ = [
+    "FIRST_CHAMPION",
+    "MODEL",
+    "NIGHTS",
+    "ONE_DAY",
+    "promote",
+    "publish_inputs",
+    "restate_features",
+    "scored_nights",
+    "store_model",
+    "use_linear",
+]

@@ -13,14 +13,37 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lake.lake import Lake
-from serving.predictions import BadPredictions, FeatureMissing, check_outputs, input_digests, prediction_ids, predictions_table
+from serving.predictions import (
+    BadPredictions,
+    FeatureMissing,
+    check_outputs,
+    input_digests,
+    prediction_ids,
+    predictions_table,
+)
 from tests.serving.scenario import MODEL
 
 SCHEMA = pa.schema(
-    {"a": pa.float64(), "b": pa.int64(), "c": pa.string(), "d": pa.bool_(), "e": pa.date32(), "f": pa.timestamp("us", tz="UTC"), "g": pa.int32()}
+    {
+        "a": pa.float64(),
+        "b": pa.int64(),
+        "c": pa.string(),
+        "d": pa.bool_(),
+        "e": pa.date32(),
+        "f": pa.timestamp("us", tz="UTC"),
+        "g": pa.int32(),
+    }
 )
 KINDS = ("float", "integer", "text", "boolean", "date", "instant", "integer")
-ROW = {"a": 1.5, "b": 7, "c": "EWR", "d": True, "e": date(2013, 7, 1), "f": datetime(2013, 7, 1, 12, tzinfo=UTC), "g": -1}
+ROW = {
+    "a": 1.5,
+    "b": 7,
+    "c": "EWR",
+    "d": True,
+    "e": date(2013, 7, 1),
+    "f": datetime(2013, 7, 1, 12, tzinfo=UTC),
+    "g": -1,
+}
 
 
 def reference(row: dict[str, Any], header: bytes) -> str:
@@ -39,12 +62,16 @@ def reference(row: dict[str, Any], header: bytes) -> str:
 
 
 def header_of(names: list[str], kinds: tuple[str, ...], **about: Any) -> bytes:
-    return json.dumps({**about, "columns": [list(pair) for pair in zip(names, kinds, strict=True)]}, sort_keys=True).encode()
+    return json.dumps(
+        {**about, "columns": [list(pair) for pair in zip(names, kinds, strict=True)]}, sort_keys=True
+    ).encode()
 
 
 def test_a_digest_is_the_same_for_ever() -> None:
     table = pa.Table.from_pylist([ROW], schema=SCHEMA)
-    assert input_digests(table, SCHEMA.names).to_pylist() == ["c7062f68d7232491cf26557405e88d82"], "the layout changed: every published id would change with it"
+    assert input_digests(table, SCHEMA.names).to_pylist() == ["c7062f68d7232491cf26557405e88d82"], (
+        "the layout changed: every published id would change with it"
+    )
 
 
 @given(
@@ -97,7 +124,12 @@ def test_a_width_or_an_encoding_is_no_other_value() -> None:
 
 def test_a_prediction_id_names_everything_it_should() -> None:
     rows = pa.table(
-        {"e": pa.array([ROW["e"]]), "data_date": pa.array([ROW["e"]]), "target_time_utc": pa.array([ROW["f"]], SCHEMA.field("f").type), "input_digest": ["aa"]}
+        {
+            "e": pa.array([ROW["e"]]),
+            "data_date": pa.array([ROW["e"]]),
+            "target_time_utc": pa.array([ROW["f"]], SCHEMA.field("f").type),
+            "input_digest": ["aa"],
+        }
     )
 
     def one(table: pa.Table = rows, **change: Any) -> str:
@@ -110,7 +142,11 @@ def test_a_prediction_id_names_everything_it_should() -> None:
         one(role="challenger"),
         one(rows.set_column(0, "e", pa.array([date(2013, 7, 2)]))),
         one(rows.set_column(1, "data_date", pa.array([date(2013, 7, 2)]))),
-        one(rows.set_column(2, "target_time_utc", pa.array([datetime(2013, 7, 1, 13, tzinfo=UTC)], SCHEMA.field("f").type))),
+        one(
+            rows.set_column(
+                2, "target_time_utc", pa.array([datetime(2013, 7, 1, 13, tzinfo=UTC)], SCHEMA.field("f").type)
+            )
+        ),
         one(rows.set_column(3, "input_digest", pa.array(["ab"]))),
     ]
     assert len({one(), *changed}) == 1 + len(changed)
@@ -137,15 +173,26 @@ def test_the_table_has_role_and_entity_as_its_key(toy_lake: Lake) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"ride_minutes": [1.0, float("nan")]}, "1 of 2 values of ride_minutes are not finite numbers, the first is nan"),
+        (
+            {"ride_minutes": [1.0, float("nan")]},
+            "1 of 2 values of ride_minutes are not finite numbers, the first is nan",
+        ),
         ({"ride_minutes": [None, 1.0]}, "1 of 2 values of ride_minutes are not finite numbers, the first is None"),
         ({"ride_minutes_upper": [1.0, float("inf")]}, "ride_minutes_upper are not finite"),
-        ({"long_probability": [0.2, 1.01]}, r"1 of 2 values of long_probability are no probabilities in \[0, 1\], the first is 1.01"),
+        (
+            {"long_probability": [0.2, 1.01]},
+            r"1 of 2 values of long_probability are no probabilities in \[0, 1\], the first is 1.01",
+        ),
         ({"long_probability": [-0.2, 1.0]}, "the first is -0.2"),
-        ({"ride_minutes_lower": [9.0, 0.0]}, "1 of 2 values of ride_minutes_lower lie above ride_minutes_upper, the first is 9.0"),
+        (
+            {"ride_minutes_lower": [9.0, 0.0]},
+            "1 of 2 values of ride_minutes_lower lie above ride_minutes_upper, the first is 9.0",
+        ),
     ],
 )
-def test_outputs_that_must_not_be_published(toy_lake: Lake, change: dict[str, list[float | None]], message: str) -> None:
+def test_outputs_that_must_not_be_published(
+    toy_lake: Lake, change: dict[str, list[float | None]], message: str
+) -> None:
     good: dict[str, list[float | None]] = {
         "ride_minutes": [1.0, 2.0],
         "ride_minutes_lower": [0.0, 1.0],

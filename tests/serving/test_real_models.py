@@ -1,4 +1,6 @@
-"""Nothing stands in for anything here: features from SQL, a trained model, and the same bits in bulk, by night and alone."""
+"""Nothing stands in for anything here: features from SQL, a trained model, and the same bits in bulk, by night and
+alone.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +15,16 @@ from config.calendar import Interval
 from lake.artifact import combined_digest
 from lake.lake import Lake
 from lake.ledger import Promotion
+from monitoring.audit.trace import reproduce, trace
 from serving.predictions import predictions_table
 from serving.predictors import read_manifest
-from serving.publish import project_predictions
+from serving.projection import project_predictions
 from serving.score import score
-from serving.trace import reproduce, trace
 from tests import toy
 from tests.serving.scenario import MODEL, publish_inputs
 from training.__main__ import run
-from training.job import prepare_job
-from training.register import store
+from training.registry.job import prepare_job
+from training.registry.register import store
 
 AS_OF = date(2024, 2, 18)
 NIGHTS = Interval.closed(date(2024, 2, 18), date(2024, 2, 21))

@@ -33,7 +33,17 @@ from serving.score import AlreadyScored, OtherChampion, rescore, score, stale_pr
 from serving.signed import ModelMissing
 from tests import toy
 from tests.conftest import missing_service
-from tests.serving.scenario import FIRST_CHAMPION, MODEL, NIGHTS, LinearPredictor, promote, publish_inputs, restate_features, scored_nights, use_linear
+from tests.serving.scenario import (
+    FIRST_CHAMPION,
+    MODEL,
+    NIGHTS,
+    LinearPredictor,
+    promote,
+    publish_inputs,
+    restate_features,
+    scored_nights,
+    use_linear,
+)
 
 LATER = date(2024, 1, 23)
 
@@ -73,7 +83,9 @@ def test_one_row_per_entity_stamped_with_where_it_came_from(lake: Lake) -> None:
     rows = rows_of(lake).to_pylist()
     assert len({row["prediction_id"] for row in rows}) == 120
     champion = lake.ledger(MODEL).read().promotions[0]
-    assert {(r["role"], r["model"], r["version"], r["artifact_digest"]) for r in rows} == {("champion", MODEL, 1, champion.artifact_digest)}
+    assert {(r["role"], r["model"], r["version"], r["artifact_digest"]) for r in rows} == {
+        ("champion", MODEL, 1, champion.artifact_digest)
+    }
     assert {row["event_date"] - row["data_date"] for row in rows} == {ONE_DAY}
     publication = lake.publications.current(predictions_table(lake.settings, lake.model(MODEL)))[FIRST_CHAMPION]
     assert {item.table for item in publication.inputs} == {"rides/valid/bookings", "rides/features/vehicle_daily"}
@@ -123,7 +135,9 @@ def test_again_commits_nothing(lake: Lake) -> None:
 
 def test_mlflow_is_not_needed(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", None)  # importing it raises
-    monkeypatch.setattr(type(lake.settings), "tracking_uri", property(lambda _: pytest.fail("scoring asked for MLflow's address")))
+    monkeypatch.setattr(
+        type(lake.settings), "tracking_uri", property(lambda _: pytest.fail("scoring asked for MLflow's address"))
+    )
     assert score(lake, MODEL, scored_nights(), run_id="r1").committed == 4
 
 
@@ -164,9 +178,17 @@ def test_rows_that_came_too_late_are_counted(lake: Lake) -> None:
 
 
 @pytest.mark.parametrize("interval", [Interval.of(date(2024, 1, 20)), NIGHTS])
-def test_nights_before_any_champion_are_refused_before_anything_is_computed(lake: Lake, interval: Interval, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nights_before_any_champion_are_refused_before_anything_is_computed(
+    lake: Lake, interval: Interval, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(scoring, "retrieve", lambda *_a, **_k: pytest.fail("features were retrieved"))
-    with pytest.raises(NoChampion, match=r"no champion for data date 2024-01-20: its first champion takes effect on 2024-01-21.\n  Train and promote one"):
+    with pytest.raises(
+        NoChampion,
+        match=(
+            r"no champion for data date 2024-01-20: its first champion takes effect on 2024-01-21.\n  Train and"
+            r" promote one"
+        ),
+    ):
         score(lake, MODEL, interval, run_id="r1")
     assert set(digests_of(lake, NIGHTS).values()) == {None}
 
@@ -176,7 +198,9 @@ def test_a_model_that_never_had_a_champion(toy_lake: Lake) -> None:
         score(toy_lake, MODEL, NIGHTS, run_id="r1")
 
 
-def test_a_champion_is_not_used_on_nights_its_training_data_lie_after(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_champion_is_not_used_on_nights_its_training_data_lie_after(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
     promote(lake, 2, FIRST_CHAMPION, trained_until=LATER)
     score(lake, MODEL, scored_nights(), run_id="r1")
     assert versions_by_night(lake) == {day: {1 if day < LATER else 2} for day in scored_nights()}
@@ -187,7 +211,10 @@ def test_scoring_before_features_exist(toy_lake: Lake, monkeypatch: pytest.Monke
     publish_inputs(toy_lake, Interval(NIGHTS.start, LATER))
     promote(toy_lake, 1)
     toy.publish_valid(toy_lake, Interval.of(LATER))
-    with pytest.raises(PartitionNotReady, match=r"rides/features/vehicle_daily has no partition 2024-01-23 \(latest is 2024-01-22\).*\n.*`rides_ingest`"):
+    with pytest.raises(
+        PartitionNotReady,
+        match=r"rides/features/vehicle_daily has no partition 2024-01-23 \(latest is 2024-01-22\).*\n.*`rides_ingest`",
+    ):
         score(toy_lake, MODEL, Interval.closed(FIRST_CHAMPION, LATER), run_id="r1")
     assert set(digests_of(toy_lake).values()) == {None}
 
@@ -195,7 +222,9 @@ def test_scoring_before_features_exist(toy_lake: Lake, monkeypatch: pytest.Monke
 def test_a_model_whose_files_are_gone(lake: Lake) -> None:
     shutil.rmtree(lake.settings.artifacts / MODEL)
     scoring._loaded.cache_clear()
-    with pytest.raises(ModelMissing, match=r"version 1 was promoted, but its files are not in .*\n  Restore that folder"):
+    with pytest.raises(
+        ModelMissing, match=r"version 1 was promoted, but its files are not in .*\n  Restore that folder"
+    ):
         score(lake, MODEL, scored_nights(), run_id="r1")
 
 
@@ -230,7 +259,9 @@ def test_a_model_is_verified_and_loaded_once_per_process(lake: Lake, monkeypatch
     assert len(loads) == 1
 
 
-def test_a_prediction_that_must_not_be_published_stops_the_whole_interval(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prediction_that_must_not_be_published_stops_the_whole_interval(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
     predict = LinearPredictor.predict
 
     def broken(self: LinearPredictor, batch: pa.Table) -> pa.Table:
@@ -240,7 +271,10 @@ def test_a_prediction_that_must_not_be_published_stops_the_whole_interval(lake: 
         return table.set_column(3, "long_probability", pa.array(values))
 
     monkeypatch.setattr(LinearPredictor, "predict", broken)
-    with pytest.raises(BadPredictions, match=rf"{MODEL} version 1: 1 of 120 values of long_probability are no probabilities.*\n.*rollback {MODEL}"):
+    with pytest.raises(
+        BadPredictions,
+        match=rf"{MODEL} version 1: 1 of 120 values of long_probability are no probabilities.*\n.*rollback {MODEL}",
+    ):
         score(lake, MODEL, scored_nights(), run_id="r1")
     assert set(digests_of(lake).values()) == {None}
     assert not list(lake.settings.scratch.iterdir())
@@ -257,7 +291,12 @@ def test_a_scored_night_keeps_its_champion(lake: Lake) -> None:
     before = digests_of(lake)
     promote(lake, 2, LATER)
     for command in (score, rescore):
-        with pytest.raises(OtherChampion, match=r"for 2024-01-23 was scored by version 1 .* now gives version 2 .*\n.*effective_from up to 2024-01-23"):
+        with pytest.raises(
+            OtherChampion,
+            match=(
+                r"for 2024-01-23 was scored by version 1 .* now gives version 2 .*\n.*effective_from up to 2024-01-23"
+            ),
+        ):
             command(lake, MODEL, scored_nights(), run_id="r2")
     assert digests_of(lake) == before
 
@@ -271,11 +310,16 @@ def test_only_rescore_rewrites_a_scored_night_and_by_the_same_champion(lake: Lak
     assert stale_predictions(lake, MODEL) == []
     restate_features(lake, LATER)
     stale = stale_predictions(lake, MODEL)
-    assert [night.data_date for night in stale] == [LATER, date(2024, 1, 24)], "a later night reads that partition too, within the view's time to live"
+    assert [night.data_date for night in stale] == [LATER, date(2024, 1, 24)], (
+        "a later night reads that partition too, within the view's time to live"
+    )
     assert {(c.table, c.data_date) for c in stale[0].changed} == {("rides/features/vehicle_daily", LATER)}
     assert stale[0].changed[0].published not in {None, stale[0].changed[0].recorded}
 
-    with pytest.raises(AlreadyScored, match=rf"for 2024-01-23, .*for 2024-01-23 was rewritten since.*\n.*cli rescore {MODEL} 2024-01-21 2024-01-24"):
+    with pytest.raises(
+        AlreadyScored,
+        match=rf"for 2024-01-23, .*for 2024-01-23 was rewritten since.*\n.*cli rescore {MODEL} 2024-01-21 2024-01-24",
+    ):
         score(lake, MODEL, scored_nights(), run_id="r2")
     assert digests_of(lake) == before
 
@@ -292,7 +336,9 @@ def test_rows_that_change_though_the_inputs_did_not_are_explained(lake: Lake, mo
     score(lake, MODEL, scored_nights(), run_id="r1")
     monkeypatch.setattr("serving.predictors.load_predictor", lambda _folder: LinearPredictor(3.0))
     scoring._loaded.cache_clear()
-    with pytest.raises(AlreadyScored, match="its inputs are the same, so the code, a library or the catalog changed since"):
+    with pytest.raises(
+        AlreadyScored, match="its inputs are the same, so the code, a library or the catalog changed since"
+    ):
         score(lake, MODEL, Interval.of(LATER), run_id="r2")
     scoring._loaded.cache_clear()
 
@@ -312,12 +358,13 @@ def test_a_zombie_does_not_overwrite_what_was_published_meanwhile(lake: Lake, mo
 
 # ---- faults ----------------------------------------------------------------------------------------------------
 
-# Scores in a process of its own, which kills itself at the point named. What was retrieved is handed over: importing Feast takes longer than the rest.
+# Scores in a process of its own, which kills itself at the point named. What was retrieved is handed over: importing
+# Feast takes longer than the rest.
 KILLED = """
 import os, pickle, signal, sys
 from pathlib import Path
 import lake.publish, serving.predictors, serving.score
-from config.catalog import load_catalog
+from config.catalog.load import load_catalog
 from config.settings import Settings
 from lake.lake import Lake
 from tests.serving.scenario import MODEL, load_linear, scored_nights
@@ -385,7 +432,9 @@ def in_a_process(lake: Lake, point: str) -> subprocess.Popen[str]:
     s = lake.settings
     with lake.scratch("test") as folder:
         found = retrieve(lake, MODEL, scored_nights(), folder=folder)
-        (s.home / "retrieved.pickle").write_bytes(pickle.dumps(Retrieved(found.reader().read_all(), found.inputs, found.too_late)))
+        (s.home / "retrieved.pickle").write_bytes(
+            pickle.dumps(Retrieved(found.reader().read_all(), found.inputs, found.too_late))
+        )
     arguments = [sys.executable, "-c", KILLED, str(s.home), str(s.catalog_dir), str(s.sql_dir), point]
     return subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -426,7 +475,12 @@ def test_two_runs_at_once_end_in_equal_digests(lake: Lake, undisturbed: dict[dat
 def small_disk(megabytes: int) -> Iterator[Path]:
     """A file system of that size; skips where none may be mounted, unless services are required."""
     folder = Path(tempfile.mkdtemp())
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)], capture_output=True, text=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     try:
         if mounted.returncode:
             missing_service(f"a tmpfs cannot be mounted here ({mounted.stderr.strip()})")

@@ -14,7 +14,14 @@ import pyarrow.parquet as pq
 
 from training.job_file import job_identity
 
-FEATURES = {"v__x": "float64", "v__place": "string", "v__weekday": "int64", "v__empty": "float64", "v__constant": "float64", "v__flag": "boolean"}
+FEATURES = {
+    "v__x": "float64",
+    "v__place": "string",
+    "v__weekday": "int64",
+    "v__empty": "float64",
+    "v__constant": "float64",
+    "v__flag": "boolean",
+}
 STEPS = {f"v__trail_t{step}": "float64" for step in range(3)}  # a sequence that says nothing of the label
 OUTPUTS: dict[str, Any] = {
     "minutes": {"kind": "regression", "objective": "median", "interval": 0.8, "gate": "mae"},
@@ -35,16 +42,29 @@ PROBABILITIES_ALONE = ("isolation_forest", "logistic")
 
 def outputs_of(family: str) -> dict[str, Any]:
     """Those of the toy's outputs that a family can give."""
-    return {name: output for name, output in OUTPUTS.items() if output["kind"] == "binary" or family not in PROBABILITIES_ALONE}
+    return {
+        name: output
+        for name, output in OUTPUTS.items()
+        if output["kind"] == "binary" or family not in PROBABILITIES_ALONE
+    }
 
 
 def training_rows(count: int = 1500, seed: int = 1) -> pa.Table:
-    """Rows whose label follows from a number, a category and the weekday; an all-null, a constant and a boolean column beside."""
+    """Rows whose label follows from a number, a category and the weekday; an all-null, a constant and a boolean column
+    beside.
+    """
     random = np.random.default_rng(seed)
-    x, place, weekday = random.normal(size=count), random.choice(["east", "north", "west"], count), random.integers(0, 7, count)
+    x, place, weekday = (
+        random.normal(size=count),
+        random.choice(["east", "north", "west"], count),
+        random.integers(0, 7, count),
+    )
     label = 10 * x + np.where(place == "east", 20, 0) + 3 * weekday + random.normal(size=count) * 5
     day = np.sort(random.integers(0, 40, count))
-    trail, known = np.random.default_rng(seed + 1000).normal(size=(len(STEPS), count)), np.random.default_rng(seed + 2000).integers(0, 4, count)
+    trail, known = (
+        np.random.default_rng(seed + 1000).normal(size=(len(STEPS), count)),
+        np.random.default_rng(seed + 2000).integers(0, 4, count),
+    )
     return pa.table(
         {
             **{name: pa.array(trail[step], mask=known <= step) for step, name in enumerate(STEPS)},
@@ -62,7 +82,9 @@ def training_rows(count: int = 1500, seed: int = 1) -> pa.Table:
     )
 
 
-def write_job(folder: Path, family: str, *, rows: pa.Table | None = None, params: dict[str, Any] | None = None, **changes: Any) -> Path:
+def write_job(
+    folder: Path, family: str, *, rows: pa.Table | None = None, params: dict[str, Any] | None = None, **changes: Any
+) -> Path:
     """A job folder as `prepare_job` makes it; `changes` replace keys of job.json."""
     folder.mkdir(parents=True)
     path = folder / "training_set.parquet"

@@ -38,7 +38,9 @@ def test_another_job_or_stage_does_not_find_it(tmp_path: Path) -> None:
 
 @settings(max_examples=40)
 @given(position=st.floats(0, 1, exclude_max=True), which=st.sampled_from(["weights.bin", STATE_FILE]))
-def test_a_damaged_one_gives_way_to_the_one_before(tmp_path_factory: pytest.TempPathFactory, position: float, which: str) -> None:
+def test_a_damaged_one_gives_way_to_the_one_before(
+    tmp_path_factory: pytest.TempPathFactory, position: float, which: str
+) -> None:
     folder = tmp_path_factory.mktemp("c")
     checkpoints = Checkpoints(folder, "a", 0)
     for epoch in (1, 2):

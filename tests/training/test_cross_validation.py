@@ -30,7 +30,9 @@ ENTRY = {"outputs": OUTPUTS, "trainer": TRAINER, "training": {"checkpoint_minute
     embargo_days=st.integers(0, 12),
 )
 @settings(max_examples=300, deadline=None)
-def test_no_night_is_learned_from_that_is_not_before_the_judged_ones(nights: list[int], count: int, embargo_days: int) -> None:
+def test_no_night_is_learned_from_that_is_not_before_the_judged_ones(
+    nights: list[int], count: int, embargo_days: int
+) -> None:
     given_nights = np.array(nights, np.int32)
     try:
         found = folds(given_nights, count, embargo_days)
@@ -51,7 +53,10 @@ def test_no_night_is_learned_from_that_is_not_before_the_judged_ones(nights: lis
 
 
 def test_too_few_nights_is_a_sentence() -> None:
-    with pytest.raises(TrainingImpossible, match=r"in 4 folds with an embargo of 1 days needs at least 20 nights of training and validation, there are 19"):
+    with pytest.raises(
+        TrainingImpossible,
+        match=r"in 4 folds with an embargo of 1 days needs at least 20 nights of training and validation, there are 19",
+    ):
         folds(np.arange(19, dtype=np.int32), 4, 1)
     assert len(folds(np.arange(20, dtype=np.int32), 4, 1)) == 4
 
@@ -61,7 +66,13 @@ def test_rows_are_chosen_by_night_in_their_order_from_memory_and_from_maps_alike
     parts = []
     for count in (50, 30):
         nights = random.integers(0, 10, count).astype(np.int32)
-        parts.append(Rows(np.column_stack([nights, random.random(count)]).astype(np.float32), nights.astype(np.float64) + 0.5, nights))
+        parts.append(
+            Rows(
+                np.column_stack([nights, random.random(count)]).astype(np.float32),
+                nights.astype(np.float64) + 0.5,
+                nights,
+            )
+        )
     mapped = []
     for index, part in enumerate(parts):
         matrix = np.memmap(tmp_path / f"{index}.f32", np.float32, "w+", shape=part.matrix.shape)
@@ -79,7 +90,9 @@ def test_rows_are_chosen_by_night_in_their_order_from_memory_and_from_maps_alike
     np.testing.assert_array_equal(same.label, chosen.label)
 
 
-def test_folds_stand_in_the_manifest_and_are_not_fitted_again_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_folds_stand_in_the_manifest_and_are_not_fitted_again_after_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     job_dir = write_job(tmp_path / "job", "xgboost", entry=ENTRY)
     fitted: list[tuple[int, int, int]] = []
     whole = cross_validation.fit_and_judge
@@ -104,6 +117,10 @@ def test_folds_stand_in_the_manifest_and_are_not_fitted_again_after_a_kill(tmp_p
     assert found["mean"]["minutes/mae"] == pytest.approx(sum(maes) / 3)
     assert found["std"]["minutes/mae"] == pytest.approx(math.sqrt(sum((mae - sum(maes) / 3) ** 2 for mae in maes) / 3))
     assert maes[0] < 12, "a fold learns"
-    assert found["folds"][0]["nights"]["judged"][0] > found["folds"][0]["nights"]["tail"][1] > found["folds"][0]["nights"]["fit"][1]
+    assert (
+        found["folds"][0]["nights"]["judged"][0]
+        > found["folds"][0]["nights"]["tail"][1]
+        > found["folds"][0]["nights"]["fit"][1]
+    )
     assert "cross-validation: fold 3 of 3: minutes/mae " in capsys.readouterr().out
     assert sorted(path.name for path in job_dir.iterdir() if path.is_dir()) == ["model"]

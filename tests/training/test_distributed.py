@@ -1,4 +1,6 @@
-"""Data-parallel training of networks: workers and devices that share each batch end where one ends; none waits for a dead one."""
+"""Data-parallel training of networks: workers and devices that share each batch end where one ends; none waits for a
+dead one.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +25,16 @@ PARAMS: dict[str, dict[str, Any]] = {
     "keras": QUICK["keras"] | {"batch_size": 101, "epochs": 30, "patience": 4, "l2": 1e-4, "gradient_clip": 0.5},
     "lstm": QUICK["lstm"] | {"batch_size": 101, "epochs": 6},
 }
-# Sums in another order: float32 differences that grow from step to step (met: 2e-7 of a loss, 1e-5 minutes). Predictions are about 20 minutes.
+# Sums in another order: float32 differences that grow from step to step (met: 2e-7 of a loss, 1e-5 minutes).
+# Predictions are about 20 minutes.
 LOSS_TOLERANCE, TOLERANCE = 1e-5, 1e-3
 # Two devices of one process, as two GPUs would be.
 TWO_DEVICES = """
 import sys
 import tensorflow as tf
 from training.__main__ import main
-tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 sys.exit(main(sys.argv[1:]))
 """
 KILLED = Path(__file__).with_name("killed.py")
@@ -38,7 +42,11 @@ KILLED = Path(__file__).with_name("killed.py")
 
 def parallel_job(folder: Path, family: str = "keras", **params: Any) -> Path:
     """A job that is checkpointed at the end of every epoch."""
-    entry = {"outputs": outputs_of(family), "trainer": {"family": family, "device": "cpu"}, "training": {"checkpoint_minutes": 0.0}}
+    entry = {
+        "outputs": outputs_of(family),
+        "trainer": {"family": family, "device": "cpu"},
+        "training": {"checkpoint_minutes": 0.0},
+    }
     return write_job(folder, family, params=PARAMS[family] | params, entry=entry)
 
 
@@ -46,14 +54,18 @@ def addresses() -> str:
     return ",".join(f"127.0.0.1:{free_port()}" for _ in range(2))
 
 
-def trained_by_two(job_dir: Path, *, hit: int | None = None, by: str = "SIGKILL", at_epoch: int = 0) -> list[tuple[int, str]]:
+def trained_by_two(
+    job_dir: Path, *, hit: int | None = None, by: str = "SIGKILL", at_epoch: int = 0
+) -> list[tuple[int, str]]:
     """Exit code and output of both workers of a job; a signal may hit one at the end of an epoch."""
     workers = addresses()
     processes = []
     for index in range(2):
         program = [str(KILLED), by, str(at_epoch)] if index == hit else ["-m", "training"]
         command = [sys.executable, *program, str(job_dir), "--workers", workers, "--worker-index", str(index)]
-        processes.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        processes.append(
+            subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        )
     try:
         said = [process.communicate(timeout=240)[0] for process in processes]
     finally:
@@ -77,7 +89,10 @@ def assert_equal_within_tolerance(job_dir: Path, single: Path) -> None:
 
 
 def files_of(job_dir: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in [*(job_dir / "model").iterdir(), job_dir / "curves.json", job_dir / "importances.json"]}
+    return {
+        path.name: path.read_bytes()
+        for path in [*(job_dir / "model").iterdir(), job_dir / "curves.json", job_dir / "importances.json"]
+    }
 
 
 def test_two_workers_end_where_one_ends_and_resume_after_one_was_killed(tmp_path: Path) -> None:
@@ -113,8 +128,18 @@ def test_a_worker_ends_when_the_chief_is_ended(tmp_path: Path) -> None:
 
 
 def test_a_chief_whose_worker_never_comes_gives_up(tmp_path: Path) -> None:
-    impatient = "import sys; from training.__main__ import main; from training.trainers import keras_fit; keras_fit._WAIT_FOR_WORKERS_SECONDS = 3; "
-    command = [sys.executable, "-c", f"{impatient} sys.exit(main(sys.argv[1:]))", str(parallel_job(tmp_path / "job")), "--workers", workers := addresses()]
+    impatient = (
+        "import sys; from training.__main__ import main; from training.trainers import keras_fit;"
+        " keras_fit._WAIT_FOR_WORKERS_SECONDS = 3; "
+    )
+    command = [
+        sys.executable,
+        "-c",
+        f"{impatient} sys.exit(main(sys.argv[1:]))",
+        str(parallel_job(tmp_path / "job")),
+        "--workers",
+        workers := addresses(),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 1, done.stdout + done.stderr
     assert f"worker 0 of 2, waits for {workers.replace(',', ', ')}, at most 3 s" in done.stdout
@@ -125,7 +150,13 @@ def test_a_chief_whose_worker_never_comes_gives_up(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", sorted(PARAMS))
 def test_two_devices_end_where_one_ends(family: str, tmp_path: Path) -> None:
     single, both = parallel_job(tmp_path / "single", family), parallel_job(tmp_path / "both", family)
-    with subprocess.Popen([sys.executable, "-c", TWO_DEVICES, str(both)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", TWO_DEVICES, str(both)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
         run(single)
         said = process.communicate()[0]
     assert process.returncode == 0, said

@@ -12,7 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from training.evaluate import THRESHOLD, baseline_metrics, binary_metrics, evaluate, lifts, ranking_metrics, regression_metrics
+from training.evaluate import (
+    THRESHOLD,
+    baseline_metrics,
+    binary_metrics,
+    evaluate,
+    lifts,
+    ranking_metrics,
+    regression_metrics,
+)
 
 OUTPUTS: dict[str, dict[str, Any]] = {
     "y": {"kind": "regression", "objective": "median", "interval": 0.8, "gate": "mae"},
@@ -67,7 +75,10 @@ def test_regression_metrics_equal_scikit_learn(seed: int, count: int, scale: flo
 def test_ranking_metrics_equal_scikit_learn_group_by_group(seed: int, queries: int, most: int, values: int) -> None:
     random = np.random.default_rng(seed)
     groups = np.sort(random.integers(0, queries, queries * most))
-    relevance, scores = random.integers(0, 4, len(groups)).astype(float), np.round(random.random(len(groups)) * values)  # ties in both
+    relevance, scores = (
+        random.integers(0, 4, len(groups)).astype(float),
+        np.round(random.random(len(groups)) * values),
+    )  # ties in both
     gains, ranks = [], []
     for group in np.unique(groups):
         mine, said = relevance[groups == group], scores[groups == group]
@@ -119,7 +130,9 @@ def test_equal_labels_have_no_r2() -> None:
 
 
 def test_metrics_of_both_kinds() -> None:
-    predictions = pa.table({"y": [1.0, 2.0, 5.0], "y_lower": [0.0, 2.5, 4.0], "y_upper": [2.0, 3.0, 6.0], "p": [0.0, 1.0, 1.0]})
+    predictions = pa.table(
+        {"y": [1.0, 2.0, 5.0], "y_lower": [0.0, 2.5, 4.0], "y_upper": [2.0, 3.0, 6.0], "p": [0.0, 1.0, 1.0]}
+    )
     metrics = evaluate(OUTPUTS, np.array([1.0, 2.0, 3.0]), predictions)
     assert metrics["y/mae"] == pytest.approx(2 / 3)
     assert metrics["y/bias"] == pytest.approx(2 / 3)
@@ -144,9 +157,13 @@ def test_baseline_is_the_training_constant_or_the_row_s_own_value() -> None:
     fitted_on, label = np.array([0.0, 0.0, 9.0]), np.array([1.0, 2.0])
     assert baseline_metrics(OUTPUTS, fitted_on, label, None)["y/baseline_mae"] == pytest.approx(1.5)
     assert baseline_metrics(OUTPUTS, fitted_on, label, None, constant="mean")["y/baseline_mae"] == pytest.approx(1.5)
-    assert baseline_metrics(OUTPUTS, fitted_on, label, None, constant="mean")["y/baseline_rmse"] == pytest.approx((2.5) ** 0.5)
+    assert baseline_metrics(OUTPUTS, fitted_on, label, None, constant="mean")["y/baseline_rmse"] == pytest.approx(
+        (2.5) ** 0.5
+    )
     assert baseline_metrics(OUTPUTS, fitted_on, label, np.array([1.0, np.nan]))["y/baseline_mae"] == pytest.approx(1.0)
-    assert baseline_metrics(OUTPUTS, fitted_on, label, None)["p/baseline_brier"] == pytest.approx(((1 / 3) ** 2 + (2 / 3) ** 2) / 2)
+    assert baseline_metrics(OUTPUTS, fitted_on, label, None)["p/baseline_brier"] == pytest.approx(
+        ((1 / 3) ** 2 + (2 / 3) ** 2) / 2
+    )
 
 
 def test_lift_is_the_share_of_the_baseline_s_error_that_is_gone() -> None:

@@ -25,7 +25,11 @@ PARAMS = {"n_estimators": 30, "max_depth": 4, "learning_rate": 0.3, "early_stopp
 
 
 def entry(memory_gb: float, outputs: Any = OUTPUTS) -> dict[str, Any]:
-    return {"outputs": outputs, "trainer": {"family": "xgboost"}, "training": {"checkpoint_minutes": 5.0, "memory_gb": memory_gb}}
+    return {
+        "outputs": outputs,
+        "trainer": {"family": "xgboost"},
+        "training": {"checkpoint_minutes": 5.0, "memory_gb": memory_gb},
+    }
 
 
 def trained(folder: Path, memory_gb: float, params: dict[str, Any]) -> tuple[Fitted, bool, list[str]]:
@@ -60,7 +64,9 @@ def test_from_a_map_it_learns_the_same(tmp_path: Path, small_slices: None) -> No
     assert not cached_whole
     assert {name.split("-")[0] for name in cached} == {"train", "validation"}, "it was not learned from page by page"
     probability = "late_probability.ubj"
-    assert (tmp_path / "whole" / "model" / probability).read_bytes() == (tmp_path / "paged" / "model" / probability).read_bytes()
+    assert (tmp_path / "whole" / "model" / probability).read_bytes() == (
+        tmp_path / "paged" / "model" / probability
+    ).read_bytes()
     # The leaves of a median are set from another sample of a page's rows: as good, but not the same.
     sample = training_rows(3000, seed=2)
     errors = {}
@@ -85,8 +91,19 @@ def test_reading_takes_a_fifth_of_what_it_reads(tmp_path: Path) -> None:
     names = [f"v__{index}" for index in range(width)]
     path = tmp_path / "training_set.parquet"
     random = np.random.default_rng(1)
-    with pq.ParquetWriter(path, pa.schema([*((name, pa.float64()) for name in names), ("v__place", pa.string()), ("label", pa.float64()),
-                                           ("split", pa.string()), ("data_date", pa.date32())]), use_dictionary=["v__place", "split"]) as writer:  # fmt: skip
+    with pq.ParquetWriter(
+        path,
+        pa.schema(
+            [
+                *((name, pa.float64()) for name in names),
+                ("v__place", pa.string()),
+                ("label", pa.float64()),
+                ("split", pa.string()),
+                ("data_date", pa.date32()),
+            ]
+        ),
+        use_dictionary=["v__place", "split"],
+    ) as writer:
         part = [pa.array(random.random(50_000)) for _ in names]
         part += [
             pa.array(random.choice(["a", "b"], 50_000)),
@@ -94,11 +111,20 @@ def test_reading_takes_a_fifth_of_what_it_reads(tmp_path: Path) -> None:
             pa.array(np.where(random.random(50_000) < 0.9, "train", "validation")),
         ]
         for index in range(count // 50_000):
-            writer.write_batch(pa.record_batch([*part, pa.array(np.full(50_000, 19_700 + index, np.int32)).cast(pa.date32())], schema=writer.schema))
+            writer.write_batch(
+                pa.record_batch(
+                    [*part, pa.array(np.full(50_000, 19_700 + index, np.int32)).cast(pa.date32())], schema=writer.schema
+                )
+            )
     job = {
-        "model": "wide", "as_of": "2024-01-01", "seed": 1, "output_columns": ["y"], "training_set": {"digest": "0"},
-        "feature_columns": {**dict.fromkeys(names, "float64"), "v__place": "string"}, "entry": entry(0.02, {"y": {"kind": "regression", "objective": "mean"}}),
-    }  # fmt: skip
+        "model": "wide",
+        "as_of": "2024-01-01",
+        "seed": 1,
+        "output_columns": ["y"],
+        "training_set": {"digest": "0"},
+        "feature_columns": {**dict.fromkeys(names, "float64"), "v__place": "string"},
+        "entry": entry(0.02, {"y": {"kind": "regression", "objective": "mean"}}),
+    }
     matrix_bytes = count * (width + 1) * 4
     assert matrix_bytes > MEMORY_SHARE * 0.02e9
     del part
@@ -120,7 +146,9 @@ def test_reading_takes_a_fifth_of_what_it_reads(tmp_path: Path) -> None:
     assert np.isfinite(splits["train"].matrix[-1]).all()
 
 
-def test_batches_or_not_the_rows_are_the_same(tmp_path: Path, small_slices: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_or_not_the_rows_are_the_same(
+    tmp_path: Path, small_slices: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job_dir = write_job(tmp_path / "job", "xgboost", rows=training_rows(5000))
     job = json.loads((job_dir / "job.json").read_text())
     path = job_dir / "training_set.parquet"

@@ -1,4 +1,6 @@
-"""A network's fit that was killed ends in the bytes of the undisturbed one; a loss that is no number leaves the last good checkpoint."""
+"""A network's fit that was killed ends in the bytes of the undisturbed one; a loss that is no number leaves the last
+good checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ from training.trainers.keras import train
 KILLED = Path(__file__).with_name("killed.py")
 # Half of the inputs dropped, a learning rate that falls: all of a fit's state decides what comes after.
 PARAMS: dict[str, dict[str, Any]] = {
-    "keras": QUICK["keras"] | {"hidden": [16, 8], "dropout": 0.5, "epochs": 14, "patience": 6, "l2": 1e-4, "gradient_clip": 0.5},
+    "keras": QUICK["keras"]
+    | {"hidden": [16, 8], "dropout": 0.5, "epochs": 14, "patience": 6, "l2": 1e-4, "gradient_clip": 0.5},
     "lstm": QUICK["lstm"] | {"units": [8, 4], "dropout": 0.5, "epochs": 10, "patience": 6},
 }
 
@@ -39,11 +42,16 @@ def resumable_job(folder: Path, family: str, **params: Any) -> Path:
 
 def files_of(job_dir: Path) -> dict[str, bytes]:
     """What a finished job leaves for its readers."""
-    return {path.name: path.read_bytes() for path in [*(job_dir / "model").iterdir(), job_dir / "curves.json", job_dir / "importances.json"]}
+    return {
+        path.name: path.read_bytes()
+        for path in [*(job_dir / "model").iterdir(), job_dir / "curves.json", job_dir / "importances.json"]
+    }
 
 
 @pytest.mark.parametrize("family", sorted(PARAMS))
-def test_a_killed_fit_resumes_to_the_bytes_of_the_undisturbed(family: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_killed_fit_resumes_to_the_bytes_of_the_undisturbed(
+    family: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     killed = resumable_job(tmp_path / "killed", family)
     with subprocess.Popen([sys.executable, KILLED, "SIGKILL", "7", killed]) as trainer:
         undisturbed = resumable_job(tmp_path / "undisturbed", family)
@@ -57,8 +65,13 @@ def test_a_killed_fit_resumes_to_the_bytes_of_the_undisturbed(family: str, tmp_p
     assert not (killed / "checkpoints").exists()
 
 
-def test_a_fit_that_was_complete_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    undisturbed, interrupted = resumable_job(tmp_path / "undisturbed", "keras"), resumable_job(tmp_path / "interrupted", "keras")
+def test_a_fit_that_was_complete_is_not_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    undisturbed, interrupted = (
+        resumable_job(tmp_path / "undisturbed", "keras"),
+        resumable_job(tmp_path / "interrupted", "keras"),
+    )
     run(undisturbed)
 
     def interrupt(*_arguments: Any) -> None:
@@ -74,8 +87,13 @@ def test_a_fit_that_was_complete_is_not_repeated(tmp_path: Path, monkeypatch: py
     assert files_of(interrupted) == files_of(undisturbed)
 
 
-def test_a_loss_that_is_no_number_says_where_and_keeps_the_last_good_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    undisturbed, diverging = resumable_job(tmp_path / "undisturbed", "keras"), resumable_job(tmp_path / "diverging", "keras")
+def test_a_loss_that_is_no_number_says_where_and_keeps_the_last_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed, diverging = (
+        resumable_job(tmp_path / "undisturbed", "keras"),
+        resumable_job(tmp_path / "diverging", "keras"),
+    )
     run(undisturbed)
     take, taken = keras_fit._Split.take, [0]
 
@@ -88,7 +106,12 @@ def test_a_loss_that_is_no_number_says_where_and_keeps_the_last_good_checkpoint(
 
     with monkeypatch.context() as patch:
         patch.setattr(keras_fit._Split, "take", poisoned)
-        with pytest.raises(TrainingDiverged, match=r"at step 3 of 5 the train loss is nan in epoch 4 of 14\. Lower .* The checkpoint of epoch 3 is kept\."):
+        with pytest.raises(
+            TrainingDiverged,
+            match=(
+                r"at step 3 of 5 the train loss is nan in epoch 4 of 14\. Lower .* The checkpoint of epoch 3 is kept\."
+            ),
+        ):
             run(diverging)
     assert not (diverging / "manifest.json").exists()
     assert [max(json.loads(line)["step"] for line in (diverging / "curves.jsonl").read_text().splitlines())] == [3]
@@ -140,12 +163,17 @@ def test_a_matrix_on_disk_gives_the_model_of_the_matrix_in_memory(tmp_path: Path
 
 
 @settings(max_examples=40)
-@given(st.lists(st.integers(0, 1000).map(lambda thousandths: thousandths / 1000), min_size=1, max_size=40), st.integers(1, 8))
+@given(
+    st.lists(st.integers(0, 1000).map(lambda thousandths: thousandths / 1000), min_size=1, max_size=40),
+    st.integers(1, 8),
+)
 def test_stopping_and_learning_rate_follow_the_callbacks_of_keras(losses: list[float], patience: int) -> None:
     import keras
 
     optimizer = keras.optimizers.SGD(0.5)
-    model = SimpleNamespace(optimizer=optimizer, stop_training=False, get_weights=lambda: [], set_weights=lambda weights: None)
+    model = SimpleNamespace(
+        optimizer=optimizer, stop_training=False, get_weights=lambda: [], set_weights=lambda weights: None
+    )
     stopping = keras.callbacks.EarlyStopping(monitor="val_loss", patience=patience)
     falling = keras.callbacks.ReduceLROnPlateau(monitor="val_loss", factor=0.5, patience=max(1, patience // 3))
     for callback in (stopping, falling):
@@ -176,7 +204,9 @@ def test_every_row_is_learned_once_an_epoch_by_one_replica(rows: int, batch: int
             for step, (taken, each) in enumerate(zip(mine, weights, strict=True), start=first):
                 found.setdefault(step, []).extend(taken[taken >= 0].tolist())
                 weight[step] = weight.get(step, 0.0) + float(each.sum())
-    assert [row for step in sorted(found) for row in found[step]] == order.tolist(), "the workers together must take the rows in the order of one"
+    assert [row for step in sorted(found) for row in found[step]] == order.tolist(), (
+        "the workers together must take the rows in the order of one"
+    )
     assert sum(steps.sizes) == rows
     assert [len(found[step]) for step in sorted(found)] == steps.sizes.tolist()
     assert all(total == pytest.approx(1.0, abs=1e-5) for total in weight.values())

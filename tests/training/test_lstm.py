@@ -1,4 +1,6 @@
-"""The recurrent family: it learns from the order of steps, takes constants from training rows alone, and refuses what is no sequence."""
+"""The recurrent family: it learns from the order of steps, takes constants from training rows alone, and refuses what
+is no sequence.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +25,17 @@ PARAMS = {"units": [12], "dense": [8], "epochs": 40, "learning_rate": 0.01, "pat
 
 
 def machine_rows(count: int = 1600, seed: int = 1) -> pa.Table:
-    """Rows whose label is how a reading grew over the known steps and how old the machine is; the history is 2 to 6 steps long."""
+    """Rows whose label is how a reading grew over the known steps and how old the machine is; the history is 2 to 6
+    steps long.
+    """
     random = np.random.default_rng(seed)
     slope, age, length = random.normal(size=count), random.random(count), random.integers(2, WINDOW + 1, count)
-    newest_first = 50 - slope[:, None] * np.arange(WINDOW) + random.normal(size=(count, 1)) + random.normal(size=(count, WINDOW)) * 0.1
+    newest_first = (
+        50
+        - slope[:, None] * np.arange(WINDOW)
+        + random.normal(size=(count, 1))
+        + random.normal(size=(count, WINDOW)) * 0.1
+    )
     unknown = np.arange(WINDOW) >= length[:, None]
     noise = random.normal(size=(count, WINDOW))
     day = np.sort(random.integers(0, 40, count))
@@ -48,7 +57,15 @@ def machine_job(folder: Path, rows: pa.Table | None = None, **params: Any) -> Pa
     columns = {name: "float64" for name in rows.column_names if name.startswith("v__")}
     entry = {"outputs": OUTPUTS, "trainer": {"family": "lstm"}}
     output_columns = ["minutes", "minutes_lower", "minutes_upper"]
-    return write_job(folder, "lstm", rows=rows, params=PARAMS | params, entry=entry, feature_columns=columns, output_columns=output_columns)
+    return write_job(
+        folder,
+        "lstm",
+        rows=rows,
+        params=PARAMS | params,
+        entry=entry,
+        feature_columns=columns,
+        output_columns=output_columns,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +85,12 @@ def test_it_learns_what_the_order_of_the_steps_says(trained: Path) -> None:
 
     assert error(rows) < 0.3 * label.std()
     # The newest two steps are always known: their growth turned around is a falling reading.
-    turned = rows.rename_columns([{"v__reading_t0": "v__reading_t1", "v__reading_t1": "v__reading_t0"}.get(name, name) for name in rows.column_names])
+    turned = rows.rename_columns(
+        [
+            {"v__reading_t0": "v__reading_t1", "v__reading_t1": "v__reading_t0"}.get(name, name)
+            for name in rows.column_names
+        ]
+    )
     assert error(turned) > 2 * error(rows)
     predictions = predictor.predict(rows)
     inside = (label >= np.asarray(predictions["minutes_lower"])) & (label <= np.asarray(predictions["minutes_upper"]))
@@ -77,16 +99,25 @@ def test_it_learns_what_the_order_of_the_steps_says(trained: Path) -> None:
 
 def test_importances_tell_the_channel_that_matters(trained: Path) -> None:
     shares = json.loads((trained / "importances.json").read_text())["minutes"]
-    reading, noise = (sum(share for name, share in shares.items() if name.startswith(f"v__{channel}_t")) for channel in ("reading", "noise"))
+    reading, noise = (
+        sum(share for name, share in shares.items() if name.startswith(f"v__{channel}_t"))
+        for channel in ("reading", "noise")
+    )
     assert reading > 10 * noise
     assert shares["v__age"] > noise
-    assert len({round(shares[f"v__reading_t{k}"], 12) for k in range(WINDOW)}) == 1, "the steps of a channel share what it says"
+    assert len({round(shares[f"v__reading_t{k}"], 12) for k in range(WINDOW)}) == 1, (
+        "the steps of a channel share what it says"
+    )
 
 
 def test_constants_come_from_training_rows_and_are_shared_by_the_steps(trained: Path, tmp_path: Path) -> None:
     rows = machine_rows()
     fit = rows.filter(pa.compute.equal(rows["split"], "train"))
-    known = np.concatenate([fit[f"v__reading_t{k}"].drop_null().to_numpy() for k in range(WINDOW)]).astype(np.float32).astype(np.float64)
+    known = (
+        np.concatenate([fit[f"v__reading_t{k}"].drop_null().to_numpy() for k in range(WINDOW)])
+        .astype(np.float32)
+        .astype(np.float64)
+    )
     constants = json.loads((trained / "model" / "keras.json").read_text())["encoding"]
     assert constants["channels"]["v__reading"] == pytest.approx({"mean": known.mean(), "scale": known.std()})
     assert constants["steps"] == WINDOW
@@ -107,7 +138,9 @@ def test_constants_come_from_training_rows_and_are_shared_by_the_steps(trained: 
 def test_a_step_unknown_inside_the_history_is_flagged(tmp_path: Path) -> None:
     rows = machine_rows(300)
     name = "v__reading_t1"
-    holed = rows.set_column(rows.schema.get_field_index(name), name, pa.array([None] * 20 + rows[name].to_pylist()[20:], pa.float64()))
+    holed = rows.set_column(
+        rows.schema.get_field_index(name), name, pa.array([None] * 20 + rows[name].to_pylist()[20:], pa.float64())
+    )
     job_dir = machine_job(tmp_path / "job", holed, epochs=1)
     run(job_dir)
     assert json.loads((job_dir / "model" / "keras.json").read_text())["encoding"]["null_flags"] == ["v__reading"]
@@ -126,9 +159,16 @@ def contract_of(**features: FeatureSpec) -> Contract:
 
 def test_what_is_no_sequence_is_refused() -> None:
     number = FeatureSpec("float64")
-    with pytest.raises(TrainingImpossible, match=r"no feature is named as a step of a sequence .* or take the keras family"):
+    with pytest.raises(
+        TrainingImpossible, match=r"no feature is named as a step of a sequence .* or take the keras family"
+    ):
         sequence_channels(contract_of(v__x=number, v__start=number, v__t0=number))
-    with pytest.raises(TrainingImpossible, match=r"the channel 'v__x' has no step v__x_t1, though a window of 3 steps begins at t0 and ends at t2 \(1 of 3"):
+    with pytest.raises(
+        TrainingImpossible,
+        match=(
+            r"the channel 'v__x' has no step v__x_t1, though a window of 3 steps begins at t0 and ends at t2 \(1 of 3"
+        ),
+    ):
         sequence_channels(contract_of(v__x_t0=number, v__x_t2=number))
     with pytest.raises(TrainingImpossible, match=r"the channel 'v__y' has no step v__y_t1, though a window of 2 steps"):
         sequence_channels(contract_of(v__x_t0=number, v__x_t1=number, v__y_t0=number))

@@ -100,7 +100,9 @@ def test_leftovers_of_an_earlier_try_are_cleared(tmp_path: Path) -> None:
     ]
 
 
-def test_a_full_disk_is_said_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_said_in_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_arguments: object, **_named: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "/job/model")
 
@@ -121,7 +123,13 @@ def test_it_sees_nothing_but_its_folder() -> None:
 
 
 def start(job_dir: Path, *more: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-m", "training", str(job_dir), *more], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "training", str(job_dir), *more],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def wait_for(process: subprocess.Popen[str], text: str) -> None:
@@ -157,7 +165,8 @@ def test_ended_in_the_middle_it_leaves_no_manifest_and_can_be_run_again(sent: si
 def test_it_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     job_dir = write_job(tmp_path / "job", "xgboost", params=ENDLESS)
     code = (
-        "import subprocess, sys, os; p = subprocess.Popen([sys.executable, '-m', 'training', sys.argv[1], '--parent-pid', str(os.getpid())],"
+        "import subprocess, sys, os; p = subprocess.Popen([sys.executable, '-m', 'training', sys.argv[1], "
+        "'--parent-pid', str(os.getpid())],"
         "stdout=subprocess.PIPE, text=True); print(p.pid, flush=True); [print(l, end='', flush=True) for l in p.stdout]"
     )
     parent = subprocess.Popen([sys.executable, "-c", code, str(job_dir)], cwd=ROOT, stdout=subprocess.PIPE, text=True)

@@ -1,4 +1,6 @@
-"""The scikit-learn families: what each is good for, what it refuses, and that a killed training goes on as if nothing had been."""
+"""The scikit-learn families: what each is good for, what it refuses, and that a killed training goes on as if nothing
+had been.
+"""
 
 from __future__ import annotations
 
@@ -112,18 +114,28 @@ def test_an_isolation_forest_finds_strange_rows_without_labels(tmp_path: Path) -
     is_train = np.asarray(rows["split"]) == "train"
     other = np.where(is_train, 99.0, np.asarray(rows["label"]))
     again = trained_model("isolation_forest", tmp_path / "again", rows=replaced(rows, "label", pa.array(other)))
-    assert folder_digests(again, exclude=frozenset({"contract.json"})) == folder_digests(model, exclude=frozenset({"contract.json"})), "it saw training labels"
+    assert folder_digests(again, exclude=frozenset({"contract.json"})) == folder_digests(
+        model, exclude=frozenset({"contract.json"})
+    ), "it saw training labels"
 
 
 def test_an_isolation_forest_needs_both_classes_in_validation_to_speak_of_probability(tmp_path: Path) -> None:
     outputs = {"late_probability": {"kind": "binary", "above": 1e6, "gate": "brier"}}
-    with pytest.raises(TrainingImpossible, match=r"all \d+ validation rows lie at or below 1e\+06, so 'late_probability' .* Widen `split.validation`"):
-        trained_model("isolation_forest", tmp_path / "job", entry={"outputs": outputs, "trainer": {"family": "isolation_forest"}})
+    with pytest.raises(
+        TrainingImpossible,
+        match=r"all \d+ validation rows lie at or below 1e\+06, so 'late_probability' .* Widen `split.validation`",
+    ):
+        trained_model(
+            "isolation_forest", tmp_path / "job", entry={"outputs": outputs, "trainer": {"family": "isolation_forest"}}
+        )
 
 
 @pytest.mark.parametrize("family", ["logistic", "isolation_forest"])
 def test_a_family_of_probabilities_names_the_output_it_cannot_give(family: str, tmp_path: Path) -> None:
-    with pytest.raises(TrainingImpossible, match=rf"{family} gives probabilities alone, the output 'minutes' is a regression.\s+Take the family linear"):
+    with pytest.raises(
+        TrainingImpossible,
+        match=rf"{family} gives probabilities alone, the output 'minutes' is a regression.\s+Take the family linear",
+    ):
         trained_model(family, tmp_path / "job", entry={"outputs": OUTPUTS, "trainer": {"family": family}})
 
 
@@ -131,7 +143,9 @@ def test_a_family_of_probabilities_names_the_output_it_cannot_give(family: str, 
 def test_neither_gpu_nor_workers(family: str, tmp_path: Path) -> None:
     with pytest.raises(NoGpu, match=rf"trainer.device is gpu, but {family} is scikit-learn's, .* Set `device: auto`"):
         trained_model(family, tmp_path / "gpu", device="gpu")
-    with pytest.raises(TrainingImpossible, match=rf"{family} trains in one process, the job has 2 workers. Set `training.workers: 1`"):
+    with pytest.raises(
+        TrainingImpossible, match=rf"{family} trains in one process, the job has 2 workers. Set `training.workers: 1`"
+    ):
         trained_model(family, tmp_path / "workers", cluster=Cluster(("a:1", "b:1"), 0))
 
 
@@ -142,10 +156,14 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(family: str, points: i
     whole = trained_model(family, tmp_path / "whole", params=SLOW.get(family), progress=undisturbed)
     checkpoints = Checkpoints(tmp_path / "checkpoints", "0", 0.0)
     with pytest.raises(TrialPruned):
-        trained_model(family, tmp_path / "killed", params=SLOW.get(family), progress=Interrupted(points), checkpoints=checkpoints)
+        trained_model(
+            family, tmp_path / "killed", params=SLOW.get(family), progress=Interrupted(points), checkpoints=checkpoints
+        )
     lines: list[str] = []
     progress = Progress(say_line=lines.append)
-    resumed = trained_model(family, tmp_path / "resumed", params=SLOW.get(family), progress=progress, checkpoints=checkpoints)
+    resumed = trained_model(
+        family, tmp_path / "resumed", params=SLOW.get(family), progress=progress, checkpoints=checkpoints
+    )
     assert any("goes on from" in line for line in lines) == (points > 0)
     assert folder_digests(resumed) == folder_digests(whole)
     for metric, drawn in progress.curves.items():
@@ -203,7 +221,14 @@ def test_a_median_is_no_mean(family: str, tmp_path: Path) -> None:
     for objective in ("median", "mean"):
         outputs = {"minutes": {"kind": "regression", "objective": objective, "interval": None, "gate": "mae"}}
         entry = {"outputs": outputs, "trainer": {"family": family}}
-        model = trained_model(family, tmp_path / objective, rows=rows, entry=entry, output_columns=["minutes"], params=LARGE_LEAVES.get(family))
+        model = trained_model(
+            family,
+            tmp_path / objective,
+            rows=rows,
+            entry=entry,
+            output_columns=["minutes"],
+            params=LARGE_LEAVES.get(family),
+        )
         said[objective] = float(np.asarray(load_model_folder(model).predict(rows)["minutes"]).mean())
     assert said["median"] == pytest.approx(np.median(label), rel=0.25)
     assert said["mean"] == pytest.approx(label.mean(), rel=0.1)
@@ -215,10 +240,14 @@ LARGE_LEAVES = {"random_forest": {"min_samples_leaf": 100}}
 @pytest.mark.parametrize("family", ["random_forest", "linear"])
 def test_a_mean_has_an_interval_too(family: str, tmp_path: Path) -> None:
     columns = ["minutes", "minutes_lower", "minutes_upper"]
-    model = trained_model(family, tmp_path / "job", entry={"outputs": MEAN, "trainer": {"family": family}}, output_columns=columns)
+    model = trained_model(
+        family, tmp_path / "job", entry={"outputs": MEAN, "trainer": {"family": family}}, output_columns=columns
+    )
     rows = training_rows(3000, seed=2)
     predictions = load_model_folder(model).predict(rows)
-    label, lower, upper = (np.asarray(column) for column in (rows["label"], predictions["minutes_lower"], predictions["minutes_upper"]))
+    label, lower, upper = (
+        np.asarray(column) for column in (rows["label"], predictions["minutes_lower"], predictions["minutes_upper"])
+    )
     assert 0.73 < ((label >= lower) & (label <= upper)).mean() < 0.88
 
 
@@ -248,7 +277,11 @@ def test_columns_that_never_were_as_they_are_now(family: str, tmp_path: Path) ->
     rows = replaced(rows, "v__x", rows["v__x"].fill_null(0.0))
     predictor = load_model_folder(trained_model(family, tmp_path / "job", rows=rows))
     asked = training_rows(6)
-    ugly = replaced(replaced(asked, "v__x", pa.array([None, 3e38, -3e38, np.nan, 1e-45, 0.0])), "v__empty", pa.array([1.0, None, 3e38, -1.0, 0.0, 5.0]))
+    ugly = replaced(
+        replaced(asked, "v__x", pa.array([None, 3e38, -3e38, np.nan, 1e-45, 0.0])),
+        "v__empty",
+        pa.array([1.0, None, 3e38, -1.0, 0.0, 5.0]),
+    )
     for column in predictor.predict(ugly).columns:
         assert np.isfinite(np.asarray(column)).all()
         assert np.abs(np.asarray(column)).max() < 1000, "one absurd value is no absurd prediction"
@@ -257,7 +290,9 @@ def test_columns_that_never_were_as_they_are_now(family: str, tmp_path: Path) ->
 @every_family
 def test_more_categories_than_columns_for_them(family: str, tmp_path: Path) -> None:
     random = np.random.default_rng(1)
-    rows = replaced(training_rows(), "v__place", pa.array([f"place {number}" for number in random.integers(0, 300, 1500)]))
+    rows = replaced(
+        training_rows(), "v__place", pa.array([f"place {number}" for number in random.integers(0, 300, 1500)])
+    )
     predictor = load_model_folder(trained_model(family, tmp_path / "job", rows=rows))
     assert len(predictor.contract.features["v__place"].categories or ()) > 100
     assert predictor.predict(rows).num_rows == 1500
@@ -305,10 +340,13 @@ def test_a_model_file_with_an_untrusted_type_is_refused_before_it_is_loaded(fami
 def test_equal_models_are_equal_bytes_in_another_process(tmp_path: Path) -> None:
     """Addresses, times and the order of sets differ there."""
     code = (
-        "import sys; from pathlib import Path; from tests.training.test_sklearn_trainers import trained_model, TRAINERS\n"
+        "import sys; from pathlib import Path; from tests.training.test_sklearn_trainers import trained_model, "
+        "TRAINERS\n"
         "for family in TRAINERS: trained_model(family, Path(sys.argv[1]) / family)"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "there")], check=True, env={**os.environ, "PYTHONHASHSEED": "1"})
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "there")], check=True, env={**os.environ, "PYTHONHASHSEED": "1"}
+    )
     for family in TRAINERS:
         here = trained_model(family, tmp_path / "here" / family)
         assert folder_digests(tmp_path / "there" / family / "model") == folder_digests(here)

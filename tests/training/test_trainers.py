@@ -21,7 +21,8 @@ from training.__main__ import run
 from training.trainers import BadParameter, NoGpu, TrainingDiverged, TrainingImpossible, validated_params
 from training.trainers.calibration import fit_calibration, fit_widening
 
-# Isolation forests learn what is strange, which these rows' label is not about: test_sklearn_trainers.py has rows for them.
+# Isolation forests learn what is strange, which these rows' label is not about: test_sklearn_trainers.py has rows for
+# them.
 LEARNERS = sorted(set(QUICK) - {"isolation_forest"})
 REGRESSORS = sorted(set(QUICK) - set(PROBABILITIES_ALONE))
 SEEDLESS = ("linear", "logistic")
@@ -48,8 +49,12 @@ every_family = pytest.mark.parametrize("trained", sorted(QUICK), indirect=True)
 
 def test_a_family_is_a_file_here_and_a_file_there() -> None:
     trainers = {path.stem for path in Path("training/trainers").glob("*.py") if "\ndef train(" in path.read_text()}
-    assert trainers == set(FAMILIES), "a family trains in training/trainers/<family>.py and is served by serving/predictors/<family>.py"
-    assert set(QUICK) == set(FAMILIES), "a new family gets quick parameters in tests/training/jobs.py, and with them the tests of every family"
+    assert trainers == set(FAMILIES), (
+        "a family trains in training/trainers/<family>.py and is served by serving/predictors/<family>.py"
+    )
+    assert set(QUICK) == set(FAMILIES), (
+        "a new family gets quick parameters in tests/training/jobs.py, and with them the tests of every family"
+    )
 
 
 @learned
@@ -65,7 +70,10 @@ def test_beats_the_constant(trained: Path) -> None:
 def test_interval_holds_the_share_it_promises_on_new_rows(trained: Path) -> None:
     rows = training_rows(3000, seed=2)
     predictions = load_predictor(trained).predict(rows)
-    lower, center, upper, label = (np.asarray(c) for c in (predictions["minutes_lower"], predictions["minutes"], predictions["minutes_upper"], rows["label"]))
+    lower, center, upper, label = (
+        np.asarray(c)
+        for c in (predictions["minutes_lower"], predictions["minutes"], predictions["minutes_upper"], rows["label"])
+    )
     assert ((lower <= center) & (center <= upper)).all(), "a bound crossed the median"
     assert 0.73 < ((label >= lower) & (label <= upper)).mean() < 0.88
 
@@ -90,7 +98,9 @@ def test_same_seed_same_bytes(trained: Path, tmp_path: Path) -> None:
     other = write_job(tmp_path / "other", family, seed=8)
     run(other)
     weights = next(name for name in manifest_of(first)["artifacts"] if name.endswith(WEIGHTS))
-    assert (manifest_of(other)["artifacts"][weights] == manifest_of(first)["artifacts"][weights]) == (family in SEEDLESS)
+    assert (manifest_of(other)["artifacts"][weights] == manifest_of(first)["artifacts"][weights]) == (
+        family in SEEDLESS
+    )
 
 
 @every_family
@@ -100,7 +110,9 @@ def test_unseen_category_and_all_missing_row_are_predicted(trained: Path) -> Non
     missing = pa.table({name: pa.nulls(2, unseen.schema.field(name).type) for name in unseen.schema.names})
     infinite = rows.set_column(rows.schema.get_field_index("v__x"), "v__x", pa.array([np.inf, -np.inf, np.nan]))
     predictor = load_predictor(trained)
-    as_missing = unseen.set_column(rows.schema.get_field_index("v__place"), "v__place", pa.array([None, None, "east"], pa.string()))
+    as_missing = unseen.set_column(
+        rows.schema.get_field_index("v__place"), "v__place", pa.array([None, None, "east"], pa.string())
+    )
     assert predictor.predict(unseen).equals(predictor.predict(as_missing)), "an unknown category must count as missing"
     for ugly in (missing, infinite):
         assert all(np.isfinite(np.asarray(column)).all() for column in predictor.predict(ugly).columns)
@@ -119,7 +131,12 @@ def test_importances_find_what_the_label_follows_from(trained: Path) -> None:
 @pytest.mark.parametrize("family", REGRESSORS)
 def test_mean_objective_alone(family: str, tmp_path: Path) -> None:
     outputs = {"minutes": {"kind": "regression", "objective": "mean", "interval": None, "gate": "rmse"}}
-    job_dir = write_job(tmp_path / "job", family, entry={"outputs": outputs, "trainer": {"family": family, "device": "cpu"}}, output_columns=["minutes"])
+    job_dir = write_job(
+        tmp_path / "job",
+        family,
+        entry={"outputs": outputs, "trainer": {"family": family, "device": "cpu"}},
+        output_columns=["minutes"],
+    )
     run(job_dir)
     metrics = manifest_of(job_dir)["metrics"]
     assert metrics["minutes/rmse"] < 0.7 * metrics["minutes/baseline_rmse"]
@@ -155,7 +172,9 @@ def test_a_network_may_correct_a_feature(tmp_path: Path) -> None:
 
 def test_gpu_demanded_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.trainers.xgboost.gpu_count", lambda: 0)
-    job_dir = write_job(tmp_path / "job", "xgboost", entry={"outputs": OUTPUTS, "trainer": {"family": "xgboost", "device": "gpu"}})
+    job_dir = write_job(
+        tmp_path / "job", "xgboost", entry={"outputs": OUTPUTS, "trainer": {"family": "xgboost", "device": "gpu"}}
+    )
     with pytest.raises(NoGpu, match=r"trainer.device is gpu, but .* Set `device: auto`"):
         run(job_dir)
     assert not (job_dir / "manifest.json").exists()
@@ -165,7 +184,9 @@ def test_gpu_demanded_where_there_is_none(tmp_path: Path, monkeypatch: pytest.Mo
 def test_labels_of_one_class_are_refused(family: str, tmp_path: Path) -> None:
     outputs = outputs_of(family) | {"late_probability": {"kind": "binary", "above": 1e6, "gate": "brier"}}
     job_dir = write_job(tmp_path / "job", family, entry={"outputs": outputs, "trainer": {"family": family}})
-    with pytest.raises(TrainingImpossible, match=r"training rows lie at or below 1e\+06, so 'late_probability' cannot be learned"):
+    with pytest.raises(
+        TrainingImpossible, match=r"training rows lie at or below 1e\+06, so 'late_probability' cannot be learned"
+    ):
         run(job_dir)
 
 
@@ -175,7 +196,9 @@ def test_no_rows_of_a_split_and_no_label_are_refused(family: str, tmp_path: Path
     no_validation = rows.filter(pa.compute.equal(rows["split"], "train"))
     with pytest.raises(TrainingImpossible, match=r"has no validation rows"):
         run(write_job(tmp_path / "split", family, rows=no_validation))
-    spoilt = rows.set_column(rows.schema.get_field_index("label"), "label", pa.array([None, *rows["label"].to_pylist()[1:]], pa.float64()))
+    spoilt = rows.set_column(
+        rows.schema.get_field_index("label"), "label", pa.array([None, *rows["label"].to_pylist()[1:]], pa.float64())
+    )
     with pytest.raises(TrainingImpossible, match=r"labels that are null, NaN or infinite"):
         run(write_job(tmp_path / "label", family, rows=spoilt))
 

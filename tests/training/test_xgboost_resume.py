@@ -24,7 +24,15 @@ from training.trainers import Run, TrainingDiverged, validated_params
 from training.trainers.xgboost import train
 
 # Both samples are drawn anew each round, early stopping ends it before the last.
-PARAMS = {"n_estimators": 200, "max_depth": 4, "learning_rate": 0.15, "subsample": 0.7, "colsample_bytree": 0.6, "early_stopping_rounds": 12, "threads": 1}
+PARAMS = {
+    "n_estimators": 200,
+    "max_depth": 4,
+    "learning_rate": 0.15,
+    "subsample": 0.7,
+    "colsample_bytree": 0.6,
+    "early_stopping_rounds": 12,
+    "threads": 1,
+}
 ENTRY = {"outputs": OUTPUTS, "trainer": {"family": "xgboost", "device": "cpu"}, "training": {"checkpoint_minutes": 0.0}}
 
 
@@ -62,11 +70,20 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("resume")
     job_dir = write_job(folder / "job", "xgboost", params=PARAMS, entry=ENTRY)
     params = validated_params("xgboost", PARAMS)
-    contract, splits, _ = read_rows(json.loads((job_dir / "job.json").read_text()), "xgboost", params, job_dir / "training_set.parquet", folder)
+    contract, splits, _ = read_rows(
+        json.loads((job_dir / "job.json").read_text()), "xgboost", params, job_dir / "training_set.parquet", folder
+    )
 
     def fit(target: Path, checkpoints: Checkpoints, progress: Progress) -> dict[str, int]:
         target.mkdir()
-        return train(contract, splits["train"], splits["validation"], target, params=params, run=Run(7, "cpu", progress, checkpoints, target)).best_iteration
+        return train(
+            contract,
+            splits["train"],
+            splits["validation"],
+            target,
+            params=params,
+            run=Run(7, "cpu", progress, checkpoints, target),
+        ).best_iteration
 
     undisturbed = Progress(say_line=lambda line: None)
     best = fit(folder / "undisturbed", Checkpoints(folder / "none", "same", 1e9), undisturbed)
@@ -83,7 +100,9 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Any:
         ("late_probability", "logloss", -20),
     ],
 )
-def test_wherever_it_is_killed_the_model_has_the_same_bytes(material: Any, tmp_path: Path, booster: str, metric: str, relative_to_best: int) -> None:
+def test_wherever_it_is_killed_the_model_has_the_same_bytes(
+    material: Any, tmp_path: Path, booster: str, metric: str, relative_to_best: int
+) -> None:
     fit, best, curves, digests = material
     dies = best[booster] + relative_to_best
     assert 4 < dies < 200
@@ -105,7 +124,9 @@ def test_killed_from_outside_and_run_again(tmp_path: Path) -> None:
     job_dir = write_job(tmp_path / "job", "xgboost", params=params, entry=ENTRY)
     shutil.copytree(job_dir, tmp_path / "undisturbed")
     run(tmp_path / "undisturbed")
-    process = subprocess.Popen([sys.executable, "-m", "training", str(job_dir)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "training", str(job_dir)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     for line in process.stdout:
         if "minutes_interval: round 50 of" in line:
@@ -114,15 +135,21 @@ def test_killed_from_outside_and_run_again(tmp_path: Path) -> None:
     process.communicate(timeout=20)
     assert process.returncode == -signal.SIGKILL
     assert not (job_dir / "manifest.json").exists()
-    again = subprocess.run([sys.executable, "-m", "training", str(job_dir)], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    again = subprocess.run(
+        [sys.executable, "-m", "training", str(job_dir)], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert "minutes_interval: goes on after round" in again
     assert "minutes: round 50" not in again
     assert folder_digests(job_dir / "model") == folder_digests(tmp_path / "undisturbed" / "model")
-    assert json.loads((job_dir / "curves.json").read_text()) == json.loads((tmp_path / "undisturbed" / "curves.json").read_text())
+    assert json.loads((job_dir / "curves.json").read_text()) == json.loads(
+        (tmp_path / "undisturbed" / "curves.json").read_text()
+    )
     assert not (job_dir / "checkpoints").exists()
 
 
-def test_a_loss_that_is_no_number_says_where_and_keeps_the_last_good_checkpoint(material: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_is_no_number_says_where_and_keeps_the_last_good_checkpoint(
+    material: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import xgboost
 
     whole = xgboost.callback.CallbackContainer.after_iteration
@@ -134,7 +161,9 @@ def test_a_loss_that_is_no_number_says_where_and_keeps_the_last_good_checkpoint(
         return ended
 
     monkeypatch.setattr(xgboost.callback.CallbackContainer, "after_iteration", broken)
-    with pytest.raises(TrainingDiverged, match=r"xgboost minutes: train mae is nan in round 7\. The checkpoint of round 6 is kept\."):
+    with pytest.raises(
+        TrainingDiverged, match=r"xgboost minutes: train mae is nan in round 7\. The checkpoint of round 6 is kept\."
+    ):
         material[0](tmp_path / "first", Every(tmp_path / "checkpoints", 3), Progress(say_line=lambda line: None))
     kept = Checkpoints(tmp_path / "checkpoints", "same", 0.0).load("minutes")
     assert kept is not None

@@ -53,7 +53,8 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Rows:
-    """One split: `matrix` float32 (rows, features), `label` float64 (rows,) in the label's unit, `nights` int32 (rows,) data dates as days since 1970.
+    """One split: `matrix` float32 (rows, features), `label` float64 (rows,) in the label's unit, `nights` int32 (rows,)
+    data dates as days since 1970.
 
     The matrix of a training set that memory cannot hold is a memory map: take it in slices.
     """
@@ -131,7 +132,8 @@ def validated_params(family: str, params: Mapping[str, Any]) -> dict[str, Any]:
         if problem["type"] == "extra_forbidden":
             raise BadParameter(f"{family} has no parameter {name!r}. Known: {', '.join(kind.model_fields)}.") from error
         raise BadParameter(
-            f"the {family} parameter {name} is {problem.get('input')!r}: {problem['msg']}. Mend `trainer.params`, or the form's override."
+            f"the {family} parameter {name} is {problem.get('input')!r}: {problem['msg']}. Mend `trainer.params`, or "
+            "the form's override."
         ) from error
 
 

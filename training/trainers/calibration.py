@@ -1,4 +1,6 @@
-"""Fitting, on the validation split, what makes probabilities and intervals honest. Applied by `serving.predictors.calibration`."""
+"""Fitting, on the validation split, what makes probabilities and intervals honest. Applied by
+`serving.predictors.calibration`.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,14 @@ def fit_calibration(logits: Floats, truth: Floats, method: Method) -> dict[str, 
         from sklearn.isotonic import IsotonicRegression
 
         # Counted with one row of each class more than there are, so that no probability is 0 or 1.
-        fitted = IsotonicRegression(y_min=1.0 / (len(truth) + 2), y_max=1.0 - 1.0 / (len(truth) + 2), out_of_bounds="clip").fit(logits, truth)
-        return {"method": "isotonic", "logits": fitted.X_thresholds_.tolist(), "probabilities": fitted.y_thresholds_.tolist()}
+        fitted = IsotonicRegression(
+            y_min=1.0 / (len(truth) + 2), y_max=1.0 - 1.0 / (len(truth) + 2), out_of_bounds="clip"
+        ).fit(logits, truth)
+        return {
+            "method": "isotonic",
+            "logits": fitted.X_thresholds_.tolist(),
+            "probabilities": fitted.y_thresholds_.tolist(),
+        }
     return _platt(logits, truth, positives)
 
 
@@ -70,7 +78,8 @@ def _platt(logits: Floats, truth: Floats, positives: float) -> dict[str, Any]:
 def fit_widening(label: Floats, lower: Floats, upper: Floats, share: float) -> float:
     """By how much to move both bounds outwards (negative: inwards) so that `share` of new rows fall inside.
 
-    Conformalised quantile regression: the quantile of how far validation labels lie outside, corrected for their number.
+    Conformalised quantile regression: the quantile of how far validation labels lie outside, corrected for their
+    number.
     """
     outside = np.maximum(lower - label, label - upper)
     level = min(1.0, math.ceil((len(label) + 1) * share) / len(label))

@@ -1,4 +1,6 @@
-"""Isolation forest: how strange a row is, learned without labels; what that says of an output is calibrated on validation labels."""
+"""Isolation forest: how strange a row is, learned without labels; what that says of an output is calibrated on
+validation labels.
+"""
 
 from __future__ import annotations
 
@@ -44,14 +46,17 @@ class Params(FamilyParams):
     threads: int = Field(2, ge=1, description="trees that grow at once; the forest is the same with any number")
 
 
-def train(contract: Contract, fit: Rows, validation: Rows, folder: Path, *, params: Mapping[str, Any], run: Run) -> Fitted:
+def train(
+    contract: Contract, fit: Rows, validation: Rows, folder: Path, *, params: Mapping[str, Any], run: Run
+) -> Fitted:
     """Grow one forest for all outputs, calibrate its score for each, and write them into `folder`.
 
     Training labels are never looked at. An output whose rows are not the strange ones gets its base rate.
 
     Args:
         contract: features and outputs, all of them binary; its order is the order of the matrices.
-        fit, validation: rows to learn from; rows for curves and calibration, with labels on both sides of every `above`.
+        fit, validation: rows to learn from; rows for curves and calibration, with labels on both sides of every
+            `above`.
         params: as `validated_params` gives them.
         run: seed, device, progress, checkpoints, workers.
     Raises:
@@ -67,21 +72,34 @@ def train(contract: Contract, fit: Rows, validation: Rows, folder: Path, *, para
     calibrations = {name: fit_calibration(anomaly, truth, chosen.calibration) for name, truth in truths.items()}
     for name, calibration in calibrations.items():
         if calibration.get("slope") == 0.0:
-            run.progress.line(f"isolation forest: rows above are no stranger than others, so {name} is predicted as its base rate")
-    write_json(folder / DETAILS_FILE, {"outputs": {name: {"calibration": calibration} for name, calibration in calibrations.items()}})
+            run.progress.line(
+                f"isolation forest: rows above are no stranger than others, so {name} is predicted as its base rate"
+            )
+    write_json(
+        folder / DETAILS_FILE,
+        {"outputs": {name: {"calibration": calibration} for name, calibration in calibrations.items()}},
+    )
     importances = _importances(contract, pipeline, validation, run.seed)
     return Fitted(used, {_STAGE: chosen.n_estimators}, dict.fromkeys(contract.outputs, importances), LIBRARIES)
 
 
-def _grow(contract: Contract, fit: Rows, validation: Rows, truths: Mapping[str, Floats], chosen: Params, run: Run) -> Any:
-    """The pipeline. Trees come in steps, each seeded by its number, so that a killed training goes on as if nothing had been."""
+def _grow(
+    contract: Contract, fit: Rows, validation: Rows, truths: Mapping[str, Floats], chosen: Params, run: Run
+) -> Any:
+    """The pipeline. Trees come in steps, each seeded by its number, so that a killed training goes on as if nothing had
+    been.
+    """
     from sklearn.ensemble import IsolationForest
     from sklearn.pipeline import Pipeline
 
     encoder = linear_encoder(contract, chosen.max_categories)
     columns = design(encoder, fit.matrix, fit=True).astype(np.float32)
     forest = IsolationForest(
-        max_samples=min(chosen.max_samples, len(columns)), max_features=chosen.max_features, random_state=run.seed, n_jobs=chosen.threads, warm_start=True
+        max_samples=min(chosen.max_samples, len(columns)),
+        max_features=chosen.max_features,
+        random_state=run.seed,
+        n_jobs=chosen.threads,
+        warm_start=True,
     )
     shown = np.sort(np.random.default_rng(run.seed).permutation(len(validation.label))[:_SHOWN_ROWS])
     grown = 0
@@ -97,11 +115,21 @@ def _grow(contract: Contract, fit: Rows, validation: Rows, truths: Mapping[str, 
         forest.set_params(n_estimators=trees).fit(columns)
         anomaly = anomaly_scores(pipeline, validation.matrix[shown])
         for name, truth in truths.items():
-            value = log_loss(np.clip(calibrated(anomaly, fit_calibration(anomaly, truth[shown], "platt")), 1e-9, 1.0 - 1e-9), truth[shown])
+            value = log_loss(
+                np.clip(calibrated(anomaly, fit_calibration(anomaly, truth[shown], "platt")), 1e-9, 1.0 - 1e-9),
+                truth[shown],
+            )
             run.progress.point(f"validation/{name}/logloss", trees, value)
-            run.progress.line(f"isolation forest: {trees} of {chosen.n_estimators} trees, validation logloss of {name} {value:.5g}")
+            run.progress.line(
+                f"isolation forest: {trees} of {chosen.n_estimators} trees, validation logloss of {name} {value:.5g}"
+            )
         if run.checkpoints.due():
-            run.checkpoints.save(_STAGE, lambda folder: write_model(pipeline, folder / MODEL_FILE), {"trees": trees}, finished=trees == chosen.n_estimators)
+            run.checkpoints.save(
+                _STAGE,
+                lambda folder: write_model(pipeline, folder / MODEL_FILE),
+                {"trees": trees},
+                finished=trees == chosen.n_estimators,
+            )
     # The number of threads decides nothing, so it must not be in the bytes.
     forest.set_params(n_jobs=1, warm_start=False)
     return pipeline

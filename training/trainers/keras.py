@@ -1,4 +1,6 @@
-"""A dense network on TensorFlow: all outputs from one trunk; losses are absolute, squared or quantile errors and cross-entropy."""
+"""A dense network on TensorFlow: all outputs from one trunk; losses are absolute, squared or quantile errors and
+cross-entropy.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ class Params(NetworkParams):
     hidden: tuple[int, ...] = Field((128, 64), min_length=1, description="units of each dense layer")
 
 
-def train(contract: Contract, fit: Rows, validation: Rows, folder: Path, *, params: Mapping[str, Any], run: Run) -> Fitted:
+def train(
+    contract: Contract, fit: Rows, validation: Rows, folder: Path, *, params: Mapping[str, Any], run: Run
+) -> Fitted:
     """Fit the network and write it into `folder`.
 
     Args:
@@ -33,7 +37,9 @@ def train(contract: Contract, fit: Rows, validation: Rows, folder: Path, *, para
         NoGpu, TrainingImpossible, TrainingDiverged, WorkerLost: as their texts say; nothing usable is written.
     """
     chosen = Params(**params)
-    constants = static_constants(contract, fit, chosen, contract.features)  # checked before TensorFlow's seconds are spent
+    constants = static_constants(
+        contract, fit, chosen, contract.features
+    )  # checked before TensorFlow's seconds are spent
     encoding = Encoding(contract, constants)
 
     def build(keras: Any) -> Any:
@@ -41,10 +47,14 @@ def train(contract: Contract, fit: Rows, validation: Rows, folder: Path, *, para
         inputs = keras.Input((encoding.width,), name="features")
         flow = inputs
         for index, units in enumerate(chosen.hidden):
-            flow = keras.layers.Dense(units, activation="relu", kernel_regularizer=regularizer, name=f"dense_{index}")(flow)
+            flow = keras.layers.Dense(units, activation="relu", kernel_regularizer=regularizer, name=f"dense_{index}")(
+                flow
+            )
             if chosen.dropout:
                 flow = keras.layers.Dropout(chosen.dropout, seed=index, name=f"dropout_{index}")(flow)
-        return keras.Model(inputs, keras.layers.Dense(output_width(contract), name="outputs")(flow), name=contract.model)
+        return keras.Model(
+            inputs, keras.layers.Dense(output_width(contract), name="outputs")(flow), name=contract.model
+        )
 
     fitted = train_network(
         contract, fit, validation, folder,

@@ -1,7 +1,8 @@
-"""Fitting a network on Keras: one loop for one process, several GPUs and several workers, which repeats itself and resumes after a kill.
+"""Fitting a network on Keras: one loop for one process, several GPUs and several workers, which repeats itself and
+resumes after a kill.
 
-Everything random is a function of seed, epoch and step: the order of the rows, the dropout. So a fit that resumes from a checkpoint ends in the bytes
-of the undisturbed one, which the `fit` of Keras does not.
+Everything random is a function of seed, epoch and step: the order of the rows, the dropout. So a fit that resumes from
+a checkpoint ends in the bytes of the undisturbed one, which the `fit` of Keras does not.
 """
 
 from __future__ import annotations
@@ -23,7 +24,14 @@ from config.errors import TransientError
 from serving.predictors.contract import Contract, Matrix, write_json
 from serving.predictors.keras import DETAILS_FILE, NETWORK_FILE, Inputs, NetworkEncoding, compiled, decode
 from training.trainers import Cluster, Fitted, Floats, NoGpu, Rows, Run, TrainingDiverged
-from training.trainers.keras_network import NetworkParams, importances, output_details, row_losses, save_network, targets
+from training.trainers.keras_network import (
+    NetworkParams,
+    importances,
+    output_details,
+    row_losses,
+    save_network,
+    targets,
+)
 
 STAGE = "network"
 STATE_FILE = "state.npz"
@@ -52,7 +60,9 @@ class Course:
     plateau_waited: int = 0
 
     def take(self, validation_loss: float, patience: int) -> bool:
-        """Count one more epoch; true where it is the best so far. The learning rate halves after a third of `patience` without a real step forward."""
+        """Count one more epoch; true where it is the best so far. The learning rate halves after a third of `patience`
+        without a real step forward.
+        """
         self.epoch += 1
         better = validation_loss < self.best_loss
         if better:
@@ -69,15 +79,26 @@ class Course:
 
 
 def train_network(
-    contract: Contract, fit: Rows, validation: Rows, folder: Path, *,
-    chosen: NetworkParams, run: Run, encoding: NetworkEncoding, constants: Mapping[str, Any], build: Callable[[Any], Any],
-    together: Mapping[str, Sequence[str]], chunk_rows: int,
-) -> Fitted:  # fmt: skip
-    """Fit the network that `build` makes and write it into `folder`, with calibration and interval widths from validation.
+    contract: Contract,
+    fit: Rows,
+    validation: Rows,
+    folder: Path,
+    *,
+    chosen: NetworkParams,
+    run: Run,
+    encoding: NetworkEncoding,
+    constants: Mapping[str, Any],
+    build: Callable[[Any], Any],
+    together: Mapping[str, Sequence[str]],
+    chunk_rows: int,
+) -> Fitted:
+    """Fit the network that `build` makes and write it into `folder`, with calibration and interval widths from
+    validation.
 
     Args:
         encoding, constants: what the network sees; the constants are written beside it.
-        build: makes the untrained network of the `keras` module it is given; every layer has a name, every random one a seed.
+        build: makes the untrained network of the `keras` module it is given; every layer has a name, every random one a
+            seed.
         together: as in `importances`.
         chunk_rows: rows that are judged and predicted at once.
     Raises:
@@ -96,9 +117,18 @@ def train_network(
     with _lost_workers_told(tf, run.cluster):
         keras.utils.set_random_seed(run.seed)
         loop = _Loop(keras, tf, strategy, build, contract, chosen, run)
-        splits = [_Split(encoding, rows, targets(contract, rows, encoding.base(rows.matrix), scale)) for rows in (fit, validation)]
+        splits = [
+            _Split(encoding, rows, targets(contract, rows, encoding.base(rows.matrix), scale))
+            for rows in (fit, validation)
+        ]
         course, best = loop.fit(splits[0], splits[1], chunk_rows)
-    fitted = Fitted(used, {STAGE: course.best_epoch}, {}, ("tensorflow", "keras", "numpy", "pyarrow"), {"replicas": strategy.num_replicas_in_sync})
+    fitted = Fitted(
+        used,
+        {STAGE: course.best_epoch},
+        {},
+        ("tensorflow", "keras", "numpy", "pyarrow"),
+        {"replicas": strategy.num_replicas_in_sync},
+    )
     if run.cluster is not None and run.cluster.index:
         return fitted
     network = build(keras)
@@ -106,20 +136,34 @@ def train_network(
     forward = compiled(network)
 
     def raw_of(matrix: Matrix) -> Floats:
-        parts = [np.asarray(forward(*encoding.inputs(matrix[start : start + chunk_rows]))) for start in range(0, len(matrix), chunk_rows)]
+        parts = [
+            np.asarray(forward(*encoding.inputs(matrix[start : start + chunk_rows])))
+            for start in range(0, len(matrix), chunk_rows)
+        ]
         return np.concatenate(parts).astype(np.float64)
 
-    outputs = output_details(contract, validation.label, raw_of(validation.matrix), encoding.base(validation.matrix), scale, chosen.calibration)
+    outputs = output_details(
+        contract,
+        validation.label,
+        raw_of(validation.matrix),
+        encoding.base(validation.matrix),
+        scale,
+        chosen.calibration,
+    )
     details = {"encoding": constants, "label_scale": scale, "outputs": outputs}
     save_network(network, folder / NETWORK_FILE)
     write_json(folder / DETAILS_FILE, details)
-    fitted.importances.update(importances(contract, validation, lambda m: decode(raw_of(m), encoding.base(m), details), run.seed, together))
+    fitted.importances.update(
+        importances(contract, validation, lambda m: decode(raw_of(m), encoding.base(m), details), run.seed, together)
+    )
     fitted.details["parameters"] = int(network.count_params())
     return fitted
 
 
 class _Split:
-    """One split as the network sees it. Rows in memory are encoded once, those of a memory map whenever they are taken."""
+    """One split as the network sees it. Rows in memory are encoded once, those of a memory map whenever they are
+    taken.
+    """
 
     def __init__(self, encoding: NetworkEncoding, rows: Rows, wanted: Any) -> None:
         self._encoding, self._matrix, self._targets = encoding, rows.matrix, wanted
@@ -139,7 +183,9 @@ class _Split:
 class _Loop:
     """The network with its optimizer on every replica, learning one epoch after the other."""
 
-    def __init__(self, keras: Any, tf: Any, strategy: Any, build: Any, contract: Contract, chosen: NetworkParams, run: Run) -> None:
+    def __init__(
+        self, keras: Any, tf: Any, strategy: Any, build: Any, contract: Contract, chosen: NetworkParams, run: Run
+    ) -> None:
         self._keras, self._tf, self._strategy, self._chosen, self._run = keras, tf, strategy, chosen, run
         self._losses = row_losses(contract)
         self._replicas = strategy.num_replicas_in_sync
@@ -153,7 +199,8 @@ class _Loop:
         self._generators = [layer.seed_generator for layer in self._network.layers if hasattr(layer, "seed_generator")]
 
     def fit(self, fit: _Split, validation: _Split, chunk_rows: int) -> tuple[Course, Arrays]:
-        """Learn until the validation loss has not fallen for `patience` epochs; returns the course and the best epoch's weights.
+        """Learn until the validation loss has not fallen for `patience` epochs; returns the course and the best epoch's
+        weights.
 
         Raises:
             TrainingDiverged: a loss is no number. The checkpoint of an epoch before it stays.
@@ -161,7 +208,13 @@ class _Loop:
         chosen, run = self._chosen, self._run
         course, best, finished = self._resumed()
         steps = _Steps(len(fit), min(chosen.batch_size, len(fit)), self._replicas, self._local, self._worker)
-        judged = _Steps(len(validation), min(chunk_rows * self._replicas, len(validation)), self._replicas, self._local, self._worker)
+        judged = _Steps(
+            len(validation),
+            min(chunk_rows * self._replicas, len(validation)),
+            self._replicas,
+            self._local,
+            self._worker,
+        )
         learn, judge = self._compiled(steps.share, learning=True), self._compiled(judged.share, learning=False)
         in_order = np.arange(len(validation))
         while not finished and course.epoch < chosen.epochs and course.waited < chosen.patience:
@@ -175,19 +228,29 @@ class _Loop:
             run.progress.point(f"train/{STAGE}/loss", epoch, loss)
             run.progress.point(f"validation/{STAGE}/loss", epoch, validation_loss)
             if epoch % _SAY_EVERY == 0:
-                run.progress.line(f"keras network: epoch {epoch} of {chosen.epochs}, validation loss {validation_loss:.5g}")
+                run.progress.line(
+                    f"keras network: epoch {epoch} of {chosen.epochs}, validation loss {validation_loss:.5g}"
+                )
             if self._worker == 0 and run.checkpoints.due():
                 self._save(course, best, finished=False)
         if self._worker == 0 and not finished:
             self._save(course, best, finished=True)
-        run.progress.line(f"keras network: best epoch {course.best_epoch} of {course.epoch}, validation loss {course.best_loss:.5g}")
+        run.progress.line(
+            f"keras network: best epoch {course.best_epoch} of {course.epoch}, validation loss {course.best_loss:.5g}"
+        )
         return course, best
 
     def _epoch(self, function: Any, split: _Split, steps: _Steps, order: npt.NDArray[np.int64], epoch: int) -> float:
         """Mean loss of the rows, equal on every worker."""
         losses = []
         for first, rows, weights in steps.chunks(order):
-            losses.append(np.asarray(function.call((*split.take(np.maximum(rows, 0)), weights), np.int64((epoch - 1) * steps.count + first))))
+            losses.append(
+                np.asarray(
+                    function.call(
+                        (*split.take(np.maximum(rows, 0)), weights), np.int64((epoch - 1) * steps.count + first)
+                    )
+                )
+            )
         each = self._summed(np.concatenate(losses))
         bad = np.flatnonzero(~np.isfinite(each))
         if len(bad):
@@ -201,15 +264,22 @@ class _Loop:
         return float(np.sum(each * steps.sizes) / len(split))
 
     def _compiled(self, share: int, *, learning: bool) -> _Compiled:
-        """A TensorFlow function that runs the steps of a chunk and gives the loss of each, summed over this worker's replicas."""
+        """A TensorFlow function that runs the steps of a chunk and gives the loss of each, summed over this worker's
+        replicas.
+        """
         keras, tf, strategy, network, optimizer = self._keras, self._tf, self._strategy, self._network, self._optimizer
-        variables, first_replica, clip = network.trainable_variables, self._worker * self._local, self._chosen.gradient_clip
+        variables, first_replica, clip = (
+            network.trainable_variables,
+            self._worker * self._local,
+            self._chosen.gradient_clip,
+        )
 
         def loss_of(parts: Any, states: Any) -> Any:
             *inputs, wanted, weights = parts
             with keras.StatelessScope(state_mapping=states):
                 raw = network(inputs if len(inputs) > 1 else inputs[0], training=learning)
-            # The weights of a step sum to 1 over all replicas, and replicas' gradients are summed: the mean over the whole batch.
+            # The weights of a step sum to 1 over all replicas, and replicas' gradients are summed: the mean over the
+            # whole batch.
             total = tf.reduce_sum(weights * self._losses(wanted, raw))
             return total + tf.add_n(network.losses) * tf.reduce_sum(weights) if network.losses else total
 
@@ -219,7 +289,10 @@ class _Loop:
             mine = [part[start : start + share] for part in parts]
             draw = number * self._replicas + tf.cast(replica, tf.int64)
             # Dropout is a function of seed, layer, step and replica, not of what was drawn before.
-            states = [(generator.state, tf.stack([tf.constant(self._run.seed + i, tf.int64), draw])) for i, generator in enumerate(self._generators)]
+            states = [
+                (generator.state, tf.stack([tf.constant(self._run.seed + i, tf.int64), draw]))
+                for i, generator in enumerate(self._generators)
+            ]
             if not learning:
                 return loss_of(mine, states)
             with tf.GradientTape() as tape:
@@ -236,7 +309,9 @@ class _Loop:
             count = tf.shape(parts[-1])[0]
             losses = tf.TensorArray(tf.float32, size=count)
             for step in tf.range(count):
-                found = strategy.run(replica_step, args=([part[step] for part in parts], first + tf.cast(step, tf.int64)))
+                found = strategy.run(
+                    replica_step, args=([part[step] for part in parts], first + tf.cast(step, tf.int64))
+                )
                 losses = losses.write(step, tf.add_n(strategy.experimental_local_results(found)))
             return losses.stack()
 
@@ -273,14 +348,18 @@ class _Loop:
         if not told[0]:
             return course, best, False
         state = [self._summed(value if self._worker == 0 else np.zeros_like(value)) for value in state]
-        course = Course(*(kind(value) for kind, value in zip((float, int, int, float, int, float, int), told[2:], strict=True)))
+        course = Course(
+            *(kind(value) for kind, value in zip((float, int, int, float, int, float, int), told[2:], strict=True))
+        )
         finished = bool(told[1])
         variables = [*self._network.weights, *self._optimizer.variables]
         with self._strategy.scope():
             for variable, value in zip(variables, state, strict=False):
                 variable.assign(value)
         if finished:
-            self._run.progress.line(f"keras network: finished before at epoch {course.epoch}, taken from its checkpoint")
+            self._run.progress.line(
+                f"keras network: finished before at epoch {course.epoch}, taken from its checkpoint"
+            )
         else:
             self._run.progress.line(f"keras network: resuming at epoch {course.epoch + 1} of {self._chosen.epochs}")
         return course, state[len(variables) :], finished
@@ -318,8 +397,12 @@ class _Steps:
         self._mine = slice(worker * local * self.share, (worker + 1) * local * self.share)
         self._padded = replicas * self.share
 
-    def chunks(self, order: npt.NDArray[np.int64]) -> Iterator[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
-        """First step, this worker's rows (steps, rows; -1 pads) and their weights, which sum to 1 over the replicas of a step."""
+    def chunks(
+        self, order: npt.NDArray[np.int64]
+    ) -> Iterator[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+        """First step, this worker's rows (steps, rows; -1 pads) and their weights, which sum to 1 over the replicas of
+        a step.
+        """
         at_once = max(1, _CHUNK_ROWS // self._batch)
         whole = np.full((self.count, self._padded), -1, dtype=np.int64)
         filled = np.full(self.count * self._batch, -1, dtype=np.int64)
@@ -334,7 +417,10 @@ class _Steps:
 def _choose_device(tf: Any, wanted: str) -> str:
     gpus = tf.config.list_physical_devices("GPU")
     if wanted == "gpu" and not gpus:
-        raise NoGpu("trainer.device is gpu, but TensorFlow sees none. Set `device: auto` to train on the CPU, or run the job where a GPU is.")
+        raise NoGpu(
+            "trainer.device is gpu, but TensorFlow sees none. Set `device: auto` to train on the CPU, or run the job "
+            "where a GPU is."
+        )
     if wanted == "cpu" and gpus:
         tf.config.set_visible_devices([], "GPU")
     for gpu in gpus:
@@ -353,17 +439,22 @@ def _strategy(tf: Any, used: str, run: Run) -> Any:
 
 def _joined(tf: Any, cluster: Cluster, run: Run) -> Any:
     run.progress.line(
-        f"keras network: worker {cluster.index} of {len(cluster.addresses)}, waits for {', '.join(cluster.addresses)}, at most {_WAIT_FOR_WORKERS_SECONDS} s"
+        f"keras network: worker {cluster.index} of {len(cluster.addresses)}, waits for {', '.join(cluster.addresses)}, "
+        f"at most {_WAIT_FOR_WORKERS_SECONDS} s"
     )
-    os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": list(cluster.addresses)}, "task": {"type": "worker", "index": cluster.index}})
-    # TensorFlow waits for the others without end and lets no Python run meanwhile: neither a timer nor SIGTERM. This timer is outside of Python.
+    os.environ["TF_CONFIG"] = json.dumps(
+        {"cluster": {"worker": list(cluster.addresses)}, "task": {"type": "worker", "index": cluster.index}}
+    )
+    # TensorFlow waits for the others without end and lets no Python run meanwhile: neither a timer nor SIGTERM. This
+    # timer is outside of Python.
     faulthandler.dump_traceback_later(_WAIT_FOR_WORKERS_SECONDS, exit=True)
     on_term = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         return tf.distribute.MultiWorkerMirroredStrategy()
     except tf.errors.OpError as error:
         raise WorkerLost(
-            f"worker {cluster.index} cannot join the others at {cluster.addresses[cluster.index]}: {error.message.strip()}. "
+            f"worker {cluster.index} cannot join the others at {cluster.addresses[cluster.index]}: "
+            f"{error.message.strip()}. "
             "Give it an address of this machine with a free port, then start all workers again."
         ) from error
     finally:
@@ -380,8 +471,11 @@ def _lost_workers_told(tf: Any, cluster: Cluster | None) -> Iterator[None]:
         if cluster is None:
             raise
         others = [address for index, address in enumerate(cluster.addresses) if index != cluster.index]
-        reason = next((line for line in str(error.message).splitlines() if "aborted" in line or "peer" in line), error.message)
+        reason = next(
+            (line for line in str(error.message).splitlines() if "aborted" in line or "peer" in line), error.message
+        )
         raise WorkerLost(
-            f"worker {cluster.index} lost another one ({', '.join(others)}): {reason.strip()}. Look at its log, then start all workers again; "
+            f"worker {cluster.index} lost another one ({', '.join(others)}): {reason.strip()}. Look at its log, then "
+            "start all workers again; "
             "training resumes from the newest checkpoint."
         ) from error

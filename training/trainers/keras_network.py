@@ -1,4 +1,6 @@
-"""What every network on Keras shares, whatever it sees: constants of static features, outputs and their loss, calibration, the file, importances."""
+"""What every network on Keras shares, whatever it sees: constants of static features, outputs and their loss,
+calibration, the file, importances.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,13 @@ class NetworkParams(FamilyParams):
     epochs: int = Field(150, ge=1)
     patience: int = Field(15, ge=1, description="epochs without a better validation loss before it stops")
     residual_of: str | None = Field(None, description="a feature the network corrects, for example last week's value")
-    max_levels: int = Field(0, ge=0, description="a whole number with at most so many values in training gets an input for each, for example the hour")
+    max_levels: int = Field(
+        0,
+        ge=0,
+        description=(
+            "a whole number with at most so many values in training gets an input for each, for example the hour"
+        ),
+    )
     max_categories: int = Field(256, ge=1, description="most categories of one feature that get an input of their own")
     calibration: Method = "platt"
     threads: int = Field(2, ge=1)
@@ -45,7 +53,10 @@ def static_constants(contract: Contract, fit: Rows, chosen: NetworkParams, names
         TrainingImpossible: `residual_of` is no feature, or a feature has more categories than a network takes.
     """
     if chosen.residual_of is not None and chosen.residual_of not in contract.features:
-        raise TrainingImpossible(f"{contract.model}: residual_of names {chosen.residual_of!r}, which is no feature. Known: {', '.join(contract.features)}.")
+        raise TrainingImpossible(
+            f"{contract.model}: residual_of names {chosen.residual_of!r}, which is no feature. Known: "
+            f"{', '.join(contract.features)}."
+        )
     wanted = set(names)
     means, scales, flags, one_hot, levels = {}, {}, [], {}, {}
     for index, (name, spec) in enumerate(contract.features.items()):
@@ -54,7 +65,8 @@ def static_constants(contract: Contract, fit: Rows, chosen: NetworkParams, names
         if spec.categories is not None:
             if len(spec.categories) > chosen.max_categories:
                 raise TrainingImpossible(
-                    f"{contract.model}: the feature {name!r} has {len(spec.categories)} categories, a network of this family takes {chosen.max_categories}. "
+                    f"{contract.model}: the feature {name!r} has {len(spec.categories)} categories, a network of this "
+                    f"family takes {chosen.max_categories}. "
                     "Raise `max_categories`, or derive a coarser feature in the view."
                 )
             one_hot[name] = len(spec.categories)
@@ -89,7 +101,10 @@ def output_width(contract: Contract) -> int:
 def targets(contract: Contract, rows: Rows, base: Floats, scale: float) -> Any:
     """What the network should give, float32 (rows, outputs): the residual in units of `scale`, or 0 and 1."""
     residual = (rows.label - base) / scale
-    columns = [np.where(rows.label > o["above"], 1.0, 0.0) if o["kind"] == "binary" else residual for o in contract.outputs.values()]
+    columns = [
+        np.where(rows.label > o["above"], 1.0, 0.0) if o["kind"] == "binary" else residual
+        for o in contract.outputs.values()
+    ]
     return np.column_stack(columns).astype(np.float32)
 
 
@@ -121,7 +136,9 @@ def row_losses(contract: Contract) -> Callable[[Any, Any], Any]:
     return losses
 
 
-def output_details(contract: Contract, label: Floats, raw: Floats, base: Floats, scale: float, calibration: Method) -> dict[str, Any]:
+def output_details(
+    contract: Contract, label: Floats, raw: Floats, base: Floats, scale: float, calibration: Method
+) -> dict[str, Any]:
     """Calibration of each probability and widening of each interval, from raw outputs of validation rows."""
     details: dict[str, Any] = {}
     for name, position in output_positions(contract).items():
@@ -147,24 +164,34 @@ def save_network(network: Any, path: Path) -> None:
     def numbered(match: re.Match[str]) -> str:
         return f'"shared_object_id": {addresses.setdefault(match[1], len(addresses))}'
 
-    with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as saved, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as written:
+    with (
+        zipfile.ZipFile(io.BytesIO(path.read_bytes())) as saved,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as written,
+    ):
         for name in sorted(saved.namelist()):
             content = saved.read(name)
             if name == "metadata.json":
-                content = json.dumps(json.loads(content) | {"date_saved": "1980-01-01@00:00:00"}, sort_keys=True).encode()
+                content = json.dumps(
+                    json.loads(content) | {"date_saved": "1980-01-01@00:00:00"}, sort_keys=True
+                ).encode()
             elif name == "config.json":
                 content = re.sub(r'"shared_object_id": (\d+)', numbered, content.decode()).encode()
             written.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content)
 
 
 def importances(
-    contract: Contract, validation: Rows, predict: Callable[[Any], Any], seed: int, together: Mapping[str, Sequence[str]]
+    contract: Contract,
+    validation: Rows,
+    predict: Callable[[Any], Any],
+    seed: int,
+    together: Mapping[str, Sequence[str]],
 ) -> dict[str, dict[str, float]]:
     """How much the predictions' error grows when a feature is shuffled among a sample of validation rows.
 
     Args:
-        together: features that are shuffled as one, since each follows from the others, and share the growth equally; what a row does not know
-            of them stays unknown, or the length of its history would be shuffled too. Others are shuffled alone.
+        together: features that are shuffled as one, since each follows from the others, and share the growth equally;
+            what a row does not know of them stays unknown, or the length of its history would be shuffled too. Others
+            are shuffled alone.
     """
     generator = np.random.default_rng(seed)
     chosen = np.sort(generator.permutation(len(validation.label))[:_IMPORTANCE_ROWS])
@@ -177,7 +204,14 @@ def importances(
     def errors(candidate: Any) -> dict[str, float]:
         scores = predict(candidate)
         return {
-            name: float(np.mean(np.abs(scores[:, columns[name]] - (np.where(label > o["above"], 1.0, 0.0) if o["kind"] == "binary" else label))))
+            name: float(
+                np.mean(
+                    np.abs(
+                        scores[:, columns[name]]
+                        - (np.where(label > o["above"], 1.0, 0.0) if o["kind"] == "binary" else label)
+                    )
+                )
+            )
             for name, o in contract.outputs.items()
         }
 

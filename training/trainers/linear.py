@@ -15,7 +15,16 @@ from serving.predictors.linear import DETAILS_FILE, MODEL_FILE
 from serving.predictors.sklearn_model import linear_scores
 from training.trainers import FamilyParams, Fitted, Floats, Rows, Run, TrainingDiverged
 from training.trainers.calibration import Method, fit_calibration, fit_widening
-from training.trainers.sklearn_rows import LIBRARIES, above, above_both_ways, cpu_alone, design, linear_encoder, linear_importances, write_model
+from training.trainers.sklearn_rows import (
+    LIBRARIES,
+    above,
+    above_both_ways,
+    cpu_alone,
+    design,
+    linear_encoder,
+    linear_importances,
+    write_model,
+)
 
 # Of the labels' deviation: how far from a label a quantile regression takes its error for a straight line.
 _SMOOTH = 1e-3
@@ -26,19 +35,26 @@ _WEIGHTS_FILE = "weights.npy"
 class Params(FamilyParams):
     """What a catalog or a form may set; scikit-learn's names."""
 
-    alpha: float = Field(1.0, gt=0, description="weight of the squared coefficients, as of Ridge on standardised columns and labels")
-    max_categories: int = Field(100, ge=2, description="columns for one feature's categories; the rarest share the last")
+    alpha: float = Field(
+        1.0, gt=0, description="weight of the squared coefficients, as of Ridge on standardised columns and labels"
+    )
+    max_categories: int = Field(
+        100, ge=2, description="columns for one feature's categories; the rarest share the last"
+    )
     max_iter: int = Field(200, ge=1, description="most reweightings of a median or another quantile")
     tol: float = Field(1e-5, gt=0, description="relative gain of a reweighting below which it ends")
     calibration: Method = "platt"
 
 
-def train(contract: Contract, fit: Rows, validation: Rows, folder: Path, *, params: Mapping[str, Any], run: Run) -> Fitted:
+def train(
+    contract: Contract, fit: Rows, validation: Rows, folder: Path, *, params: Mapping[str, Any], run: Run
+) -> Fitted:
     """Fit every output on the same standardised columns and write them into `folder`.
 
-    A mean is a ridge regression. A median, and the bounds of an interval, are quantile regressions with the same penalty: scikit-learn's
-    own is a linear programme that does not end on a hundred thousand rows, so ridge regressions are reweighted until the quantile's loss
-    falls no more. A probability is a ridge regression of 0 and 1, put on the scale of log odds on training rows and calibrated on validation.
+    A mean is a ridge regression. A median, and the bounds of an interval, are quantile regressions with the same
+    penalty: scikit-learn's own is a linear programme that does not end on a hundred thousand rows, so ridge regressions
+    are reweighted until the quantile's loss falls no more. A probability is a ridge regression of 0 and 1, put on the
+    scale of log odds on training rows and calibrated on validation.
 
     Args:
         contract: features and outputs; its order is the order of the matrices.
@@ -54,7 +70,11 @@ def train(contract: Contract, fit: Rows, validation: Rows, folder: Path, *, para
 
     chosen = Params(**params)
     used = cpu_alone("linear", contract, run)
-    truths = {name: above_both_ways(contract, name, fit) for name, output in contract.outputs.items() if output["kind"] == "binary"}
+    truths = {
+        name: above_both_ways(contract, name, fit)
+        for name, output in contract.outputs.items()
+        if output["kind"] == "binary"
+    }
     encoder = linear_encoder(contract, chosen.max_categories)
     rows: list[Floats] = []  # of coefficients, the intercept last
     iterations: dict[str, int] = {}
@@ -83,14 +103,23 @@ def train(contract: Contract, fit: Rows, validation: Rows, folder: Path, *, para
             for stage, level in stages.items():
                 weights, iterations[stage] = least_squares(target), 1
                 if level is not None:
-                    weights, iterations[stage] = _quantile(stage, level, weights, (columns, target), (held_out, held_out_target, scale), chosen, run)
+                    weights, iterations[stage] = _quantile(
+                        stage, level, weights, (columns, target), (held_out, held_out_target, scale), chosen, run
+                    )
                 rows.append(weights * scale)
                 rows[-1][-1] += middle
     if not np.isfinite(rows).all():
-        raise TrainingDiverged(f"{contract.model}: a linear model's coefficients are not finite. Raise `alpha`, and look for extreme labels.")
+        raise TrainingDiverged(
+            f"{contract.model}: a linear model's coefficients are not finite. Raise `alpha`, and look for extreme "
+            "labels."
+        )
     model = Ridge(alpha=chosen.alpha)
     stacked = np.vstack(rows)
-    model.coef_, model.intercept_, model.n_features_in_ = stacked[:, :-1].copy(), stacked[:, -1].copy(), columns.shape[1]
+    model.coef_, model.intercept_, model.n_features_in_ = (
+        stacked[:, :-1].copy(),
+        stacked[:, -1].copy(),
+        columns.shape[1],
+    )
     pipeline = Pipeline([("encode", encoder), ("model", model)])
     write_model(pipeline, folder / MODEL_FILE)
     positions = _positions(contract)
@@ -99,13 +128,18 @@ def train(contract: Contract, fit: Rows, validation: Rows, folder: Path, *, para
     for name, position in positions.items():
         details[name] = {}
         if name in truths:
-            details[name]["calibration"] = fit_calibration(raw[:, position], above(contract, name, validation), chosen.calibration)
+            details[name]["calibration"] = fit_calibration(
+                raw[:, position], above(contract, name, validation), chosen.calibration
+            )
         elif share := contract.outputs[name].get("interval"):
             lower, upper = ordered_interval(raw[:, position], raw[:, position + 1], raw[:, position + 2], 0.0)
             details[name]["interval"] = {"widen_by": fit_widening(validation.label, lower, upper, share)}
     write_json(folder / DETAILS_FILE, {"outputs": details})
     deviations = columns.std(axis=0)
-    importances = {name: linear_importances(contract, encoder, stacked[position, :-1], deviations) for name, position in positions.items()}
+    importances = {
+        name: linear_importances(contract, encoder, stacked[position, :-1], deviations)
+        for name, position in positions.items()
+    }
     return Fitted(used, iterations, importances, LIBRARIES, {"inputs": columns.shape[1]})
 
 
@@ -119,12 +153,19 @@ def _positions(contract: Contract) -> dict[str, int]:
 
 
 def _quantile(
-    stage: str, level: float, weights: Floats, fit: tuple[Floats, Floats], held_out: tuple[Floats, Floats, float], chosen: Params, run: Run
+    stage: str,
+    level: float,
+    weights: Floats,
+    fit: tuple[Floats, Floats],
+    held_out: tuple[Floats, Floats, float],
+    chosen: Params,
+    run: Run,
 ) -> tuple[Floats, int]:
-    """Coefficients, the intercept last, that minimise a quantile's loss plus `alpha` times their squares; and the reweightings it took.
+    """Coefficients, the intercept last, that minimise a quantile's loss plus `alpha` times their squares; and the
+    reweightings it took.
 
-    Each step minimises parabolas that lie on or above the loss, bent smooth near zero, and touch it where the last step ended, so that
-    it never rises (Hunter and Lange, 2000); their minimum is a weighted ridge regression.
+    Each step minimises parabolas that lie on or above the loss, bent smooth near zero, and touch it where the last step
+    ended, so that it never rises (Hunter and Lange, 2000); their minimum is a weighted ridge regression.
 
     Args:
         weights: where to begin.
@@ -137,7 +178,11 @@ def _quantile(
     done, loss = 0, np.inf
     saved = run.checkpoints.load(stage)
     if saved:
-        weights, done, loss = np.load(saved.folder / _WEIGHTS_FILE, allow_pickle=False), saved.state["iteration"], saved.state["loss"]
+        weights, done, loss = (
+            np.load(saved.folder / _WEIGHTS_FILE, allow_pickle=False),
+            saved.state["iteration"],
+            saved.state["loss"],
+        )
         run.progress.line(f"linear {stage}: goes on from reweighting {done}")
     finished = bool(saved and saved.finished)
     while not finished:
@@ -147,21 +192,29 @@ def _quantile(
         weights = np.append(model.coef_, model.intercept_)
         done += 1
         before = loss
-        loss = _loss(weights, columns, target, level) * len(target) + chosen.alpha * float(np.square(weights[:-1]).sum())
+        loss = _loss(weights, columns, target, level) * len(target) + chosen.alpha * float(
+            np.square(weights[:-1]).sum()
+        )
         if not np.isfinite(loss):
-            raise TrainingDiverged(f"linear {stage}: the loss is {loss} in reweighting {done}. Raise `alpha`, and look for extreme labels.")
+            raise TrainingDiverged(
+                f"linear {stage}: the loss is {loss} in reweighting {done}. Raise `alpha`, and look for extreme labels."
+            )
         finished = done >= chosen.max_iter or before - loss <= chosen.tol * loss
         value = _loss(weights, held_out[0], held_out[1], level) * held_out[2]
         run.progress.point(f"validation/{stage}/quantile", done, value)
         if finished or done % _SAY_EVERY == 0:
-            run.progress.line(f"linear {stage}: reweighting {done} of at most {chosen.max_iter}, validation quantile loss {value:.5g}")
+            run.progress.line(
+                f"linear {stage}: reweighting {done} of at most {chosen.max_iter}, validation quantile loss {value:.5g}"
+            )
         if run.checkpoints.due():
             _save(stage, weights, {"iteration": done, "loss": loss}, finished, run)
     return weights, done
 
 
 def _save(stage: str, weights: Floats, state: Mapping[str, Any], finished: bool, run: Run) -> None:
-    run.checkpoints.save(stage, lambda folder: np.save(folder / _WEIGHTS_FILE, weights, allow_pickle=False), state, finished=finished)
+    run.checkpoints.save(
+        stage, lambda folder: np.save(folder / _WEIGHTS_FILE, weights, allow_pickle=False), state, finished=finished
+    )
 
 
 def _loss(weights: Floats, columns: Floats, target: Floats, level: float) -> float:

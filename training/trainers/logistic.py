@@ -37,13 +37,17 @@ class Params(FamilyParams):
     """What a catalog or a form may set; scikit-learn's names."""
 
     C: float = Field(1.0, gt=0, description="how little the squared coefficients weigh")
-    max_categories: int = Field(100, ge=2, description="columns for one feature's categories; the rarest share the last")
+    max_categories: int = Field(
+        100, ge=2, description="columns for one feature's categories; the rarest share the last"
+    )
     max_iter: int = Field(100, ge=1, description="most Newton steps")
     tol: float = Field(1e-4, gt=0, description="largest slope of the loss at which it ends")
     calibration: Method = "platt"
 
 
-def train(contract: Contract, fit: Rows, validation: Rows, folder: Path, *, params: Mapping[str, Any], run: Run) -> Fitted:
+def train(
+    contract: Contract, fit: Rows, validation: Rows, folder: Path, *, params: Mapping[str, Any], run: Run
+) -> Fitted:
     """Fit one regression an output and write them into `folder`.
 
     Args:
@@ -72,14 +76,21 @@ def train(contract: Contract, fit: Rows, validation: Rows, folder: Path, *, para
             pipeline = Pipeline([("encode", encoder), ("model", model)])
             write_model(pipeline, folder / f"{name}.skops")
             logits = linear_scores(pipeline, validation.matrix)[:, 0]
-            details[name] = {"file": f"{name}.skops", "calibration": fit_calibration(logits, held_out_truth, chosen.calibration)}
+            details[name] = {
+                "file": f"{name}.skops",
+                "calibration": fit_calibration(logits, held_out_truth, chosen.calibration),
+            }
             importances[name] = linear_importances(contract, encoder, model.coef_[0], deviations)
     write_json(folder / DETAILS_FILE, {"outputs": details})
     return Fitted(used, iterations, importances, LIBRARIES, {"inputs": columns.shape[1]})
 
 
-def _descend(name: str, fit: tuple[Floats, Floats], held_out: tuple[Floats, Floats], chosen: Params, run: Run) -> tuple[Any, int]:
-    """The regression and the Newton steps it took, in pairs: a step knows nothing but the coefficients before it, so a killed training goes on from them."""
+def _descend(
+    name: str, fit: tuple[Floats, Floats], held_out: tuple[Floats, Floats], chosen: Params, run: Run
+) -> tuple[Any, int]:
+    """The regression and the Newton steps it took, in pairs: a step knows nothing but the coefficients before it, so a
+    killed training goes on from them.
+    """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
@@ -101,7 +112,10 @@ def _descend(name: str, fit: tuple[Floats, Floats], held_out: tuple[Floats, Floa
         logits = held_out[0] @ model.coef_[0] + model.intercept_[0]
         value = log_loss(sigmoid(np.clip(logits, -30.0, 30.0)), held_out[1])
         if not np.isfinite(value):
-            raise TrainingDiverged(f"logistic {name}: validation logloss is {value} in step {done}. Lower `C`, and look for extreme features.")
+            raise TrainingDiverged(
+                f"logistic {name}: validation logloss is {value} in step {done}. Lower `C`, and look for extreme "
+                "features."
+            )
         finished = taken < allowed or done >= chosen.max_iter
         run.progress.point(f"validation/{name}/logloss", done, value)
         run.progress.line(f"logistic {name}: step {done} of at most {chosen.max_iter}, validation logloss {value:.5g}")
@@ -114,4 +128,6 @@ def _save(name: str, model: Any, done: int, finished: bool, run: Run) -> None:
     from sklearn.pipeline import Pipeline
 
     pipeline = Pipeline([("encode", "passthrough"), ("model", model)])
-    run.checkpoints.save(name, lambda folder: write_model(pipeline, folder / _MODEL_FILE), {"iteration": done}, finished=finished)
+    run.checkpoints.save(
+        name, lambda folder: write_model(pipeline, folder / _MODEL_FILE), {"iteration": done}, finished=finished
+    )

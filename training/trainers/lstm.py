@@ -1,4 +1,6 @@
-"""A recurrent network on TensorFlow: LSTM layers over the steps `<channel>_t<k>` of each row, then dense layers that see the static features too."""
+"""A recurrent network on TensorFlow: LSTM layers over the steps `<channel>_t<k>` of each row, then dense layers that
+see the static features too.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +29,14 @@ class Params(NetworkParams):
     gradient_clip: float = Field(1.0, ge=0, description="largest norm of all gradients together; 0: not limited")
 
 
-def train(contract: Contract, fit: Rows, validation: Rows, folder: Path, *, params: Mapping[str, Any], run: Run) -> Fitted:
+def train(
+    contract: Contract, fit: Rows, validation: Rows, folder: Path, *, params: Mapping[str, Any], run: Run
+) -> Fitted:
     """Fit the network and write it into `folder`.
 
     Args:
-        contract: features and outputs; its order is the order of the matrices. Features `<channel>_t0`, `<channel>_t1`, ... are the steps of a channel.
+        contract: features and outputs; its order is the order of the matrices. Features `<channel>_t0`, `<channel>_t1`,
+            ... are the steps of a channel.
         fit, validation: rows to learn from; rows for early stopping, calibration and interval widths.
         params: as `validated_params` gives them.
         run: seed, device, progress, checkpoints, workers.
@@ -48,7 +53,11 @@ def train(contract: Contract, fit: Rows, validation: Rows, folder: Path, *, para
         layers, dropouts = keras.layers, iter(range(100))
 
         def dropped(flow: Any) -> Any:
-            return layers.Dropout(chosen.dropout, seed=(number := next(dropouts)), name=f"dropout_{number}")(flow) if chosen.dropout else flow
+            return (
+                layers.Dropout(chosen.dropout, seed=(number := next(dropouts)), name=f"dropout_{number}")(flow)
+                if chosen.dropout
+                else flow
+            )
 
         sequence = keras.Input(encoding.sequence_shape, name="sequence")
         present = keras.Input(encoding.sequence_shape[:1], dtype="bool", name="present")
@@ -57,16 +66,33 @@ def train(contract: Contract, fit: Rows, validation: Rows, folder: Path, *, para
         for index, units in enumerate(chosen.units):
             # Activations and masks as cuDNN takes them; on a CPU the same layer runs step by step.
             more = index + 1 < len(chosen.units)
-            flow = dropped(layers.LSTM(units, return_sequences=more, kernel_regularizer=regularizer, name=f"lstm_{index}")(flow, mask=present))
+            flow = dropped(
+                layers.LSTM(units, return_sequences=more, kernel_regularizer=regularizer, name=f"lstm_{index}")(
+                    flow, mask=present
+                )
+            )
         flow = layers.Concatenate(name="with_static")([flow, static])
         for index, units in enumerate(chosen.dense):
-            flow = dropped(layers.Dense(units, activation="relu", kernel_regularizer=regularizer, name=f"dense_{index}")(flow))
-        return keras.Model([sequence, present, static], layers.Dense(output_width(contract), name="outputs")(flow), name=contract.model)
+            flow = dropped(
+                layers.Dense(units, activation="relu", kernel_regularizer=regularizer, name=f"dense_{index}")(flow)
+            )
+        return keras.Model(
+            [sequence, present, static], layers.Dense(output_width(contract), name="outputs")(flow), name=contract.model
+        )
 
     fitted = train_network(
-        contract, fit, validation, folder,
-        chosen=chosen, run=run, encoding=encoding, constants=constants, build=build, together=channels, chunk_rows=LstmPredictor.chunk_rows,
-    )  # fmt: skip
+        contract,
+        fit,
+        validation,
+        folder,
+        chosen=chosen,
+        run=run,
+        encoding=encoding,
+        constants=constants,
+        build=build,
+        together=channels,
+        chunk_rows=LstmPredictor.chunk_rows,
+    )
     fitted.details.update(steps=encoding.sequence_shape[0], channels=len(channels), static_inputs=encoding.static_width)
     return fitted
 
@@ -82,10 +108,14 @@ def sequence_channels(contract: Contract) -> dict[str, list[str]]:
         if parts := _STEP.fullmatch(name):
             steps.setdefault(parts["channel"], {})[int(parts["step"])] = name
             if spec.categories is not None:
-                raise TrainingImpossible(f"{contract.model}: the step {name!r} is of text, a sequence takes numbers. Derive a number from it in the view.")
+                raise TrainingImpossible(
+                    f"{contract.model}: the step {name!r} is of text, a sequence takes numbers. Derive a number from "
+                    "it in the view."
+                )
     if not steps:
         raise TrainingImpossible(
-            f"{contract.model}: no feature is named as a step of a sequence (`<name>_t0` the newest, `<name>_t1`, ...), which the lstm family needs. "
+            f"{contract.model}: no feature is named as a step of a sequence (`<name>_t0` the newest, `<name>_t1`, "
+            "...), which the lstm family needs. "
             "Add such columns to a view, or take the keras family."
         )
     window = max(max(found) for found in steps.values()) + 1
@@ -93,8 +123,10 @@ def sequence_channels(contract: Contract) -> dict[str, list[str]]:
         missing = [step for step in range(window) if step not in found]
         if missing:
             raise TrainingImpossible(
-                f"{contract.model}: the channel {channel!r} has no step {channel}_t{missing[0]}, though a window of {window} steps begins at t0 and "
-                f"ends at t{window - 1} ({len(missing)} of {window} are missing). Give every channel every step in its view."
+                f"{contract.model}: the channel {channel!r} has no step {channel}_t{missing[0]}, though a window of "
+                f"{window} steps begins at t0 and "
+                f"ends at t{window - 1} ({len(missing)} of {window} are missing). Give every channel every step in its "
+                "view."
             )
     return {channel: [found[step] for step in range(window)] for channel, found in steps.items()}
 
@@ -104,7 +136,10 @@ def _constants(contract: Contract, fit: Rows, chosen: Params, channels: Mapping[
     names = list(contract.features)
     in_channels = {name for columns in channels.values() for name in columns}
     static = static_constants(contract, fit, chosen, [name for name in names if name not in in_channels])
-    missing = {channel: np.isnan(fit.matrix[:, [names.index(name) for name in columns]]) for channel, columns in channels.items()}
+    missing = {
+        channel: np.isnan(fit.matrix[:, [names.index(name) for name in columns]])
+        for channel, columns in channels.items()
+    }
     window = len(next(iter(channels.values())))
     length = history_length(np.stack(list(missing.values()), axis=2))
     inside = np.arange(window) < length[:, None]

@@ -16,7 +16,17 @@ from serving.predictors.random_forest import DETAILS_FILE, TRUSTED, encoded, for
 from serving.predictors.sklearn_model import read_model
 from training.trainers import FamilyParams, Fitted, Floats, Rows, Run, normalised
 from training.trainers.calibration import Method, fit_calibration, fit_widening
-from training.trainers.sklearn_rows import LIBRARIES, above, above_both_ways, cpu_alone, log_loss, steps_of, tree_columns, tree_encoder, write_model
+from training.trainers.sklearn_rows import (
+    LIBRARIES,
+    above,
+    above_both_ways,
+    cpu_alone,
+    log_loss,
+    steps_of,
+    tree_columns,
+    tree_encoder,
+    write_model,
+)
 
 _STEPS = 10
 _FOREST_FILE = "forest.skops"
@@ -27,22 +37,31 @@ class Params(FamilyParams):
     """What a catalog or a form may set; scikit-learn's names."""
 
     n_estimators: int = Field(100, ge=1, le=10_000, description="trees of each forest")
-    max_depth: int | None = Field(12, ge=1, le=100, description="None lets trees grow until `min_samples_leaf` stops them, and their files with them")
+    max_depth: int | None = Field(
+        12,
+        ge=1,
+        le=100,
+        description="None lets trees grow until `min_samples_leaf` stops them, and their files with them",
+    )
     min_samples_split: int = Field(2, ge=2)
     min_samples_leaf: int = Field(5, ge=1)
-    max_features: float | Literal["sqrt", "log2"] = Field(0.4, gt=0, le=1, description="share of the features that a split chooses from")
+    max_features: float | Literal["sqrt", "log2"] = Field(
+        0.4, gt=0, le=1, description="share of the features that a split chooses from"
+    )
     max_samples: float = Field(1.0, gt=0, le=1, description="share of the rows that a tree draws, with replacement")
     max_leaf_nodes: int | None = Field(None, ge=2)
     calibration: Method = "platt"
     threads: int = Field(2, ge=1, description="trees that grow at once; the forest is the same with any number")
 
 
-def train(contract: Contract, fit: Rows, validation: Rows, folder: Path, *, params: Mapping[str, Any], run: Run) -> Fitted:
+def train(
+    contract: Contract, fit: Rows, validation: Rows, folder: Path, *, params: Mapping[str, Any], run: Run
+) -> Fitted:
     """Grow one forest an output and write them into `folder`.
 
-    Splits minimise squared error whatever the objective. For a median the leaves say the median of their training rows, as under
-    scikit-learn's criterion `absolute_error`, whose splits take seven times as long; an interval's bounds are their quantiles, both
-    averaged over the trees. The bounds are widened on validation.
+    Splits minimise squared error whatever the objective. For a median the leaves say the median of their training rows,
+    as under scikit-learn's criterion `absolute_error`, whose splits take seven times as long; an interval's bounds are
+    their quantiles, both averaged over the trees. The bounds are widened on validation.
 
     Args:
         contract: features and outputs; its order is the order of the matrices.
@@ -57,7 +76,10 @@ def train(contract: Contract, fit: Rows, validation: Rows, folder: Path, *, para
     chosen = Params(**params)
     used = cpu_alone("random_forest", contract, run)
     # Refused before the first forest has grown.
-    targets = {name: above_both_ways(contract, name, fit) if o["kind"] == "binary" else fit.label for name, o in contract.outputs.items()}
+    targets = {
+        name: above_both_ways(contract, name, fit) if o["kind"] == "binary" else fit.label
+        for name, o in contract.outputs.items()
+    }
     importances: dict[str, dict[str, float]] = {}
     details: dict[str, dict[str, Any]] = {}
     for name, output in contract.outputs.items():
@@ -65,7 +87,9 @@ def train(contract: Contract, fit: Rows, validation: Rows, folder: Path, *, para
         encoder = tree_encoder(contract, binary=binary, rows=len(fit.label))
         matrix = np.ascontiguousarray(encoder.fit_transform(fit.matrix, targets[name]), dtype=np.float32)
         held_out_target = above(contract, name, validation) if binary else validation.label
-        forest, bounds, means = _grow(name, output, matrix, targets[name], encoded(encoder, validation.matrix), held_out_target, chosen, run)
+        forest, bounds, means = _grow(
+            name, output, matrix, targets[name], encoded(encoder, validation.matrix), held_out_target, chosen, run
+        )
         write_model(Pipeline([("encode", encoder), ("model", forest)]), folder / f"{name}.skops")
         details[name] = {"file": f"{name}.skops"}
         if binary:
@@ -73,8 +97,13 @@ def train(contract: Contract, fit: Rows, validation: Rows, folder: Path, *, para
         elif bounds is not None:
             np.save(folder / f"{name}_interval.npy", bounds, allow_pickle=False)
             lower, upper = ordered_interval(means[:, 0], means[:, 1], means[:, 2], 0.0)
-            details[name]["interval"] = {"file": f"{name}_interval.npy", "widen_by": fit_widening(validation.label, lower, upper, output["interval"])}
-        importances[name] = normalised(dict(zip(tree_columns(contract), forest.feature_importances_, strict=True)), contract)
+            details[name]["interval"] = {
+                "file": f"{name}_interval.npy",
+                "widen_by": fit_widening(validation.label, lower, upper, output["interval"]),
+            }
+        importances[name] = normalised(
+            dict(zip(tree_columns(contract), forest.feature_importances_, strict=True)), contract
+        )
     write_json(folder / DETAILS_FILE, {"outputs": details})
     return Fitted(used, dict.fromkeys(contract.outputs, chosen.n_estimators), importances, LIBRARIES)
 
@@ -91,14 +120,21 @@ def _grow(
 ) -> tuple[Any, Floats | None, Floats]:
     """Forest, bounds of its nodes, and what it says of the held-out rows.
 
-    Trees come in steps, each seeded by its number: a curve to look at, and a forest that a killed training leaves goes on as if nothing had been.
+    Trees come in steps, each seeded by its number: a curve to look at, and a forest that a killed training leaves goes
+    on as if nothing had been.
     """
     from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
     binary = output["kind"] == "binary"
-    shape = chosen.model_dump(include={"max_depth", "min_samples_split", "min_samples_leaf", "max_features", "max_leaf_nodes"})
+    shape = chosen.model_dump(
+        include={"max_depth", "min_samples_split", "min_samples_leaf", "max_features", "max_leaf_nodes"}
+    )
     forest = (RandomForestClassifier if binary else RandomForestRegressor)(
-        **shape, max_samples=chosen.max_samples if chosen.max_samples < 1.0 else None, random_state=run.seed, n_jobs=chosen.threads, warm_start=True
+        **shape,
+        max_samples=chosen.max_samples if chosen.max_samples < 1.0 else None,
+        random_state=run.seed,
+        n_jobs=chosen.threads,
+        warm_start=True,
     )
     levels, grown = _levels(output), 0
     bounds: Any = np.empty((0, 2)) if output.get("interval") else None
@@ -115,7 +151,11 @@ def _grow(
         if trees <= grown:
             continue
         forest.set_params(n_estimators=trees).fit(matrix, target)
-        fresh = [_leaf_quantiles(e.tree_, matrix, target, by_label, levels) for e in forest.estimators_[grown:]] if levels else []
+        fresh = (
+            [_leaf_quantiles(e.tree_, matrix, target, by_label, levels) for e in forest.estimators_[grown:]]
+            if levels
+            else []
+        )
         if output.get("objective") == "median":
             for estimator, (leaves, quantiles) in zip(forest.estimators_[grown:], fresh, strict=True):
                 estimator.tree_.value[leaves, 0, 0] = quantiles[leaves, 0]
@@ -125,7 +165,9 @@ def _grow(
         grown = trees
         metric, value = _error(output, total[:, 0] / trees, held_out_target)
         run.progress.point(f"validation/{name}/{metric}", trees, value)
-        run.progress.line(f"random forest {name}: {trees} of {chosen.n_estimators} trees, validation {metric} {value:.5g}")
+        run.progress.line(
+            f"random forest {name}: {trees} of {chosen.n_estimators} trees, validation {metric} {value:.5g}"
+        )
         if run.checkpoints.due():
             _save(name, forest, bounds, trees, chosen, run)
     # The number of threads decides nothing, so it must not be in the bytes.
@@ -152,7 +194,9 @@ def _levels(output: Mapping[str, Any]) -> list[float]:
 def _leaf_quantiles(
     tree: Any, matrix: npt.NDArray[np.float32], target: Floats, by_label: npt.NDArray[np.intp], levels: list[float]
 ) -> tuple[npt.NDArray[np.intp], Floats]:
-    """Nodes that are leaves, and quantiles of the training labels in each, float64 of shape (nodes, levels), 0 in nodes that are none."""
+    """Nodes that are leaves, and quantiles of the training labels in each, float64 of shape (nodes, levels), 0 in nodes
+    that are none.
+    """
     leaf_of = tree.apply(matrix)
     sorted_target = target[by_label[np.argsort(leaf_of[by_label], kind="stable")]]  # by leaf, and by label within it
     counts = np.bincount(leaf_of, minlength=tree.node_count)

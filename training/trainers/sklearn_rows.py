@@ -1,4 +1,6 @@
-"""What the scikit-learn families share in training: what they refuse, how features become columns, and how a model becomes bytes."""
+"""What the scikit-learn families share in training: what they refuse, how features become columns, and how a model
+becomes bytes.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from serving.predictors.contract import Contract, Matrix
 from training.trainers import Floats, NoGpu, Rows, Run, TrainingImpossible, normalised
 
 LIBRARIES = ("scikit-learn", "skops", "numpy", "pyarrow")
-# A standardised number is cut at so many deviations, as the neural networks' are: one absurd value is no absurd prediction.
+# A standardised number is cut at so many deviations, as the neural networks' are: one absurd value is no absurd
+# prediction.
 _CUT_AT = 10.0
 _FOLDS = 5
 _SCHEMA = "schema.json"
@@ -32,7 +35,8 @@ def cpu_alone(family: str, contract: Contract, run: Run) -> str:
     """
     if run.device == "gpu":
         raise NoGpu(
-            f"trainer.device is gpu, but {family} is scikit-learn's, which trains on the CPU alone. Set `device: auto`, or take the family xgboost or keras."
+            f"trainer.device is gpu, but {family} is scikit-learn's, which trains on the CPU alone. Set `device: "
+            "auto`, or take the family xgboost or keras."
         )
     if run.cluster and len(run.cluster.addresses) > 1:
         raise TrainingImpossible(
@@ -71,7 +75,8 @@ def above_both_ways(contract: Contract, name: str, rows: Rows, split: str = "tra
     if truth.min() == truth.max():
         side, rows_of = "above" if truth[0] else "at or below", {"train": "training", "validation": "validation"}[split]
         raise TrainingImpossible(
-            f"{contract.model}: all {len(truth)} {rows_of} rows lie {side} {contract.outputs[name]['above']:g}, so {name!r} cannot be learned. "
+            f"{contract.model}: all {len(truth)} {rows_of} rows lie {side} {contract.outputs[name]['above']:g}, so "
+            f"{name!r} cannot be learned. "
             f"Widen `split.{split}`."
         )
     return truth
@@ -83,9 +88,11 @@ def log_loss(probability: Floats, truth: Floats) -> float:
 
 
 def tree_encoder(contract: Contract, *, binary: bool, rows: int) -> Any:
-    """For trees: numbers as they are, NaN included; a category becomes the mean target of its training rows, shrunk towards the whole mean.
+    """For trees: numbers as they are, NaN included; a category becomes the mean target of its training rows, shrunk
+    towards the whole mean.
 
-    A training row's own number comes from the other folds, blocks of rows as they follow each other, so that it does not hold its own target.
+    A training row's own number comes from the other folds, blocks of rows as they follow each other, so that it does
+    not hold its own target.
     """
     from sklearn.compose import ColumnTransformer
     from sklearn.model_selection import KFold
@@ -103,7 +110,9 @@ def tree_columns(contract: Contract) -> list[str]:
 
 
 def linear_encoder(contract: Contract, max_categories: int) -> Any:
-    """For sums: standardised numbers, missing ones at the median with a column that says so; a column for each category, the rarest sharing one."""
+    """For sums: standardised numbers, missing ones at the median with a column that says so; a column for each
+    category, the rarest sharing one.
+    """
     from sklearn.compose import ColumnTransformer
     from sklearn.impute import SimpleImputer
     from sklearn.pipeline import Pipeline
@@ -114,11 +123,18 @@ def linear_encoder(contract: Contract, max_categories: int) -> Any:
         [
             ("impute", SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True)),
             ("scale", StandardScaler()),
-            ("cut", FunctionTransformer(np.clip, kw_args={"a_min": -_CUT_AT, "a_max": _CUT_AT}, feature_names_out="one-to-one")),
+            (
+                "cut",
+                FunctionTransformer(
+                    np.clip, kw_args={"a_min": -_CUT_AT, "a_max": _CUT_AT}, feature_names_out="one-to-one"
+                ),
+            ),
         ]
     )
     one_hot = OneHotEncoder(max_categories=max_categories, handle_unknown="infrequent_if_exist", sparse_output=False)
-    return ColumnTransformer([("numbers", standardised, numbers), ("categories", one_hot, categories)], sparse_threshold=0.0)
+    return ColumnTransformer(
+        [("numbers", standardised, numbers), ("categories", one_hot, categories)], sparse_threshold=0.0
+    )
 
 
 def _kinds(contract: Contract) -> tuple[list[int], list[int]]:
@@ -133,14 +149,19 @@ def design(encoder: Any, matrix: Matrix, *, fit: bool = False) -> Floats:
 
 
 def linear_importances(contract: Contract, encoder: Any, coefficients: Floats, deviations: Floats) -> dict[str, float]:
-    """Each feature's share of what the sum moves by: its columns' absolute coefficients times their deviations in training.
+    """Each feature's share of what the sum moves by: its columns' absolute coefficients times their deviations in
+    training.
 
     Args:
         coefficients, deviations: a number for each column of the encoder.
     """
     names = list(contract.features)
     shares = dict.fromkeys(names, 0.0)
-    for column, share in zip(encoder.get_feature_names_out([str(i) for i in range(len(names))]), np.abs(coefficients) * deviations, strict=True):
+    for column, share in zip(
+        encoder.get_feature_names_out([str(i) for i in range(len(names))]),
+        np.abs(coefficients) * deviations,
+        strict=True,
+    ):
         origin = re.match(r"\w+?__(?:missingindicator_)?(\d+)", column)
         if origin:
             shares[names[int(origin[1])]] += float(share)
@@ -150,15 +171,21 @@ def linear_importances(contract: Contract, encoder: Any, coefficients: Floats, d
 def write_model(model: Any, path: Path) -> None:
     """Write a skops file whose bytes depend on the model alone.
 
-    skops names its parts by memory addresses and stamps them with the time; padding between a tree's fields is whatever lay there before.
+    skops names its parts by memory addresses and stamps them with the time; padding between a tree's fields is whatever
+    lay there before.
     """
     import skops.io
 
     addresses: dict[Any, int] = {}
     files: dict[str, str] = {}
-    with zipfile.ZipFile(io.BytesIO(skops.io.dumps(model))) as dumped, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as written:
+    with (
+        zipfile.ZipFile(io.BytesIO(skops.io.dumps(model))) as dumped,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as written,
+    ):
         schema = _numbered(json.loads(dumped.read(_SCHEMA)), addresses, files)
-        contents = {_SCHEMA: json.dumps(schema).encode()} | {files[name]: _unpadded(dumped.read(name)) for name in files}
+        contents = {_SCHEMA: json.dumps(schema).encode()} | {
+            files[name]: _unpadded(dumped.read(name)) for name in files
+        }
         for name, content in sorted(contents.items()):
             written.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content, zipfile.ZIP_DEFLATED, 1)
 
@@ -172,7 +199,8 @@ def _numbered(part: Any, addresses: dict[Any, int], files: dict[str, str]) -> An
     numbered: dict[str, Any] = {}
     for key, value in part.items():
         if key == "__id__":
-            # Whether two equal numbers or texts are one object differs between a model that was read and one that was trained.
+            # Whether two equal numbers or texts are one object differs between a model that was read and one that was
+            # trained.
             address = (value, len(addresses)) if part.get("__loader__") == "JsonNode" else value
             numbered[key] = addresses.setdefault(address, len(addresses))
         elif key == "file" and "__loader__" in part:

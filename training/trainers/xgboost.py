@@ -1,7 +1,8 @@
 """Gradient-boosted trees: a median or mean with an interval, and calibrated probabilities.
 
 A fit that was killed goes on from its checkpoint and ends in the same bytes: what a round samples follows from the seed
-and the round alone. A training set that lies in a memory map is quantised slice by slice into files of the scratch folder.
+and the round alone. A training set that lies in a memory map is quantised slice by slice into files of the scratch
+folder.
 """
 
 from __future__ import annotations
@@ -20,7 +21,17 @@ from serving.predictors.calibration import ordered_interval
 from serving.predictors.contract import Contract, write_json
 from serving.predictors.xgboost import DETAILS_FILE
 from training.rows import slices
-from training.trainers import FamilyParams, Fitted, Floats, NoGpu, Rows, Run, TrainingDiverged, TrainingImpossible, normalised
+from training.trainers import (
+    FamilyParams,
+    Fitted,
+    Floats,
+    NoGpu,
+    Rows,
+    Run,
+    TrainingDiverged,
+    TrainingImpossible,
+    normalised,
+)
 from training.trainers.calibration import Method, fit_calibration, fit_widening
 
 _SAY_EVERY = 50
@@ -73,11 +84,16 @@ def chosen_device(wanted: str) -> str:
         return "cuda"
     if wanted == "gpu":
         reason = "the CUDA driver sees no GPU" if built else "this build of xgboost has no CUDA"
-        raise NoGpu(f"trainer.device is gpu, but {reason}. Set `device: auto` to train on the CPU, or run the job where a GPU is.")
+        raise NoGpu(
+            f"trainer.device is gpu, but {reason}. Set `device: auto` to train on the CPU, or run the job where a GPU "
+            "is."
+        )
     return "cpu"
 
 
-def train(contract: Contract, fit: Rows, validation: Rows, folder: Path, *, params: Mapping[str, Any], run: Run) -> Fitted:
+def train(
+    contract: Contract, fit: Rows, validation: Rows, folder: Path, *, params: Mapping[str, Any], run: Run
+) -> Fitted:
     """Fit one booster an output (and one for an interval's bounds) and write them into `folder`.
 
     Args:
@@ -108,7 +124,8 @@ def train(contract: Contract, fit: Rows, validation: Rows, folder: Path, *, para
         boosted = _boosted(name, {**common, **objective, "eval_metric": metric}, matrix, held_out, chosen, run)
         rounds[name] = boosted.best
         run.progress.line(
-            f"xgboost {name}: best round {boosted.best} of {boosted.rounds}, validation {metric} {boosted.curves['validation'][metric][boosted.best - 1]:.5g}"
+            f"xgboost {name}: best round {boosted.best} of {boosted.rounds}, validation {metric} "
+            f"{boosted.curves['validation'][metric][boosted.best - 1]:.5g}"
         )
         kept = boosted.booster[: boosted.best]
         kept.set_param({"device": "cpu"})
@@ -124,14 +141,22 @@ def train(contract: Contract, fit: Rows, validation: Rows, folder: Path, *, para
             if truth.min() == truth.max():
                 side = "above" if truth[0] else "at or below"
                 raise TrainingImpossible(
-                    f"{contract.model}: all {len(truth)} training rows lie {side} {output['above']:g}, so {name!r} cannot be learned. Widen `split.train`."
+                    f"{contract.model}: all {len(truth)} training rows lie {side} {output['above']:g}, so {name!r} "
+                    "cannot be learned. Widen `split.train`."
                 )
             booster = boost(name, {"objective": "binary:logistic"}, "logloss", truth, held_out_truth)
             logits = _margin(booster, validation)
-            details[name] = {"file": f"{name}.ubj", "calibration": fit_calibration(logits, held_out_truth, chosen.calibration)}
+            details[name] = {
+                "file": f"{name}.ubj",
+                "calibration": fit_calibration(logits, held_out_truth, chosen.calibration),
+            }
         else:
             median = output["objective"] == "median"
-            objective = {"objective": "reg:quantileerror", "quantile_alpha": 0.5} if median else {"objective": "reg:squarederror"}
+            objective = (
+                {"objective": "reg:quantileerror", "quantile_alpha": 0.5}
+                if median
+                else {"objective": "reg:squarederror"}
+            )
             booster = boost(name, objective, "mae" if median else "rmse", fit.label, validation.label)
             details[name] = {"file": f"{name}.ubj"}
             if output.get("interval"):
@@ -140,7 +165,10 @@ def train(contract: Contract, fit: Rows, validation: Rows, folder: Path, *, para
                 bounds = boost(f"{name}_interval", quantiles, "quantile", fit.label, validation.label)
                 raw = _margin(bounds, validation)
                 lower, upper = ordered_interval(_margin(booster, validation), raw[:, 0], raw[:, 1], 0.0)
-                details[name]["interval"] = {"file": f"{name}_interval.ubj", "widen_by": fit_widening(validation.label, lower, upper, output["interval"])}
+                details[name]["interval"] = {
+                    "file": f"{name}_interval.ubj",
+                    "widen_by": fit_widening(validation.label, lower, upper, output["interval"]),
+                }
         importances[name] = normalised(booster.get_score(importance_type="total_gain"), contract)
     write_json(folder / DETAILS_FILE, {"outputs": details})
     return Fitted("gpu" if used == "cuda" else "cpu", rounds, importances, ("xgboost", "numpy", "pyarrow"))
@@ -174,7 +202,9 @@ def _boosted(name: str, settings: Mapping[str, Any], matrix: Any, held_out: Any,
     import xgboost as xgb
 
     found = run.checkpoints.load(name)
-    booster = xgb.Booster(dict(settings), [matrix, held_out], model_file=found.folder / _BOOSTER_FILE if found else None)
+    booster = xgb.Booster(
+        dict(settings), [matrix, held_out], model_file=found.folder / _BOOSTER_FILE if found else None
+    )
     boosted = _Boosted(booster, json.loads((found.folder / _CURVES_FILE).read_text(encoding="utf-8")) if found else {})
     for split, metrics in boosted.curves.items():
         for metric, values in metrics.items():
@@ -192,7 +222,8 @@ def _boosted(name: str, settings: Mapping[str, Any], matrix: Any, held_out: Any,
 
         run.checkpoints.save(name, write, {"round": boosted.rounds}, finished=finished)
 
-    # Its own loop, not `xgb.train`: there the rounds of a continued booster count from 0, and so would what they sample.
+    # Its own loop, not `xgb.train`: there the rounds of a continued booster count from 0, and so would what they
+    # sample.
     container = xgb.callback.CallbackContainer([])
     container.history = boosted.curves
     best, lowest = boosted.best, min(boosted.judged(), default=np.inf)
@@ -208,14 +239,18 @@ def _boosted(name: str, settings: Mapping[str, Any], matrix: Any, held_out: Any,
                     kept = run.checkpoints.load(name)
                     last_good = f" The checkpoint of round {kept.state['round']} is kept." if kept else ""
                     raise TrainingDiverged(
-                        f"xgboost {name}: {split} {metric} is {values[-1]} in round {done + 1}.{last_good} Lower `learning_rate`, and look for extreme labels."
+                        f"xgboost {name}: {split} {metric} is {values[-1]} in round {done + 1}.{last_good} Lower "
+                        "`learning_rate`, and look for extreme labels."
                     )
                 run.progress.point(f"{split}/{name}/{metric}", done + 1, values[-1])
                 if split == "validation":
                     if values[-1] < lowest:
                         best, lowest = done + 1, values[-1]
                     if (done + 1) % _SAY_EVERY == 0:
-                        run.progress.line(f"xgboost {name}: round {done + 1} of {chosen.n_estimators}, validation {metric} {values[-1]:.5g}")
+                        run.progress.line(
+                            f"xgboost {name}: round {done + 1} of {chosen.n_estimators}, validation {metric} "
+                            f"{values[-1]:.5g}"
+                        )
         if run.checkpoints.due():
             save(finished=False)
     save(finished=True)
@@ -225,8 +260,8 @@ def _boosted(name: str, settings: Mapping[str, Any], matrix: Any, held_out: Any,
 def _forget_sampling(booster: Any, method: str) -> None:
     """Let the next round make its samplers anew.
 
-    They are seeded when they are made, by `seed_per_iteration` from seed and round, but would be kept from then on: after
-    a checkpoint they would not stand where they stood. Another method and back drops them, and nothing else.
+    They are seeded when they are made, by `seed_per_iteration` from seed and round, but would be kept from then on:
+    after a checkpoint they would not stand where they stood. Another method and back drops them, and nothing else.
     """
     booster.set_param({"tree_method": "approx"})
     booster.save_config()  # parameters take effect when they are needed; this needs them
@@ -234,7 +269,9 @@ def _forget_sampling(booster: Any, method: str) -> None:
 
 
 def _quantised(contract: Contract, rows: Rows, chosen: Params, cache: Path, reference: Any) -> Any:
-    """The rows as XGBoost bins them; those of a memory map lie in files beginning with `cache`, and are read page by page."""
+    """The rows as XGBoost bins them; those of a memory map lie in files beginning with `cache`, and are read page by
+    page.
+    """
     import xgboost as xgb
 
     types = ["c" if spec.categories is not None else "q" for spec in contract.features.values()]
@@ -265,7 +302,9 @@ def _quantised(contract: Contract, rows: Rows, chosen: Params, cache: Path, refe
 
 def _margin(booster: Any, rows: Rows) -> Floats:
     parts = [
-        booster.inplace_predict(np.array(rows.matrix[some]), predict_type="margin", missing=np.nan, validate_features=False)
+        booster.inplace_predict(
+            np.array(rows.matrix[some]), predict_type="margin", missing=np.nan, validate_features=False
+        )
         for some in slices(*rows.matrix.shape)
     ]
     margin: Floats = np.concatenate(parts).astype(np.float64)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import yaml
 
 from config.calendar import Interval
-from config.catalog import load_catalog
+from config.catalog.load import load_catalog
 from config.settings import Settings
 from features.sources import read_source
 from lake.lake import Lake
@@ -28,7 +28,12 @@ COLUMNS: dict[str, dict[str, Any]] = {
 
 
 def meters(
-    folder: Path, source: Mapping[str, Any], *, columns: Mapping[str, Any] = COLUMNS, known_at: Any = None, key: Sequence[str] = ("meter", "at_utc")
+    folder: Path,
+    source: Mapping[str, Any],
+    *,
+    columns: Mapping[str, Any] = COLUMNS,
+    known_at: Any = None,
+    key: Sequence[str] = ("meter", "at_utc"),
 ) -> Lake:
     """A lake with one table `meters/readings` of that source; relative paths start at `folder`."""
     dataset = {
@@ -50,8 +55,12 @@ def meters(
         },
     }
     (folder / "catalog" / "datasets").mkdir(parents=True, exist_ok=True)
-    (folder / "catalog" / "datasets" / "meters.yaml").write_text(yaml.safe_dump(dataset, sort_keys=False), encoding="utf-8")
-    settings = Settings(home=folder / "var", catalog_dir=folder / "catalog", sql_dir=folder / "sql", duckdb_memory_gb=0.5)
+    (folder / "catalog" / "datasets" / "meters.yaml").write_text(
+        yaml.safe_dump(dataset, sort_keys=False), encoding="utf-8"
+    )
+    settings = Settings(
+        home=folder / "var", catalog_dir=folder / "catalog", sql_dir=folder / "sql", duckdb_memory_gb=0.5
+    )
     return Lake(settings, load_catalog(settings))
 
 

@@ -69,7 +69,9 @@ def test_a_member_must_be_named_where_there_are_several(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "many.zip", "w") as archive:
         archive.writestr("1.csv", HEADER)
         archive.writestr("2.csv", HEADER)
-    with pytest.raises(SourceMissing, match=r"many.zip holds 2 files \(1.csv, 2.csv\). Name one in the uri: many.zip!<member>"):
+    with pytest.raises(
+        SourceMissing, match=r"many.zip holds 2 files \(1.csv, 2.csv\). Name one in the uri: many.zip!<member>"
+    ):
         read(meters(tmp_path, source("many.zip")))
     with pytest.raises(SourceMissing, match=r"has no member '3.csv'. It holds: 1.csv, 2.csv"):
         read(meters(tmp_path, source("many.zip!3.csv")))
@@ -82,7 +84,9 @@ def test_a_member_whose_path_climbs_stays_in_the_scratch_folder(tmp_path: Path) 
     assert not list(tmp_path.rglob("climbed.csv"))
 
 
-def test_a_file_of_an_installed_package_is_found_without_importing_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_an_installed_package_is_found_without_importing_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     package = tmp_path / "site" / "waterworks"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("raise ImportError('cannot be imported')")
@@ -113,7 +117,13 @@ def test_differing_columns_are_shown_whole(tmp_path: Path) -> None:
     text = "meter,at_utc,litres,pulse,open,serial,meter\n"
     with pytest.raises(SourceSchemaMismatch) as caught:
         read(meters(tmp_path, csv(tmp_path, text)))
-    differences = ("'pulse' is not declared", "'serial' is not declared", "'pulses' is missing", "'billed_on' is missing", "'meter' stands twice")
+    differences = (
+        "'pulse' is not declared",
+        "'serial' is not declared",
+        "'pulses' is missing",
+        "'billed_on' is missing",
+        "'meter' stands twice",
+    )
     for part in (*differences, "readings.csv"):
         assert part in str(caught.value)
 
@@ -131,19 +141,31 @@ def test_differing_columns_are_shown_whole(tmp_path: Path) -> None:
     ],
 )
 def test_a_retyped_column_shows_count_first_value_and_row(tmp_path: Path, column: str, value: str) -> None:
-    row = {"meter": "a", "at_utc": "2024-03-04T10:00:00Z", "litres": "1", "pulses": "3.0", "open": "true", "billed_on": "2024-03-01"}
+    row = {
+        "meter": "a",
+        "at_utc": "2024-03-04T10:00:00Z",
+        "litres": "1",
+        "pulses": "3.0",
+        "open": "true",
+        "billed_on": "2024-03-01",
+    }
     good = ",".join(row.values())
     bad = ",".join(f'"{cell}"' for cell in (row | {column: value}).values())
     with pytest.raises(SourceSchemaMismatch) as caught:
         read(meters(tmp_path, csv(tmp_path, f"{HEADER}{good}\n{good}\n{bad}\n{bad}\n")))
-    assert f"'{column}' is declared {COLUMNS[column]['type']}, but 2 values are not: first '{value}', in row 3" in str(caught.value)
+    assert f"'{column}' is declared {COLUMNS[column]['type']}, but 2 values are not: first '{value}', in row 3" in str(
+        caught.value
+    )
     assert "Nothing was written" in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (HEADER + ROWS + "c,2024-03-04T12:00:00Z,1\n", "Expected Number of Columns: 6 Found: 3"),  # cut off in the middle of a line
+        (
+            HEADER + ROWS + "c,2024-03-04T12:00:00Z,1\n",
+            "Expected Number of Columns: 6 Found: 3",
+        ),  # cut off in the middle of a line
         (HEADER + ROWS + "c,2024-03-04T12:00:00Z,1,1,true,2024-03-01,7\n", "Expected Number of Columns: 6 Found: 7"),
         (HEADER + 'a,2024-03-04T10:00:00Z,1,1,true,"2024', "unterminated quote"),
         ("", "has no header"),
@@ -189,7 +211,9 @@ def test_parquet_is_checked_by_its_types(tmp_path: Path) -> None:
     lake = meters(tmp_path, source("readings.parquet", format="parquet"))
     pq.write_table(pa.table(good), tmp_path / "readings.parquet")
     assert read(lake).to_pylist()[0]["pulses"] == 3
-    pq.write_table(pa.table(good | {"pulses": pa.array([3.0]), "litres": pa.array(["1.5"])}), tmp_path / "readings.parquet")
+    pq.write_table(
+        pa.table(good | {"pulses": pa.array([3.0]), "litres": pa.array(["1.5"])}), tmp_path / "readings.parquet"
+    )
     with pytest.raises(SourceSchemaMismatch) as caught:
         read(lake)
     assert "'pulses' is DOUBLE, declared int64" in str(caught.value)
@@ -210,16 +234,23 @@ def test_select_reshapes_with_a_lookup_and_its_result_is_checked(tmp_path: Path)
         select="SELECT 'm' || id AS meter, \"when\" AS at_utc, litres FROM source LEFT JOIN places USING (place)",
         lookups={"places": {"uri": "places.csv", "columns": {"place": "string", "litres": "float64"}}},
     )
-    assert [(row["meter"], row["litres"]) for row in read(meters(tmp_path, shaped, columns=columns)).to_pylist()] == [("m1", 5.0), ("m2", None)]
+    assert [(row["meter"], row["litres"]) for row in read(meters(tmp_path, shaped, columns=columns)).to_pylist()] == [
+        ("m1", 5.0),
+        ("m2", None),
+    ]
     short = shaped | {"select": 'SELECT id AS meter, "when" AS at_utc, 1 AS extra FROM source'}
     with pytest.raises(SourceSchemaMismatch, match="select of the source of meters/readings"):
         read(meters(tmp_path, short, columns=columns))
-    with pytest.raises(SourceUnreadable, match=r"(?s)select or known_at of the source of meters/readings fails.*nowhere"):
+    with pytest.raises(
+        SourceUnreadable, match=r"(?s)select or known_at of the source of meters/readings fails.*nowhere"
+    ):
         read(meters(tmp_path, shaped | {"select": "SELECT nowhere FROM source"}, columns=columns))
     with pytest.raises(SourceMissing, match=r"is shaped by .*meters/readings.source.sql, which is no file"):
         read(meters(tmp_path, shaped | {"select": "meters/readings.source.sql"}, columns=columns))
     csv(tmp_path, "place,litres,street\nx,5,z\n", name="places.csv")
-    with pytest.raises(SourceSchemaMismatch, match=r"(?s)lookup places of source of meters/readings.*'street' is not declared"):
+    with pytest.raises(
+        SourceSchemaMismatch, match=r"(?s)lookup places of source of meters/readings.*'street' is not declared"
+    ):
         read(meters(tmp_path, shaped, columns=columns))
 
 
@@ -233,6 +264,10 @@ def test_an_unchanged_file_is_parsed_once_and_a_changed_one_again(tmp_path: Path
     assert cached[0].stat().st_mtime_ns == stamp, "the same bytes were parsed twice"
     csv(tmp_path, HEADER + ROWS.replace("a,", "z,", 1))
     assert names(read(lake)) == ["b", "z"]
-    assert len(list((lake.settings.home / "cache").rglob("*.parquet"))) == 1, "the cache keeps the newest bytes of a source alone"
-    assert names(read(meters(tmp_path, source("readings.csv", null_values=["", "z"])))) == ["b", None], "another catalog entry must not find the old cache"
+    assert len(list((lake.settings.home / "cache").rglob("*.parquet"))) == 1, (
+        "the cache keeps the newest bytes of a source alone"
+    )
+    assert names(read(meters(tmp_path, source("readings.csv", null_values=["", "z"])))) == ["b", None], (
+        "another catalog entry must not find the old cache"
+    )
     assert not list(lake.settings.scratch.iterdir()), "a read leaves nothing behind"

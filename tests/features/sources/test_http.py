@@ -72,7 +72,14 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def record(meter: str, **more: Any) -> dict[str, Any]:
-    return {"meter": meter, "at_utc": "2024-03-04T10:00:00Z", "litres": 1.5, "pulses": 3, "open": True, "billed_on": None} | more
+    return {
+        "meter": meter,
+        "at_utc": "2024-03-04T10:00:00Z",
+        "litres": 1.5,
+        "pulses": 3,
+        "open": True,
+        "billed_on": None,
+    } | more
 
 
 def source(server: Server, **more: Any) -> dict[str, Any]:
@@ -86,12 +93,19 @@ def found(tmp_path: Path, described: dict[str, Any]) -> list[str]:
 def test_pages_by_number_until_one_is_empty(tmp_path: Path, server: Server) -> None:
     pages = {"1": [record("a"), record("b")], "2": [record("c", litres=None)], "3": []}
     server.answer = lambda path, parameters: (200, {"data": {"rows": pages[parameters["page"]]}})
-    assert found(tmp_path, source(server, page_param="page", records="data.rows", params={"size": "2"})) == ["a", "b", "c"]
+    assert found(tmp_path, source(server, page_param="page", records="data.rows", params={"size": "2"})) == [
+        "a",
+        "b",
+        "c",
+    ]
     assert server.asked == [f"/readings?size=2&page={page}" for page in (1, 2, 3)]
 
 
 def test_pages_by_next_url_on_the_same_host(tmp_path: Path, server: Server) -> None:
-    documents: dict[str, dict[str, Any]] = {"/readings": {"rows": [record("a")], "next": "/more?cursor=x"}, "/more": {"rows": [record("b")], "next": None}}
+    documents: dict[str, dict[str, Any]] = {
+        "/readings": {"rows": [record("a")], "next": "/more?cursor=x"},
+        "/more": {"rows": [record("b")], "next": None},
+    }
     server.answer = lambda path, parameters: (200, documents[path])
     assert found(tmp_path, source(server, records="rows", next_url="next")) == ["a", "b"]
     documents["/more"]["next"] = server.url.replace("127.0.0.1", "localhost") + "/more"
@@ -107,7 +121,12 @@ def test_values_arrive_as_declared_and_a_field_may_be_absent_from_a_record(tmp_p
     del short["pulses"]
     server.answer = lambda path, parameters: (200, [record("a", billed_on="2024-03-01"), short])
     rows = read(meters(tmp_path, source(server))).to_pylist()
-    assert (rows[0]["litres"], rows[0]["pulses"], rows[0]["open"], str(rows[0]["billed_on"])) == (1.5, 3, True, "2024-03-01")
+    assert (rows[0]["litres"], rows[0]["pulses"], rows[0]["open"], str(rows[0]["billed_on"])) == (
+        1.5,
+        3,
+        True,
+        "2024-03-01",
+    )
     assert rows[1]["pulses"] is None
     assert rows[0]["natural_date"] == NIGHT
 
@@ -139,7 +158,9 @@ def test_no_server_counts_as_a_failure(tmp_path: Path, server: Server) -> None:
         found(tmp_path, source(server, url="http://127.0.0.1:9/readings", attempts=2))
 
 
-@pytest.mark.parametrize(("status", "says"), [(401, "answers 401 Unauthorized, needs 200"), (404, "answers 404"), (302, "answers 302 Found")])
+@pytest.mark.parametrize(
+    ("status", "says"), [(401, "answers 401 Unauthorized, needs 200"), (404, "answers 404"), (302, "answers 302 Found")]
+)
 def test_a_refusal_is_not_tried_again(tmp_path: Path, server: Server, status: int, says: str) -> None:
     server.answer = lambda path, parameters: (status, {})
     with pytest.raises(SourceRefused, match=says):
@@ -164,11 +185,15 @@ def test_undeclared_missing_and_retyped_fields(tmp_path: Path, server: Server) -
     with pytest.raises(SourceSchemaMismatch, match=r"(?s)'litres' is missing.*'billed_on' is missing"):
         found(tmp_path, source(server))
     server.answer = lambda path, parameters: (200, [record("a"), record("b", pulses=2.5)])
-    with pytest.raises(SourceSchemaMismatch, match=r"'pulses' is declared int64, but 1 values are not: first '2.5', in row 2"):
+    with pytest.raises(
+        SourceSchemaMismatch, match=r"'pulses' is declared int64, but 1 values are not: first '2.5', in row 2"
+    ):
         found(tmp_path, source(server))
 
 
-def test_each_night_is_asked_for_with_the_token(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_night_is_asked_for_with_the_token(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("METERS_TOKEN", "sesame")
     lake = meters(tmp_path, source(server, params={"day": "{data_date}"}, token_secret="meters_token"))
     read(lake, Interval.closed(NIGHT, NIGHT.replace(day=5)))

@@ -27,7 +27,10 @@ def engine(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[sa.En
     engine = sa.create_engine(postgres_url)
     with engine.begin() as connection:
         connection.execute(sa.text("DROP TABLE IF EXISTS readings"))
-        typed = "meter text, at_utc timestamptz, litres numeric(12, 3), pulses bigint, open boolean, billed_on date, changed timestamptz"
+        typed = (
+            "meter text, at_utc timestamptz, litres numeric(12, 3), pulses bigint, open boolean, billed_on date,"
+            " changed timestamptz"
+        )
         connection.execute(sa.text(f"CREATE TABLE readings ({typed})"))
     yield engine
     with engine.begin() as connection:
@@ -35,7 +38,9 @@ def engine(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[sa.En
     engine.dispose()
 
 
-def insert(engine: sa.Engine, meter: str, at: datetime, litres: float | None = 1.5, changed: datetime | None = None) -> None:
+def insert(
+    engine: sa.Engine, meter: str, at: datetime, litres: float | None = 1.5, changed: datetime | None = None
+) -> None:
     with engine.begin() as connection:
         connection.execute(
             sa.text("INSERT INTO readings VALUES (:meter, :at, :litres, 7, true, '2024-03-01', :changed)"),
@@ -66,9 +71,14 @@ def test_every_type_arrives_as_declared(tmp_path: Path, engine: sa.Engine) -> No
     assert found[1]["litres"] is None
 
 
-def test_rows_come_in_batches_by_a_server_side_cursor(tmp_path: Path, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_come_in_batches_by_a_server_side_cursor(
+    tmp_path: Path, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with engine.begin() as connection:
-        many = "SELECT 'm' || i, '2024-03-04 10:00Z', 1, i, true, '2024-03-01', '2024-03-04 10:00Z' FROM generate_series(1, 2500) AS s(i)"
+        many = (
+            "SELECT 'm' || i, '2024-03-04 10:00Z', 1, i, true, '2024-03-01', '2024-03-04 10:00Z' FROM"
+            " generate_series(1, 2500) AS s(i)"
+        )
         connection.execute(sa.text(f"INSERT INTO readings {many}"))
     sizes: list[int] = []
     write = pq.ParquetWriter.write_table
@@ -88,9 +98,13 @@ def test_rows_come_in_batches_by_a_server_side_cursor(tmp_path: Path, engine: sa
         assert read(meters(tmp_path, source(batch_rows=1000))).num_rows == 2500
     finally:
         sa.event.remove(sa.Engine, "after_cursor_execute", executed)
-    assert sizes == [1000, 1000, 500], "rows must be staged in batches of batch_rows, so that memory does not grow with the table"
+    assert sizes == [1000, 1000, 500], (
+        "rows must be staged in batches of batch_rows, so that memory does not grow with the table"
+    )
     assert cursors, "the query was not seen"
-    assert all(cursors), "the query must run on a named, server-side cursor: without one the client holds the whole result"
+    assert all(cursors), (
+        "the query must run on a named, server-side cursor: without one the client holds the whole result"
+    )
 
 
 def test_a_bound_query_is_asked_night_by_night(tmp_path: Path, engine: sa.Engine) -> None:
@@ -117,7 +131,13 @@ def test_undeclared_and_missing_columns_are_all_named(tmp_path: Path, engine: sa
     lake = meters(tmp_path, source("SELECT meter, at_utc, litres, pulses, changed AS updated FROM readings"))
     with pytest.raises(SourceSchemaMismatch) as caught:
         read(lake)
-    for part in ("source of meters/readings", "'updated' is not declared", "'open' is missing", "'billed_on' is missing", "Nothing was written"):
+    for part in (
+        "source of meters/readings",
+        "'updated' is not declared",
+        "'open' is missing",
+        "'billed_on' is missing",
+        "Nothing was written",
+    ):
         assert part in str(caught.value)
 
 
@@ -131,7 +151,9 @@ def test_a_value_of_another_type_shows_column_row_and_value(tmp_path: Path, engi
         read(meters(tmp_path, source(QUERY.replace("litres", "meter AS litres", 1) + " ORDER BY at_utc")))
 
 
-def test_a_refused_query_is_not_retried_and_an_absent_server_is(tmp_path: Path, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_query_is_not_retried_and_an_absent_server_is(
+    tmp_path: Path, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(SourceRefused, match="no_such_table"):
         read(meters(tmp_path, source("SELECT * FROM no_such_table")))
     monkeypatch.setenv("METERS_URL", "postgresql+psycopg2://test:hidden@127.0.0.1:9/postgres")
@@ -145,11 +167,19 @@ def test_sqlite_without_types_of_its_own(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("METERS_URL", url)
     engine = sa.create_engine(url)
     with engine.begin() as connection:
-        connection.execute(sa.text("CREATE TABLE readings (meter text, at_utc text, litres real, pulses integer, open integer, billed_on text)"))
+        connection.execute(
+            sa.text(
+                "CREATE TABLE readings (meter text, at_utc text, litres real, pulses integer, open integer, billed_on "
+                "text)"
+            )
+        )
         connection.execute(sa.text("INSERT INTO readings VALUES ('a', '2024-03-04 10:00:00', 1.5, 3, 1, '2024-03-01')"))
         connection.execute(sa.text("INSERT INTO readings VALUES ('b', '2024-03-04T11:00:00', NULL, NULL, 0, NULL)"))
     found = read(meters(tmp_path, source())).to_pylist()
-    assert [row["at_utc"] for row in found] == [datetime(2024, 3, 4, 10, tzinfo=UTC), datetime(2024, 3, 4, 11, tzinfo=UTC)]
+    assert [row["at_utc"] for row in found] == [
+        datetime(2024, 3, 4, 10, tzinfo=UTC),
+        datetime(2024, 3, 4, 11, tzinfo=UTC),
+    ]
     assert [row["open"] for row in found] == [True, False]
     assert found[1]["billed_on"] is None
     assert found[0]["known_at_utc"] - found[1]["known_at_utc"] == -timedelta(hours=1)

@@ -1,4 +1,6 @@
-"""A scored night of the toy whose numbers are all good, and ways to spoil one of them: what the landing page is tested on."""
+"""A scored night of the toy whose numbers are all good, and ways to spoil one of them: what the landing page is tested
+on.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +32,15 @@ def context(lake: Lake, role: Role = "operator", now: datetime = NOW, **changed:
 
 
 def night(lake: Lake, day: date = NIGHT, spoiled: Spoiled | None = None, *, left_out: tuple[str, ...] = ()) -> None:
-    """Drift, performance and quality of one night: good but for `spoiled`, by (check, column); checks `left_out` are not there."""
+    """Drift, performance and quality of one night: good but for `spoiled`, by (check, column); checks `left_out` are
+    not there.
+    """
     changes = dict(spoiled or {})
 
     def row(subject: str, check: str, column: str = "", about: date = day, **values: Any) -> Metric:
-        told: dict[str, Any] = {"status": "ok", "n": 40, "reference": REFERENCE} | values | dict(changes.pop((check, column), {}))
+        told: dict[str, Any] = (
+            {"status": "ok", "n": 40, "reference": REFERENCE} | values | dict(changes.pop((check, column), {}))
+        )
         return Metric(subject, about, day, check, column=column, **told)
 
     drift = [row(MODEL, "volume", value=40.0), row(MODEL, "drift_share", value=0.0, threshold=0.3, n=2)]
@@ -51,7 +57,11 @@ def night(lake: Lake, day: date = NIGHT, spoiled: Spoiled | None = None, *, left
     quality = [row(DATASET, "quality_score", table, value=1.0, threshold=0.99) for table in ("bookings", "outcomes")]
     quality += [row(DATASET, "bad_share", table, value=0.0, threshold=0.01) for table in ("bookings", "outcomes")]
     extra = [Metric(MODEL, day, day, check, column=column, **values) for (check, column), values in changes.items()]
-    for subject, group, rows in ((MODEL, "drift", drift + extra), (MODEL, "performance", errors), (DATASET, "validate", quality)):
+    for subject, group, rows in (
+        (MODEL, "drift", drift + extra),
+        (MODEL, "performance", errors),
+        (DATASET, "validate", quality),
+    ):
         kept = [r for r in rows if r.check not in left_out]
         publish_metrics(lake, subject, group, kept, Interval.of(day), run_id="t")
 

@@ -1,4 +1,6 @@
-"""The page Data: what a person reads of published, late, rewritten and missing nights, and of the rows that were set aside."""
+"""The page Data: what a person reads of published, late, rewritten and missing nights, and of the rows that were set
+aside.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,14 @@ from lake.lake import Lake
 from lake.lineage import publications_table
 from lake.projection import _metadata as projections_metadata
 from lake.tables import quarantine_table, raw_table
+from monitoring.alerting.reading import Published
+from monitoring.alerting.runs import _metadata as runs_metadata
 from monitoring.pages.data import data_docs_folder, page
 from monitoring.pages.data_nights import STATES, states_of
 from monitoring.pages.data_quarantine import MASKED, PAGE_ROWS, read_quarantine, rules_in
 from monitoring.pages.embedded import document
 from monitoring.pages.page import BadAddress, Context, NotFound, Page, Viewer, to_csv
-from monitoring.pages.reading import Published
 from monitoring.pages.render import render
-from monitoring.runs import _metadata as runs_metadata
 from tests import toy
 from tests.config.test_catalog import changed
 from tests.features.test_validate import edit, lake_with
@@ -38,7 +40,14 @@ AT = datetime(2024, 1, 2, tzinfo=UTC)
 
 
 def context_of(lake: Lake, **given: Any) -> Context:
-    return Context(lake, Viewer("ada", "viewer"), given.pop("now", datetime(2024, 3, 1, tzinfo=UTC)), ("ride_minutes",), ("rides",), **given)
+    return Context(
+        lake,
+        Viewer("ada", "viewer"),
+        given.pop("now", datetime(2024, 3, 1, tzinfo=UTC)),
+        ("ride_minutes",),
+        ("rides",),
+        **given,
+    )
 
 
 def shown(lake: Lake, **query: str) -> Page:
@@ -56,8 +65,15 @@ def table(found: Page, name: str) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
     """Four validated nights; in the last one most bookings are bad, and the vehicle is personal data."""
-    made = lake_with(tmp_path_factory.mktemp("data"), NIGHTS, tables__bookings__columns__vehicle__pii=True, tables__bookings__quality={"stop_share": 1.0})
-    raw = toy.with_lake_columns(made, "bookings", toy.generate(Interval(NIGHTS.start, NIGHTS.end + ONE_DAY), per_day=120).bookings)
+    made = lake_with(
+        tmp_path_factory.mktemp("data"),
+        NIGHTS,
+        tables__bookings__columns__vehicle__pii=True,
+        tables__bookings__quality={"stop_share": 1.0},
+    )
+    raw = toy.with_lake_columns(
+        made, "bookings", toy.generate(Interval(NIGHTS.start, NIGHTS.end + ONE_DAY), per_day=120).bookings
+    )
     raw = raw.append_column("row_number", [[1] * raw.num_rows])
     toy.publish_rows(made, raw_table(made.settings, made.dataset("rides"), "bookings"), raw, NIGHTS)
 
@@ -90,10 +106,15 @@ ONE = Published("t", FIRST, "d", 10, 1, "r", AT, AT, 1)
         ({"deadline": AT - timedelta(seconds=1)}, ("late",)),
         ({"deadline": AT}, ("published",)),
         ({"published": replace(ONE, times=2)}, ("republished",)),
-        ({"published": replace(ONE, times=2), "quarantined": 1, "deadline": AT - ONE_DAY}, ("quarantined", "late", "republished")),
+        (
+            {"published": replace(ONE, times=2), "quarantined": 1, "deadline": AT - ONE_DAY},
+            ("quarantined", "late", "republished"),
+        ),
     ],
 )
-def test_a_night_has_every_state_that_is_true_of_it_worst_first(given: dict[str, Any], expected: tuple[str, ...]) -> None:
+def test_a_night_has_every_state_that_is_true_of_it_worst_first(
+    given: dict[str, Any], expected: tuple[str, ...]
+) -> None:
     facts: dict[str, Any] = {"published": ONE, "quarantined": 0, "later_first_at": None, "deadline": None}
     assert states_of(**(facts | given)) == expected
 
@@ -101,9 +122,21 @@ def test_a_night_has_every_state_that_is_true_of_it_worst_first(given: dict[str,
 def published(lake: Lake, table_name: str, night: date, at: datetime, version: int = 1, rows: int = 5) -> None:
     """A line of the index, as a publish leaves it."""
     _ = lake.publications  # makes the table
-    values = {"table_name": table_name, "data_date": night, "version": version, "digest": f"d{version}", "row_count": rows, "run_id": "r", "committed_at": at}
+    values = {
+        "table_name": table_name,
+        "data_date": night,
+        "version": version,
+        "digest": f"d{version}",
+        "row_count": rows,
+        "run_id": "r",
+        "committed_at": at,
+    }
     with lake.engine.begin() as connection:
-        connection.execute(publications_table.insert().values(**values, code_version="c", catalog_digest="c", inputs="[]", details="{}"))
+        connection.execute(
+            publications_table.insert().values(
+                **values, code_version="c", catalog_digest="c", inputs="[]", details="{}"
+            )
+        )
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -129,8 +162,19 @@ def test_late_rewritten_missing_and_failed_nights_are_told_apart(empty: Lake) ->
     # The second night came after the third.
     with empty.engine.begin() as connection:
         second = publications_table.c.data_date == days[1]
-        connection.execute(publications_table.update().where(second).values(committed_at=AT + timedelta(days=2, hours=1)))
-    ran(empty, "rides", "ingest", days[5], AT, state="failed", failed_task="validate", error="DataRejected: 40 of 50 rows break a rule")
+        connection.execute(
+            publications_table.update().where(second).values(committed_at=AT + timedelta(days=2, hours=1))
+        )
+    ran(
+        empty,
+        "rides",
+        "ingest",
+        days[5],
+        AT,
+        state="failed",
+        failed_task="validate",
+        error="DataRejected: 40 of 50 rows break a rule",
+    )
     rows = {row["day"]: row for row in table(shown(empty, table="bookings"), "nights")}
     assert {day: row["state"] for day, row in rows.items()} == dict(
         zip(days, ["republished", "late", "published", "missing", "published", "missing"], strict=True)
@@ -147,7 +191,13 @@ def test_a_night_ahead_of_time_in_a_replay_is_not_missing(empty: Lake) -> None:
 
 
 def test_a_live_night_is_late_after_the_earliest_deadline_and_missing_when_it_has_passed(tmp_path: Path) -> None:
-    text = changed(toy.DATASET_YAML.replace("replay: {from: 2024-01-01, to: 2024-12-31, first_night: 2024-03-01}\n", "start: 2024-01-01\n"), "title", "Live")
+    text = changed(
+        toy.DATASET_YAML.replace(
+            "replay: {from: 2024-01-01, to: 2024-12-31, first_night: 2024-03-01}\n", "start: 2024-01-01\n"
+        ),
+        "title",
+        "Live",
+    )
     live = toy.toy_lake(tmp_path, dataset=text)
     # The clocks of Berlin go forward in the night of the 30th: 06:00 of the 31st is 04:00 UTC, not 05:00.
     nights = [date(2024, 3, 28), date(2024, 3, 29), date(2024, 3, 30)]
@@ -164,7 +214,9 @@ def test_a_live_night_is_late_after_the_earliest_deadline_and_missing_when_it_ha
 
 
 def test_nights_of_one_bulk_commit_have_no_deadline(tmp_path: Path) -> None:
-    text = toy.DATASET_YAML.replace("replay: {from: 2024-01-01, to: 2024-12-31, first_night: 2024-03-01}\n", "start: 2024-01-01\n")
+    text = toy.DATASET_YAML.replace(
+        "replay: {from: 2024-01-01, to: 2024-12-31, first_night: 2024-03-01}\n", "start: 2024-01-01\n"
+    )
     live = toy.toy_lake(tmp_path, dataset=text)
     for day in NIGHTS:
         published(live, "rides/valid/bookings", day, AT + timedelta(days=20))
@@ -182,17 +234,28 @@ def test_an_installation_without_nights_says_what_to_do(empty: Lake) -> None:
 def test_the_night_tells_rows_quality_and_docs_of_every_table(lake: Lake) -> None:
     found = shown(lake, night=BAD.isoformat())
     bookings, outcomes = table(found, "night")
-    assert (bookings["table"], bookings["state"], bookings["rows"], bookings["valid"], bookings["quarantined"]) == ("bookings", "quarantined", 120, 10, 110)
+    assert (bookings["table"], bookings["state"], bookings["rows"], bookings["valid"], bookings["quarantined"]) == (
+        "bookings",
+        "quarantined",
+        120,
+        10,
+        110,
+    )
     assert bookings["score"] == pytest.approx(1 / 12)
     assert outcomes["state"] == "published"
     assert bookings["docs_url"] == "/nightfleet/embedded/data_docs/rides/2024-01-01..2024-01-04/rides.bookings.html"
-    assert b"rides.bookings" in document(context_of(lake), bookings["docs_url"].removeprefix("/nightfleet/embedded/")).content
+    assert (
+        b"rides.bookings"
+        in document(context_of(lake), bookings["docs_url"].removeprefix("/nightfleet/embedded/")).content
+    )
 
 
 def test_calendar_and_words_agree(lake: Lake) -> None:
     found = shown(lake)
     chart = next(c for c in found.charts if c.name == "calendar")
-    drawn = {point["value"][0]: STATES[point["value"][1]] for series in chart.option["series"] for point in series["data"]}
+    drawn = {
+        point["value"][0]: STATES[point["value"][1]] for series in chart.option["series"] for point in series["data"]
+    }
     told = {row["day"].isoformat(): row["state"] for row in table(found, "nights")}
     assert drawn == told
     assert set(chart.links) == set(told)
@@ -219,8 +282,14 @@ def test_rows_set_aside_are_paged_with_every_rule_they_broke(lake: Lake) -> None
 def test_a_rule_filters_rows_and_keeps_the_counts(lake: Lake) -> None:
     found = shown(lake, night=BAD.isoformat(), rule="in_set(depot)")
     assert [row["ride"] for row in table(found, "quarantine")] == [2, 3]
-    assert {row["rule"]: row["rows"] for row in table(found, "night_rules")} == {"between(distance_km)": 110, "in_set(depot)": 2}
-    with pytest.raises(NotFound, match=r"no row of bookings broke 'in_set\(moon\)'.*Broken were: in_set\(depot\), between\(distance_km\)"):
+    assert {row["rule"]: row["rows"] for row in table(found, "night_rules")} == {
+        "between(distance_km)": 110,
+        "in_set(depot)": 2,
+    }
+    with pytest.raises(
+        NotFound,
+        match=r"no row of bookings broke 'in_set\(moon\)'.*Broken were: in_set\(depot\), between\(distance_km\)",
+    ):
         shown(lake, night=BAD.isoformat(), table="bookings", rule="in_set(moon)")
 
 
@@ -249,7 +318,9 @@ def test_a_csv_is_that_of_the_table_it_names(lake: Lake) -> None:
     query = {"night": BAD.isoformat(), "table": "quarantine__of__bookings", "format": "csv"}
     text = to_csv(page(context_of(lake), query=query, dataset="rides").table("quarantine__of__bookings"))
     assert text.startswith("broken_rules,depot,distance_km [km],event_date,")
-    nights = page(context_of(lake), query={"table": "nights__of__outcomes", "format": "csv"}, dataset="rides").table("nights__of__outcomes")
+    nights = page(context_of(lake), query={"table": "nights__of__outcomes", "format": "csv"}, dataset="rides").table(
+        "nights__of__outcomes"
+    )
     assert all(row["quarantined"] == 0 for row in nights.rows)
 
 
@@ -258,22 +329,34 @@ def test_a_partition_whose_files_are_gone_is_said(lake: Lake, monkeypatch: pytes
         raise OSError("no such file")
 
     monkeypatch.setattr("monitoring.pages.data.read_quarantine", gone)
-    assert "rides/quarantine/bookings cannot be read for 2024-01-04: &#39;no such file&#39;" in html_of(lake, night=BAD.isoformat())
+    assert "rides/quarantine/bookings cannot be read for 2024-01-04: &#39;no such file&#39;" in html_of(
+        lake, night=BAD.isoformat()
+    )
 
 
 @pytest.mark.parametrize(
     ("query", "error", "said"),
     [
         ({"night": "2024-13-01"}, BadAddress, "night is '2024-13-01', needs a date"),
-        ({"night": "2025-01-01"}, NotFound, r"rides has no night 2025-01-01: the first is 2024-01-01, the newest is 2024-01-04"),
+        (
+            {"night": "2025-01-01"},
+            NotFound,
+            r"rides has no night 2025-01-01: the first is 2024-01-01, the newest is 2024-01-04",
+        ),
         ({"year": "MMXXIV"}, BadAddress, "year is 'MMXXIV', needs a year from 1900"),
         ({"year": "²"}, BadAddress, "year is '²'"),
-        ({"table": "moons"}, NotFound, "rides has no table 'moons'. It has: bookings, outcomes, features/vehicle_daily"),
+        (
+            {"table": "moons"},
+            NotFound,
+            "rides has no table 'moons'. It has: bookings, outcomes, features/vehicle_daily",
+        ),
         ({"table": "bookings", "page": "9"}, BadAddress, "page is '9', needs a number from 1 to 3"),
         ({"table": "bookings", "page": "-1"}, BadAddress, "page is '-1'"),
     ],
 )
-def test_a_wrong_address_says_what_there_is(lake: Lake, query: dict[str, str], error: type[Exception], said: str) -> None:
+def test_a_wrong_address_says_what_there_is(
+    lake: Lake, query: dict[str, str], error: type[Exception], said: str
+) -> None:
     with pytest.raises(error, match=said):
         shown(lake, **query)
 
@@ -304,5 +387,13 @@ def test_docs_of_a_night_are_its_own_before_those_of_an_interval(tmp_path: Path)
 
 def test_an_empty_partition_has_no_page_but_one(lake: Lake) -> None:
     seen: list[int] = []
-    found = read_quarantine(lake, lake.dataset("rides"), "bookings", FIRST, [], rule=None, page=lambda pages: seen.append(pages) or 1)  # type: ignore[func-returns-value]
+    found = read_quarantine(
+        lake,
+        lake.dataset("rides"),
+        "bookings",
+        FIRST,
+        [],
+        rule=None,
+        page=lambda pages: seen.append(pages) or 1,  # type: ignore[func-returns-value]  # the list is what is looked at
+    )
     assert (found.total, found.rows, seen) == (0, [], [1])

@@ -1,4 +1,6 @@
-"""The drift report of a night: what the metrics say, with how often, from what; and nights that are not there or not whole."""
+"""The drift report of a night: what the metrics say, with how often, from what; and nights that are not there or not
+whole.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,9 @@ from monitoring.drift import drift
 from monitoring.pages.drift_report import page
 from monitoring.pages.page import BadAddress, Context, NotFound, Viewer, to_csv
 from monitoring.pages.render import render
+from monitoring.pages.reports import report
+from monitoring.pages.story import drift_story, known_from
 from monitoring.performance import performance
-from monitoring.reports import report
-from monitoring.story import drift_story, known_from
 from tests.monitoring import scenario
 from tests.monitoring.scenario import NIGHT, SCORED
 from tests.serving.scenario import MODEL
@@ -30,7 +32,14 @@ HOSTILE = "<script>alert(1)</script>"
 
 
 def context_of(lake: Lake) -> Context:
-    return Context(lake=lake, viewer=Viewer("ann", "viewer"), now=datetime(2024, 2, 20, tzinfo=UTC), models=(MODEL,), datasets=("rides",), airflow_url="")
+    return Context(
+        lake=lake,
+        viewer=Viewer("ann", "viewer"),
+        now=datetime(2024, 2, 20, tzinfo=UTC),
+        models=(MODEL,),
+        datasets=("rides",),
+        airflow_url="",
+    )
 
 
 def shown(lake: Lake, night: Any = NIGHT) -> tuple[Any, str]:
@@ -49,22 +58,43 @@ def test_the_table_says_what_was_measured(fresh: Lake) -> None:
     scenario.score_all(fresh)
     drift(fresh, MODEL, Interval.closed(SCORED.start, NIGHT), run_id="monitor of 1")
     found, text = shown(fresh)
-    metrics = {(r["check"], r["column"]): r for r in read_metrics(fresh, MODEL, "drift", Interval.of(NIGHT)).to_pylist()}
+    metrics = {
+        (r["check"], r["column"]): r for r in read_metrics(fresh, MODEL, "drift", Interval.of(NIGHT)).to_pylist()
+    }
     rows = rows_by_name(found)
     assert set(rows) == {MINUTES, RIDES, *fresh.model(MODEL).output_columns}
     row, test = rows[MINUTES], metrics["drift_psi", MINUTES]
-    assert (row["feature"], row["kind"], row["status"], row["test"]) == ("minutes_7d of vehicle_daily", "feature", "warning", "PSI")
-    assert (row["value"], row["limit"], row["times_limit"]) == (test["value"], test["threshold"], test["value"] / test["threshold"])
-    assert (row["mean"], row["reference_mean"], row["unit"]) == (metrics["mean", MINUTES]["value"], metrics["reference_mean", MINUTES]["value"], "minutes")
+    assert (row["feature"], row["kind"], row["status"], row["test"]) == (
+        "minutes_7d of vehicle_daily",
+        "feature",
+        "warning",
+        "PSI",
+    )
+    assert (row["value"], row["limit"], row["times_limit"]) == (
+        test["value"],
+        test["threshold"],
+        test["value"] / test["threshold"],
+    )
+    assert (row["mean"], row["reference_mean"], row["unit"]) == (
+        metrics["mean", MINUTES]["value"],
+        metrics["reference_mean", MINUTES]["value"],
+        "minutes",
+    )
     assert (row["rows"], row["reference_rows"]) == (scenario.PER_DAY, metrics["reference_mean", MINUTES]["n"])
     assert (row["null_rate"], row["null_status"]) == (0.0, "ok")
     nights = len(Interval.closed(SCORED.start, NIGHT))
-    earlier = [r["status"] for r in read_metrics(fresh, MODEL, "drift").to_pylist() if (r["check"], r["column"]) == ("drift_psi", MINUTES)]
+    earlier = [
+        r["status"]
+        for r in read_metrics(fresh, MODEL, "drift").to_pylist()
+        if (r["check"], r["column"]) == ("drift_psi", MINUTES)
+    ]
     assert row["fired"] == f"{earlier.count('warning')} of {nights}"
     assert rows["ride_minutes"]["kind"] == "prediction"
     assert next(iter(rows)) in {MINUTES, "ride_minutes", "long_probability", "ride_minutes_lower", "ride_minutes_upper"}
     beyond = found.table("beyond").rows
-    assert [r["name"] for r in beyond] == [name for name, r in rows.items() if r["status"] != "ok" or r["null_status"] not in {"ok", None}]
+    assert [r["name"] for r in beyond] == [
+        name for name, r in rows.items() if r["status"] != "ok" or r["null_status"] not in {"ok", None}
+    ]
     share = found.table("night").rows[0]
     assert (share["status"], share["value"], share["limit"], share["n"]) == ("failing", "50 %", "30 %", 2)
     assert found.table("night").rows[1]["limit"].count(" to ") == 1
@@ -104,7 +134,11 @@ def test_reports_are_embedded_without_an_origin_where_they_are_there(night: Lake
     card.parent.mkdir(parents=True)
     card.write_text("<p>card</p>")
     _, text = shown(night)
-    for path, sandbox in ((f"{NIGHT}/drift.html", "allow-scripts"), (f"{judge}/performance.html", "allow-scripts"), ("model_cards/1.html", "")):
+    for path, sandbox in (
+        (f"{NIGHT}/drift.html", "allow-scripts"),
+        (f"{judge}/performance.html", "allow-scripts"),
+        ("model_cards/1.html", ""),
+    ):
         assert f'sandbox="{sandbox}" src="/nightfleet/embedded/{MODEL}/{path}"' in text
     assert "allow-same-origin" not in text
     assert "performance held" in text or "performance got worse" in text
@@ -112,7 +146,12 @@ def test_reports_are_embedded_without_an_origin_where_they_are_there(night: Lake
 
 def test_nights_that_are_not_there_say_which_are(night: Lake, promoted: Lake) -> None:
     for asked in ("2024-05-01", "2023-01-01"):
-        with pytest.raises(NotFound, match=f"it was not scored. Scored are {len(SCORED)} nights, {SCORED.start} to {SCORED.last}; the nearest is"):
+        with pytest.raises(
+            NotFound,
+            match=(
+                f"it was not scored. Scored are {len(SCORED)} nights, {SCORED.start} to {SCORED.last}; the nearest is"
+            ),
+        ):
             shown(night, asked)
     with pytest.raises(BadAddress, match="needs a date as"):
         shown(night, "yesterday")
@@ -137,7 +176,11 @@ def test_columns_without_values_and_limits_of_zero(fresh: Lake) -> None:
     scenario.score_all(fresh)
     drift(fresh, MODEL, Interval.of(NIGHT), run_id="t")
     rows = rows_by_name(shown(fresh)[0])
-    assert (rows[MINUTES]["status"], rows[MINUTES]["value"], rows[MINUTES]["fired"]) == ("not_evaluated", None, "never judged")
+    assert (rows[MINUTES]["status"], rows[MINUTES]["value"], rows[MINUTES]["fired"]) == (
+        "not_evaluated",
+        None,
+        "never judged",
+    )
     assert rows[MINUTES]["reason"] == "every value is null"
     assert (rows[MINUTES]["null_rate"], rows[MINUTES]["null_status"]) == (1.0, "warning")
     zero = Metric(MODEL, NIGHT, NIGHT, "drift_psi", "warning", column=RIDES, value=0.5, threshold=0.0)
@@ -149,8 +192,29 @@ def test_columns_without_values_and_limits_of_zero(fresh: Lake) -> None:
 
 def test_hostile_texts_are_text_in_page_and_csv(night: Lake) -> None:
     rows = [
-        Metric(MODEL, NIGHT, NIGHT, "drift_psi", "warning", column=HOSTILE, value=0.5, threshold=0.1, reason='=HYPERLINK("x")' + HOSTILE, n=3),
-        Metric(MODEL, NIGHT, NIGHT, "drift_share", "failing", value=1.0, threshold=0.3, reason=HOSTILE + "\n" + "x" * 10_000, n=1),
+        Metric(
+            MODEL,
+            NIGHT,
+            NIGHT,
+            "drift_psi",
+            "warning",
+            column=HOSTILE,
+            value=0.5,
+            threshold=0.1,
+            reason='=HYPERLINK("x")' + HOSTILE,
+            n=3,
+        ),
+        Metric(
+            MODEL,
+            NIGHT,
+            NIGHT,
+            "drift_share",
+            "failing",
+            value=1.0,
+            threshold=0.3,
+            reason=HOSTILE + "\n" + "x" * 10_000,
+            n=1,
+        ),
     ]
     publish_metrics(night, MODEL, "drift", rows, Interval.of(NIGHT), run_id=HOSTILE)
     found, text = shown(night)
@@ -168,5 +232,7 @@ def test_a_profile_that_is_gone_leaves_what_the_metrics_hold(night: Lake) -> Non
     (night.settings.artifacts / MODEL / night.ledger(MODEL).read().newest.artifact_digest / "reference.json").unlink()
     found, text = shown(night)
     after = rows_by_name(found)
-    assert {name: row["reference_rows"] for name, row in after.items()} == {name: row["reference_rows"] for name, row in before.items()}
+    assert {name: row["reference_rows"] for name, row in after.items()} == {
+        name: row["reference_rows"] for name, row in before.items()
+    }
     assert "version 1 has no reference.json beside its files; register it again" in text

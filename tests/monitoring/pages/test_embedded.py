@@ -1,4 +1,6 @@
-"""Embedded documents: only those of the catalog's models and data sets, from their folders, without an origin, and with data shown as text."""
+"""Embedded documents: only those of the catalog's models and data sets, from their folders, without an origin, and with
+data shown as text.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,9 @@ from monitoring.drift import drift
 from monitoring.pages import embedded
 from monitoring.pages.embedded import DRAWN, SANDBOX, STILL, document, has_document, suite_files
 from monitoring.pages.page import BadAddress, Context, NotFound, Viewer
+from monitoring.pages.reports import _column_pair, _evidently_drift, _Page, _whole, report
+from monitoring.pages.story import known_from
 from monitoring.performance import performance
-from monitoring.reports import _column_pair, _evidently_drift, _Page, _whole, report
-from monitoring.story import known_from
 from tests import toy
 from tests.browser import chromium
 from tests.features.test_validate import SOME, edit, lake_with
@@ -48,7 +50,13 @@ def noting(dialogs: list[str]) -> Callable[[Dialog], None]:
 
 
 def context_of(lake: Lake) -> Context:
-    return Context(lake=lake, viewer=Viewer("ann", "viewer"), now=datetime(2024, 2, 20, tzinfo=UTC), models=(MODEL,), datasets=("rides",))
+    return Context(
+        lake=lake,
+        viewer=Viewer("ann", "viewer"),
+        now=datetime(2024, 2, 20, tzinfo=UTC),
+        models=(MODEL,),
+        datasets=("rides",),
+    )
 
 
 @pytest.fixture
@@ -87,8 +95,12 @@ def test_each_kind_is_served_under_its_own_policy(context: Context, path: str, p
     assert (found.content.decode(), found.media_type, found.policy) == (PLAIN, "text/html; charset=utf-8", policy)
     rules = {rule.split()[0]: rule.split()[1:] for rule in policy.split("; ")}
     assert rules["default-src"] == ["'none'"]
-    assert "allow-same-origin" not in rules["sandbox"], "with its origin a document could act as the person who reads it"
-    assert not {"connect-src", "frame-src", "worker-src", "object-src"} & set(rules), "default-src 'none' covers what is not named"
+    assert "allow-same-origin" not in rules["sandbox"], (
+        "with its origin a document could act as the person who reads it"
+    )
+    assert not {"connect-src", "frame-src", "worker-src", "object-src"} & set(rules), (
+        "default-src 'none' covers what is not named"
+    )
     assert rules["form-action"] == rules["base-uri"] == ["'none'"]
 
 
@@ -128,7 +140,9 @@ def test_each_kind_is_served_under_its_own_policy(context: Context, path: str, p
         ("data_docs/rides/2024-01-09/rides.outcomes.html", NotFound, "2024-01-01..2024-02-01"),
     ],
 )
-def test_anything_else_is_refused_and_says_what_there_is(context: Context, path: str, error: type[Exception], says: str) -> None:
+def test_anything_else_is_refused_and_says_what_there_is(
+    context: Context, path: str, error: type[Exception], says: str
+) -> None:
     with pytest.raises(error, match=".*") as caught:
         document(context, path)
     assert says in str(caught.value)
@@ -184,14 +198,19 @@ def test_a_folder_or_a_giant_in_a_report_s_place_is_refused(context: Context, mo
 
 @contextmanager
 def served(context: Context) -> Iterator[str]:
-    """The documents at /embedded/…, with a login's cookie, and at /frame/… a page that embeds them; what was asked without the cookie is refused."""
+    """The documents at /embedded/…, with a login's cookie, and at /frame/… a page that embeds them; what was asked
+    without the cookie is refused.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             kind, _, path = unquote(self.path).lstrip("/").partition("/")
             if kind == "frame":
                 sandbox = "" if "model_cards" in path else SANDBOX
-                body, policy = f'<iframe sandbox="{sandbox}" src="/embedded/{path}" width=1200 height=800></iframe>'.encode(), "frame-src 'self'"
+                body, policy = (
+                    f'<iframe sandbox="{sandbox}" src="/embedded/{path}" width=1200 height=800></iframe>'.encode(),
+                    "frame-src 'self'",
+                )
             elif kind == "embedded":
                 found = document(context, path)
                 body, policy = found.content, found.policy
@@ -235,19 +254,29 @@ def looked_at(browser: Browser, context: Context, path: str) -> Iterator[Any]:
             page.goto(f"{origin}/frame/{path}")
             frame = page.frames[1]
             frame.wait_for_load_state("load")
-            assert frame.evaluate("window.origin") == "null", "a document with an origin could act as the person who reads it"
+            assert frame.evaluate("window.origin") == "null", (
+                "a document with an origin could act as the person who reads it"
+            )
             yield frame
             page.wait_for_load_state("networkidle")
             assert frame.evaluate("typeof window.owned") == "undefined", "a value from data ran as a script"
-            assert frame.evaluate("(() => { try { return document.cookie } catch { return 'refused' } })()") == "refused"
-            assert frame.evaluate("(() => { try { return parent.document.title } catch { return 'refused' } })()") == "refused"
+            assert (
+                frame.evaluate("(() => { try { return document.cookie } catch { return 'refused' } })()") == "refused"
+            )
+            assert (
+                frame.evaluate("(() => { try { return parent.document.title } catch { return 'refused' } })()")
+                == "refused"
+            )
             alone = browser.new_page()
             alone.on("dialog", noting(dialogs))
             alone.goto(f"{origin}/embedded/{path}")
             assert alone.evaluate("window.origin") == "null", "also opened alone"
             alone.close()
             assert dialogs == []
-            assert {url for url in asked if not url.startswith(("data:", "blob:"))} <= {f"{origin}/frame/{path}", f"{origin}/embedded/{path}"}
+            assert {url for url in asked if not url.startswith(("data:", "blob:"))} <= {
+                f"{origin}/frame/{path}",
+                f"{origin}/embedded/{path}",
+            }
         finally:
             page.close()
 
@@ -262,12 +291,26 @@ def put(lake: Lake, path: str, text: str) -> str:
 def test_evidently_s_report_shows_a_hostile_carrier_as_text(toy_lake: Lake, browser: Browser) -> None:
     column = "schedule__carrier"
     profile = {"kind": "categorical", "categories": ["UA", HOSTILE], "method": "psi", "windows": 9}
-    pair = _column_pair(column, pa.chunked_array([["UA", HOSTILE] * 20]), pa.chunked_array([["UA", HOSTILE, HOSTILE] * 9]), profile, [])
+    pair = _column_pair(
+        column, pa.chunked_array([["UA", HOSTILE] * 20]), pa.chunked_array([["UA", HOSTILE, HOSTILE] * 9]), profile, []
+    )
     assert pair is not None
-    row: dict[str, Any] = {"check": "drift_psi", "column": column, "value": 0.4, "threshold": 0.3, "status": "warning", "reason": HOSTILE, "n": 3}
+    row: dict[str, Any] = {
+        "check": "drift_psi",
+        "column": column,
+        "value": 0.4,
+        "threshold": 0.3,
+        "status": "warning",
+        "reason": HOSTILE,
+        "n": 3,
+    }
     row |= {"about_date": NIGHT, "lower": None, "upper": None, "segment": f"carrier={HOSTILE}"}
     drawn = _evidently_drift({column: pair}, {column: profile}, {column: row}, 0.3, set())
-    path = put(toy_lake, f"{MODEL}/{NIGHT}/drift.html", _whole(_Page(HOSTILE, [HOSTILE], [row], [HOSTILE]), HOSTILE, "stamp", drawn))
+    path = put(
+        toy_lake,
+        f"{MODEL}/{NIGHT}/drift.html",
+        _whole(_Page(HOSTILE, [HOSTILE], [row], [HOSTILE]), HOSTILE, "stamp", drawn),
+    )
     with looked_at(browser, context_of(toy_lake), path) as frame:
         assert frame.locator("h1").first.inner_text() == HOSTILE
         assert f"carrier={HOSTILE}" in frame.locator(".nf").inner_text()
@@ -281,7 +324,12 @@ def test_the_performance_report_of_a_real_night_shows_a_hostile_segment_as_text(
     bookings = valid_table(fresh.settings, fresh.dataset("rides"), "bookings")
     rows = bookings.read([NIGHT])
     depots = [HOSTILE if depot == "north" else depot for depot in rows["depot"].to_pylist()]
-    toy.publish_rows(fresh, bookings, rows.set_column(rows.column_names.index("depot"), "depot", pa.array(depots)), Interval.of(NIGHT))
+    toy.publish_rows(
+        fresh,
+        bookings,
+        rows.set_column(rows.column_names.index("depot"), "depot", pa.array(depots)),
+        Interval.of(NIGHT),
+    )
     scenario.decide_gate(fresh)
     scenario.score_all(fresh)
     judge = known_from(fresh, MODEL, NIGHT)
@@ -290,7 +338,9 @@ def test_the_performance_report_of_a_real_night_shows_a_hostile_segment_as_text(
     report(fresh, MODEL, Interval.of(judge), run_id="t")
     with looked_at(browser, context_of(fresh), f"{MODEL}/{judge}/performance.html") as frame:
         frame.get_by_text("numbers of this night").click()
-        assert frame.get_by_role("cell", name=f"depot={HOSTILE}", exact=True).count() == 4, "two outputs, and the baseline of each"
+        assert frame.get_by_role("cell", name=f"depot={HOSTILE}", exact=True).count() == 4, (
+            "two outputs, and the baseline of each"
+        )
         frame.locator("svg, .plotly, canvas").first.wait_for()
 
 
@@ -305,7 +355,9 @@ def test_data_docs_show_hostile_values_as_text_with_all_they_need_in_them(tmp_pa
         # Style and script came along: the filter's button works, and the icons' font is there.
         assert frame.evaluate("getComputedStyle(document.querySelector('.btn')).borderRadius") != "0px"
         assert frame.evaluate("typeof window.jQuery") == "function"
-        assert frame.evaluate("document.fonts.load('900 16px \"Font Awesome 6 Free\"').then((found) => found.length)") == 1
+        assert (
+            frame.evaluate("document.fonts.load('900 16px \"Font Awesome 6 Free\"').then((found) => found.length)") == 1
+        )
         rows = frame.locator("tr:visible")
         before = rows.count()
         frame.get_by_text("Failed Only").click()
@@ -313,14 +365,17 @@ def test_data_docs_show_hostile_values_as_text_with_all_they_need_in_them(tmp_pa
     for other in ("data_docs/rides/index.html", "data_docs/rides/suites/rides.bookings.html"):
         with looked_at(browser, context_of(lake), other) as frame:
             assert frame.locator("a[href]:not([href^='#'])").count() == 0, "a link would be followed without the login"
-    assert {name.name for name in (lake.settings.reports / "data_docs" / "rides" / "suites").glob("*.html")} == set(suite_files(lake.dataset("rides")))
+    assert {name.name for name in (lake.settings.reports / "data_docs" / "rides" / "suites").glob("*.html")} == set(
+        suite_files(lake.dataset("rides"))
+    )
 
 
 def test_a_page_that_does_not_escape_is_held_by_the_sandbox(toy_lake: Lake, browser: Browser) -> None:
     """The last line of defence: whatever runs in there has no login, no origin, and reaches nobody."""
     thief = """<script>
         window.results = [];
-        const tried = (name, act) => { try { Promise.resolve(act()).then(() => results.push(name), () => 0) } catch {} };
+        const tried = (name, act) => {
+            try { Promise.resolve(act()).then(() => results.push(name), () => 0) } catch {} };
         tried('cookie', () => document.cookie);
         tried('storage', () => localStorage.setItem('a', 'b'));
         tried('parent', () => parent.document.body.innerText);
@@ -342,12 +397,21 @@ def test_a_page_that_does_not_escape_is_held_by_the_sandbox(toy_lake: Lake, brow
 
 
 def test_links_inside_a_frame_would_be_followed_without_the_login(toy_lake: Lake, browser: Browser) -> None:
-    """Why the data docs' links are taken out: a browser sends no login with what a document without an origin asks for."""
-    path = put(toy_lake, f"{MODEL}/{NIGHT}/drift.html", f'<!doctype html><html><body><a href="/embedded/{MODEL}/{NIGHT}/drift.html?again">on</a></body></html>')
+    """Why the data docs' links are taken out: a browser sends no login with what a document without an origin asks
+    for.
+    """
+    path = put(
+        toy_lake,
+        f"{MODEL}/{NIGHT}/drift.html",
+        f'<!doctype html><html><body><a href="/embedded/{MODEL}/{NIGHT}/drift.html?again">on</a></body></html>',
+    )
     with served(context_of(toy_lake)) as origin:
         page = browser.new_page()
         sent: dict[str, bool] = {}
-        page.on("request", lambda request: sent.update({request.url.removeprefix(origin): "cookie" in request.all_headers()}))
+        page.on(
+            "request",
+            lambda request: sent.update({request.url.removeprefix(origin): "cookie" in request.all_headers()}),
+        )
         page.goto(f"{origin}/")
         page.goto(f"{origin}/frame/{path}")
         page.frames[1].get_by_text("on").click()

@@ -19,6 +19,7 @@ from lake.lake import Lake
 from lake.ledger import Promotion
 from lake.metrics import Metric, publish_metrics
 from lake.publish import publish
+from monitoring.alerting.standing import standings
 from monitoring.drift import drift
 from monitoring.pages import model
 from monitoring.pages.model_axis import MOST_COLUMNS, Axis
@@ -27,7 +28,6 @@ from monitoring.pages.model_history import Average, known_nights, read_averages,
 from monitoring.pages.model_importance import read_importances
 from monitoring.pages.page import BadAddress, Context, NotFound, Page, Viewer, to_csv
 from monitoring.pages.render import render
-from monitoring.pages.tonight import standings
 from monitoring.performance import performance
 from serving.predictions import predictions_table
 from tests import toy
@@ -58,26 +58,70 @@ def score_nights(lake: Lake, versions: Mapping[int, int]) -> None:
     table = predictions_table(lake.settings, lake.model(MODEL), lake.dataset("rides"))
     for number, version in versions.items():
         interval = Interval.of(night(number))
-        champion = {"version": version, "artifact_digest": DIGEST, "sequence": version, "first": str(night(number)), "last": str(night(number))}
+        champion = {
+            "version": version,
+            "artifact_digest": DIGEST,
+            "sequence": version,
+            "first": str(night(number)),
+            "last": str(night(number)),
+        }
         lineage = lake.lineage(MODEL, f"scheduled__{night(number)}", champions=[champion])
         with lake.scratch("test") as scratch:
-            publish(lake.publications, table, table.schema.empty_table(), interval, replaces=dict.fromkeys(interval), lineage=lineage, scratch=scratch)
+            publish(
+                lake.publications,
+                table,
+                table.schema.empty_table(),
+                interval,
+                replaces=dict.fromkeys(interval),
+                lineage=lineage,
+                scratch=scratch,
+            )
 
 
-def publish_drift(lake: Lake, days: Sequence[date], values: Mapping[str, Sequence[float | None]], *, limit: float = 0.1) -> None:
+def publish_drift(
+    lake: Lake, days: Sequence[date], values: Mapping[str, Sequence[float | None]], *, limit: float = 0.1
+) -> None:
     rows = []
     for position, day in enumerate(days):
         for column, numbers in values.items():
             value = numbers[position]
             status = "not_evaluated" if value is None else "warning" if value > limit else "ok"
-            rows.append(metric(day, "drift_psi", column, value=value, threshold=limit, n=40, status=status, reason="none" if value is None else None))
+            rows.append(
+                metric(
+                    day,
+                    "drift_psi",
+                    column,
+                    value=value,
+                    threshold=limit,
+                    n=40,
+                    status=status,
+                    reason="none" if value is None else None,
+                )
+            )
             rows.append(metric(day, "null_rate", column, value=0.01, threshold=0.05, n=40))
         rows.append(metric(day, "volume", value=40.0, lower=20.0, upper=60.0, n=40))
-        rows.append(metric(day, "drift_share", value=0.5, threshold=0.3, n=2, status="failing", reason="1 of 2 columns lie beyond their limit"))
+        rows.append(
+            metric(
+                day,
+                "drift_share",
+                value=0.5,
+                threshold=0.3,
+                n=2,
+                status="failing",
+                reason="1 of 2 columns lie beyond their limit",
+            )
+        )
     publish_metrics(lake, MODEL, "drift", rows, Interval.closed(min(days), max(days)), run_id="r")
 
 
-def performance_rows(day: date, error: float, *, n: int = 38, judged_after: int = 2, segments: Mapping[str, tuple[float, int]] | None = None) -> list[Metric]:
+def performance_rows(
+    day: date,
+    error: float,
+    *,
+    n: int = 38,
+    judged_after: int = 2,
+    segments: Mapping[str, tuple[float, int]] | None = None,
+) -> list[Metric]:
     shared: dict[str, Any] = {"n": n, "judged_after": judged_after}
     rows = [
         metric(day, "label_share", value=0.95, threshold=0.5, **{**shared, "n": 40}),
@@ -88,8 +132,20 @@ def performance_rows(day: date, error: float, *, n: int = 38, judged_after: int 
         metric(day, "brier_baseline", "long_probability", value=0.25, **shared),
     ]
     for value, (loss, count) in (segments or {}).items():
-        rows.append(metric(day, "mae", "ride_minutes", segment=f"depot={value}", value=loss, n=count, judged_after=judged_after))
-        rows.append(metric(day, "mae_baseline", "ride_minutes", segment=f"depot={value}", value=2 * loss, n=count, judged_after=judged_after))
+        rows.append(
+            metric(day, "mae", "ride_minutes", segment=f"depot={value}", value=loss, n=count, judged_after=judged_after)
+        )
+        rows.append(
+            metric(
+                day,
+                "mae_baseline",
+                "ride_minutes",
+                segment=f"depot={value}",
+                value=2 * loss,
+                n=count,
+                judged_after=judged_after,
+            )
+        )
     return rows
 
 
@@ -99,7 +155,12 @@ def publish_performance(lake: Lake, rows: Sequence[Metric]) -> None:
 
 
 def context_of(lake: Lake, **changed: Any) -> Context:
-    given: dict[str, Any] = {"models": (MODEL,), "datasets": ("rides",), "airflow_url": "/airflow", "mlflow_url": "http://mlflow"}
+    given: dict[str, Any] = {
+        "models": (MODEL,),
+        "datasets": ("rides",),
+        "airflow_url": "/airflow",
+        "mlflow_url": "http://mlflow",
+    }
     return Context(lake, Viewer("ada", "viewer"), datetime(2024, 4, 1, tzinfo=UTC), **given | changed)
 
 
@@ -117,16 +178,31 @@ def fortnight(lake: Lake) -> Lake:
     score_nights(lake, {i: 1 if i < 7 else 2 for i in range(14)})
     publish_drift(lake, days, {MINUTES: [0.05] * 7 + [0.3] * 7, RIDES: [0.02, None] * 7})
     segments = {"north": (3.0, 10), HOSTILE: (9.0, 20), "south": (1.0, 8)}
-    rows = [row for i in range(12) for row in performance_rows(days[i], 5.0 + 0.1 * (i % 3) + (2.0 if i >= 7 else 0.0), segments=segments)]
+    rows = [
+        row
+        for i in range(12)
+        for row in performance_rows(days[i], 5.0 + 0.1 * (i % 3) + (2.0 if i >= 7 else 0.0), segments=segments)
+    ]
     publish_performance(lake, rows)
     ledger = lake.ledger(MODEL)
     snapshot = ledger.read()
     for version, at in ((1, 0), (2, 7)):
-        line = Promotion(MODEL, version, night(at) - ONE_DAY, night(at), datetime(2024, 3, 1 + at, tzinfo=UTC), "gate", DIGEST, f"e{version}")
+        line = Promotion(
+            MODEL,
+            version,
+            night(at) - ONE_DAY,
+            night(at),
+            datetime(2024, 3, 1 + at, tzinfo=UTC),
+            "gate",
+            DIGEST,
+            f"e{version}",
+        )
         snapshot = ledger.append(line, seen=snapshot)
     folder = lake.settings.artifacts / MODEL / DIGEST
     folder.mkdir(parents=True)
-    (folder / "importances.json").write_text(json.dumps({"ride_minutes": {MINUTES: 0.2, RIDES: 0.8}, "long_probability": {MINUTES: 0.4, RIDES: 0.6}}))
+    (folder / "importances.json").write_text(
+        json.dumps({"ride_minutes": {MINUTES: 0.2, RIDES: 0.8}, "long_probability": {MINUTES: 0.4, RIDES: 0.6}})
+    )
     (folder / "manifest.json").write_text(json.dumps({"family": "random_forest"}))
     (folder / "job.json").write_text(json.dumps({"run_id": "trained <b>", "mlflow": {"run_id": "abc/1"}}))
     return lake
@@ -175,7 +251,12 @@ def test_a_night_judged_twice_counts_as_judged_last(lake: Lake) -> None:
 def test_averages_are_weighted_by_rows_and_roots_are_pooled(lake: Lake) -> None:
     publish_performance(lake, [*performance_rows(night(0), 3.0, n=10), *performance_rows(night(1), 6.0, n=30)])
     publish_metrics(
-        lake, MODEL, "drift", [metric(night(i), "volume", value=float(v), n=v) for i, v in enumerate((10, 30))], Interval.closed(night(0), night(1)), run_id="r"
+        lake,
+        MODEL,
+        "drift",
+        [metric(night(i), "volume", value=float(v), n=v) for i, v in enumerate((10, 30))],
+        Interval.closed(night(0), night(1)),
+        run_id="r",
     )
     found = read_averages(lake, MODEL, Interval.closed(night(0), night(1)))
     assert found["mae", "ride_minutes"].mean == pytest.approx((3 * 10 + 6 * 30) / 40)
@@ -200,8 +281,13 @@ def test_segments_hold_their_share_of_the_loss(fortnight: Lake) -> None:
 
 def test_losses_of_roots_are_squares(lake: Lake) -> None:
     entry = lake.model(MODEL)
-    rooted = entry.model_copy(update={"outputs": {"ride_minutes": entry.outputs["ride_minutes"].model_copy(update={"gate": "rmse"})}})
-    rows = [metric(night(i), "rmse", "ride_minutes", segment="depot=n", value=v, n=n, judged_after=2) for i, (v, n) in enumerate(((3.0, 10), (4.0, 30)))]
+    rooted = entry.model_copy(
+        update={"outputs": {"ride_minutes": entry.outputs["ride_minutes"].model_copy(update={"gate": "rmse"})}}
+    )
+    rows = [
+        metric(night(i), "rmse", "ride_minutes", segment="depot=n", value=v, n=n, judged_after=2)
+        for i, (v, n) in enumerate(((3.0, 10), (4.0, 30)))
+    ]
     publish_performance(lake, rows)
     [part] = read_segments(lake, rooted, Interval.closed(night(0), night(1)))
     assert part.loss == pytest.approx(9 * 10 + 16 * 30)
@@ -236,7 +322,9 @@ def test_importance_is_the_mean_over_outputs(fortnight: Lake) -> None:
         (" " * 4_000_001, "bytes, more than"),
     ],
 )
-def test_importance_that_is_not_there_or_not_shares_is_not_evaluated(toy_lake: Lake, text: str | None, said: str) -> None:
+def test_importance_that_is_not_there_or_not_shares_is_not_evaluated(
+    toy_lake: Lake, text: str | None, said: str
+) -> None:
     folder = toy_lake.settings.artifacts / MODEL / DIGEST
     folder.mkdir(parents=True)
     if text is not None:
@@ -269,10 +357,15 @@ def test_without_importance_features_are_ranked_by_drift_and_the_page_says_why(f
 
 
 def average(values: Sequence[float]) -> Average:
-    return Average(statistics.fmean(values), len(values), 100, statistics.stdev(values) if len(values) > 1 else math.nan)
+    return Average(
+        statistics.fmean(values), len(values), 100, statistics.stdev(values) if len(values) > 1 else math.nan
+    )
 
 
-@pytest.mark.parametrize(("second", "verdict"), [([5.1, 4.9, 5.0, 5.2], "within"), ([7.1, 6.9, 7.0, 7.2], "exceeds"), ([7.1, 6.9], "not_evaluated")])
+@pytest.mark.parametrize(
+    ("second", "verdict"),
+    [([5.1, 4.9, 5.0, 5.2], "within"), ([7.1, 6.9, 7.0, 7.2], "exceeds"), ([7.1, 6.9], "not_evaluated")],
+)
 def test_a_difference_counts_where_nights_differ_by_less(second: list[float], verdict: str) -> None:
     [found] = compared({("mae", "x"): average([5.0, 5.2, 4.9, 5.1, 5.0])}, {("mae", "x"): average(second)})
     assert found.verdict == verdict
@@ -304,7 +397,9 @@ def test_two_periods_are_compared_and_sorted_by_the_address(fortnight: Lake) -> 
     error = rows["mae", "ride_minutes"]
     assert error["first"] == pytest.approx(statistics.fmean(5.0 + 0.1 * (i % 3) for i in range(7)), rel=1e-5)
     assert error["second"] == pytest.approx(statistics.fmean(7.0 + 0.1 * (i % 3) for i in range(7, 12)), rel=1e-5)
-    assert (error["verdict"], error["nights"], error["unit"]) == ("exceeds", "7 and 5", "minutes"), "nights whose labels are not mature do not count"
+    assert (error["verdict"], error["nights"], error["unit"]) == ("exceeds", "7 and 5", "minutes"), (
+        "nights whose labels are not mature do not count"
+    )
     assert rows["drift (PSI)", MINUTES]["verdict"] == "exceeds"
     assert rows["brier", "long_probability"]["verdict"] == "within"
     by_name, _ = shown(fortnight, sort="name", **asked)
@@ -320,12 +415,18 @@ def test_two_periods_are_compared_and_sorted_by_the_address(fortnight: Lake) -> 
 def test_presets_are_periods_of_calendar_and_ledger(fortnight: Lake) -> None:
     lines = fortnight.ledger(MODEL).read().promotions
     found = {name: (later, earlier) for name, later, earlier in comparison_presets(date(2024, 3, 14), lines)}
-    assert found["last 7 nights against the 7 before"] == (Interval(date(2024, 3, 8), date(2024, 3, 15)), Interval(date(2024, 3, 1), date(2024, 3, 8)))
+    assert found["last 7 nights against the 7 before"] == (
+        Interval(date(2024, 3, 8), date(2024, 3, 15)),
+        Interval(date(2024, 3, 1), date(2024, 3, 8)),
+    )
     assert found["since the last promotion (2024-03-08) against before"] == (
         Interval(date(2024, 3, 8), date(2024, 3, 15)),
         Interval(date(2024, 3, 1), date(2024, 3, 8)),
     )
-    assert found["this month against the last"] == (Interval(date(2024, 3, 1), date(2024, 3, 15)), Interval(date(2024, 2, 1), date(2024, 3, 1)))
+    assert found["this month against the last"] == (
+        Interval(date(2024, 3, 1), date(2024, 3, 15)),
+        Interval(date(2024, 2, 1), date(2024, 3, 1)),
+    )
     assert len(comparison_presets(date(2024, 3, 14), ())) == 2, "no promotion, no such period"
 
 
@@ -360,9 +461,16 @@ def test_all_grids_share_one_axis_of_nights(fortnight: Lake) -> None:
     page, _ = shown(fortnight, from_=str(night(0)), to=str(night(13)))
     option = page.charts[0].option
     assert {tuple(axis["data"]) for axis in option["xAxis"]} == {tuple(night(i).isoformat() for i in range(14))}
-    assert {(grid["left"], grid["right"]) for grid in option["grid"]} == {(option["grid"][0]["left"], option["grid"][0]["right"])}
-    assert {grid["outerBoundsMode"] for grid in option["grid"]} == {"none"}, "or ECharts moves their edges by their labels"
-    assert all(below["top"] >= above["top"] + above["height"] for above, below in zip(option["grid"], option["grid"][1:], strict=False))
+    assert {(grid["left"], grid["right"]) for grid in option["grid"]} == {
+        (option["grid"][0]["left"], option["grid"][0]["right"])
+    }
+    assert {grid["outerBoundsMode"] for grid in option["grid"]} == {"none"}, (
+        "or ECharts moves their edges by their labels"
+    )
+    assert all(
+        below["top"] >= above["top"] + above["height"]
+        for above, below in zip(option["grid"], option["grid"][1:], strict=False)
+    )
     assert len(option["grid"]) == len(option["title"]) == len(option["yAxis"]) == 7
     assert page.charts[0].links[night(3).isoformat()] == f"/nightfleet/models/{MODEL}/nights/{night(3)}"
     assert json.loads(json.dumps(option, allow_nan=False)) == option, "JSON alone"
@@ -380,7 +488,10 @@ def test_versions_are_marked_on_every_grid(fortnight: Lake) -> None:
     page, _ = shown(fortnight, from_=str(night(0)), to=str(night(13)))
     for title, series in grids(page).items():
         marks = [mark for s in series.values() for mark in s.get("markLine", {}).get("data", [])]
-        assert [(m["xAxis"], m["label"]["formatter"]) for m in marks] == [(str(night(0)), "v1"), (str(night(7)), "v2")], title
+        assert [(m["xAxis"], m["label"]["formatter"]) for m in marks] == [
+            (str(night(0)), "v1"),
+            (str(night(7)), "v2"),
+        ], title
     assert "promoted: version 2, by gate" in page.charts[0].description
 
 
@@ -405,7 +516,10 @@ def test_a_night_whose_judgement_failed_is_not_evaluated_and_named_so(lake: Lake
         metric(night(1), check, column, status="not_evaluated", reason="no label came", judged_after=1)
         for check, column in (("label_share", ""), ("mae", "ride_minutes"))
     ]
-    publish_performance(lake, [*performance_rows(night(0), 5.0, judged_after=1), *failed, *performance_rows(night(2), 5.0, judged_after=1)])
+    publish_performance(
+        lake,
+        [*performance_rows(night(0), 5.0, judged_after=1), *failed, *performance_rows(night(2), 5.0, judged_after=1)],
+    )
     page, _ = shown(lake)
     assert [row["state"] for row in page.table("nights").rows] == ["judged", "not evaluated", "judged"]
     [[begin, _]] = grids(page)["ride_minutes: mae"]["ride_minutes: mae"]["markArea"]["data"]
@@ -438,7 +552,10 @@ def test_versions_lead_to_their_runs_and_cards(fortnight: Lake) -> None:
     card.parent.mkdir(parents=True)
     card.write_text("card")
     rows = shown(fortnight)[0].table("versions").rows
-    assert [(row["version"], str(row["effective_from"]), row["until"]) for row in rows] == [(2, "2024-03-08", "in force"), (1, "2024-03-01", "2024-03-07")]
+    assert [(row["version"], str(row["effective_from"]), row["until"]) for row in rows] == [
+        (2, "2024-03-08", "in force"),
+        (1, "2024-03-01", "2024-03-07"),
+    ]
     assert rows[0]["mlflow_url"] == "http://mlflow/#/runs/abc%2F1"
     assert rows[0]["run_url"] == "/airflow/dags/ride_minutes_train", "no run of that name is on record"
     assert (rows[0]["card"], rows[1]["card"]) == ("card", None)
@@ -447,11 +564,13 @@ def test_versions_lead_to_their_runs_and_cards(fortnight: Lake) -> None:
 
 
 def test_rollbacks_and_requests_are_told_apart(fortnight: Lake) -> None:
-    from monitoring.requests import request_retraining
+    from monitoring.retraining_requests import request_retraining
 
     ledger = fortnight.ledger(MODEL)
     seen = ledger.read()
-    line = dataclasses.replace(seen.promotions[0], kind="rollback", effective_from=night(10), by="olga", reason="=cmd()", sequence=0)
+    line = dataclasses.replace(
+        seen.promotions[0], kind="rollback", effective_from=night(10), by="olga", reason="=cmd()", sequence=0
+    )
     ledger.append(line, seen=seen)
     request_retraining(fortnight, MODEL, night(9), by="ana", reason="<b>refit</b>", run_id="r")
     page, html = shown(fortnight)
@@ -531,7 +650,9 @@ def test_long_periods_are_drawn_with_several_nights_in_a_column() -> None:
 
 
 def test_periods_far_apart_are_not_drawn_on_one_axis(fortnight: Lake) -> None:
-    page, html = shown(fortnight, from_=str(night(7)), to=str(night(13)), compare_from="2020-01-01", compare_to="2020-01-31")
+    page, html = shown(
+        fortnight, from_=str(night(7)), to=str(night(13)), compare_from="2020-01-01", compare_to="2020-01-31"
+    )
     assert page.charts[0].option["xAxis"][0]["data"][0] == str(night(7))
     assert "they lie too far apart for one axis" in html
 

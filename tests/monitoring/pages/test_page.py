@@ -13,11 +13,28 @@ from hypothesis import strategies as st
 
 from config.calendar import Interval
 from lake.lake import Lake
-from monitoring.pages.page import BadAddress, Column, Context, NotFound, Page, Table, Viewer, read_date, read_period, shortened, to_csv
+from monitoring.pages.page import (
+    BadAddress,
+    Column,
+    Context,
+    NotFound,
+    Page,
+    Table,
+    Viewer,
+    read_date,
+    read_period,
+    shortened,
+    to_csv,
+)
 
 
 def context(lake: Lake, **changed: Any) -> Context:
-    given: dict[str, Any] = {"models": ("ride_minutes",), "datasets": ("rides",), "airflow_url": "/airflow", "mlflow_url": "http://mlflow"}
+    given: dict[str, Any] = {
+        "models": ("ride_minutes",),
+        "datasets": ("rides",),
+        "airflow_url": "/airflow",
+        "mlflow_url": "http://mlflow",
+    }
     return Context(lake, Viewer("ada", "viewer"), datetime(2024, 3, 1, tzinfo=UTC), **given | changed)
 
 
@@ -29,7 +46,11 @@ def cells(*values: Any) -> list[str]:
 
 
 def test_csv_has_values_as_they_are_under_keys_with_units() -> None:
-    columns = (Column("night", "Night", "date"), Column("share", "Share", "percent"), Column("km", "Distance", "number", "km"))
+    columns = (
+        Column("night", "Night", "date"),
+        Column("share", "Share", "percent"),
+        Column("km", "Distance", "number", "km"),
+    )
     table = Table("t", "", columns, [{"night": date(2024, 3, 1), "share": 0.123456, "km": 7}, {"night": None}])
     assert to_csv(table) == "night,share,km [km]\r\n2024-03-01,0.123456,7\r\n,,\r\n"
 
@@ -70,7 +91,17 @@ def test_no_date_is_none(text: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["2024-02-30", "2024-1-5", "yesterday", "0001-01-01", "9999-12-31", "2024-01-01'; DROP TABLE metrics", "<script>", "9" * 10_000]
+    "text",
+    [
+        "2024-02-30",
+        "2024-1-5",
+        "yesterday",
+        "0001-01-01",
+        "9999-12-31",
+        "2024-01-01'; DROP TABLE metrics",
+        "<script>",
+        "9" * 10_000,
+    ],
 )
 def test_what_is_no_date_is_refused_with_what_was_met_and_needed(text: str) -> None:
     with pytest.raises(BadAddress) as refused:
@@ -81,7 +112,9 @@ def test_what_is_no_date_is_refused_with_what_was_met_and_needed(text: str) -> N
 
 
 def test_a_period_holds_both_ends() -> None:
-    assert read_period("2024-03-01", "2024-03-03", newest=None, nights=7) == Interval(date(2024, 3, 1), date(2024, 3, 4))
+    assert read_period("2024-03-01", "2024-03-03", newest=None, nights=7) == Interval(
+        date(2024, 3, 1), date(2024, 3, 4)
+    )
 
 
 def test_an_open_period_ends_at_the_newest_night() -> None:
@@ -110,9 +143,14 @@ def test_turned_and_endless_periods_are_refused() -> None:
 def test_addresses_are_quoted(toy_lake: Lake) -> None:
     there = context(toy_lake)
     assert there.url() == "/nightfleet/"
-    assert there.url("models", "a/b?c", from_=date(2024, 3, 1), to=None) == "/nightfleet/models/a%2Fb%3Fc?from=2024-03-01"
+    assert (
+        there.url("models", "a/b?c", from_=date(2024, 3, 1), to=None) == "/nightfleet/models/a%2Fb%3Fc?from=2024-03-01"
+    )
     assert there.url("trace", id="<x> & y") == "/nightfleet/trace?id=%3Cx%3E+%26+y"
-    assert there.dag_url("m_train", "manual__1+00:00", "gate") == "/airflow/dags/m_train/runs/manual__1%2B00%3A00/tasks/gate"
+    assert (
+        there.dag_url("m_train", "manual__1+00:00", "gate")
+        == "/airflow/dags/m_train/runs/manual__1%2B00%3A00/tasks/gate"
+    )
     assert there.mlflow_run_url("1", "abc") == "http://mlflow/#/experiments/1/runs/abc"
     assert context(toy_lake, mlflow_url="").mlflow_run_url("1", "abc") == ""
 

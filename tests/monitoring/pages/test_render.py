@@ -13,13 +13,33 @@ from hypothesis import strategies as st
 
 from lake.lake import Lake
 from monitoring.pages.page import Chart, Column, Context, Page, Table, Viewer
-from monitoring.pages.render import STATIC, embedded_json, login_page, render, shown, shown_cell, shown_instant, static_digest
+from monitoring.pages.render import (
+    STATIC,
+    embedded_json,
+    login_page,
+    render,
+    shown,
+    shown_cell,
+    shown_instant,
+    static_digest,
+)
 
-HOSTILE = ["<script>alert('x')</script>", '" onmouseover="alert(1)', "</script><b>", "{{ 7 * 7 }}", "two\nlines", "&amp;", "x" * 10_000, "\u2028"]
+HOSTILE = [
+    "<script>alert('x')</script>",
+    '" onmouseover="alert(1)',
+    "</script><b>",
+    "{{ 7 * 7 }}",
+    "two\nlines",
+    "&amp;",
+    "x" * 10_000,
+    "\u2028",
+]
 
 
 def rendered(lake: Lake, page: Page, **changed: Any) -> str:
-    context = Context(lake, Viewer("ada", "viewer"), datetime(2024, 3, 1, tzinfo=UTC), ("ride_minutes",), ("rides",), **changed)
+    context = Context(
+        lake, Viewer("ada", "viewer"), datetime(2024, 3, 1, tzinfo=UTC), ("ride_minutes",), ("rides",), **changed
+    )
     return render(page, context, path="/nightfleet/", query="a=1")
 
 
@@ -69,7 +89,10 @@ def test_numbers_have_four_digits_that_count(value: Any, said: str) -> None:
     assert shown(value) == said
 
 
-@pytest.mark.parametrize(("value", "said"), [(0.5, "50 %"), (0.031, "3.1 %"), (0.0, "0 %"), (1, "100 %"), (-0.25, "-25 %"), (None, "–"), (float("nan"), "–")])
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(0.5, "50 %"), (0.031, "3.1 %"), (0.0, "0 %"), (1, "100 %"), (-0.25, "-25 %"), (None, "–"), (float("nan"), "–")],
+)
 def test_shares_are_percent(value: Any, said: str) -> None:
     assert shown(value, "percent") == said
 
@@ -100,23 +123,34 @@ def test_values_from_data_stay_text_in_tables_captions_and_charts(toy_lake: Lake
     columns = (Column("a", text), Column("b", "b", "status"), Column("c", "c", link="url"))
     table = Table("t", text, columns, [{"a": text, "b": text, "c": text, "url": "/nightfleet/x"}])
     folded = Table("f", text, columns, [{"a": [text], "b": None, "c": None}], folded=True)
-    chart = Chart("c", text, {"series": [{"name": text, "data": [float("nan"), 1.0]}]}, text, links={text: "/nightfleet/y"})
+    chart = Chart(
+        "c", text, {"series": [{"name": text, "data": [float("nan"), 1.0]}]}, text, links={text: "/nightfleet/y"}
+    )
     template = "frame.html.jinja"
     page = Page(text, template, {"message": text}, (table, folded), (chart,))
     html = _with_template(
         toy_lake,
         page,
         template,
-        "{% block main %}{{ message }}{{ ui.table(page.tables[0]) }}{{ ui.table(page.tables[1]) }}{{ ui.chart(page.charts[0]) }}{% endblock %}",
+        "{% block main %}{{ message }}{{ ui.table(page.tables[0]) }}{{ ui.table(page.tables[1]) }}{{ "
+        "ui.chart(page.charts[0]) }}{% endblock %}",
     )
     plain = _with_template(
         toy_lake,
-        Page("plain", template, {"message": "plain"}, (Table("t", "plain", columns, [{"a": "p", "b": "p", "c": "p", "url": "/u"}]), folded), (chart,)),
+        Page(
+            "plain",
+            template,
+            {"message": "plain"},
+            (Table("t", "plain", columns, [{"a": "p", "b": "p", "c": "p", "url": "/u"}]), folded),
+            (chart,),
+        ),
         template,
         "{% block main %}{% endblock %}",
     )
     assert "onmouseover" not in _Elements(html).attributes
-    assert _Elements(html).names.count("script") == _Elements(plain).names.count("script") + 1, "the chart's own data, and nothing else"
+    assert _Elements(html).names.count("script") == _Elements(plain).names.count("script") + 1, (
+        "the chart's own data, and nothing else"
+    )
     assert "49" not in _Elements(html).text or text != "{{ 7 * 7 }}"
     if "<" not in text:
         assert text in _Elements(html).text
@@ -134,7 +168,9 @@ def _with_template(lake: Lake, page: Page, name: str, body: str) -> str:
     environment = module._environment()
     loader = environment.loader
     assert loader is not None
-    environment.loader = jinja2.ChoiceLoader([jinja2.DictLoader({name: "{% extends 'base.html.jinja' %}" + body}), loader])
+    environment.loader = jinja2.ChoiceLoader(
+        [jinja2.DictLoader({name: "{% extends 'base.html.jinja' %}" + body}), loader]
+    )
     environment.cache.clear() if environment.cache else None
     try:
         return rendered(lake, page)
@@ -180,7 +216,9 @@ def test_an_empty_table_says_so_and_offers_no_csv(toy_lake: Lake) -> None:
 
 def test_static_files_are_named_by_their_bytes(toy_lake: Lake) -> None:
     assert all(len(static_digest(name)) == 12 for name in STATIC)
-    assert f"style.css?{static_digest('style.css')}" in rendered(toy_lake, Page("t", "message.html.jinja", {"message": ""}))
+    assert f"style.css?{static_digest('style.css')}" in rendered(
+        toy_lake, Page("t", "message.html.jinja", {"message": ""})
+    )
 
 
 def test_the_login_page_leads_to_the_login() -> None:

@@ -15,20 +15,20 @@ from config.calendar import ONE_DAY, Interval
 from lake.lake import Lake
 from lake.ledger import Promotion
 from lake.metrics import Metric, publish_metrics
-from monitoring.actions import Action, record_action
+from monitoring.alerting.actions import Action, record_action
+from monitoring.alerting.lifecycle import STATES, State, state_of, waiting_for_approval
+from monitoring.alerting.records import DecisionRecord
+from monitoring.alerting.runs import Run, Waiting, record_run, record_waiting
 from monitoring.pages import retraining
-from monitoring.pages.lifecycle import STATES, State, state_of, waiting_for_approval
 from monitoring.pages.page import BadAddress, NotFound, Page, Role
 from monitoring.pages.render import render
 from monitoring.pages.retraining import evidence_text
-from monitoring.records import DecisionRecord
-from monitoring.requests import request_retraining
-from monitoring.runs import Run, Waiting, record_run, record_waiting
+from monitoring.retraining_requests import request_retraining
 from tests import toy
 from tests.monitoring.pages.fleet import context
 from tests.serving.scenario import MODEL
-from training.approval import Approval, PromotionRejected, answered
-from training.decision import Decision, Reason, store_decision
+from training.registry.approval import Approval, PromotionRejected, answered
+from training.registry.decision import Decision, Reason, store_decision
 
 NIGHT = date(2024, 2, 26)
 FIRST = NIGHT - timedelta(days=20)
@@ -47,7 +47,14 @@ def lake(tmp_path: Any) -> Iterator[Lake]:
 
 
 def decide(lake: Lake, version: int, verdict: str, as_of: date = NIGHT) -> Decision:
-    check = {"name": "improvement", "passed": verdict == "promote", "output": "ride_minutes", "metric": "mae", "challenger": 8.0, "rival": 9.0}
+    check = {
+        "name": "improvement",
+        "passed": verdict == "promote",
+        "output": "ride_minutes",
+        "metric": "mae",
+        "challenger": 8.0,
+        "rival": 9.0,
+    }
     evidence = {
         "model": MODEL,
         "version": version,
@@ -64,7 +71,17 @@ def decide(lake: Lake, version: int, verdict: str, as_of: date = NIGHT) -> Decis
 
 def promote(lake: Lake, version: int, effective_from: date, digest: str = "", kind: str = "promotion") -> None:
     ledger = lake.ledger(MODEL)
-    line = Promotion(MODEL, version, FIRST, effective_from, datetime(2024, 2, 27, 9, tzinfo=UTC), "anna", f"a{version}", digest or f"e{version}", kind)  # type: ignore[arg-type]
+    line = Promotion(
+        MODEL,
+        version,
+        FIRST,
+        effective_from,
+        datetime(2024, 2, 27, 9, tzinfo=UTC),
+        "anna",
+        f"a{version}",
+        digest or f"e{version}",
+        kind,  # type: ignore[arg-type]  # a value that the test varies
+    )
     ledger.append(line, seen=ledger.read())
 
 
@@ -119,7 +136,9 @@ LINE = Promotion(MODEL, 1, NIGHT, NIGHT, datetime(2024, 2, 27, tzinfo=UTC), "ann
         (None, None, None, True, False, "promoted"),
     ],
 )
-def test_how_far_a_request_got(run: str | None, verdict: str | None, answer: Any, promoted: bool, asks: bool, state: State) -> None:
+def test_how_far_a_request_got(
+    run: str | None, verdict: str | None, answer: Any, promoted: bool, asks: bool, state: State
+) -> None:
     found = state_of(
         replace(RUN, state=run) if run else None,
         replace(DECIDED, verdict=verdict) if verdict else None,
@@ -137,7 +156,12 @@ def test_how_far_a_request_got(run: str | None, verdict: str | None, answer: Any
 def test_a_request_that_is_only_asked(lake: Lake) -> None:
     request_retraining(lake, MODEL, NIGHT, by="anna", reason=HOSTILE, run_id="r")
     row = only_request(lake)
-    assert (row["by"], row["why"], row["state"], row["numbers"]) == ("anna", HOSTILE, "asked", "the policy had not decided on that night")
+    assert (row["by"], row["why"], row["state"], row["numbers"]) == (
+        "anna",
+        HOSTILE,
+        "asked",
+        "the policy had not decided on that night",
+    )
 
 
 def test_refused_by_the_gate_and_why(lake: Lake) -> None:
@@ -155,7 +179,17 @@ def test_rejected_by_whom_and_why(lake: Lake) -> None:
     decided = decide(lake, 1, "promote")
     at = datetime(2024, 2, 27, tzinfo=UTC)
     with pytest.raises(PromotionRejected):
-        answered(lake, MODEL, decided.to_json(), shown=decided.evidence_digest, option="Reject", by="berta", reason="too bold", answered_at=at, run_id="r")
+        answered(
+            lake,
+            MODEL,
+            decided.to_json(),
+            shown=decided.evidence_digest,
+            option="Reject",
+            by="berta",
+            reason="too bold",
+            answered_at=at,
+            run_id="r",
+        )
     row = only_request(lake)
     assert (row["state"], row["word"]) == ("rejected", "rejected by berta: too bold")
 
@@ -172,7 +206,8 @@ def test_promoted_and_what_it_gained(lake: Lake) -> None:
     errors(lake, 2, FIRST + ONE_DAY, [0.72, 0.7, 0.74, 0.72])
     gain = only_request(lake)["gain"]
     assert gain.startswith(
-        "ride_minutes: 20 % less error: mae over the baseline's 72 % (69.4 to 74.6) in 4 nights, 400 rows; before 90 % (87.4 to 92.6) in 4 nights"
+        "ride_minutes: 20 % less error: mae over the baseline's 72 % (69.4 to 74.6) in 4 nights, 400 rows; before 90 % "
+        "(87.4 to 92.6) in 4 nights"
     )
     assert "long_probability: 20 % less error: brier" in gain
 
@@ -223,17 +258,28 @@ def test_a_refused_or_overtaken_version_does_not_wait(lake: Lake) -> None:
     assert waiting_for_approval(lake, [MODEL]) == []
 
 
-@pytest.mark.parametrize(("role", "actions"), [("viewer", set()), ("operator", {"acknowledge", "request_retraining"}), ("admin", None)])
+@pytest.mark.parametrize(
+    ("role", "actions"), [("viewer", set()), ("operator", {"acknowledge", "request_retraining"}), ("admin", None)]
+)
 def test_each_role_sees_its_forms(lake: Lake, role: Role, actions: set[str] | None) -> None:
     decide(lake, 5, "promote")
     promote(lake, 1, FIRST)
     ask(lake)
     promote(lake, 2, FIRST + ONE_DAY)
     said = {"status": "warning", "reason": HOSTILE}
-    publish_metrics(lake, MODEL, "drift", [Metric(MODEL, NIGHT, NIGHT, "volume", **said)], Interval.of(NIGHT), run_id="t")  # type: ignore[arg-type]
+    publish_metrics(
+        lake,
+        MODEL,
+        "drift",
+        [Metric(MODEL, NIGHT, NIGHT, "volume", **said)],  # type: ignore[arg-type]  # a value that the test varies
+        Interval.of(NIGHT),
+        run_id="t",
+    )
     _, html = shown(lake, role)
     everything = {"acknowledge", "request_retraining", "approve", "rollback"}
-    assert {name for name in everything if f'action="/nightfleet/actions/{name}"' in html} == (everything if actions is None else actions)
+    assert {name for name in everything if f'action="/nightfleet/actions/{name}"' in html} == (
+        everything if actions is None else actions
+    )
     assert html.count('name="csrf_token" value="token"') == html.count('method="post"')
     assert "<script>alert" not in html
     assert f"{MODEL}/volume//" in html, "the fingerprint"
@@ -242,7 +288,18 @@ def test_each_role_sees_its_forms(lake: Lake, role: Role, actions: set[str] | No
 def test_the_record_shows_who_when_and_what_came_of_it(lake: Lake) -> None:
     at = datetime(2024, 2, 27, 8, 30, tzinfo=UTC)
     for k in range(25):
-        record_action(lake, Action(at + timedelta(minutes=k), HOSTILE, "viewer", "approve", MODEL, reason="r", outcome="refused: NotAllowed"))
+        record_action(
+            lake,
+            Action(
+                at + timedelta(minutes=k),
+                HOSTILE,
+                "viewer",
+                "approve",
+                MODEL,
+                reason="r",
+                outcome="refused: NotAllowed",
+            ),
+        )
     page, html = shown(lake)
     assert len(page.table("actions").rows) == retraining.ACTIONS_SHOWN
     assert "Show more of them" in html
@@ -284,17 +341,30 @@ def test_an_empty_installation(toy_lake: Lake) -> None:
 
 def test_evidence_in_numbers() -> None:
     outputs = {"ride_minutes": {"metric": "mae", "ratio": 1.16, "at_gate": 0.83, "bound": 0.92}}
-    policy = {"drift": {"share": 0.43, "threshold": 0.3}, "performance": {"outputs": outputs}, "calendar": {"due_on": "2024-03-05"}}
-    words = "43 % of columns drifted, asks at 30 %; ride_minutes mae 116 % of the baseline's (83 % at the gate, 92 % allowed); calendar: due 2024-03-05"
+    policy = {
+        "drift": {"share": 0.43, "threshold": 0.3},
+        "performance": {"outputs": outputs},
+        "calendar": {"due_on": "2024-03-05"},
+    }
+    words = (
+        "43 % of columns drifted, asks at 30 %; ride_minutes mae 116 % of the baseline's (83 % at the gate, 92 %"
+        " allowed); calendar: due 2024-03-05"
+    )
     assert evidence_text(policy) == words
     assert evidence_text({"trigger": "person", "policy": policy}) == words
     assert evidence_text({"trigger": "person", "policy": None}) == "the policy had not decided on that night"
 
 
 _plain = st.none() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5)
-_json = st.recursive(_plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3), max_leaves=8)
+_json = st.recursive(
+    _plain,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
 
 
-@given(st.fixed_dictionaries({}, optional=dict.fromkeys(("trigger", "policy", "drift", "performance", "calendar"), _json)))
+@given(
+    st.fixed_dictionaries({}, optional=dict.fromkeys(("trigger", "policy", "drift", "performance", "calendar"), _json))
+)
 def test_any_evidence_has_words(evidence: dict[str, Any]) -> None:
     assert isinstance(evidence_text(evidence), str)

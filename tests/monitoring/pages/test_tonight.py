@@ -15,14 +15,14 @@ import sqlalchemy as sa
 from config.calendar import ONE_DAY, Interval
 from lake.lake import Lake
 from lake.metrics import Metric, publish_metrics
-from monitoring.alarms import acknowledge, silence
+from monitoring.alerting.alarms import acknowledge, silence
+from monitoring.alerting.condition import DEFINITIONS, WORDS
+from monitoring.alerting.runs import Run, record_failure, record_run
+from monitoring.alerting.standing import Cause, Headline, Standing, headline, standings
 from monitoring.pages import tonight
-from monitoring.pages.condition import DEFINITIONS, WORDS
 from monitoring.pages.page import to_csv
 from monitoring.pages.render import render
-from monitoring.pages.tonight import Cause, Standing, headline, standings
-from monitoring.requests import request_retraining
-from monitoring.runs import Run, record_failure, record_run
+from monitoring.retraining_requests import request_retraining
 from tests import toy
 from tests.monitoring.pages.fleet import DATASET, FEATURES, MATURE, NIGHT, NOW, context, nights
 from tests.monitoring.scenario import HISTORY
@@ -68,7 +68,16 @@ def shown(lake: Lake, **changed: Any) -> tuple[str, list[str]]:
 
 def failed(lake: Lake, kind: str, error: str, subject: str = MODEL, day: Any = NIGHT) -> None:
     at = datetime(2024, 2, 21, 1, tzinfo=UTC)
-    run = Run(f"{subject}_{kind}", f"run__{day}", subject, kind, day.isoformat(), "failed", at, at + timedelta(minutes=1))  # type: ignore[arg-type]
+    run = Run(
+        f"{subject}_{kind}",
+        f"run__{day}",
+        subject,
+        kind,  # type: ignore[arg-type]  # a value that the test varies
+        day.isoformat(),
+        "failed",
+        at,
+        at + timedelta(minutes=1),
+    )
     record_run(lake, run, at=at)
     record_failure(lake, run, task=kind, error=error, at=at)
 
@@ -80,7 +89,7 @@ def test_a_green_night_is_one_sentence(lake: Lake) -> None:
     nights(lake)
     found = standing(lake)
     assert (found.word, found.causes) == ("healthy", ())
-    assert headline([found]) == tonight.Headline("The model is healthy", True)
+    assert headline([found]) == Headline("The model is healthy", True)
     assert headline([found] * 16).text == "All 16 models are healthy"
     text, _ = shown(lake)
     assert "The model is healthy 1 healthy Data date 2024-02-20." in text
@@ -104,7 +113,10 @@ def test_the_row_says_what_was_scored_and_how_well(lake: Lake) -> None:
 
 def test_a_view_without_values_is_named_first_with_since_and_share(lake: Lake) -> None:
     gone = {("null_rate", name): {"value": 0.31, "status": "warning"} for name in FEATURES}
-    drifted = {("drift_psi", FEATURES[0]): {"value": 0.9, "status": "warning"}, ("drift_share", ""): {"value": 0.5, "status": "failing", "reason": "1 of 2"}}
+    drifted = {
+        ("drift_psi", FEATURES[0]): {"value": 0.9, "status": "warning"},
+        ("drift_share", ""): {"value": 0.5, "status": "failing", "reason": "1 of 2"},
+    }
     nights(lake, count=4)
     from tests.monitoring.pages.fleet import night as one
 
@@ -113,11 +125,17 @@ def test_a_view_without_values_is_named_first_with_since_and_share(lake: Lake) -
     one(lake, NIGHT, gone | drifted)
     assert standing(lake).word == "failing"
     assert causes(lake)[1] == "vehicle daily missing since 02-18: 2 features null in 31 % of rows"
-    assert causes(lake)[0] == "drift: 1 of 2 features beyond their limit, worst rides_7d of vehicle_daily (PSI 0.9, limit 0.2)"
+    assert (
+        causes(lake)[0]
+        == "drift: 1 of 2 features beyond their limit, worst rides_7d of vehicle_daily (PSI 0.9, limit 0.2)"
+    )
     one(lake, NIGHT, gone)
     assert standing(lake).word == "degraded"
     told = headline(standings(lake, [MODEL], NOW))
-    assert (told.text, told.cause) == ("The model is degraded", "Vehicle daily missing since 02-18: 2 features null in 31 % of rows")
+    assert (told.text, told.cause) == (
+        "The model is degraded",
+        "Vehicle daily missing since 02-18: 2 features null in 31 % of rows",
+    )
 
 
 def test_one_column_beyond_its_limit_for_one_night_does_not_count_yet(lake: Lake) -> None:
@@ -129,7 +147,9 @@ def test_one_column_beyond_its_limit_for_one_night_does_not_count_yet(lake: Lake
 
     one(lake, NIGHT - ONE_DAY, wide)
     assert standing(lake).word == "degraded"
-    assert causes(lake) == ["drift since 02-19: 1 of 2 features beyond their limit, worst rides_7d of vehicle_daily (PSI 0.3, limit 0.2)"]
+    assert causes(lake) == [
+        "drift since 02-19: 1 of 2 features beyond their limit, worst rides_7d of vehicle_daily (PSI 0.3, limit 0.2)"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -157,7 +177,9 @@ def test_one_column_beyond_its_limit_for_one_night_does_not_count_yet(lake: Lake
         ),
     ],
 )
-def test_each_kind_of_alarm_has_its_words(lake: Lake, key: tuple[str, str], change: dict[str, Any], word: str, text: str) -> None:
+def test_each_kind_of_alarm_has_its_words(
+    lake: Lake, key: tuple[str, str], change: dict[str, Any], word: str, text: str
+) -> None:
     nights(lake, {key: change})
     assert standing(lake).word == word
     assert causes(lake)[0].startswith(text)
@@ -176,7 +198,9 @@ def test_a_failure_that_was_mended_is_over(lake: Lake) -> None:
     nights(lake)
     failed(lake, "score", "NoChampion: none")
     later = datetime(2024, 2, 21, 3, tzinfo=UTC)
-    record_run(lake, Run(f"{MODEL}_score", "again", MODEL, "score", NIGHT.isoformat(), "success", later, later), at=later)
+    record_run(
+        lake, Run(f"{MODEL}_score", "again", MODEL, "score", NIGHT.isoformat(), "success", later, later), at=later
+    )
     assert standing(lake).word == "healthy"
 
 
@@ -208,16 +232,22 @@ def test_a_part_that_is_missing_is_not_healthy(lake: Lake, check: str) -> None:
     assert "not evaluated: " in causes(lake)[0]
 
 
-@pytest.mark.parametrize("key", [("volume", ""), ("drift_share", ""), ("mae", "ride_minutes"), ("error_ratio", "long_probability")])
+@pytest.mark.parametrize(
+    "key", [("volume", ""), ("drift_share", ""), ("mae", "ride_minutes"), ("error_ratio", "long_probability")]
+)
 def test_a_part_that_could_not_be_judged_says_why(lake: Lake, key: tuple[str, str]) -> None:
     nights(lake, {key: {"status": "not_evaluated", "value": None, "reason": HOSTILE}})
     assert standing(lake).word == "not evaluated"
     assert causes(lake)[0].endswith(HOSTILE)
-    assert "script" not in [tag for tag in shown(lake)[1] if tag == "script"][1:], "the page's own script is the only one"
+    assert "script" not in [tag for tag in shown(lake)[1] if tag == "script"][1:], (
+        "the page's own script is the only one"
+    )
 
 
 def test_single_columns_without_a_verdict_are_counted_beside(lake: Lake) -> None:
-    nights(lake, {("drift_psi", FEATURES[0]): {"status": "not_evaluated", "value": None, "reason": "every value is null"}})
+    nights(
+        lake, {("drift_psi", FEATURES[0]): {"status": "not_evaluated", "value": None, "reason": "every value is null"}}
+    )
     assert standing(lake).word == "healthy"
     assert standing(lake).drift == "0 of 1; 1 not evaluated"
 
@@ -251,7 +281,13 @@ def test_old_judgements_do_not_stand_in_for_the_newest(lake: Lake) -> None:
 
 
 def test_acknowledged_and_silenced_alarms_are_counted_apart_and_stay_true(lake: Lake) -> None:
-    nights(lake, {("volume", ""): {"status": "warning", "reason": "few"}, ("label_share", ""): {"status": "warning", "value": 0.1}})
+    nights(
+        lake,
+        {
+            ("volume", ""): {"status": "warning", "reason": "few"},
+            ("label_share", ""): {"status": "warning", "value": 0.1},
+        },
+    )
     assert tonight._alarms_text(standing(lake)) == "2 open"
     acknowledge(lake, f"{MODEL}/volume//", by="anna", role="operator", reason="known")
     silence(lake, f"{MODEL}/label_share//", until=NIGHT + ONE_DAY, by="anna", role="operator", reason="known")
@@ -271,7 +307,10 @@ def test_an_open_request_is_counted(lake: Lake) -> None:
 def test_the_worst_comes_first(lake: Lake) -> None:
     nights(lake)
     found = standing(lake)
-    order = sorted((replace(found, word=word, causes=(Cause(1, word),)) for word in reversed(WORDS)), key=lambda s: WORDS.index(s.word))
+    order = sorted(
+        (replace(found, word=word, causes=(Cause(1, word),)) for word in reversed(WORDS)),
+        key=lambda s: WORDS.index(s.word),
+    )
     assert [s.word for s in order] == list(WORDS) == ["failing", "late", "degraded", "not evaluated", "healthy"]
     told = headline(order)
     assert (told.text, told.cause) == ("1 of 5 models failing, 1 late, 1 degraded, 1 not evaluated", "Failing")

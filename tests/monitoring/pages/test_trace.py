@@ -1,4 +1,6 @@
-"""The page Trace: from an id or an entity to a tree of links, in sentences that help where there is none; and the button that computes again."""
+"""The page Trace: from an id or an entity to a tree of links, in sentences that help where there is none; and the
+button that computes again.
+"""
 
 from __future__ import annotations
 
@@ -14,25 +16,29 @@ import sqlalchemy as sa
 
 from lake.lake import Lake
 from lake.lineage import publications_table
+from monitoring.alerting.runs import Run, record_run
+from monitoring.audit.reproduction import NotReproduced, StillReproducing
 from monitoring.pages import trace as page_module
 from monitoring.pages.page import BadAddress, Context, NotFound, Page, Viewer
 from monitoring.pages.render import render
 from monitoring.pages.trace import HIDDEN, page, reproduce_page
-from monitoring.runs import Run, record_run
 from serving.predictions import predictions_table
-from serving.publish import project_predictions, sql_name
-from serving.reproduction import NotReproduced, StillReproducing
+from serving.projection import project_predictions, sql_name
 from serving.score import score
 from tests import toy
 from tests.serving.scenario import MODEL, promote, publish_inputs, scored_nights, use_linear
 
 NIGHT = date(2024, 1, 23)
-PERSONAL = toy.DATASET_YAML.replace("description: the vehicle}\n      depot", "description: the vehicle, pii: true}\n      depot")
+PERSONAL = toy.DATASET_YAML.replace(
+    "description: the vehicle}\n      depot", "description: the vehicle, pii: true}\n      depot"
+)
 
 
 @pytest.fixture(scope="module")
 def lake(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Four nights, scored and in SQL; the scoring's run is on record; the vehicle is personal data. Not to be changed."""
+    """Four nights, scored and in SQL; the scoring's run is on record; the vehicle is personal data. Not to be
+    changed.
+    """
     patch = pytest.MonkeyPatch()
     use_linear(patch)
     made = toy.toy_lake(tmp_path_factory.mktemp("trace"), dataset=PERSONAL)
@@ -56,7 +62,16 @@ def own(lake: Lake, tmp_path: Any) -> Lake:
 
 def context_of(lake: Lake, **given: Any) -> Context:
     return replace(
-        Context(lake, Viewer("ada", "viewer"), datetime(2024, 3, 1, tzinfo=UTC), (MODEL,), ("rides",), mlflow_url="http://mlflow", csrf_token="token"), **given
+        Context(
+            lake,
+            Viewer("ada", "viewer"),
+            datetime(2024, 3, 1, tzinfo=UTC),
+            (MODEL,),
+            ("rides",),
+            mlflow_url="http://mlflow",
+            csrf_token="token",
+        ),
+        **given,
     )
 
 
@@ -134,7 +149,9 @@ def test_several_ids_that_begin_alike_are_offered(own: Lake) -> None:
     ids = [row_of(own, number)["prediction_id"] for number in (0, 1)]
     with own.engine.begin() as connection:
         for number, found in enumerate(ids):
-            connection.execute(table.update().where(table.c.prediction_id == found).values(prediction_id=f"abcdabcd{number:024x}"))
+            connection.execute(
+                table.update().where(table.c.prediction_id == found).values(prediction_id=f"abcdabcd{number:024x}")
+            )
     found = asked(own, id="abcdabcd")
     assert "give more digits, or choose one" in html_of(own, found)
     assert [row["id"] for row in found.table("found").rows] == [f"abcdabcd{number:024x}" for number in (0, 1)]
@@ -164,8 +181,12 @@ def test_a_table_that_is_not_there_is_said_and_the_index_keeps_what_it_knows(own
     assert "is in SQL, but its origin cannot be read" in text
     assert "there is no table in" in text
     with own.engine.connect() as connection:
-        kept = connection.execute(sa.select(sa.func.count()).where(publications_table.c.table_name == f"{MODEL}/predictions")).scalar_one()
-    assert kept == len(scored_nights()), "reading a page must not forget publications, for example while a disk is not mounted"
+        kept = connection.execute(
+            sa.select(sa.func.count()).where(publications_table.c.table_name == f"{MODEL}/predictions")
+        ).scalar_one()
+    assert kept == len(scored_nights()), (
+        "reading a page must not forget publications, for example while a disk is not mounted"
+    )
 
 
 def test_features_that_expired_are_said_in_the_tree(own: Lake) -> None:
@@ -181,7 +202,9 @@ def test_features_that_expired_are_said_in_the_tree(own: Lake) -> None:
 
 def test_night_and_entity_lead_to_the_prediction(lake: Lake) -> None:
     row = row_of(lake)
-    assert row["prediction_id"] in html_of(lake, asked(lake, model=MODEL, date=NIGHT.isoformat(), event_date=str(row["event_date"]), ride=str(row["ride"])))
+    assert row["prediction_id"] in html_of(
+        lake, asked(lake, model=MODEL, date=NIGHT.isoformat(), event_date=str(row["event_date"]), ride=str(row["ride"]))
+    )
 
 
 def test_a_night_alone_lists_its_predictions(lake: Lake) -> None:
@@ -194,13 +217,17 @@ def test_a_night_alone_lists_its_predictions(lake: Lake) -> None:
 
 def test_an_entity_that_is_not_there_is_answered_with_the_nearest(lake: Lake) -> None:
     found = asked(lake, model=MODEL, date=NIGHT.isoformat(), ride="99")
-    assert "ride_minutes has no prediction of the night 2024-01-23 for ride 99. The nearest ones" in html_of(lake, found)
+    assert "ride_minutes has no prediction of the night 2024-01-23 for ride 99. The nearest ones" in html_of(
+        lake, found
+    )
     assert found.table("found").rows[0]["entity_ride"] == "30"
 
 
 def test_a_night_that_is_not_there_is_answered_with_its_neighbours(lake: Lake) -> None:
     text = html_of(lake, asked(lake, model=MODEL, date="2024-05-01"))
-    assert f"no predictions of the night 2024-05-01. The nearest nights with predictions: {scored_nights().last}." in text
+    assert (
+        f"no predictions of the night 2024-05-01. The nearest nights with predictions: {scored_nights().last}." in text
+    )
     assert f"/nightfleet/trace?model={MODEL}&date={scored_nights().last}" in text
 
 
@@ -212,7 +239,10 @@ def test_a_night_that_is_not_there_is_answered_with_its_neighbours(lake: Lake) -
         ({"id": "0" * 32}, "No prediction has an id that begins with"),
         ({"model": MODEL, "date": "yesterday"}, "date is 'yesterday', needs a date"),
         ({"model": MODEL, "date": NIGHT.isoformat(), "ride": "seven"}, "ride is 'seven', needs a whole number"),
-        ({"model": MODEL, "date": NIGHT.isoformat(), "event_date": "2024-02-31"}, "event_date is '2024-02-31', needs a date"),
+        (
+            {"model": MODEL, "date": NIGHT.isoformat(), "event_date": "2024-02-31"},
+            "event_date is '2024-02-31', needs a date",
+        ),
     ],
 )
 def test_what_cannot_be_found_is_said_and_the_form_stays(lake: Lake, query: dict[str, str], said: str) -> None:
@@ -252,7 +282,10 @@ def test_an_entity_column_named_as_a_part_of_the_address_gets_another_name() -> 
 
 
 def outcome(*steps: tuple[str, Any, Any, bool]) -> dict[str, Any]:
-    told = [{"name": name, "expected": expected, "found": found, "binding": binding, "equal": expected == found} for name, expected, found, binding in steps]
+    told = [
+        {"name": name, "expected": expected, "found": found, "binding": binding, "equal": expected == found}
+        for name, expected, found, binding in steps
+    ]
     return {"prediction_id": "x", "equal": all(step["equal"] for step in told if step["binding"]), "steps": told}
 
 
@@ -264,16 +297,26 @@ def outcome(*steps: tuple[str, Any, Any, bool]) -> dict[str, Any]:
             ["the prediction is the same, bit by bit, in 2 steps", "explains"],
             "was not reproduced",
         ),
-        (outcome(("output ride_minutes", 1.0, 2.0, True)), ["The prediction was not reproduced", "differs"], "bit by bit, in"),
+        (
+            outcome(("output ride_minutes", 1.0, 2.0, True)),
+            ["The prediction was not reproduced", "differs"],
+            "bit by bit, in",
+        ),
         (
             NotReproduced("InputsExpired: rides/valid/outcomes can no longer be read"),
             ["not reproduced", "InputsExpired: rides/valid/outcomes"],
             "bit by bit, in",
         ),
-        (StillReproducing("another prediction is being computed again"), ["another prediction is being computed again"], "bit by bit, in"),
+        (
+            StillReproducing("another prediction is being computed again"),
+            ["another prediction is being computed again"],
+            "bit by bit, in",
+        ),
     ],
 )
-def test_the_button_says_what_came_of_it(lake: Lake, monkeypatch: pytest.MonkeyPatch, found: Any, words: list[str], absent: str) -> None:
+def test_the_button_says_what_came_of_it(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch, found: Any, words: list[str], absent: str
+) -> None:
     def pretended(_: Lake, __: str) -> dict[str, Any]:
         if isinstance(found, Exception):
             raise found
@@ -307,7 +350,11 @@ def test_a_replaced_prediction_says_so(own: Lake) -> None:
     table = sa.Table(sql_name(MODEL), sa.MetaData(), autoload_with=own.engine)
     wanted = row_of(own)["prediction_id"]
     with own.engine.begin() as connection:
-        connection.execute(table.update().where(table.c.prediction_id == wanted).values(superseded_at=datetime(2024, 2, 2, 3, 4, tzinfo=UTC)))
+        connection.execute(
+            table.update()
+            .where(table.c.prediction_id == wanted)
+            .values(superseded_at=datetime(2024, 2, 2, 3, 4, tzinfo=UTC))
+        )
     text = html_of(own, asked(own, id=wanted))
     assert "replaced" in text
     assert "2024-02-02 03:04 UTC: another row took its place" in text
@@ -315,7 +362,12 @@ def test_a_replaced_prediction_says_so(own: Lake) -> None:
 
 def test_a_step_that_differs_tells_only_what_differs_and_nothing_personal() -> None:
     steps = [
-        ("features riders", {"name": "Ada", "minutes": 1.0, "rides": 3}, {"name": "Eve", "minutes": 2.0, "rides": 3}, True),
+        (
+            "features riders",
+            {"name": "Ada", "minutes": 1.0, "rides": 3},
+            {"name": "Eve", "minutes": 2.0, "rides": 3},
+            True,
+        ),
         ("retrieved riders", {"riders__name": "Ada"}, {"riders__name": "Eve"}, True),
     ]
     told = page_module._reproduced({"outcome": outcome(*steps), "refusal": None}, {"riders__name"})

@@ -15,19 +15,35 @@ from serving.predictors.contract import Contract, FeatureSpec
 from serving.predictors.lstm import LstmPredictor, SequenceEncoding
 from tests.training.jobs import OUTPUT_COLUMNS, trained_job, training_rows
 
-NAMES = ["v__b_t1", "v__age", "v__a_t0", "v__a_t1", "v__a_t2", "v__b_t0", "v__b_t2"]  # the order of a matrix is that of the catalog, not of time
+NAMES = [
+    "v__b_t1",
+    "v__age",
+    "v__a_t0",
+    "v__a_t1",
+    "v__a_t2",
+    "v__b_t0",
+    "v__b_t2",
+]  # the order of a matrix is that of the catalog, not of time
 CONSTANTS: dict[str, Any] = {
     "steps": 3,
     "channels": {"v__a": {"mean": 10.0, "scale": 2.0}, "v__b": {"mean": 0.0, "scale": 1.0}},
     "null_flags": ["v__b"],
     "static": {
-        "means": {"v__age": 1.0}, "scales": {"v__age": 1.0}, "null_flags": [], "one_hot": {}, "levels": {}, "residual_of": "v__a_t0", "residual_default": 3.0,
+        "means": {"v__age": 1.0},
+        "scales": {"v__age": 1.0},
+        "null_flags": [],
+        "one_hot": {},
+        "levels": {},
+        "residual_of": "v__a_t0",
+        "residual_default": 3.0,
     },
-}  # fmt: skip
+}
 
 
 def encoding() -> SequenceEncoding:
-    contract = Contract("toy", "lstm", {name: FeatureSpec("float64") for name in NAMES}, {}, ("minutes",), "0", "2024-01-01", 7, {})
+    contract = Contract(
+        "toy", "lstm", {name: FeatureSpec("float64") for name in NAMES}, {}, ("minutes",), "0", "2024-01-01", 7, {}
+    )
     return SequenceEncoding(contract, CONSTANTS)
 
 
@@ -36,7 +52,15 @@ def matrix_of(*rows: dict[str, float]) -> Any:
 
 
 def test_the_oldest_step_comes_first_and_what_is_missing_comes_last() -> None:
-    whole = {"v__a_t0": 12.0, "v__a_t1": 14.0, "v__a_t2": 16.0, "v__b_t0": 1.0, "v__b_t1": 2.0, "v__b_t2": 3.0, "v__age": 5.0}
+    whole = {
+        "v__a_t0": 12.0,
+        "v__a_t1": 14.0,
+        "v__a_t2": 16.0,
+        "v__b_t0": 1.0,
+        "v__b_t1": 2.0,
+        "v__b_t2": 3.0,
+        "v__age": 5.0,
+    }
     short = {"v__a_t0": 12.0, "v__a_t1": 14.0, "v__b_t0": 1.0}
     sequence, present, static = encoding().inputs(matrix_of(whole, short, {}))
     assert sequence.dtype == static.dtype == np.float32
@@ -66,7 +90,10 @@ def test_encoding_a_matrix_is_encoding_each_row_by_hand(seed: int, unknown: floa
         steps = [(row[NAMES.index(f"v__a_t{k}")], row[NAMES.index(f"v__b_t{k}")]) for k in range(3)]
         while len(steps) > 1 and all(np.isnan(value) for value in steps[-1]):
             steps.pop()
-        expected = [[0 if np.isnan(a) else (a - 10) / 2, 0 if np.isnan(b) else np.clip(b, -10, 10), float(np.isnan(b))] for a, b in reversed(steps)]
+        expected = [
+            [0 if np.isnan(a) else (a - 10) / 2, 0 if np.isnan(b) else np.clip(b, -10, 10), float(np.isnan(b))]
+            for a, b in reversed(steps)
+        ]
         np.testing.assert_allclose(found, expected + [[0.0] * 3] * (3 - len(steps)), atol=1e-6)
         assert mask.tolist() == [True] * len(steps) + [False] * (3 - len(steps))
 
@@ -86,7 +113,9 @@ def test_a_masked_step_says_nothing(trained: Path) -> None:
     masked[~present] = 7.0
     known[:, 0] = 7.0
     np.testing.assert_array_equal(np.asarray(predictor._network(masked, present, static)), told)
-    assert np.abs(np.asarray(predictor._network(known, present, static)) - told).max() > 1e-4, "the network looks at no step at all"
+    assert np.abs(np.asarray(predictor._network(known, present, static)) - told).max() > 1e-4, (
+        "the network looks at no step at all"
+    )
 
 
 def test_an_older_step_that_is_not_there_is_no_step(trained: Path) -> None:
@@ -97,7 +126,9 @@ def test_an_older_step_that_is_not_there_is_no_step(trained: Path) -> None:
     for value in (None, float("nan"), float("inf")):
         changed = rows
         for name in ("v__trail_t1", "v__trail_t2"):
-            changed = changed.set_column(rows.schema.get_field_index(name), name, [[value] * 50] if value is not None else rows["v__empty"])
+            changed = changed.set_column(
+                rows.schema.get_field_index(name), name, [[value] * 50] if value is not None else rows["v__empty"]
+            )
         found.append(predictor.predict(changed))
     assert found[0].equals(found[1])
     assert found[0].equals(found[2])

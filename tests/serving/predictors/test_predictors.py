@@ -14,7 +14,16 @@ import pytest
 import serving.predictors
 from lake.artifact import ArtifactMismatch, combined_digest, file_digest
 from serving.predictors import BadManifest, UnknownFamily, load_predictor
-from serving.predictors.contract import BadFeatures, BadModelFile, Contract, FeatureSpec, Matrix, PredictionsNotFinite, Predictor, Scores
+from serving.predictors.contract import (
+    BadFeatures,
+    BadModelFile,
+    Contract,
+    FeatureSpec,
+    Matrix,
+    PredictionsNotFinite,
+    Predictor,
+    Scores,
+)
 from tests.training.jobs import OUTPUT_COLUMNS, QUICK, trained_job, training_rows
 
 
@@ -67,7 +76,9 @@ def test_a_row_alone_is_predicted_as_among_others(trained: Path) -> None:
     rows = training_rows(40)
     whole = predictor.predict(rows)
     alone = pa.concat_tables([predictor.predict(rows.slice(index, 1)) for index in range(40)])
-    assert alone.combine_chunks().equals(whole.combine_chunks()), "a row has other last bits in another batch: a night scored again would differ"
+    assert alone.combine_chunks().equals(whole.combine_chunks()), (
+        "a row has other last bits in another batch: a night scored again would differ"
+    )
     odd = pa.concat_tables([predictor.predict(rows.slice(start, 13)) for start in range(0, 40, 13)])
     assert odd.slice(0, 40).combine_chunks().equals(whole.combine_chunks())
 
@@ -86,7 +97,9 @@ def test_a_missing_or_retyped_feature_is_named(trained: Path) -> None:
     rows = training_rows(5)
     with pytest.raises(BadFeatures, match=r"needs the feature 'v__place', which the rows lack \(1 of \d are missing"):
         predictor.predict(rows.drop_columns(["v__place"]))
-    retyped = rows.set_column(rows.schema.get_field_index("v__weekday"), "v__weekday", rows["v__weekday"].cast(pa.string()))
+    retyped = rows.set_column(
+        rows.schema.get_field_index("v__weekday"), "v__weekday", rows["v__weekday"].cast(pa.string())
+    )
     with pytest.raises(BadFeatures, match=r"the feature 'v__weekday' is string, the model was trained on int64"):
         predictor.predict(retyped)
 
@@ -121,7 +134,9 @@ def test_a_missing_and_an_extra_file_are_refused(copied: Path) -> None:
 
 
 def test_swapping_the_manifest_too_does_not_help(copied: Path) -> None:
-    """Stored models lie in a folder named by their digest: whoever changes file and manifest must change the name as well."""
+    """Stored models lie in a folder named by their digest: whoever changes file and manifest must change the name as
+    well.
+    """
     manifest = json.loads((copied / "manifest.json").read_text())
     stored = copied.with_name(combined_digest(manifest["artifacts"]))
     copied.rename(stored)
@@ -148,7 +163,8 @@ def test_manifests_that_are_none(tmp_path: Path, copied: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "text"), [({"family": "forest"}, UnknownFamily, "no model family 'forest'"), ({"format": 9}, BadModelFile, "has format 9")]
+    ("change", "error", "text"),
+    [({"family": "forest"}, UnknownFamily, "no model family 'forest'"), ({"format": 9}, BadModelFile, "has format 9")],
 )
 def test_contracts_of_another_kind(copied: Path, change: dict[str, Any], error: type[Exception], text: str) -> None:
     contract = copied / "model" / "contract.json"
@@ -171,7 +187,9 @@ def test_predictions_that_are_no_numbers_are_refused() -> None:
 
 
 def test_a_feature_of_another_kind_is_refused() -> None:
-    contract = Contract("toy", "xgboost", {"v__t": FeatureSpec("timestamp")}, {}, ("minutes",), "0", "2024-01-01", 7, {})
+    contract = Contract(
+        "toy", "xgboost", {"v__t": FeatureSpec("timestamp")}, {}, ("minutes",), "0", "2024-01-01", 7, {}
+    )
     with pytest.raises(BadFeatures, match=r"has type timestamp; a model takes string, int32, int64, float64, boolean"):
         contract.matrix(pa.table({"v__t": pa.array([0], pa.timestamp("us"))}))
 

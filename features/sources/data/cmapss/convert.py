@@ -1,4 +1,5 @@
-"""Makes `cycles.csv.gz` and `test_lives.csv` from NASA's own files beside it: `python features/sources/data/cmapss/convert.py`.
+"""Makes `cycles.csv.gz` and `test_lives.csv` from NASA's own files beside it: `python
+features/sources/data/cmapss/convert.py`.
 
 NASA's text has no header and separates by blanks; the numbers are taken over as they are written there. The same bytes
 come out each time.

@@ -1,9 +1,10 @@
-"""Makes `curves/B00xx.csv.gz` from the packed discharge curves: `python features/sources/data/nasa_battery/convert.py FOLDER`.
+"""Makes `curves/B00xx.csv.gz` from the packed discharge curves: `python features/sources/data/nasa_battery/convert.py
+FOLDER`.
 
-FOLDER holds `B0005.tar.gz` and the others (PROVENANCE.md says where from, with their digests). A packed file is one discharge,
-`dis_<cycle>_cap_<capacity>.csv`. Kept are time and the cell's own voltage, current and temperature, digit by digit; left
-out are the load's two columns, the column `ic` that a later author derived, and the capacity in the file's name, which is
-the label and comes from NASA's metadata alone. The same bytes come out each time.
+FOLDER holds `B0005.tar.gz` and the others (PROVENANCE.md says where from, with their digests). A packed file is one
+discharge, `dis_<cycle>_cap_<capacity>.csv`. Kept are time and the cell's own voltage, current and temperature, digit by
+digit; left out are the load's two columns, the column `ic` that a later author derived, and the capacity in the file's
+name, which is the label and comes from NASA's metadata alone. The same bytes come out each time.
 """
 
 from __future__ import annotations
@@ -29,7 +30,11 @@ def convert(source: Path, target: Path) -> None:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(("cell", "cycle", *KEPT.values()))
         with tarfile.open(source / f"{cell}.tar.gz") as archive:
-            curves = {int(found[1]): member for member in archive if (found := re.search(r"/dis_(\d+)_cap_[\d.]+\.csv$", member.name))}
+            curves = {
+                int(found[1]): member
+                for member in archive
+                if (found := re.search(r"/dis_(\d+)_cap_[\d.]+\.csv$", member.name))
+            }
             for cycle, member in sorted(curves.items()):
                 packed = archive.extractfile(member)
                 assert packed is not None  # the pattern names files alone

@@ -1,0 +1,1 @@
+"""The catalog: every data set and model, typed, from one YAML file each."""

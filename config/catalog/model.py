@@ -1,0 +1,177 @@
+"""Models: what is scored, what comes true, how it is trained and judged."""
+
+from __future__ import annotations
+
+from datetime import time, timedelta
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from config.calendar import ONE_DAY
+from config.catalog.base import Model, Name
+from config.catalog.data import AirflowKnobs
+from config.catalog.policy import AccuracyDrop, AlertRule, ConsecutiveFailures, LateNight, Retrain
+from config.catalog.trainer import Trainer
+from config.durations import Duration
+
+
+class TableSpine(Model):
+    """What is scored: the rows of `table` known at T with cutoff(T) < target_time <= cutoff(T+1)."""
+
+    table: str
+    entity: tuple[str, ...] = Field(min_length=1)
+    target_time: str
+    horizon: Duration = ONE_DAY
+
+
+class CalendarSpine(Model):
+    """What is scored: every step of `every` in (cutoff(T), cutoff(T) + horizon local days]; entity is the step's begin,
+    UTC.
+    """
+
+    every: Duration
+    horizon: Duration = ONE_DAY
+    entity: tuple[str] = Field(description="name of the one entity column, a timestamp")
+
+
+class Label(Model):
+    """What comes true: `column` of `table`, joined on the spine's entity."""
+
+    table: str
+    column: str
+    matures_after: Duration
+
+
+class RegressionOutput(Model):
+    """A number in the label's unit; with `interval`, also `<name>_lower` and `<name>_upper`."""
+
+    kind: Literal["regression"]
+    objective: Literal["median", "mean"] = "median"
+    interval: float | None = Field(None, gt=0, lt=1, description="share of outcomes the interval should hold")
+    gate: Literal["mae", "rmse"] = "mae"
+
+
+class BinaryOutput(Model):
+    """The calibrated probability that the label lies above `above`."""
+
+    kind: Literal["binary"]
+    above: float
+    gate: Literal["brier", "log_loss"] = "brier"
+
+
+Output = Annotated[RegressionOutput | BinaryOutput, Field(discriminator="kind")]
+
+
+class Split(Model):
+    """Windows of mature data dates, backwards from the newest: test, embargo, validation, embargo, train."""
+
+    train: Duration
+    validation: Duration = timedelta(days=14)
+    test: Duration = timedelta(days=14)
+    embargo: Duration = timedelta(days=1)
+    groups: str | None = Field(
+        None,
+        description=(
+            "entity column held out whole, for example a machine: its rows stay in the first split it occurs in"
+        ),
+    )
+
+    @property
+    def nights(self) -> int:
+        """Data dates from the first of train to the last of test."""
+        return (self.train + self.validation + self.test + 2 * self.embargo).days
+
+
+class SegmentGate(Model):
+    """A segment fails the gate when its error exceeds `worst` times the rival's."""
+
+    columns: tuple[str, ...] = Field(min_length=1)
+    min_rows: int = Field(200, ge=1)
+    worst: float = Field(1.05, gt=0)
+
+
+class Gate(Model):
+    """When a challenger is promoted. `better_by`: what the one-sided bound of its relative improvement must reach."""
+
+    better_by: float = Field(0.0, gt=-1, lt=1)
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    min_days: int = Field(7, ge=2)
+    segments: SegmentGate | None = None
+    baseline: Literal["median", "mean", "same_hour_last_week"] = "median"
+    max_milliseconds_per_row: float = Field(5.0, gt=0, description="latency bound of batch prediction")
+
+
+class Training(Model):
+    """Resources of the training job."""
+
+    runner: Literal["auto", "docker", "process"] | None = Field(None, description="None: the profile's")
+    gpus: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto", description="auto: all of the machine's, none where there is none; a number is demanded"
+    )
+    memory_gb: float = Field(8.0, gt=0, description="cap of the container, and what the job takes of the training pool")
+    cpus: float = Field(2.0, gt=0, description="cap of the container")
+    shm_gb: float = Field(0.5, gt=0, description="size of /dev/shm in the container")
+    timeout_minutes: float = Field(60.0, gt=0)
+    checkpoint_minutes: float = Field(5.0, gt=0, description="a killed training loses at most so much")
+    workers: int = Field(1, ge=1, description="data-parallel workers, each a container of its own with these resources")
+
+
+class ModelEntry(Model):
+    """One model."""
+
+    name: Name = Field(alias="model")
+    title: str
+    owner: str
+    owner_url: str
+    deadline: time
+    dataset: str
+    spine: TableSpine | CalendarSpine
+    label: Label
+    features: tuple[str, ...] = Field(min_length=1)
+    outputs: dict[Name, Output] = Field(min_length=1)
+    trainer: Trainer
+    rivals: tuple[Trainer, ...] = Field(
+        (), description="further trainers of the same training; the best on validation goes to the gate"
+    )
+    split: Split
+    gate: Gate = Gate()
+    approval: Literal["none", "required"] = Field(
+        "none", description="required: a person decides on each promotion that passed the gate"
+    )
+    approval_timeout: Duration = Field(timedelta(days=7), description="without an answer by then the promotion is off")
+    retrain: Retrain = Retrain()
+    training: Training = Training()
+    airflow: AirflowKnobs = AirflowKnobs()
+    alerts: tuple[AlertRule, ...] = Field(
+        (AccuracyDrop(rule="accuracy_drop"), ConsecutiveFailures(rule="consecutive_failures"), LateNight(rule="late")),
+        description="the whole list; left out, each rule at its defaults",
+    )
+
+    @model_validator(mode="after")
+    def _alerts(self) -> Self:
+        names = [alert.name for alert in self.alerts]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"alerts: the name {name!r} stands twice; give one of them another `name`")
+        for alert in self.alerts:
+            for output in (alert.outputs or ()) if isinstance(alert, AccuracyDrop) else ():
+                if output not in self.outputs:
+                    raise ValueError(
+                        f"alerts: {alert.name} names {output!r}, which is no output ({', '.join(self.outputs)})"
+                    )
+        return self
+
+    @property
+    def entity(self) -> tuple[str, ...]:
+        """Columns that name what is predicted."""
+        return self.spine.entity
+
+    @property
+    def output_columns(self) -> tuple[str, ...]:
+        """Columns of a prediction, in order."""
+        columns: list[str] = []
+        for name, output in self.outputs.items():
+            columns.append(name)
+            if isinstance(output, RegressionOutput) and output.interval:
+                columns += [f"{name}_lower", f"{name}_upper"]
+        return tuple(columns)

@@ -1,0 +1,107 @@
+"""The one word for a model's condition, as a pure function of typed facts, and which warnings count towards it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Word = Literal["failing", "late", "degraded", "not evaluated", "healthy"]
+Part = Literal["input quality", "volume", "drift of features", "drift of predictions", "performance"]
+WORDS: tuple[Word, ...] = get_args(Word)  # the worst first
+PARTS: tuple[Part, ...] = get_args(Part)
+
+DEFINITIONS: dict[Word, str] = {
+    "failing": (
+        "The newest run of the night's ingest, scoring or monitoring failed and none has succeeded since, or a critical"
+        " alarm is open."
+    ),
+    "late": (
+        "Nothing failed, but the night was not scored by the model's deadline: it is still missing, or it came after"
+        " it. In a replay, where no clock runs: its features are published, it is not scored, and no run is going on."
+    ),
+    "degraded": (
+        "Scored, but a warning that counts is open. A rate of nulls, a drift or an error of a single column that is"
+        " beyond its limit counts from its second night on, or when more columns are beyond at once than chance"
+        " explains; every other warning counts at once."
+    ),
+    "not evaluated": (
+        "Nothing is known to be wrong, but a part was not judged: the night is not scored; its input quality, its"
+        " volume or its drift has no number; or the newest night whose labels have matured was not judged. That"
+        " tonight's own errors are not known yet is normal; that no night of the model has matured so far is not"
+        " evaluated."
+    ),
+    "healthy": (
+        "Scored in time, every part judged (input quality, volume, drift of features and of predictions, errors of the"
+        " newest night whose labels have matured), and no warning that counts."
+    ),
+}
+
+# Limits of these are a quantile of the model's own history, or one night's errors: a single one beyond its limit is
+# expected now and then.
+STATISTICAL = frozenset({"drift_psi", "drift_ks", "prediction_drift", "null_rate", "error_ratio", "interval_coverage"})
+LASTING_NIGHTS = 2
+_CHANCE = 0.01
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that the word depends on.
+
+    Attributes:
+        scored: whether the night that can be expected by now is scored.
+        overdue: it is not scored though its deadline has passed; came_late: it was scored after its deadline.
+        run_failed: the newest run of a DAG for this night or a later one failed.
+        critical: a critical alarm is open; warning: a warning that counts is.
+        unjudged: parts without a judgement.
+    """
+
+    scored: bool
+    overdue: bool
+    came_late: bool
+    run_failed: bool
+    critical: bool
+    warning: bool
+    unjudged: frozenset[Part]
+
+
+def word_of(facts: Facts) -> Word:
+    """The word for a model: the first that applies, the worst first. Healthy only when the night is scored and nothing
+    at all is left open.
+    """
+    if facts.run_failed or facts.critical:
+        return "failing"
+    if facts.overdue or facts.came_late:
+        return "late"
+    if facts.warning:
+        return "degraded"
+    return "healthy" if facts.scored and not facts.unjudged else "not evaluated"
+
+
+def more_than_chance(columns: int, quantile: float) -> int:
+    """How many of so many columns have to lie beyond their quantile at once for chance to explain it in at most one
+    night in a hundred.
+    """
+    share = 1 - quantile
+    reached, beyond = 1.0, 0
+    while reached > _CHANCE + 1e-9 and beyond <= columns:
+        reached -= math.comb(columns, beyond) * share**beyond * quantile ** (columns - beyond)
+        beyond += 1
+    return max(beyond, 1)
+
+
+def counts(check: str, nights: Iterable[int], columns: int, quantile: float) -> bool:
+    """Whether warnings of one check make a model degraded.
+
+    Args:
+        nights: of each warning, how many nights it has lasted.
+        columns: so many columns were judged by that check.
+        quantile: of a column's own history that its limit is.
+    """
+    lasted = list(nights)
+    if not lasted:
+        return False
+    if check not in STATISTICAL:
+        return True
+    return max(lasted) >= LASTING_NIGHTS or len(lasted) >= more_than_chance(max(columns, len(lasted)), quantile)

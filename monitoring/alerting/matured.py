@@ -1,0 +1,128 @@
+"""Errors on matured labels over several nights together, beside the baseline's, with an interval that takes nights, not
+rows, as independent.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+from config.calendar import Interval
+from lake.lake import Lake
+from monitoring.alerting.reading import read_metrics_of
+from monitoring.performance import pooled_ratio
+
+CONFIDENCE = 0.95
+LEAST_NIGHTS = 3
+_VERSION = re.compile(r"version (\d+)\b")
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class JudgedNight:
+    """One output on one mature night.
+
+    Attributes:
+        version: of the model that scored the night, None where the metrics do not say it.
+        error, baseline: in the gate's metric; rows: rows with a label.
+    """
+
+    night: date
+    version: int | None
+    error: float
+    baseline: float
+    rows: int
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """Error over baseline of several nights together.
+
+    Attributes:
+        ratio: below 1 is better than the baseline.
+        lower, upper: its 95 % interval, None with fewer than three nights.
+        error: in the metric's own unit.
+    """
+
+    ratio: float
+    lower: float | None
+    upper: float | None
+    error: float
+    nights: int
+    rows: int
+    first: date
+    last: date
+
+
+def judged_nights(
+    lake: Lake, models: Collection[str], interval: Interval, *, by: str = "about_date"
+) -> dict[Key, list[JudgedNight]]:
+    """Judged nights of a period by model and output, in order of the nights; one query for all models."""
+    gates = {name: {output: o.gate for output, o in lake.model(name).outputs.items()} for name in models}
+    checks = sorted(
+        {check for outputs in gates.values() for gate in outputs.values() for check in (gate, f"{gate}_baseline")}
+    )
+    found: dict[tuple[str, str, date], dict[str, Mapping[str, Any]]] = {}
+    columns = sorted({output for outputs in gates.values() for output in outputs})
+    for row in read_metrics_of(lake, models, interval, by=by, checks=checks, columns=columns):
+        found.setdefault((row["subject"], row["column"], row["about_date"]), {})[row["check"]] = row
+    nights: dict[Key, list[JudgedNight]] = {}
+    for (model, output, night), rows in sorted(found.items()):
+        gate = gates[model].get(output)
+        own, base = rows.get(gate or ""), rows.get(f"{gate}_baseline")
+        if own is None or base is None or own["value"] is None or base["value"] is None or not own["n"]:
+            continue
+        nights.setdefault((model, output), []).append(
+            JudgedNight(night, version_in(own["reference"]), own["value"], base["value"], own["n"])
+        )
+    return nights
+
+
+def version_in(reference: str | None) -> int | None:
+    """The version that the metrics table names as what a night was scored with."""
+    met = _VERSION.match(reference or "")
+    return int(met.group(1)) if met else None
+
+
+def pooled(nights: Sequence[JudgedNight], *, rooted: bool) -> Pooled | None:
+    """Those nights together; None without one, or where the baseline made no error.
+
+    The interval comes from how much the nights differ (a ratio of sums, linearised), with Student's t for few of them.
+
+    Args:
+        rooted: the error is a root of a mean of squares (rmse), so squares are added up.
+    """
+    ratio = pooled_ratio([(n.error, n.rows) for n in nights], [(n.baseline, n.rows) for n in nights], rooted=rooted)
+    if ratio is None:
+        return None
+    power = 2 if rooted else 1
+    own = [n.error**power * n.rows for n in nights]
+    base = [n.baseline**power * n.rows for n in nights]
+    rows = sum(n.rows for n in nights)
+    lower = upper = None
+    if len(nights) >= LEAST_NIGHTS:
+        half = _half_width(own, base)
+        inner = ratio**power
+        lower, upper = (max(inner + sign * half, 0.0) ** (1 / power) for sign in (-1, 1))
+    error = (sum(own) / rows) ** (1 / power)
+    return Pooled(
+        ratio, lower, upper, error, len(nights), rows, min(n.night for n in nights), max(n.night for n in nights)
+    )
+
+
+def _half_width(own: Sequence[float], base: Sequence[float]) -> float:
+    from scipy.special import stdtrit
+
+    count, below = len(own), sum(base)
+    ratio = sum(own) / below
+    spread = sum((o - ratio * b) ** 2 for o, b in zip(own, base, strict=True))
+    return float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * math.sqrt(spread * count / (count - 1)) / below
+
+
+def last_of_version(nights: Iterable[JudgedNight], version: int | None, count: int) -> list[JudgedNight]:
+    """The last so many nights that a version scored."""
+    return [n for n in nights if n.version == version][-count:]

@@ -1,0 +1,401 @@
+"""The chain's numbers for Prometheus, read from the indexed SQL projections when somebody scrapes: nothing is counted
+in memory.
+
+Each query asks for the newest night of a known table or subject, or for the runs of the last week: none reads a table
+whole. Labels take their values from the catalog (models, data sets, tables, outputs) and from closed lists, never from
+data. A number that is not there (nothing scored yet, a check that was not evaluated) has no sample: zero would say that
+all is well.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from config.calendar import cutoff
+from features.validate import SCORE
+from lake.lake import Lake
+from lake.lineage import as_utc, publications_table
+from lake.metrics import METRIC_SCHEMA, SQL_TABLE
+from lake.projection import projections_table, sql_columns
+from lake.tables import quarantine_table, valid_table
+from monitoring.alerting.alarms import Alarm, open_alarms
+from monitoring.alerting.condition import WORDS
+from monitoring.alerting.rules import ModelNight
+from monitoring.alerting.runs import KINDS, runs_table
+from monitoring.alerting.standing import Standing, standings
+from monitoring.performance import ERROR_RATIO
+
+RUNS_WINDOW = timedelta(days=7)
+RUN_STATES = ("running", "success", "failed")
+SEVERITIES = ("critical", "warning")
+ATTENTION = ("open", "acknowledged", "silenced")
+_DRIFT_SHARE = "drift_share"
+_PERFORMANCE, _DRIFT, _QUALITY = "performance", "drift", "quality"  # groups of metrics
+_AT_ONCE = 200  # tables a statement asks for: SQLite takes at most 500 parts of a union
+_metrics = sql_columns(SQL_TABLE, METRIC_SCHEMA)
+Row = Any
+
+
+def scrape(lake: Lake, accept: str | None = None, *, now: datetime | None = None) -> tuple[bytes, str]:
+    """All metrics as text, and its content type, in the format that the `Accept` header asks for.
+
+    Args:
+        now: aware; None: now. What lateness of live data sets and the window of runs are measured against.
+    """
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(ChainCollector(lake, now=now))
+    encode, content_type = choose_encoder(accept or "")
+    return encode(registry), content_type
+
+
+class ChainCollector(Collector):
+    """Asks the projections' database on each scrape."""
+
+    def __init__(self, lake: Lake, *, now: datetime | None = None) -> None:
+        self._lake = lake
+        self._now = now
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: registering asks no database."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics, as of now."""
+        lake, now = self._lake, self._now or datetime.now(UTC)
+        found = standings(lake, [model.name for model in lake.catalog.models], now)
+        yield from _standing(found)
+        nights = {standing.entry.name: standing.night for standing in found}
+        with lake.engine.connect() as connection:
+            there = set(sa.inspect(connection).get_table_names())
+            yield from _scored(
+                lake,
+                _newest_publications(connection, there, [f"{m.name}/predictions" for m in lake.catalog.models]),
+                nights,
+            )
+            yield from _data(lake, connection, there)
+            yield from _judged(lake, connection, there)
+            yield from _runs(lake, connection, there, now)
+        subjects = [*(m.name for m in lake.catalog.models), *(d.name for d in lake.catalog.datasets)]
+        yield _alarms(subjects, open_alarms(lake, subjects, now=now))
+
+
+# ---- models ----------------------------------------------------------------------------------------------------
+
+
+def _standing(found: Sequence[Standing]) -> Iterator[Metric]:
+    """What the page Tonight says, in the same words: see there for what each of them means."""
+    status = GaugeMetricFamily(
+        "nightfleet_model_status",
+        "1 for the word that stands for the model on the page Tonight, 0 for the other words.",
+        labels=["model", "status"],
+    )
+    approvals = GaugeMetricFamily(
+        "nightfleet_model_approvals_waiting",
+        "Promotions of the model that wait for a person's answer.",
+        labels=["model"],
+    )
+    requests = GaugeMetricFamily(
+        "nightfleet_model_retraining_requests_open",
+        "Retraining requests that have led to nothing yet.",
+        labels=["model"],
+    )
+    for standing in sorted(found, key=lambda one: one.entry.name):
+        name = standing.entry.name
+        for word in WORDS:
+            status.add_metric([name, word], float(word == standing.word))
+        approvals.add_metric([name], standing.approvals)
+        requests.add_metric([name], standing.requests)
+    yield from (status, approvals, requests)
+
+
+def _scored(lake: Lake, newest: Mapping[str, Row], nights: Mapping[str, ModelNight]) -> Iterator[Metric]:
+    night = GaugeMetricFamily(
+        "nightfleet_model_scored_data_date_timestamp_seconds",
+        "Cutoff of the newest data date that the model has scored: the end of that day in the data set's time zone.",
+        labels=["model"],
+    )
+    at = GaugeMetricFamily(
+        "nightfleet_model_scored_timestamp_seconds",
+        "When the newest scored data date was published last.",
+        labels=["model"],
+    )
+    rows = GaugeMetricFamily(
+        "nightfleet_model_scored_rows", "Predictions of the newest scored data date.", labels=["model"]
+    )
+    late = GaugeMetricFamily(
+        "nightfleet_model_lateness_seconds",
+        "How long after the model's deadline its newest night was scored, or, where it is not, how long it is overdue. "
+        "Live data sets only: "
+        "a replay has no deadline.",
+        labels=["model"],
+    )
+    version = GaugeMetricFamily(
+        "nightfleet_model_scored_version",
+        "Version that scored the newest data date, by the model's own count.",
+        labels=["model"],
+    )
+    training = GaugeMetricFamily(
+        "nightfleet_model_training_seconds", "How long the training of that version took.", labels=["model"]
+    )
+    for model in lake.catalog.models:
+        dataset = lake.dataset(model.dataset)
+        found = newest.get(f"{model.name}/predictions")
+        judged = nights[model.name].lateness
+        if judged is not None and judged.due_at is not None:
+            late.add_metric([model.name], judged.late_by.total_seconds() if judged.late_by else 0.0)
+        if found is None:
+            continue
+        night.add_metric([model.name], cutoff(found.data_date, dataset.time_zone).timestamp())
+        at.add_metric([model.name], as_utc(found.committed_at).timestamp())
+        rows.add_metric([model.name], found.row_count)
+        champion = _champion(found)
+        if champion is not None:
+            version.add_metric([model.name], champion["version"])
+            took = _training_seconds(
+                lake.settings.artifacts / model.name / champion["artifact_digest"] / "manifest.json"
+            )
+            if took is not None:
+                training.add_metric([model.name], took)
+    yield from (night, at, rows, late, version, training)
+
+
+def _champion(publication: Row) -> Mapping[str, Any] | None:
+    day = publication.data_date.isoformat()
+    champions = json.loads(publication.details).get("champions", ())
+    return next((c for c in champions if c["first"] <= day <= c["last"]), None)
+
+
+@lru_cache(maxsize=256)
+def _training_seconds(path: Path) -> float | None:
+    """From a version's manifest, whose folder is named by its content: read once."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")).get("seconds")
+    except (OSError, ValueError):
+        return None  # the files were archived: a number less, not a scrape less
+    return float(found) if isinstance(found, int | float) else None
+
+
+def _judged(lake: Lake, connection: sa.Connection, there: set[str]) -> Iterator[Metric]:
+    drift = GaugeMetricFamily(
+        "nightfleet_model_drift_ratio",
+        "Share of the model's columns beyond their drift limit in the newest monitored night, 0 to 1.",
+        labels=["model"],
+    )
+    error = GaugeMetricFamily(
+        "nightfleet_model_error_ratio",
+        "Error of an output over that of the trivial baseline, on the newest night whose labels have matured; below 1 "
+        "is better than the baseline.",
+        labels=["model", "output"],
+    )
+    promised = GaugeMetricFamily(
+        "nightfleet_model_error_ratio_limit",
+        "Error ratio above which the model is worse than its champion's promise.",
+        labels=["model", "output"],
+    )
+    names = {model.name: model for model in lake.catalog.models}
+    tables = [f"{name}/metrics/{group}" for name in names for group in (_DRIFT, _PERFORMANCE)]
+    for row in _newest_metrics(connection, there, tables, (_DRIFT_SHARE, ERROR_RATIO)):
+        if row.value is None:
+            continue
+        if row.check == _DRIFT_SHARE:
+            drift.add_metric([row.subject], row.value)
+        elif row.column in names[row.subject].outputs:
+            error.add_metric([row.subject, row.column], row.value)
+            if row.threshold is not None:
+                promised.add_metric([row.subject, row.column], row.threshold)
+    yield from (drift, error, promised)
+
+
+# ---- data sets -------------------------------------------------------------------------------------------------
+
+
+def _data(lake: Lake, connection: sa.Connection, there: set[str]) -> Iterator[Metric]:
+    night = GaugeMetricFamily(
+        "nightfleet_table_data_date_timestamp_seconds",
+        "Cutoff of the newest data date whose rows passed validation.",
+        labels=["dataset", "table"],
+    )
+    rows = GaugeMetricFamily(
+        "nightfleet_table_valid_rows",
+        "Rows of the newest data date that passed validation.",
+        labels=["dataset", "table"],
+    )
+    bad = GaugeMetricFamily(
+        "nightfleet_table_quarantined_rows",
+        "Rows of the newest data date that were set aside.",
+        labels=["dataset", "table"],
+    )
+    quality = GaugeMetricFamily(
+        "nightfleet_table_quality_ratio", "Quality score of the newest data date, 0 to 1.", labels=["dataset", "table"]
+    )
+    named = {
+        (d.name, t): (valid_table(lake.settings, d, t).name, quarantine_table(lake.settings, d, t).name)
+        for d in lake.catalog.datasets
+        for t in d.tables
+    }
+    newest = _newest_publications(connection, there, [name for pair in named.values() for name in pair])
+    for (dataset, table), (valid, quarantine) in named.items():
+        if valid in newest:
+            rows.add_metric([dataset, table], newest[valid].row_count)
+            night.add_metric(
+                [dataset, table], cutoff(newest[valid].data_date, lake.dataset(dataset).time_zone).timestamp()
+            )
+        if quarantine in newest:
+            bad.add_metric([dataset, table], newest[quarantine].row_count)
+    groups = [f"{d.name}/metrics/{_QUALITY}" for d in lake.catalog.datasets]
+    for row in _newest_metrics(connection, there, groups, (SCORE,)):
+        if row.value is not None and (row.subject, row.column) in named:
+            quality.add_metric([row.subject, row.column], row.value)
+    yield from (night, rows, bad, quality)
+
+
+# ---- runs and alarms -------------------------------------------------------------------------------------------
+
+
+def _runs(lake: Lake, connection: sa.Connection, there: set[str], now: datetime) -> Iterator[Metric]:
+    count = GaugeMetricFamily(
+        "nightfleet_runs",
+        f"DAG runs that started in the last {RUNS_WINDOW.days} days, by how they stand.",
+        labels=["subject", "kind", "state"],
+    )
+    requests = GaugeMetricFamily(
+        "nightfleet_retraining_requests",
+        f"Retraining requests that started a training in the last {RUNS_WINDOW.days} days, by how its run stands.",
+        labels=["model", "state"],
+    )
+    seconds = GaugeMetricFamily(
+        "nightfleet_run_duration_seconds", "How long the newest ended DAG run took.", labels=["subject", "kind"]
+    )
+    ended = GaugeMetricFamily(
+        "nightfleet_run_ended_timestamp_seconds", "When the newest ended DAG run ended.", labels=["subject", "kind"]
+    )
+    failed = GaugeMetricFamily(
+        "nightfleet_run_failed", "Whether the newest ended DAG run failed: 1, else 0.", labels=["subject", "kind"]
+    )
+    subjects = {*(m.name for m in lake.catalog.models), *(d.name for d in lake.catalog.datasets), ""}
+    if runs_table.name in there:
+        c = runs_table.c
+        # Within the window only: bounded by the index on the start, however many years are on record.
+        query = (
+            sa.select(c.subject, c.kind, c.state, c.started_at, c.ended_at)
+            .where(c.started_at >= now - RUNS_WINDOW)
+            .order_by(c.started_at)
+        )
+        counted: Counter[tuple[str, str, str]] = Counter()
+        newest: dict[tuple[str, str], Row] = {}
+        for row in connection.execute(query):
+            if row.subject not in subjects or row.kind not in KINDS:
+                continue  # of a model that left the catalog
+            counted[row.subject, row.kind, row.state if row.state in RUN_STATES else "running"] += 1
+            if row.ended_at is not None:
+                newest[row.subject, row.kind] = row
+        for (subject, kind), row in newest.items():
+            seconds.add_metric([subject, kind], (as_utc(row.ended_at) - as_utc(row.started_at)).total_seconds())
+            ended.add_metric([subject, kind], as_utc(row.ended_at).timestamp())
+            failed.add_metric([subject, kind], float(row.state == "failed"))
+        for subject, kind in sorted({(subject, kind) for subject, kind, _ in counted}):
+            for state in RUN_STATES:
+                count.add_metric([subject, kind, state], counted[subject, kind, state])
+        for model in lake.catalog.models:
+            for state in RUN_STATES:
+                requests.add_metric([model.name, state], counted[model.name, "train", state])
+    yield from (count, requests, seconds, ended, failed)
+
+
+def _alarms(subjects: Sequence[str], alarms: Sequence[Alarm]) -> Metric:
+    found = GaugeMetricFamily(
+        "nightfleet_alarms",
+        "Alarms of the newest night, by severity, and by whether somebody has acknowledged or silenced them.",
+        labels=["subject", "severity", "attention"],
+    )
+    counted: Counter[tuple[str, str, str]] = Counter()
+    for alarm in alarms:
+        counted[
+            alarm.subject,
+            alarm.severity,
+            "silenced" if alarm.silenced_until else "acknowledged" if alarm.acknowledged else "open",
+        ] += 1
+    for subject in subjects:
+        for severity in SEVERITIES:
+            for attention in ATTENTION:
+                found.add_metric([subject, severity, attention], counted[subject, severity, attention])
+    return found
+
+
+# ---- queries ---------------------------------------------------------------------------------------------------
+
+
+def _newest_dates(
+    connection: sa.Connection, tables: Sequence[str], table_name: Any, data_date: Any, *where: Any
+) -> dict[str, date]:
+    """The newest data date of each table, by one look at the end of its part of the primary key."""
+    found: dict[str, date] = {}
+    for start in range(0, len(tables), _AT_ONCE):
+        parts = [
+            sa.select(
+                sa.literal(name).label("name"),
+                sa.select(sa.func.max(data_date)).where(table_name == name, *where).scalar_subquery().label("newest"),
+            )
+            for name in tables[start : start + _AT_ONCE]
+        ]
+        found |= {row.name: row.newest for row in connection.execute(sa.union_all(*parts)) if row.newest is not None}
+    return found
+
+
+def _newest_publications(connection: sa.Connection, there: set[str], tables: Sequence[str]) -> dict[str, Row]:
+    """The newest publication of each table's newest data date."""
+    if publications_table.name not in there or not tables:
+        return {}
+    c = publications_table.c
+    newest = _newest_dates(connection, tables, c.table_name, c.data_date)
+    query = sa.select(c.table_name, c.data_date, c.row_count, c.committed_at, c.details).order_by(c.version)
+    rows: dict[str, Row] = {}
+    pairs = list(newest.items())
+    for start in range(0, len(pairs), _AT_ONCE):
+        for row in connection.execute(query.where(_any_of(c.table_name, c.data_date, pairs[start : start + _AT_ONCE]))):
+            rows[row.table_name] = row
+    return rows
+
+
+def _any_of(table_name: Any, data_date: Any, pairs: Sequence[tuple[str, date]]) -> Any:
+    """One of those partitions; spelled out, because SQLite looks up no pair of columns in a list by an index."""
+    return sa.or_(*(sa.and_(table_name == name, data_date == day) for name, day in pairs))
+
+
+def _newest_metrics(
+    connection: sa.Connection, there: set[str], tables: Sequence[str], checks: Sequence[str]
+) -> list[Row]:
+    """Rows of those checks, for no segment, of the newest night in each metrics table; of several nights judged then
+    the last.
+    """
+    if not {SQL_TABLE, projections_table.name} <= there or not tables:
+        return []
+    p, m = projections_table.c, _metrics.c
+    newest = _newest_dates(connection, tables, p.table_name, p.data_date, p.sql_table == SQL_TABLE)
+    wanted = list(newest.items())
+    found: dict[tuple[str, str, str], Row] = {}
+    for start in range(0, len(wanted), _AT_ONCE):
+        query = (
+            sa.select(m.subject, m.check, m.column, m.about_date, m.value, m.threshold)
+            .where(
+                _any_of(m.source_table, m.data_date, wanted[start : start + _AT_ONCE]),
+                m.check.in_(checks),
+                m.segment == "",
+            )
+            .order_by(m.about_date)
+        )
+        for row in connection.execute(query):
+            found[row.subject, row.check, row.column] = row
+    return list(found.values())

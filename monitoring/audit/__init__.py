@@ -1,0 +1,1 @@
+"""Trace, reproduction, look-up of predictions."""

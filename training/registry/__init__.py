@@ -1,0 +1,1 @@
+"""Jobs and their runners, registration, gate, decisions, approval, promotion, explanation."""

@@ -1,0 +1,79 @@
+"""Follows the curve points a running training writes, and streams them to its MLflow run."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from http.client import HTTPException
+from pathlib import Path
+from types import TracebackType
+
+from training.progress import CURVES_FILE, POINTS_FILE, read_points
+
+_EVERY_SECONDS = 1.0
+_POINTS_A_REQUEST = 500  # MLflow takes at most 1,000
+_REQUEST_TIMEOUT_SECONDS = 5.0
+
+
+class CurveStream:
+    """Sends points from a thread of its own while the block runs: a slow or dead server never holds training up.
+
+    The first failure is one line; after it nothing more is sent, and `register` completes the curves from the finished
+    job.
+    """
+
+    def __init__(self, job_dir: Path, tracking_uri: str, run_id: str | None, say: Callable[[str], None]) -> None:
+        self._path, self._uri, self._run_id, self._say = job_dir / POINTS_FILE, tracking_uri.rstrip("/"), run_id, say
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="mlflow-curves", daemon=True)
+
+    def __enter__(self) -> CurveStream:
+        if self._run_id and self._uri.startswith(("http://", "https://")):
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        if self._thread.ident is not None:
+            self._thread.join(2 * _REQUEST_TIMEOUT_SECONDS)
+
+    def _follow(self) -> None:
+        sent: set[tuple[str, int]] = set()
+        try:
+            while True:
+                last = self._ended.wait(_EVERY_SECONDS)
+                # Read whole each time: a resumed training may have cut the file, and a curve is small.
+                points = {(metric, step): value for metric, step, value in read_points(self._path)}
+                fresh = [
+                    (metric, step, value) for (metric, step), value in points.items() if (metric, step) not in sent
+                ]
+                for start in range(0, len(fresh), _POINTS_A_REQUEST):
+                    self._post(fresh[start : start + _POINTS_A_REQUEST])
+                sent |= {(metric, step) for metric, step, _ in fresh}
+                if last:
+                    return
+        except (OSError, ValueError, HTTPException) as error:  # urllib's errors are OSErrors
+            self._say(
+                f"warning: MLflow at {self._uri} is not reachable ({error}); training goes on, curves are kept in "
+                f"{CURVES_FILE}"
+            )
+
+    def _post(self, points: list[tuple[str, int, float]]) -> None:
+        # One request of MLflow's REST API instead of its client, whose import alone takes longer than many a training.
+        now = int(time.time() * 1000)
+        body = {
+            "run_id": self._run_id,
+            "metrics": [{"key": m, "value": v, "timestamp": now, "step": step} for m, step, v in points],
+        }
+        request = urllib.request.Request(  # noqa: S310 (http and https alone come here)
+            f"{self._uri}/api/2.0/mlflow/runs/log-batch",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=_REQUEST_TIMEOUT_SECONDS):  # noqa: S310 (as above)
+            pass

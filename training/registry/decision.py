@@ -1,0 +1,245 @@
+"""A gate's decision on one version: typed, stored once with all it rests on, and found again by its digest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from config.calendar import Interval
+from config.errors import NightfleetError, TransientError
+from lake.lake import Lake
+from lake.lineage import Input
+from lake.projection import project_whole
+from lake.publish import StalePublish, publish
+from lake.tables import LakeTable, named_table
+
+Verdict = Literal["promote", "refuse", "not_evaluated"]
+ReasonCode = Literal[
+    "better", "not_better", "segment_worse", "leakage", "schema", "not_finite", "latency", "too_few_nights"
+]
+SQL_TABLE = "decisions"
+_ATTEMPTS = 5
+
+
+class DecisionDamaged(NightfleetError):
+    """A stored decision is not the one its digest names."""
+
+
+class JudgementContested(TransientError):
+    """Other judgements of the same model were stored again and again while this one tried to."""
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why the verdict is what it is: a code for programs and a sentence with the value met and the value needed."""
+
+    code: ReasonCode
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        name: improvement, segment, segments_too_small, schema, finite, latency, leakage, nights, coverage, champion.
+        challenger, rival: errors in the metric's unit; for a check without a metric, challenger is the value met.
+        improvement: `1 - challenger / rival`.
+        bound: improvement: what the improvement exceeds with the gate's confidence; segment: what the error ratio
+            exceeds.
+        needed: improvement: least bound that passes; elsewhere the largest value that does.
+        passed: None where it was not evaluated, or is reported only.
+    """
+
+    name: str
+    passed: bool | None
+    output: str | None = None
+    metric: str | None = None
+    segment: str | None = None
+    challenger: float | None = None
+    rival: float | None = None
+    improvement: float | None = None
+    bound: float | None = None
+    needed: float | None = None
+    rows: int | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The gate's decision on one version.
+
+    Attributes:
+        as_of: the night whose knowledge the version was trained and judged on.
+        rival: what it was compared with, in words: `champion version 3`, `baseline median`.
+        rival_version: the champion's version, None against the baseline.
+        nights, rows: of the test.
+        evidence: everything the verdict rests on, verdict, reasons and checks included, as JSON.
+        evidence_digest: SHA-256 of the evidence as canonical JSON; the ledger cites it.
+    """
+
+    model: str
+    version: int
+    as_of: date
+    verdict: Verdict
+    reasons: tuple[Reason, ...]
+    checks: tuple[Check, ...]
+    rival: str
+    rival_version: int | None
+    nights: int
+    rows: int
+    evidence: Mapping[str, Any]
+    evidence_digest: str
+
+    @classmethod
+    def of(cls, evidence: Mapping[str, Any]) -> Decision:
+        """The decision that some evidence holds."""
+        return cls(
+            model=evidence["model"],
+            version=evidence["version"],
+            as_of=date.fromisoformat(evidence["as_of"]),
+            verdict=evidence["verdict"],
+            reasons=tuple(Reason(**reason) for reason in evidence["reasons"]),
+            checks=tuple(Check(**check) for check in evidence["checks"]),
+            rival=evidence["rival"]["name"],
+            rival_version=evidence["rival"]["version"],
+            nights=len(evidence["test"]["nights"]),
+            rows=evidence["test"]["rows"],
+            evidence=evidence,
+            evidence_digest=_digest(evidence),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Small enough for XCom: verdict, reasons as sentences, and what names the evidence."""
+        return {
+            "model": self.model,
+            "version": self.version,
+            "as_of": self.as_of.isoformat(),
+            "verdict": self.verdict,
+            "reasons": [reason.text for reason in self.reasons],
+            "rival": self.rival,
+            "nights": self.nights,
+            "rows": self.rows,
+            "evidence_digest": self.evidence_digest,
+        }
+
+
+def decisions_table(lake: Lake, model: str) -> LakeTable:
+    """`<model>/decisions`: partition T holds the decisions on versions trained as of T; `evidence` is JSON, the other
+    columns repeat parts of it.
+    """
+    columns = {
+        "version": "int64",
+        "judgement": "int64",
+        "verdict": "string",
+        "rival": "string",
+        "nights": "int64",
+        "rows": "int64",
+        "reasons": "string",
+        "checks": "string",
+        "evidence": "string",
+        "evidence_digest": "string",
+    }
+    return named_table(lake.settings, f"{model}/decisions", columns, ("version", "judgement"))
+
+
+def project_decisions(lake: Lake, model: str) -> int:
+    """Bring the SQL table `decisions` up to date with the model's; rows written."""
+    return project_whole(lake, decisions_table(lake, model), SQL_TABLE, indexes=(("evidence_digest",),))
+
+
+def read_decisions(lake: Lake, model: str) -> list[Decision]:
+    """Every decision on the model, by as-of date, version and order of judgement.
+
+    Raises:
+        DecisionDamaged: one is not what its digest names.
+    """
+    return [decision for _, _, decision in stored_decisions(lake, model)]
+
+
+def _canonical(document: Mapping[str, Any]) -> str:
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_canonical(document).encode()).hexdigest()
+
+
+def stored_decisions(lake: Lake, model: str, as_of: date | None = None) -> list[tuple[date, int, Decision]]:
+    """As-of date, number of the judgement, decision; in order."""
+    table = decisions_table(lake, model)
+    rows = table.read(None if as_of is None else [as_of]).to_pylist()
+    found = []
+    for row in rows:
+        decision = Decision.of(json.loads(row["evidence"]))
+        if decision.evidence_digest != row["evidence_digest"]:
+            raise DecisionDamaged(
+                f"{table.name} holds a decision on version {row['version']} as of {row['data_date']} whose evidence "
+                "has digest "
+                f"{decision.evidence_digest[:12]}…, stored as {row['evidence_digest'][:12]}…: it was changed. Restore "
+                "the table to an earlier Delta version."
+            )
+        found.append((row["data_date"], row["judgement"], decision))
+    return found
+
+
+def store_decision(lake: Lake, evidence: Mapping[str, Any], *, run_id: str, inputs: Sequence[Input]) -> Decision:
+    """Add the decision to its partition; where another run stored the same judgement first, that one stands."""
+    decision = Decision.of(json.loads(_canonical(evidence)))
+    model, as_of = decision.model, decision.as_of
+    table = decisions_table(lake, model)
+    interval = Interval.of(as_of)
+    for _ in range(_ATTEMPTS):
+        replaces = lake.publications.digests(table, interval)
+        others = stored_decisions(lake, model, as_of)
+        for _, _, other in others:
+            if (
+                other.version == decision.version
+                and other.evidence["subject"] == evidence["subject"]
+                and other.evidence["rival"] == evidence["rival"]
+            ):
+                project_decisions(lake, model)
+                return other
+        number = max((n for _, n, other in others if other.version == decision.version), default=0) + 1
+        row = {
+            "version": decision.version,
+            "judgement": number,
+            "verdict": decision.verdict,
+            "rival": decision.rival,
+            "nights": decision.nights,
+            "rows": decision.rows,
+            "reasons": _text(evidence["reasons"]),
+            "checks": _text(evidence["checks"]),
+            "evidence": _canonical(evidence),
+            "evidence_digest": decision.evidence_digest,
+            "data_date": as_of,
+        }
+        rows = pa.concat_tables([table.read([as_of]), pa.Table.from_pylist([row], schema=table.schema)])
+        lineage = replace(
+            lake.lineage(model, run_id, verdict=decision.verdict, version=decision.version),
+            inputs={as_of: list(inputs)},
+        )
+        try:
+            with lake.scratch("gate") as scratch:
+                publish(lake.publications, table, rows, interval, replaces=replaces, lineage=lineage, scratch=scratch)
+        except StalePublish:
+            continue  # another judgement was stored in between: look again at what is there
+        project_decisions(lake, model)
+        return decision
+    raise JudgementContested(
+        f"the decision on {model} version {decision.version} was not stored: {_ATTEMPTS} times another judgement came "
+        "first. Nothing is lost; clear the task."
+    )
+
+
+def _text(document: Any) -> str:
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)

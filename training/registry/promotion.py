@@ -1,0 +1,373 @@
+"""Make a version champion, or take it back: the ledger first, MLflow's alias after it.
+
+The ledger decides who scores which night. MLflow's `champion` alias and its tags only show it: they are written after
+the ledger, may lag when MLflow is down, and are repaired from the ledger by every later run.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+from config.calendar import ONE_DAY, data_date_of
+from config.errors import NightfleetError
+from lake.artifact import verify_files
+from lake.lake import Lake
+from lake.ledger import LedgerConflict, LedgerSnapshot, Promotion
+from lake.lineage import PartitionNotReady
+from lake.promotions import project_promotions
+from lake.tables import feature_table, named_table
+from serving.predictors import read_manifest
+from training.registry.approval import ReasonMissing, approval_of
+from training.registry.decision import Decision, read_decisions
+from training.registry.gate import registered_from_json
+from training.registry.origin import verify_origin
+from training.registry.register import Registered, artifact_folder
+from training.registry.tracking import MlflowUnavailable, answered, tracking_client
+
+ALIAS = "champion"
+log = logging.getLogger(__name__)
+
+
+class StaleDecision(NightfleetError):
+    """The decision was made on something else than is asked to be promoted, or against a champion that no longer is
+    one.
+    """
+
+
+class NothingToRollBackTo(NightfleetError):
+    """There is no former champion."""
+
+
+class ModelFilesDamaged(NightfleetError):
+    """The files of a version are missing or are not those that were judged."""
+
+
+@dataclass(frozen=True)
+class AliasState:
+    """What MLflow shows after a repair.
+
+    Attributes:
+        version: the champion by the ledger, None where there is none.
+        changed: how many aliases and tags had to be set.
+        warning: why MLflow could not be brought in line, else None; the ledger is right all the same.
+    """
+
+    version: int | None
+    changed: int
+    warning: str | None
+
+
+def promote_decided(
+    lake: Lake, model: str, registered: Mapping[str, Any], decision: Mapping[str, Any], *, by: str
+) -> dict[str, Any] | None:
+    """`promote`, with arguments and result as JSON documents; the decision is read from the table by its evidence
+    digest.
+
+    Raises:
+        StaleDecision: no stored decision has that digest.
+    """
+    digest = decision["evidence_digest"]
+    stored = next((d for d in read_decisions(lake, model) if d.evidence_digest == digest), None)
+    if stored is None:
+        raise StaleDecision(
+            f"{model} has no stored decision with evidence {digest[:12]}…. Nothing was promoted. Clear the gate's task "
+            "to judge again."
+        )
+    promotion = promote(lake, stored, registered_from_json(registered), by=by)
+    return None if promotion is None else promotion_json(promotion)
+
+
+def promotion_json(promotion: Promotion) -> dict[str, Any]:
+    """A line of the ledger as JSON."""
+    plain = {
+        name: value.isoformat() if isinstance(value, date) else value for name, value in promotion.__dict__.items()
+    }
+    return plain
+
+
+def promote(lake: Lake, decision: Decision, registered: Registered, *, by: str) -> Promotion | None:
+    """Write a passed challenger to the ledger; the same decision again finds its line there and writes nothing.
+
+    Then MLflow's alias is brought in line; where it is down this is a warning in the log, and a later run's repair.
+
+    Args:
+        by: the run that promotes. Where the catalog asks for approval, the ledger names the person who gave it in that
+            run.
+    Returns:
+        The ledger's line, or None where the verdict is not `promote`.
+    Raises:
+        NotApproved: the catalog asks for a person's approval, and that run has none of this evidence; nothing is
+            written.
+        StaleDecision: it was made on another version, or against another champion than reigns now.
+        ModelFilesDamaged: the version's files are missing or are not those that were judged; nothing is written.
+        LedgerConflict: another promotion was written in between; nothing is written.
+    """
+    if decision.verdict != "promote":
+        repair_alias(lake, decision.model)
+        return None
+    _check_same(decision, registered)
+    ledger = lake.ledger(decision.model)
+    seen = ledger.read()
+    promotion = _written(seen, decision)
+    if promotion is None:
+        if lake.model(decision.model).approval == "required":
+            by = f"{approval_of(lake, decision, run_id=by).by} ({by})"
+        _check_rival(decision, seen)
+        _check_files(lake, decision.model, decision.version, registered.artifact_digest)
+        decided_at = datetime.now(UTC)
+        line = Promotion(
+            model=decision.model,
+            version=decision.version,
+            trained_until=decision.as_of,
+            effective_from=max(effective_from(lake, decision.model, decided_at=decided_at, seen=seen), decision.as_of),
+            decided_at=decided_at,
+            by=by,
+            artifact_digest=registered.artifact_digest,
+            evidence_digest=decision.evidence_digest,
+        )
+        try:
+            promotion = _written(ledger.append(line, seen=seen), decision)
+        except LedgerConflict:
+            promotion = _written(ledger.read(), decision)  # the same task, run twice at once
+            if promotion is None:
+                raise
+    assert promotion is not None  # the line was appended just now
+    repair_alias(lake, decision.model)
+    return promotion
+
+
+def rollback(
+    lake: Lake, model: str, *, by: str, reason: str, version: int | None = None, run_id: str | None = None
+) -> Promotion:
+    """Make a former champion champion again, from the next night on; nights already scored keep theirs.
+
+    Rolled back twice, it is the one before that. The line cites the evidence that version was once promoted with.
+
+    Args:
+        by: the person.
+        reason: why; kept in the ledger.
+        version: the former champion wanted; the last one by default.
+        run_id: run on whose behalf it is done; the same run again finds its line and writes nothing.
+    Raises:
+        ReasonMissing: the reason is empty; nothing is written.
+        NothingToRollBackTo: the model never had another champion, or that version was none; nothing is written.
+        ModelFilesDamaged: the former champion's files are missing, were changed or are not signed; nothing is written.
+        LedgerConflict: another promotion was written in between; nothing is written.
+    """
+    if not reason.strip():
+        raise ReasonMissing(
+            f"{model} was not rolled back: no reason was given. Nothing was written. Say why; it is kept in the ledger."
+        )
+    ledger = lake.ledger(model)
+    seen = ledger.read()
+    if run_id is not None:
+        by = f"{by} ({run_id})"
+        done = next((p for p in seen.promotions if p.kind == "rollback" and p.by.endswith(f"({run_id})")), None)
+        if done is not None:
+            repair_alias(lake, model)
+            return done
+    former = _former(model, _reigns(seen), version)
+    _check_files(lake, model, former.version, former.artifact_digest)
+    decided_at = datetime.now(UTC)
+    line = Promotion(
+        model=model,
+        version=former.version,
+        trained_until=former.trained_until,
+        effective_from=effective_from(lake, model, decided_at=decided_at, seen=seen),
+        decided_at=decided_at,
+        by=by,
+        artifact_digest=former.artifact_digest,
+        evidence_digest=former.evidence_digest,
+        kind="rollback",
+        reason=reason.strip(),
+    )
+    written = ledger.append(line, seen=seen).promotions[-1]
+    repair_alias(lake, model)
+    return written
+
+
+def _former(model: str, reigns: list[Promotion], version: int | None) -> Promotion:
+    if len(reigns) < 2:
+        has = f"version {reigns[0].version} is its only champion so far" if reigns else "it never had a champion"
+        raise NothingToRollBackTo(
+            f"{model} cannot be rolled back: {has}. Nothing was written. Train another version (`{model}_train`)."
+        )
+    former = next((p for p in reversed(reigns[:-1]) if version is None or p.version == version), None)
+    if former is None:
+        known = ", ".join(str(p.version) for p in reigns[:-1])
+        raise NothingToRollBackTo(
+            f"{model} cannot be rolled back to version {version}: former champions are {known}, version "
+            f"{reigns[-1].version} reigns. Nothing was written."
+        )
+    return former
+
+
+def effective_from(
+    lake: Lake, model: str, *, decided_at: datetime | None = None, seen: LedgerSnapshot | None = None
+) -> date:
+    """First data date that a promotion decided now may score: the first whose cutoff is not before the decision.
+
+    In a replay, where "now" is the newest cutoff, that is the night after the newest one whose features are all
+    published. A live data set also counts the clock. Never a night that has predictions, nor one before the last
+    promotion's first.
+
+    Raises:
+        PartitionNotReady: no night's features are published.
+    """
+    entry = lake.model(model)
+    dataset = lake.dataset(entry.dataset)
+    newest = {view: lake.publications.newest(feature_table(lake.settings, dataset, view)) for view in entry.features}
+    missing = [view for view, publication in newest.items() if publication is None]
+    if missing:
+        raise PartitionNotReady(
+            f"{dataset.name}/features/{missing[0]} has no partition at all, so no night can be the first that {model} "
+            "scores.\n"
+            f"  Run `{dataset.name}_history`, then clear this task."
+        )
+    candidates = [min(p.data_date for p in newest.values() if p is not None) + ONE_DAY]
+    if dataset.replay is None:
+        candidates.append(data_date_of(decided_at or datetime.now(UTC), dataset.time_zone))
+    scored = lake.publications.newest(named_table(lake.settings, f"{model}/predictions", {}, ()))
+    if scored is not None:
+        candidates.append(scored.data_date + ONE_DAY)
+    candidates += [p.effective_from for p in (seen or lake.ledger(model).read()).promotions]
+    return max(candidates)
+
+
+def repair_alias(lake: Lake, model: str) -> AliasState:
+    """Bring SQL's `promotions`, then MLflow's `champion` alias and stage tags in line with the ledger; sets only what
+    differs.
+
+    Tags of a version: `stage` (champion, former champion), `gate` (its newest verdict). Never raises for MLflow's sake:
+    the warning is logged and returned, and the next run repairs.
+    """
+    snapshot = lake.ledger(model).read()
+    project_promotions(lake, model, seen=snapshot)
+    newest = snapshot.newest
+    wanted = _wanted_tags(snapshot, read_decisions(lake, model))
+    version = newest.version if newest else None
+    if not wanted:
+        return AliasState(version, 0, None)
+    try:
+        changed = _project(lake, model, version, wanted)
+    except MlflowUnavailable as error:
+        warning = (
+            f"{model}: MLflow may not show version {version} as champion yet. Scoring goes by the ledger; the next run"
+            f" tries again. {error}"
+        )
+        log.warning("%s", warning)
+        return AliasState(version, 0, warning)
+    except ModelFilesDamaged as error:
+        log.warning("%s", error)
+        return AliasState(version, 0, str(error))
+    return AliasState(version, changed, None)
+
+
+def _wanted_tags(snapshot: LedgerSnapshot, decisions: list[Decision]) -> dict[int, dict[str, str]]:
+    wanted: dict[int, dict[str, str]] = {}
+    for decision in decisions:
+        wanted.setdefault(decision.version, {})["gate"] = decision.verdict
+    for promotion in snapshot.promotions:
+        wanted.setdefault(promotion.version, {})["stage"] = "former champion"
+    if snapshot.newest is not None:
+        wanted[snapshot.newest.version]["stage"] = "champion"
+    return wanted
+
+
+def _project(lake: Lake, model: str, version: int | None, wanted: Mapping[int, Mapping[str, str]]) -> int:
+    from mlflow.exceptions import MlflowException
+
+    client = tracking_client(lake.settings)
+    changed = 0
+    with answered(lake.settings):
+        there = {int(v.version): v for v in client.search_model_versions(f"name = '{model}'")}
+        for number, tags in wanted.items():
+            if number not in there:
+                continue
+            for key, value in tags.items():
+                if there[number].tags.get(key) != value:
+                    client.set_model_version_tag(model, str(number), key, value)
+                    changed += 1
+        if version is None:
+            return changed
+        if version not in there:
+            raise ModelFilesDamaged(
+                f"MLflow has no version {version} of {model}, which the ledger names champion: its alias was not set. "
+                "Scoring needs only the files. "
+                "Restore MLflow's database, or train again."
+            )
+        try:
+            shown = int(client.get_model_version_by_alias(model, ALIAS).version)
+        except MlflowException:
+            shown = None  # no alias yet, or that of a version that was deleted
+        if shown != version:
+            client.set_registered_model_alias(model, ALIAS, str(version))
+            changed += 1
+    return changed
+
+
+def _reigns(snapshot: LedgerSnapshot) -> list[Promotion]:
+    """Champions one after another, the newest last; what was rolled back is taken off again."""
+    stack: list[Promotion] = []
+    for promotion in sorted(snapshot.promotions, key=lambda p: p.sequence):
+        if promotion.kind == "rollback":
+            while stack and stack[-1].version != promotion.version:
+                stack.pop()
+        elif not stack or stack[-1].version != promotion.version:
+            stack.append(promotion)
+    return stack
+
+
+def _written(snapshot: LedgerSnapshot, decision: Decision) -> Promotion | None:
+    same = (
+        p
+        for p in snapshot.promotions
+        if (p.kind, p.version, p.evidence_digest) == ("promotion", decision.version, decision.evidence_digest)
+    )
+    return next(same, None)
+
+
+def _check_same(decision: Decision, registered: Registered) -> None:
+    judged = decision.evidence["subject"]["artifact_digest"]
+    if (decision.model, decision.version) != (
+        registered.model,
+        registered.version,
+    ) or judged != registered.artifact_digest:
+        raise StaleDecision(
+            f"the decision is on {decision.model} version {decision.version} with files {judged[:12]}…, asked to "
+            f"promote is {registered.model} version "
+            f"{registered.version} with files {registered.artifact_digest[:12]}…. Nothing was promoted. Judge that "
+            "version first."
+        )
+
+
+def _check_rival(decision: Decision, seen: LedgerSnapshot) -> None:
+    """The champion now is the one the challenger was measured against, whether or not that one could score."""
+    newest = seen.newest
+    now = newest.version if newest is not None else None
+    unusable = decision.evidence["rival"].get("unusable_champion")
+    then = unusable["version"] if unusable else decision.rival_version
+    if now != then and now != decision.version:
+        raise StaleDecision(
+            f"{decision.model} version {decision.version} was judged against {decision.rival}, but version {now} is "
+            "champion now. "
+            f"Nothing was promoted. Clear the gate's task to judge against version {now}."
+        )
+
+
+def _check_files(lake: Lake, model: str, version: int, artifact_digest: str) -> None:
+    """The signature, MLflow's word on it, and every byte of the version's files."""
+    folder: Path = artifact_folder(lake.settings, model, artifact_digest)
+    try:
+        manifest = read_manifest(folder)
+        verify_origin(lake, model, version, artifact_digest)
+        verify_files(folder, manifest["artifacts"])
+    except NightfleetError as error:
+        raise ModelFilesDamaged(
+            f"{model} version {version} cannot become champion. Nothing was written.\n  {error}"
+        ) from error

@@ -1,0 +1,380 @@
+"""Register a finished training: content-addressed files first, then MLflow's run and, last and at once, the version."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from config.errors import NightfleetError
+from config.settings import ROOT, Settings
+from lake.artifact import combined_digest, verify_files
+from lake.lake import Lake
+from lake.signature import SIGNATURE_FILE, sign, signing_key, verify
+from serving.predictors import MANIFEST_FILE, Predictor, load_predictor, read_manifest
+from serving.predictors.contract import read_json, write_json
+from training.__main__ import IMPORTANCES_FILE
+from training.job_file import JOB_FILE, read_job
+from training.progress import CURVES_FILE
+from training.registry.job import TRAINING_SET_FILE, gate_folder
+from training.registry.plots import importance_plot
+from training.registry.reference import build_reference, write_reference_sample
+from training.registry.search_report import log_search
+from training.registry.tracking import answered, experiment_id, tracking_client
+
+REFERENCE_FILE = "reference.json"
+EXAMPLE_ROWS = 5
+_BATCH_ROWS = 65_536
+# What the predictor needs of ours when an analyst loads the model somewhere else.
+_PACKED_CODE = (
+    "config/__init__.py",
+    "config/errors.py",
+    "lake/__init__.py",
+    "lake/artifact.py",
+    "serving/__init__.py",
+    "serving/predictors",
+)
+# Whole numbers as double, so that a missing one can be NaN: pandas keeps such a column as floats, which MLflow refuses
+# as long.
+_MLFLOW_TYPES = {"string": "string", "int32": "double", "int64": "double", "float64": "double", "boolean": "boolean"}
+log = logging.getLogger(__name__)
+
+
+class JobMismatch(NightfleetError):
+    """A manifest belongs to another job than the one beside it."""
+
+
+@dataclass(frozen=True)
+class Registered:
+    """One version of a model.
+
+    Attributes:
+        version: MLflow's number.
+        artifact_digest: names its files, `<artifacts>/<model>/<artifact_digest>`.
+        as_of: the night whose knowledge it was trained on.
+        folder: those files: manifest.json, signature.json, model/, job.json, training_set.json, reference.json,
+            importances.json.
+    """
+
+    model: str
+    version: int
+    artifact_digest: str
+    mlflow_run_id: str
+    as_of: date
+    folder: Path
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields as JSON."""
+        return {**self.__dict__, "as_of": self.as_of.isoformat(), "folder": str(self.folder)}
+
+
+def artifact_folder(settings: Settings, model: str, artifact_digest: str) -> Path:
+    """Where the files of a version lie."""
+    return settings.artifacts / model / artifact_digest
+
+
+def register(lake: Lake, model: str, job_dir: Path, *, run_id: str) -> Registered:
+    """Store a finished job's model and register it with MLflow; the same model again gives the version it has.
+
+    The version is made last, in one call with all its tags, so that a failure before it leaves nothing half-registered;
+    the stored folder is named by its content and does no harm, and a retry continues.
+
+    Args:
+        job_dir: as `prepare_job` and `run_job` left it, `<job_dir>.gate` beside it.
+        run_id: run that registers, a tag of the version.
+    Raises:
+        BadManifest, ArtifactMismatch, JobMismatch: the job has not finished, or its files were changed.
+        UntrustedModel: the same model is stored already, without our signature.
+        MissingSecret: there is no key to sign with.
+        MlflowUnavailable: MLflow does not answer; start it and try again.
+    """
+    manifest = read_manifest(job_dir)
+    job = read_job(job_dir)
+    if manifest["identity"] != job["identity"]:
+        raise JobMismatch(
+            f"the manifest in {job_dir} belongs to another {JOB_FILE} than lies there. Train the job again."
+        )
+    verify_files(job_dir, manifest["artifacts"])
+    digest = combined_digest(manifest["artifacts"])
+    # Before the files: where MLflow is down or no key is there this fails in seconds, and a retry repeats nothing.
+    signing_key(lake.settings)
+    client = tracking_client(lake.settings)
+    folder = store(lake, model, job_dir, digest)
+    # Another run may have stored the same bytes first: the version then is that run's, as its signature says.
+    stored = read_json(folder / JOB_FILE)
+    with answered(lake.settings):
+        found = registered_version(client, model, digest)
+        if found is None:
+            mlflow_run = _log_run(lake, client, model, job, manifest, folder, job_dir)
+            _create_version(client, model, mlflow_run, _tags(stored, manifest, folder, digest, run_id))
+            found = registered_version(client, model, digest)
+        elif (spare := (job.get("mlflow") or {}).get("run_id")) not in {None, str(found.run_id)}:
+            client.set_tag(
+                spare, "same_as", str(found.run_id)
+            )  # an equal training made this version: what was opened for this one is over
+            client.set_terminated(spare, "FINISHED")
+    assert found is not None  # created just now, or MLflow said otherwise
+    return Registered(model, int(found.version), digest, str(found.run_id), date.fromisoformat(stored["as_of"]), folder)
+
+
+def registered_version(client: Any, model: str, artifact_digest: str) -> Any | None:
+    """The version with that artifact digest, the lowest if there were ever two, or None."""
+    found = client.search_model_versions(f"name = '{model}' and tags.artifact_digest = '{artifact_digest}'")
+    return min(found, key=lambda version: int(version.version), default=None)
+
+
+def store(lake: Lake, model: str, job_dir: Path, artifact_digest: str) -> Path:
+    """Copy a finished job's files to `<artifacts>/<model>/<artifact_digest>` and sign them, whole or not at all;
+    nothing where they are.
+    """
+    folder = artifact_folder(lake.settings, model, artifact_digest)
+    if folder.is_dir():
+        verify(lake.settings, folder, model, artifact_digest)
+        verify_files(folder, read_manifest(folder)["artifacts"])
+        return folder
+    attempt = folder.with_name(f"{artifact_digest}.try-{os.getpid()}")
+    shutil.rmtree(attempt, ignore_errors=True)
+    try:
+        shutil.copytree(job_dir / "model", attempt / "model")
+        for name in (MANIFEST_FILE, JOB_FILE, IMPORTANCES_FILE, CURVES_FILE):
+            shutil.copy2(job_dir / name, attempt / name)
+        shutil.copy2(gate_folder(job_dir) / TRAINING_SET_FILE, attempt / TRAINING_SET_FILE)
+        predictor = load_predictor(attempt, artifact_digest=artifact_digest)
+        job = read_json(attempt / JOB_FILE)
+        training_path = job_dir / job["training_set"]["path"]
+        predictions = predict_file(predictor, training_path)
+        entry = lake.model(model)
+        calendar = {name for name, column in lake.catalog.feature_columns(entry).items() if column.calendar}
+        reference = build_reference(
+            training_path, predictor.feature_columns, entry, predictions, calendar_columns=calendar
+        )
+        write_json(attempt / REFERENCE_FILE, reference)
+        write_reference_sample(training_path, attempt, job["seed"], predictions)
+        sign(lake.settings, attempt, model)
+        try:
+            attempt.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another run stored the same content first
+                raise
+        return folder
+    finally:
+        shutil.rmtree(attempt, ignore_errors=True)
+
+
+def predict_file(predictor: Predictor, path: Path) -> pa.Table:
+    """Predictions of every row of a Parquet file, in its order; only features are read, in batches."""
+    file = pq.ParquetFile(path)
+    batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=list(predictor.feature_columns))
+    return pa.concat_tables([predictor.predict(batch) for batch in batches])
+
+
+def _tags(
+    job: Mapping[str, Any], manifest: Mapping[str, Any], folder: Path, digest: str, run_id: str
+) -> dict[str, str]:
+    training_set = read_json(folder / TRAINING_SET_FILE)
+    return {
+        "artifact_digest": digest,
+        "training_set_digest": manifest["training_set_digest"],
+        "test_set_digest": str(training_set.get("test_digest", "")),
+        "inputs_digest": combined_digest({"inputs": json.dumps(training_set.get("inputs", []), sort_keys=True)}),
+        "code_version": job["code_version"],
+        "catalog_digest": job["catalog_digest"],
+        "as_of": job["as_of"],
+        "trained_by_run": job["run_id"],
+        "registered_by_run": run_id,
+        "family": manifest["family"],
+        "device": manifest["device"],
+    }
+
+
+def _log_run(
+    lake: Lake,
+    client: Any,
+    model: str,
+    job: Mapping[str, Any],
+    manifest: Mapping[str, Any],
+    folder: Path,
+    job_dir: Path,
+) -> str:
+    """Complete the job's MLflow run, or make one; returns its id. Everything here may be done twice."""
+    from mlflow.entities import Metric, Param, RunTag
+    from mlflow.exceptions import MlflowException
+
+    # By its id alone: the same server may have another address since.
+    mlflow_run: str | None = (job.get("mlflow") or {}).get("run_id")
+    if mlflow_run is not None:
+        try:
+            client.get_run(mlflow_run)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            mlflow_run = None  # MLflow's database was made anew since the job was prepared
+    if mlflow_run is None:
+        mlflow_run = client.create_run(experiment_id(client, model), run_name=f"{model} {job['as_of']}").info.run_id
+    params = {**manifest["params"], "seed": manifest["seed"], "family": manifest["family"]}
+    params |= {f"best_iteration.{name}": count for name, count in manifest["best_iteration"].items()}
+    params |= {f"window.{split}": _window(bounds) for split, bounds in job["windows"].items()}
+    finished = Metric("training_seconds", manifest["seconds"], 0, 0)
+    # Not `validation/…`: those are the curves, one point a round.
+    metrics = [Metric(f"validated/{name}", value, 0, 0) for name, value in manifest["metrics"].items()]
+    metrics += [Metric(f"rows/{split}", float(count), 0, 0) for split, count in manifest["rows"].items()]
+    tags = {
+        "model": model,
+        "as_of": job["as_of"],
+        "job": job_dir.name,
+        "device": manifest["device"],
+        "code_version": job["code_version"],
+    }
+    client.log_batch(
+        mlflow_run,
+        metrics=[*metrics, finished],
+        params=[Param(name, str(value)) for name, value in params.items()],
+        tags=[RunTag(name, value) for name, value in tags.items()],
+    )
+    _complete_curves(client, mlflow_run, read_json(folder / CURVES_FILE))
+    log_search(client, mlflow_run, manifest, job_dir)
+    with TemporaryDirectory(prefix="register-") as scratch:
+        plot = Path(scratch) / "importances.png"
+        importance_plot(read_json(folder / IMPORTANCES_FILE), f"{model} as of {job['as_of']}: what it rests on", plot)
+        client.log_artifact(mlflow_run, str(plot))
+    for name in (MANIFEST_FILE, SIGNATURE_FILE, JOB_FILE, TRAINING_SET_FILE, IMPORTANCES_FILE):
+        client.log_artifact(mlflow_run, str(folder / name))
+    _log_inputs(client, mlflow_run, model, job, folder, job_dir)
+    _log_pyfunc(lake.settings.tracking_uri, mlflow_run, model, manifest, folder, job_dir / job["training_set"]["path"])
+    client.set_terminated(mlflow_run, "FINISHED")
+    return mlflow_run
+
+
+def _window(bounds: Mapping[str, str]) -> str:
+    return f"{bounds['start']} until {bounds['end']}"
+
+
+def _complete_curves(client: Any, mlflow_run: str, curves: Mapping[str, list[list[float]]]) -> None:
+    """Add the points that streaming did not bring: MLflow was away, or died in the middle."""
+    from mlflow.entities import Metric
+
+    missing = []
+    latest = client.get_run(mlflow_run).data.metrics
+    for metric, points in curves.items():
+        there = {m.step for m in client.get_metric_history(mlflow_run, metric)} if metric in latest else set()
+        missing += [Metric(metric, float(value), 0, int(step)) for step, value in points if int(step) not in there]
+    for start in range(0, len(missing), 1000):
+        client.log_batch(mlflow_run, metrics=missing[start : start + 1000])
+
+
+def _log_inputs(client: Any, mlflow_run: str, model: str, job: Mapping[str, Any], folder: Path, job_dir: Path) -> None:
+    """The training set as a data set of the run: its digest, and what partitions it was built from."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    training_set = read_json(folder / TRAINING_SET_FILE)
+    digests = {"training": job["training_set"]["digest"], "test": str(training_set.get("test_digest", ""))}
+    profile = json.dumps({"rows": training_set.get("rows", {}), "inputs": len(training_set.get("inputs", []))})
+    source = json.dumps(
+        {"job": job_dir.name, "as_of": job["as_of"], "windows": job["windows"], "pins": training_set.get("pins", {})}
+    )
+    inputs = [
+        # MLflow keeps 36 characters of a digest; the whole one is a tag of the version.
+        DatasetInput(
+            Dataset(
+                name=f"{model}-{context}-{job['as_of']}",
+                digest=digest[:36],
+                source_type="nightfleet",
+                source=source,
+                profile=profile,
+            ),
+            [InputTag("mlflow.data.context", context)],
+        )
+        for context, digest in digests.items()
+        if digest
+    ]
+    client.log_inputs(mlflow_run, datasets=inputs)
+
+
+def _log_pyfunc(
+    uri: str, mlflow_run: str, model: str, manifest: Mapping[str, Any], folder: Path, training_path: Path
+) -> None:
+    """Log the stored files as a model that `mlflow.pyfunc.load_model` opens, with signature, example and pinned
+    requirements.
+    """
+    import mlflow
+    from mlflow.models.signature import ModelSignature
+    from mlflow.types.schema import ColSpec, Schema
+
+    features = {name: spec["type"] for name, spec in manifest["feature_columns"].items()}
+    signature = ModelSignature(
+        inputs=Schema([ColSpec(_MLFLOW_TYPES[kind], name, required=False) for name, kind in features.items()]),
+        outputs=Schema([ColSpec("double", name) for name in manifest["output_columns"]]),
+    )
+    example = next(
+        pq.ParquetFile(training_path).iter_batches(batch_size=EXAMPLE_ROWS, columns=list(features))
+    ).to_pandas()
+    numbers = [name for name, kind in features.items() if kind in {"int32", "int64", "float64"}]
+    example = example.astype(dict.fromkeys(numbers, "float64"))
+    libraries = {name: version for name, version in manifest["libraries"].items() if name != "python"}
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    try:
+        with (
+            TemporaryDirectory(prefix="register-") as scratch,
+            mlflow.start_run(run_id=mlflow_run, log_system_metrics=False),
+        ):
+            version_files = Path(scratch) / folder.name
+            version_files.mkdir()
+            shutil.copytree(folder / "model", version_files / "model")
+            shutil.copy2(folder / MANIFEST_FILE, version_files / MANIFEST_FILE)
+            mlflow.pyfunc.log_model(
+                name="model",
+                python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+                artifacts={"version": str(version_files)},
+                code_paths=[str(path) for path in _packed_code(Path(scratch) / "code")],
+                pip_requirements=[
+                    f"mlflow=={mlflow.__version__}",
+                    "pandas",
+                    *(f"{name}=={version}" for name, version in sorted(libraries.items())),
+                ],
+                signature=signature,
+                input_example=example,
+                metadata={
+                    "numbers": "give every number as float64, missing ones as NaN",
+                    "model": model,
+                    "artifact_digest": folder.name,
+                },
+            )
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
+def _packed_code(target: Path) -> list[Path]:
+    """Copies of the packages a predictor needs, with nothing else of ours in them."""
+    for name in _PACKED_CODE:
+        source = ROOT / name
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target / name, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+        else:
+            shutil.copy2(source, target / name)
+    return sorted({target / name.split("/")[0] for name in _PACKED_CODE})
+
+
+def _create_version(client: Any, model: str, mlflow_run: str, tags: Mapping[str, str]) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(model)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    logged = client.get_run(mlflow_run).outputs.model_outputs[-1].model_id
+    client.create_model_version(
+        model, source=f"models:/{logged}", run_id=mlflow_run, tags=dict(tags), model_id=logged, await_creation_for=0
+    )

@@ -1,0 +1,261 @@
+"""Bias by segment: is the model worse for some carrier, place or machine than for all rows together?
+
+The segments are those of the gate, and what `split.groups` holds out whole. Where the gate compares a segment with the
+rival's error there, this compares it with the model's own error over all rows. Days are resampled, as at the gate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from config.catalog.model import BinaryOutput, ModelEntry, Output, SegmentGate
+from training.registry.bootstrap import RESAMPLES, day_weights
+from training.registry.gate import row_losses
+
+Floats = npt.NDArray[np.float64]
+SEGMENTS_FILE = "segments.json"
+FORMAT = 1
+CONFIDENCE = 0.95
+NULL = "(null)"
+_MIN_DAYS = 2  # one day resampled is that day: it would claim to be certain
+_COLUMNS_AT_ONCE = 256
+_ROOTED = frozenset({"rmse"})
+_FEW = 10  # a quantile of fewer draws is none
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """A value with its two-sided 95 % interval by bootstrap over days; without bounds where too few days or draws hold
+    the segment.
+    """
+
+    value: float
+    lower: float | None
+    upper: float | None
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One output's error among the rows of one segment.
+
+    Attributes:
+        error: in the unit of the gate's metric.
+        ratio: error over the error of all rows; None where that is 0.
+        bias: mean of prediction minus label, in the label's unit; for a probability predicted rate minus rate.
+        rate, predicted_rate: of a binary output's event, else None.
+        worse: the whole interval of the ratio lies above 1.
+    """
+
+    column: str
+    value: str
+    n: int
+    days: int
+    error: Bounds
+    ratio: Bounds | None
+    bias: float
+    rate: float | None
+    predicted_rate: float | None
+    worse: bool
+
+
+@dataclass(frozen=True)
+class TooSmall:
+    """A segment that was not evaluated."""
+
+    column: str
+    value: str
+    n: int
+
+
+@dataclass(frozen=True)
+class OutputSegments:
+    """One output: `segments` with the largest ratio first, `not_evaluated` by column and value."""
+
+    output: str
+    metric: str
+    whole: Bounds
+    segments: tuple[Segment, ...]
+    not_evaluated: tuple[TooSmall, ...]
+
+
+@dataclass(frozen=True)
+class SegmentReport:
+    """Bias by segment of one version on the test rows.
+
+    Attributes:
+        columns: what segments were formed by; none: the catalog names none.
+        min_rows: segments with fewer rows are not evaluated.
+        rows, days: looked at.
+    """
+
+    columns: tuple[str, ...]
+    min_rows: int
+    rows: int
+    days: int
+    outputs: tuple[OutputSegments, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON document."""
+        rules = {"confidence": CONFIDENCE, "resampled": "days", "resamples": RESAMPLES}
+        return {"format": FORMAT, **rules, **asdict(self)}
+
+
+def segment_columns(entry: ModelEntry) -> tuple[str, ...]:
+    """The gate's segment columns, and the column whose values are held out whole."""
+    named = entry.gate.segments.columns if entry.gate.segments else ()
+    return tuple(dict.fromkeys([*named, *([entry.split.groups] if entry.split.groups else [])]))
+
+
+def min_rows(entry: ModelEntry) -> int:
+    """Segments with fewer rows are not evaluated."""
+    rules = entry.gate.segments or SegmentGate(columns=segment_columns(entry) or ("none",))
+    return rules.min_rows
+
+
+def segment_report(
+    entry: ModelEntry, rows: pa.Table, label: Floats, predictions: Mapping[str, Floats]
+) -> SegmentReport:
+    """Measure every output in every segment.
+
+    Args:
+        rows: `data_date` and the columns of `segment_columns`, at least one row.
+        label: (rows,).
+        predictions: each output's, (rows,).
+    """
+    days, day = np.unique(rows["data_date"].cast(pa.int32()).to_numpy(), return_inverse=True)
+    weights = day_weights(len(days), seed=entry.trainer.seed) if len(days) >= _MIN_DAYS else None
+    columns, least = segment_columns(entry), min_rows(entry)
+    encoded = {column: _encoded(rows[column]) for column in columns}
+    outputs = []
+    for name, output in entry.outputs.items():
+        measured = _Measured(output, label, predictions[name], day, len(days), weights)
+        found: list[Segment] = []
+        small: list[TooSmall] = []
+        for column, (values, codes) in encoded.items():
+            counts = np.bincount(codes, minlength=len(values))
+            small += [TooSmall(column, values[i], int(counts[i])) for i in np.flatnonzero(counts < least)]
+            found += measured.segments(column, values, codes, np.flatnonzero(counts >= least))
+        found.sort(key=lambda s: (-(s.ratio.value if s.ratio else 0.0), s.column, s.value))
+        outputs.append(OutputSegments(name, output.gate, measured.whole(), tuple(found), tuple(small)))
+    return SegmentReport(columns, least, rows.num_rows, len(days), tuple(outputs))
+
+
+class _Measured:
+    """One output's losses, summed by day."""
+
+    def __init__(
+        self,
+        output: Output,
+        label: Floats,
+        predicted: Floats,
+        day: npt.NDArray[np.int64],
+        days: int,
+        weights: Floats | None,
+    ) -> None:
+        self._output, self._day, self._days, self._weights = output, day, days, weights
+        self._losses = row_losses(output, label, predicted)
+        self._event = np.where(label > output.above, 1.0, 0.0) if isinstance(output, BinaryOutput) else None
+        self._predicted = predicted
+        self._bias = predicted - (label if self._event is None else self._event)
+        self._root = output.gate in _ROOTED
+        self._sums, self._rows = _by_day(day, days, np.zeros_like(day), 1, self._losses)
+
+    def _error(self, sums: Floats, rows: Floats) -> Floats:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            mean = sums / rows
+        return np.sqrt(mean) if self._root else mean
+
+    def whole(self) -> Bounds:
+        """The error of all rows."""
+        draws = None if self._weights is None else self._error(self._weights @ self._sums, self._weights @ self._rows)
+        return _bounds(self._error(self._sums.sum(axis=0), self._rows.sum(axis=0)), draws)[0]
+
+    def segments(
+        self, column: str, values: list[str], codes: npt.NDArray[np.int64], chosen: npt.NDArray[np.int64]
+    ) -> list[Segment]:
+        """The chosen values of a column, `codes` being each row's position in `values`."""
+        if not len(chosen):
+            return []
+        all_sums, all_rows = _by_day(self._day, self._days, codes, len(values), self._losses)
+        counts = np.bincount(codes, minlength=len(values))
+        bias, predicted = (
+            np.bincount(codes, weights=numbers, minlength=len(values)) for numbers in (self._bias, self._predicted)
+        )
+        events = None if self._event is None else np.bincount(codes, weights=self._event, minlength=len(values))
+        whole = self._error(self._sums.sum(axis=0), self._rows.sum(axis=0))
+        found = []
+        for start in range(0, len(chosen), _COLUMNS_AT_ONCE):
+            part = chosen[start : start + _COLUMNS_AT_ONCE]
+            sums, rows = all_sums[:, part], all_rows[:, part]
+            errors = self._error(sums.sum(axis=0), rows.sum(axis=0))
+            drawn = ratios = None
+            if self._weights is not None:
+                drawn = self._error(self._weights @ sums, self._weights @ rows)
+                drawn[:, (rows > 0).sum(axis=0) < _MIN_DAYS] = np.nan
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    ratios = drawn / self._error(self._weights @ self._sums, self._weights @ self._rows)
+            error = _bounds(errors, drawn)
+            ratio = _bounds(errors / whole, ratios) if whole[0] > 0.0 else [None] * len(part)
+            for position, index in enumerate(part):
+                against = ratio[position]
+                found.append(
+                    Segment(
+                        column=column,
+                        value=values[index],
+                        n=int(counts[index]),
+                        days=int((rows[:, position] > 0).sum()),
+                        error=error[position],
+                        ratio=against,
+                        bias=float(bias[index] / counts[index]),
+                        rate=None if events is None else float(events[index] / counts[index]),
+                        predicted_rate=None if events is None else float(predicted[index] / counts[index]),
+                        worse=against is not None and against.lower is not None and against.lower > 1.0,
+                    )
+                )
+        return found
+
+
+def _by_day(
+    day: npt.NDArray[np.int64], days: int, codes: npt.NDArray[np.int64], count: int, losses: Floats
+) -> tuple[Floats, Floats]:
+    """Sums of losses, and numbers of rows, of shape (days, count)."""
+    cell = day * count + codes
+    sums: Floats = np.bincount(cell, weights=losses, minlength=days * count).reshape(days, count).astype(np.float64)
+    return sums, np.bincount(cell, minlength=days * count).reshape(days, count).astype(np.float64)
+
+
+def _bounds(values: Floats, draws: Floats | None) -> list[Bounds]:
+    """Each value with the quantiles of its draws, (draws, values); a draw without a row of the segment says nothing and
+    is left out.
+    """
+    found = []
+    for position, value in enumerate(values):
+        told = np.empty(0) if draws is None else draws[:, position]
+        told = told[np.isfinite(told)]
+        if len(told) < _FEW:
+            found.append(Bounds(float(value), None, None))
+            continue
+        tail = (1.0 - CONFIDENCE) / 2.0
+        lower, upper = (float(np.quantile(told, q, method=m)) for q, m in ((tail, "lower"), (1.0 - tail, "higher")))  # type: ignore[call-overload]  # a method by variable
+        found.append(Bounds(float(value), lower, upper))
+    return found
+
+
+def _encoded(column: pa.ChunkedArray) -> tuple[list[str], npt.NDArray[np.int64]]:
+    """Sorted values as text, and each row's position in them."""
+    text = pc.fill_null(column.cast(pa.string()), NULL)
+    encoded = text.combine_chunks().dictionary_encode()
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.unify_dictionaries().combine_chunks()
+    values = encoded.dictionary.to_pylist()
+    order = np.argsort(np.array(values, dtype=object), kind="stable")
+    position = np.empty(len(values), dtype=np.int64)
+    position[order] = np.arange(len(values))
+    return [values[i] for i in order], position[encoded.indices.to_numpy()]
