@@ -26,14 +26,14 @@ class KnownTable:
     """A valid table pinned at one Delta version, restricted to the partitions that can tell of some rows.
 
     Attributes:
-        column: the rows are those whose `column` lies in a range.
+        column: the rows are those whose `column` lies in a range; None: all rows.
         dates: published partitions from the earliest that may hold such a row, to the last night asked for. Every one
             between belongs to it, since it may hold a revision that moved the row elsewhere.
     """
 
     table: LakeTable
     version: int
-    column: str
+    column: str | None
     dates: tuple[date, ...]
     published: Mapping[date, Publication]
     _files: pa.Table
@@ -73,14 +73,14 @@ def known_table(
     table: LakeTable,
     last: date,
     *,
-    column: str,
+    column: str | None,
     low: Any,
     high: Any,
     first: date | None = None,
     version: int | None = None,
 ) -> KnownTable:
-    """The partitions that can tell what was known by `last` of rows whose `column` lies in `[low, high]` (None: there
-    are no such rows).
+    """The partitions that can tell what was known by `last` of rows whose `column` lies in `[low, high]` (low None:
+    there are no such rows; column None: of all rows).
 
     Files are judged by their own statistics; nothing is read. Those from `first` on belong to it in any case.
     """
@@ -94,7 +94,7 @@ def known_table(
     return KnownTable(table, delta.version(), column, tuple(published), published, files)
 
 
-def _first_overlap(files: pa.Table, column: str, low: Any, high: Any) -> date | None:
+def _first_overlap(files: pa.Table, column: str | None, low: Any, high: Any) -> date | None:
     if isinstance(low, datetime):
         low, high = low - _STATISTICS_MARGIN, high + _STATISTICS_MARGIN
     lowest, highest = f"min.{column}", f"max.{column}"

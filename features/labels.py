@@ -17,7 +17,7 @@ import pyarrow as pa
 from config.calendar import ONE_DAY, Interval, cutoff
 from config.catalog.base import BadCatalog
 from config.catalog.data import Dataset
-from config.catalog.model import CalendarSpine, ModelEntry
+from config.catalog.model import ModelEntry
 from features.known import KnownTable, known_table
 from features.retrieval import horizon_end, spine
 from lake.lake import Lake
@@ -129,18 +129,20 @@ def baseline_query(
     entry, dataset = _entries(lake, model)
     if entry.gate.baseline != "same_hour_last_week":
         return LabelQuery(f'SELECT r.*, CAST(NULL AS DOUBLE) AS baseline FROM "{rows}" AS r', [])
-    if not isinstance(entry.spine, CalendarSpine):
+    step = entry.spine.step_column
+    if step is None:
         raise BadCatalog(
             f"{model}: gate.baseline = 'same_hour_last_week' needs a calendar spine (every: 1 hour). Name median or "
             "mean instead."
         )
     known = _register_labels(lake, entry, connection, rows, last=last, version=version, before=True)
-    zone, name = dataset.time_zone, entry.entity[0]
+    zone = dataset.time_zone
     # The same hour on the clock: across a change of clocks that is not 168 hours ago.
-    earlier = f"timezone('{zone}', timezone('{zone}', r.\"{name}\") - INTERVAL 7 DAY)"
+    earlier = f"timezone('{zone}', timezone('{zone}', r.\"{step}\") - INTERVAL 7 DAY)"
+    others = "".join(f' AND l."{name}" = r."{name}"' for name in entry.entity if name != step)
     sql = f"""
         SELECT r.*, l.label AS baseline FROM "{rows}" AS r LEFT JOIN known_labels AS l
-        ON l."{name}" = {earlier} AND l.data_date <= r.data_date
+        ON l."{step}" = {earlier}{others} AND l.data_date <= r.data_date
           AND (l.superseded_on IS NULL OR l.superseded_on > r.data_date)
     """
     return LabelQuery(sql, known.inputs())

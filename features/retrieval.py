@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from config.calendar import ONE_DAY, Interval, cutoff
 from config.catalog.data import Dataset
-from config.catalog.model import CalendarSpine, ModelEntry, TableSpine
+from config.catalog.model import ModelEntry
 from features.known import KnownTable, known_table
 from lake.lake import Lake
 from lake.lineage import Input, PartitionNotReady, Publication
@@ -113,14 +113,13 @@ def spine(
     entry, dataset = lake.model(model), lake.dataset(lake.model(model).dataset)
     with lake.duckdb() as connection:
         _register_windows(connection, entry, dataset, interval)
-        if isinstance(entry.spine, CalendarSpine):
-            known, too_late = None, dict.fromkeys(interval, 0)
-            sql = _calendar_sql(entry.spine)
-        else:
-            known = _spine_table(lake, entry, entry.spine, dataset, interval, version)
+        known, too_late = None, dict.fromkeys(interval, 0)
+        if entry.spine.table is not None:
+            table = valid_table(lake.settings, dataset, entry.spine.table)
+            known = _known_rows(lake, entry, table, dataset, interval, version)
             known.register(connection, "known", dataset.tables[entry.spine.table].key)
-            too_late = _too_late(connection, entry.spine, interval)
-            sql = _table_sql(entry.spine, list(dataset.tables[entry.spine.table].columns))
+            too_late |= _too_late(connection, entry)
+        sql = entry.spine.rows_sql(dataset.tables)
         schema = spine_schema(entry, dataset)
         columns = ", ".join(f'CAST("{f.name}" AS {_duckdb_type(f.type)}) AS "{f.name}"' for f in schema)
         order = ", ".join(f'"{name}"' for name in ("data_date", *entry.entity))
@@ -239,22 +238,16 @@ def feature_fields(lake: Lake, model: str) -> list[pa.Field]:
 
 def spine_schema(entry: ModelEntry, dataset: Dataset) -> pa.Schema:
     """Columns of a model's spine."""
-    fields = [pa.field(name, kind, nullable=nullable) for name, kind, nullable in _entity_columns(entry, dataset)]
+    fields = [
+        pa.field(name, ARROW_TYPES[column.type], nullable=column.nullable)
+        for name, column in entry.spine.columns(dataset.tables).items()
+        if name != "target_time_utc"
+    ]
     fields += [
         pa.field("data_date", pa.date32(), nullable=False),
         pa.field("target_time_utc", _TIMESTAMP, nullable=False),
     ]
     return pa.schema([*fields, pa.field("event_timestamp", _TIMESTAMP, nullable=False)])
-
-
-def _entity_columns(entry: ModelEntry, dataset: Dataset) -> list[tuple[str, pa.DataType, bool]]:
-    if isinstance(entry.spine, CalendarSpine):
-        return [(entry.entity[0], _TIMESTAMP, False)]
-    columns = dataset.tables[entry.spine.table].columns
-    named = [*entry.entity, *(name for name in columns if name not in entry.entity)]
-    return [
-        (name, ARROW_TYPES[columns[name].type], columns[name].nullable) for name in named if name != "target_time_utc"
-    ]
 
 
 def horizon_end(entry: ModelEntry, dataset: Dataset, data_date: date) -> datetime:
@@ -277,48 +270,40 @@ def _register_windows(
     connection.register("windows", windows)
 
 
-def _calendar_sql(calendar: CalendarSpine) -> str:
-    step = f"to_microseconds({calendar.every // timedelta(microseconds=1)})"
-    return f"""
-        SELECT begins AS "{calendar.entity[0]}", data_date, begins AS target_time_utc, cutoff_utc AS event_timestamp
-        FROM (SELECT *, unnest(range(cutoff_utc, end_utc, {step})) AS begins FROM windows)
-    """
+def spine_table(lake: Lake, entry: ModelEntry) -> LakeTable | None:
+    """The valid table that the model's spine is read from; None for a spine that reads none."""
+    table = entry.spine.table
+    return None if table is None else valid_table(lake.settings, lake.dataset(entry.dataset), table)
 
 
-def _spine_table(
-    lake: Lake, entry: ModelEntry, source: TableSpine, dataset: Dataset, interval: Interval, version: int | None
+def _known_rows(
+    lake: Lake, entry: ModelEntry, table: LakeTable, dataset: Dataset, interval: Interval, version: int | None
 ) -> KnownTable:
-    table = valid_table(lake.settings, dataset, source.table)
     low, high = cutoff(interval.start, dataset.time_zone), horizon_end(entry, dataset, interval.last)
     known = known_table(
-        lake, table, interval.last, column=source.target_time, low=low, high=high, first=interval.start, version=version
+        lake,
+        table,
+        interval.last,
+        column=entry.spine.target_time,
+        low=low,
+        high=high,
+        first=interval.start,
+        version=version,
     )
     require_partitions(lake, table, dataset, interval, known.published, f"Scoring {entry.name}")
     return known
 
 
-def _table_sql(source: TableSpine, columns: list[str]) -> str:
-    carried = ", ".join(f'known."{name}"' for name in columns if name != "target_time_utc")
-    target = f'known."{source.target_time}"'
-    # A target time lies in the windows of as many nights as the horizon has days: the last one before it, found by an
-    # ASOF join, and those before that.
-    nights = -(-source.horizon // ONE_DAY)
-    return f"""
-        SELECT {carried}, windows.data_date, {target} AS target_time_utc, windows.cutoff_utc AS event_timestamp
-        FROM known ASOF JOIN windows AS latest ON {target} > latest.cutoff_utc
-        CROSS JOIN range({nights}) AS earlier(nights)
-        JOIN windows ON windows.data_date = latest.data_date - CAST(earlier.nights AS INTEGER)
-        WHERE {target} <= windows.end_utc AND known.data_date <= windows.data_date
-        AND (known.superseded_on IS NULL OR known.superseded_on > windows.data_date)
-    """
-
-
-def _too_late(connection: duckdb.DuckDBPyConnection, source: TableSpine, interval: Interval) -> dict[date, int]:
+def _too_late(connection: duckdb.DuckDBPyConnection, entry: ModelEntry) -> dict[date, int]:
+    """By night: rows first seen in it whose target time was past; none where the spine makes the target times."""
+    target_time = entry.spine.target_time
+    if target_time is None:
+        return {}
     counted = connection.execute(
         "SELECT data_date, count(*) FROM known JOIN windows USING (data_date) "
-        f'WHERE known.revision = 0 AND known."{source.target_time}" <= cutoff_utc GROUP BY ALL'
+        f'WHERE known.revision = 0 AND known."{target_time}" <= cutoff_utc GROUP BY ALL'
     ).fetchall()
-    return dict.fromkeys(interval, 0) | dict(counted)
+    return dict(counted)
 
 
 def require_partitions(

@@ -17,14 +17,14 @@ import pyarrow as pa
 
 from config.calendar import ONE_DAY, Interval
 from config.catalog.data import Dataset, FeatureColumn
-from config.catalog.model import ModelEntry, TableSpine
+from config.catalog.model import ModelEntry
 from config.settings import Settings
-from features.retrieval import Retrieval, retrieve
+from features.retrieval import Retrieval, retrieve, spine_table
 from lake.events import logged
 from lake.lake import Lake, StageResult
 from lake.lineage import Input, Publication
 from lake.metrics import Metric, metrics_table, publish_metrics
-from lake.tables import LakeTable, feature_table, valid_table
+from lake.tables import LakeTable, feature_table
 from serving.predictions import CHAMPION, predictions_table
 from serving.score import recorded_champion
 from training.registry.reference import (
@@ -268,8 +268,8 @@ def pinned_versions(entry: ModelEntry, inputs: Iterable[Input]) -> tuple[dict[st
         for view in entry.features
         if f"{entry.dataset}/features/{view}" in pins
     }
-    spine = f"{entry.dataset}/valid/{entry.spine.table}" if isinstance(entry.spine, TableSpine) else None
-    return views, pins.get(spine) if spine else None
+    spine = entry.spine.table
+    return views, pins.get(f"{entry.dataset}/valid/{spine}") if spine else None
 
 
 def _same_inputs(entry: ModelEntry, then: Iterable[Input], now: Iterable[Input]) -> bool:
@@ -282,8 +282,9 @@ def _same_inputs(entry: ModelEntry, then: Iterable[Input], now: Iterable[Input])
 def first_available(lake: Lake, entry: ModelEntry, dataset: Dataset, whole: Interval, judged: date) -> date:
     """First night from which on every input of retrieval is published without a gap, at the latest `judged`."""
     tables: list[LakeTable] = [feature_table(lake.settings, dataset, view) for view in entry.features]
-    if isinstance(entry.spine, TableSpine):
-        tables.append(valid_table(lake.settings, dataset, entry.spine.table))
+    spine = spine_table(lake, entry)
+    if spine is not None:
+        tables.append(spine)
     first = whole.start
     if first == judged:
         return judged

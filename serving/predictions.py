@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 from config.catalog.data import Dataset
 from config.catalog.load import load_catalog
-from config.catalog.model import BinaryOutput, ModelEntry, RegressionOutput, TableSpine
+from config.catalog.model import BinaryOutput, ModelEntry, RegressionOutput
 from config.errors import NightfleetError
 from config.settings import Settings
 from lake.tables import LakeTable, named_table
@@ -64,10 +64,8 @@ def predictions_table(settings: Settings, model: ModelEntry, dataset: Dataset | 
 
 def entity_types(model: ModelEntry, dataset: Dataset) -> dict[str, str]:
     """Catalog type of each entity column, in order."""
-    if isinstance(model.spine, TableSpine):
-        columns = dataset.tables[model.spine.table].columns
-        return {name: str(columns[name].type) for name in model.entity}
-    return dict.fromkeys(model.entity, "timestamp")
+    columns = model.spine.columns(dataset.tables)
+    return {name: columns[name].type for name in model.entity}
 
 
 # ---- identity --------------------------------------------------------------------------------------------------

@@ -233,3 +233,17 @@ def test_no_conditional_expression_inside_another() -> None:
                     f"{path.relative_to(ROOT)}:{node.lineno} holds a conditional expression inside another. "
                     "Write an if statement, a dictionary, or a function."
                 )
+
+
+def test_no_file_but_its_own_asks_for_the_kind_of_a_spine() -> None:
+    own = ROOT / "config" / "catalog" / "spine.py"
+    kinds = [
+        node.name for node in ast.walk(_tree(own)) if isinstance(node, ast.ClassDef) and node.name.endswith("Spine")
+    ]
+    assert len(kinds) > 1
+    for path in _files():
+        for kind in kinds if path != own else ():
+            assert kind not in path.read_text(), (
+                f"{path.relative_to(ROOT)} names {kind}. What is particular to a kind of spine is an attribute or a "
+                "method of each class in config/catalog/spine.py."
+            )

@@ -167,7 +167,7 @@ class Table(Model):
         return tuple(c for c in self.checks if isinstance(c, TableRule))
 
     @model_validator(mode="after")
-    def _references(self) -> Self:
+    def _key(self) -> Self:
         for reserved in sorted(RESERVED_COLUMNS & set(self.columns)):
             raise ValueError(f"column {reserved!r} is reserved; rename it in the source's select")
         for name in self.key:
@@ -175,6 +175,10 @@ class Table(Model):
                 raise ValueError(f"key names {name!r}, which is no column of the table")
             if self.columns[name].nullable:
                 raise ValueError(f"key column {name!r} must say nullable: false")
+        return self
+
+    @model_validator(mode="after")
+    def _fitting_checks(self) -> Self:
         names = [check_name(c) for c in self.checks]
         for name in names:
             if names.count(name) > 1:
@@ -186,6 +190,10 @@ class Table(Model):
             misfit = check_types(check, {name: column.type for name, column in self.columns.items()})
             if misfit:
                 raise ValueError(f"check {check_name(check)}: {misfit}")
+        return self
+
+    @model_validator(mode="after")
+    def _known_column(self) -> Self:
         if isinstance(self.known_at, KnownAt) and self.known_at.column:
             known = self.columns.get(self.known_at.column)
             if known is None or known.type != "timestamp" or known.nullable:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,7 +16,8 @@ from pydantic import ValidationError
 
 from config.catalog.base import BadCatalog, Model
 from config.catalog.data import Dataset, FeatureColumn
-from config.catalog.model import ModelEntry, TableSpine
+from config.catalog.model import ModelEntry
+from config.catalog.spine import Misfit
 from config.settings import Settings, load_settings
 
 # libyaml reads seven times faster, and every task of Airflow reads the catalog.
@@ -89,43 +91,48 @@ def _read(path: Path, kind: type[Entry]) -> Entry:
 
 
 def _check_model(model: ModelEntry, catalog: Catalog, path: Path) -> None:
-    def fail(key: str, value: object, expectation: str) -> None:
+    """Refuse the first value of a model's file that does not fit the rest of the catalog."""
+    for key, value, expectation in _misfits(model, catalog):
         raise BadCatalog(f"{path} does not describe a model:\n  {key} = {value!r}: {expectation}")
 
+
+def _misfits(model: ModelEntry, catalog: Catalog) -> Iterator[Misfit]:
+    """What does not fit. Each is looked for only when those before it were not found."""
     names = [d.name for d in catalog.datasets]
     if model.dataset not in names:
-        fail("dataset", model.dataset, f"is no data set ({', '.join(names)})")
+        yield Misfit("dataset", model.dataset, f"is no data set ({', '.join(names)})")
     dataset = catalog.dataset(model.dataset)
-    spine_columns: set[str] = set(model.entity)
-    if isinstance(model.spine, TableSpine):
-        if model.spine.table not in dataset.tables:
-            fail("spine.table", model.spine.table, f"is no table of {dataset.name} ({', '.join(dataset.tables)})")
-        columns = dataset.tables[model.spine.table].columns
-        spine_columns = set(columns)
-        for name in (*model.spine.entity, model.spine.target_time):
-            if name not in columns:
-                fail("spine", name, f"is no column of table {model.spine.table}")
-        if columns[model.spine.target_time].type != "timestamp":
-            fail("spine.target_time", model.spine.target_time, "must be a timestamp column")
-    if model.label.table not in dataset.tables:
-        fail("label.table", model.label.table, f"is no table of {dataset.name} ({', '.join(dataset.tables)})")
-    label_columns = dataset.tables[model.label.table].columns
-    for name in (*model.entity, model.label.column):
-        if name not in label_columns:
-            fail("label", name, f"is no column of table {model.label.table}")
+    yield from model.spine.misfits(dataset)
+    yield from _label_misfits(model, dataset)
+    spine_columns = set(model.spine.columns(dataset.tables))
     if model.split.groups is not None and model.split.groups not in spine_columns:
-        fail("split.groups", model.split.groups, f"is no column of the spine ({', '.join(sorted(spine_columns))})")
+        known = ", ".join(sorted(spine_columns))
+        yield Misfit("split.groups", model.split.groups, f"is no column of the spine ({known})")
+    yield from _feature_misfits(model, dataset, spine_columns)
+    if model.gate.segments:
+        known_columns = spine_columns | set(catalog.feature_columns(model))
+        for column in model.gate.segments.columns:
+            if column not in known_columns:
+                expectation = "is no column of the spine and no feature (<view>__<column>)"
+                yield Misfit("gate.segments.columns", column, expectation)
+
+
+def _label_misfits(model: ModelEntry, dataset: Dataset) -> Iterator[Misfit]:
+    table = model.label.table
+    if table not in dataset.tables:
+        yield Misfit("label.table", table, f"is no table of {dataset.name} ({', '.join(dataset.tables)})")
+    for name in (*model.entity, model.label.column):
+        if name not in dataset.tables[table].columns:
+            yield Misfit("label", name, f"is no column of table {table}")
+
+
+def _feature_misfits(model: ModelEntry, dataset: Dataset, spine_columns: Set[str]) -> Iterator[Misfit]:
     for view in model.features:
         if view not in dataset.features:
-            fail("features", view, f"is no feature view of {dataset.name} ({', '.join(dataset.features)})")
+            yield Misfit("features", view, f"is no feature view of {dataset.name} ({', '.join(dataset.features)})")
         for entity in dataset.features[view].entities:
             if entity not in spine_columns:
-                fail("features", view, f"is keyed by {entity!r}, which the spine does not have")
-    if model.gate.segments:
-        known = spine_columns | set(catalog.feature_columns(model))
-        for column in model.gate.segments.columns:
-            if column not in known:
-                fail("gate.segments.columns", column, "is no column of the spine and no feature (<view>__<column>)")
+                yield Misfit("features", view, f"is keyed by {entity!r}, which the spine does not have")
 
 
 @functools.lru_cache(maxsize=8)

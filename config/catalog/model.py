@@ -7,31 +7,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from config.calendar import ONE_DAY
 from config.catalog.base import Model, Name
 from config.catalog.data import AirflowKnobs
 from config.catalog.policy import AccuracyDrop, AlertRule, ConsecutiveFailures, LateNight, Retrain
+from config.catalog.spine import AnySpine
 from config.catalog.trainer import Trainer
 from config.durations import Duration
-
-
-class TableSpine(Model):
-    """What is scored: the rows of `table` known at T with cutoff(T) < target_time <= cutoff(T+1)."""
-
-    table: str
-    entity: tuple[str, ...] = Field(min_length=1)
-    target_time: str
-    horizon: Duration = ONE_DAY
-
-
-class CalendarSpine(Model):
-    """What is scored: every step of `every` in (cutoff(T), cutoff(T) + horizon local days]; entity is the step's begin,
-    UTC.
-    """
-
-    every: Duration
-    horizon: Duration = ONE_DAY
-    entity: tuple[str] = Field(description="name of the one entity column, a timestamp")
 
 
 class Label(Model):
@@ -125,7 +106,7 @@ class ModelEntry(Model):
     owner_url: str
     deadline: time
     dataset: str
-    spine: TableSpine | CalendarSpine
+    spine: AnySpine
     label: Label
     features: tuple[str, ...] = Field(min_length=1)
     outputs: dict[Name, Output] = Field(min_length=1)

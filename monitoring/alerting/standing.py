@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from config.calendar import ONE_DAY, Interval
 from config.catalog.data import Dataset
-from config.catalog.model import BinaryOutput, ModelEntry, TableSpine
+from config.catalog.model import BinaryOutput, ModelEntry
 from config.catalog.policy import LateNight
 from features.expectations import BAD_SHARE
 from features.labels import newest_mature
@@ -268,7 +268,7 @@ def _failed_runs(lake: Lake, subjects: Sequence[str], since: date | None) -> dic
 def tables_read(entry: ModelEntry, dataset: Dataset) -> set[str]:
     """Tables of the data set that a model's input and labels come from."""
     found = {table for view in entry.features for table in dataset.features[view].reads} | {entry.label.table}
-    return found | ({entry.spine.table} if isinstance(entry.spine, TableSpine) else set())
+    return found | ({entry.spine.table} if entry.spine.table else set())
 
 
 def _table_of(column: str) -> str:

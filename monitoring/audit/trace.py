@@ -18,10 +18,10 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
 from config.calendar import Interval
-from config.catalog.model import ModelEntry, TableSpine
+from config.catalog.model import ModelEntry
 from config.errors import NightfleetError
 from config.settings import MissingSecret, code_version
-from features.retrieval import retrieve
+from features.retrieval import retrieve, spine_table
 from features.transform import compute_view
 from lake.digest import rows_digest
 from lake.lake import Lake
@@ -424,14 +424,14 @@ def _spine_row(
     lake: Lake, connection: DuckDBPyConnection, entry: ModelEntry, prediction: TracedPrediction, pins: _Pins
 ) -> dict[str, Any]:
     """The spine's row of the entity as the night knew it: its columns are the keys of the views."""
-    if not isinstance(entry.spine, TableSpine):
+    source = spine_table(lake, entry)
+    if source is None or source.name not in pins.versions:
         return prediction.entity
-    name = f"{entry.dataset}/valid/{entry.spine.table}"
-    if name not in pins.versions:
-        return prediction.entity
-    table = _readable(lake, name, pins.versions[name], pins.dates[name])
-    row = _one_row(connection, table, pins.dates[name], prediction.entity, "data_date DESC, revision DESC")
-    return row or prediction.entity
+    dates = pins.dates[source.name]
+    table = _readable(lake, source.name, pins.versions[source.name], dates)
+    keys = {name: value for name, value in prediction.entity.items() if name in source.schema.names}
+    row = _one_row(connection, table, dates, keys, "data_date DESC, revision DESC")
+    return prediction.entity | (row or {})
 
 
 def _view(
@@ -624,9 +624,8 @@ def _predicted(
     view_pins = {
         name.removeprefix(prefix): version for name, version in pins.versions.items() if name.startswith(prefix)
     }
-    spine_version = (
-        pins.versions.get(f"{entry.dataset}/valid/{entry.spine.table}") if isinstance(entry.spine, TableSpine) else None
-    )
+    source = spine_table(lake, entry)
+    spine_version = pins.versions.get(source.name) if source else None
     if not (lake.settings.artifacts / prediction.model / prediction.artifact_digest).is_dir():
         raise InputsExpired(
             f"the files of {prediction.model} version {prediction.version} (artifact "

@@ -15,7 +15,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
-from config.catalog.model import BinaryOutput, ModelEntry, RegressionOutput, TableSpine
+from config.catalog.model import BinaryOutput, ModelEntry, RegressionOutput
 from config.durations import format_duration
 from config.settings import Settings
 from lake.artifact import write_whole
@@ -379,18 +379,10 @@ def _improvements(v: Subject) -> dict[str, Any]:
 
 def _purpose(v: Subject) -> list[str]:
     entry, dataset = v.entry, v.lake.dataset(v.entry.dataset)
-    horizon = format_duration(entry.spine.horizon)
-    if isinstance(entry.spine, TableSpine):
-        described = _sentence(dataset.tables[entry.spine.table].description.split(". ")[0])
-        subject = (
-            f"each row of {entry.spine.table} ({described}) whose {entry.spine.target_time} lies within {horizon} after"
-            " the night"
-        )
-    else:
-        subject = f"each {format_duration(entry.spine.every).removeprefix('1 ')} of the {horizon} after the night"
     label = dataset.tables[entry.label.table].columns[entry.label.column]
     return [
-        f"{entry.title}. Every night it predicts {entry.label.column} ({_sentence(label.description)}) for {subject}.",
+        f"{entry.title}. Every night it predicts {entry.label.column} ({_sentence(label.description)}) for "
+        f"{entry.spine.in_words(dataset.tables)}.",
         f"Data: {dataset.title} (licence {dataset.licence}). Predictions are due at {entry.deadline:%H:%M}, "
         f"{dataset.time_zone}.",
     ]

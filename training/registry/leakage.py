@@ -25,9 +25,10 @@ import pyarrow as pa
 
 from config.calendar import ONE_DAY, Interval, cutoff
 from config.catalog.data import Dataset
-from config.catalog.model import ModelEntry, TableSpine
+from config.catalog.model import ModelEntry
 from config.errors import NightfleetError
 from features.labels import is_mature
+from features.retrieval import spine_table
 from features.transform import compute_view, inputs_of_view
 from lake.lake import Lake, register_nights
 from lake.publish import publish
@@ -269,16 +270,15 @@ def _audit_spine(
     register_nights(connection, span, dataset.time_zone)
     entity = _names(entry.entity, "rows")
     recorded = "rows.target_time_utc AS recorded"
-    if isinstance(entry.spine, TableSpine):
-        table = valid_table(lake.settings, dataset, entry.spine.table)
+    table = spine_table(lake, entry)
+    if table is not None:
         dates = [day for day in lake.publications.current(table) if day <= span.last]
         table.register(connection, "spine_rows", dates, versions.get(table.name))
-        same = " AND ".join(f'rows."{name}" = s."{name}"' for name in entry.entity)
-        known_then = (
-            f's.data_date <= rows.data_date AND s.known_at_utc <= nights.cutoff_utc AND s."{entry.spine.target_time}" ='
-            " rows.target_time_utc"
-        )
-        unknown = f"NOT EXISTS (SELECT 1 FROM spine_rows AS s WHERE {same} AND {known_then})"
+        same = [f'rows."{name}" = s."{name}"' for name in entry.entity if name in table.schema.names]
+        if entry.spine.target_time is not None:
+            same.append(f's."{entry.spine.target_time}" = rows.target_time_utc')
+        known_then = "s.data_date <= rows.data_date AND s.known_at_utc <= nights.cutoff_utc"
+        unknown = f"NOT EXISTS (SELECT 1 FROM spine_rows AS s WHERE {' AND '.join(same)} AND {known_then})"
     else:
         unknown = "false"
     connection.execute(
@@ -288,8 +288,7 @@ def _audit_spine(
         FROM rows JOIN nights USING (data_date) WHERE rows.target_time_utc < nights.cutoff_utc OR {unknown}
         """
     )
-    source = entry.spine.table if isinstance(entry.spine, TableSpine) else "calendar"
-    _collect(connection, "spine_audit", "spine", source, "(row)", entry.entity, found)
+    _collect(connection, "spine_audit", "spine", entry.spine.source, "(row)", entry.entity, found)
 
 
 def _collect(

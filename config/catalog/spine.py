@@ -1,0 +1,142 @@
+"""Spines: what a model scores on a night. One class a kind, and all that is particular to the kind is said in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from typing import NamedTuple
+
+from pydantic import Field
+
+from config.calendar import ONE_DAY
+from config.catalog.base import Model
+from config.catalog.data import Column, Dataset, Table
+from config.durations import Duration, format_duration
+
+
+class Misfit(NamedTuple):
+    """A value of a model's file that does not fit the rest of the catalog, and what it would have to be."""
+
+    key: str
+    value: object
+    expectation: str
+
+
+class TableSpine(Model):
+    """What is scored: the rows of `table` known at T with cutoff(T) < target_time <= cutoff(T+1)."""
+
+    table: str
+    entity: tuple[str, ...] = Field(min_length=1)
+    target_time: str
+    horizon: Duration = ONE_DAY
+
+    @property
+    def source(self) -> str:
+        """Where the rows come from, in a word."""
+        return self.table
+
+    @property
+    def step_column(self) -> None:
+        """The entity column that holds the begin of a step: rows of a table are no steps."""
+        return None
+
+    def misfits(self, dataset: Dataset) -> Iterator[Misfit]:
+        """What does not fit the data set. Each is asked for only when those before it do not hold."""
+        if self.table not in dataset.tables:
+            yield Misfit("spine.table", self.table, f"is no table of {dataset.name} ({', '.join(dataset.tables)})")
+        columns = dataset.tables[self.table].columns
+        for name in (*self.entity, self.target_time):
+            if name not in columns:
+                yield Misfit("spine", name, f"is no column of table {self.table}")
+        if columns[self.target_time].type != "timestamp":
+            yield Misfit("spine.target_time", self.target_time, "must be a timestamp column")
+
+    def columns(self, tables: Mapping[str, Table]) -> dict[str, Column]:
+        """Columns of a row, the entity first."""
+        declared = tables[self.table].columns
+        return {name: declared[name] for name in dict.fromkeys((*self.entity, *declared))}
+
+    def rows_sql(self, tables: Mapping[str, Table]) -> str:
+        """SELECT of the rows that each night scores: `columns`, data_date, target_time_utc and event_timestamp.
+
+        It reads `windows(data_date, cutoff_utc, end_utc)`, the target times of each night, and `known`, every revision
+        of the table's rows with `superseded_on`.
+        """
+        carried = ", ".join(f'known."{name}"' for name in tables[self.table].columns if name != "target_time_utc")
+        target = f'known."{self.target_time}"'
+        # A target time lies in the windows of as many nights as the horizon has days: the last one before it, found by
+        # an ASOF join, and those before that.
+        nights = -(-self.horizon // ONE_DAY)
+        return f"""
+            SELECT {carried}, windows.data_date, {target} AS target_time_utc, windows.cutoff_utc AS event_timestamp
+            FROM known ASOF JOIN windows AS latest ON {target} > latest.cutoff_utc
+            CROSS JOIN range({nights}) AS earlier(nights)
+            JOIN windows ON windows.data_date = latest.data_date - CAST(earlier.nights AS INTEGER)
+            WHERE {target} <= windows.end_utc AND known.data_date <= windows.data_date
+            AND (known.superseded_on IS NULL OR known.superseded_on > windows.data_date)
+        """  # noqa: S608 (names come from the typed catalog, quoted)
+
+    def in_words(self, tables: Mapping[str, Table]) -> str:
+        """What one prediction is about: `each row of schedule (…) whose … lies within 1 day after the night`."""
+        described = tables[self.table].description.split(". ")[0].strip().rstrip(".")
+        return (
+            f"each row of {self.table} ({described}) whose {self.target_time} lies within"
+            f" {format_duration(self.horizon)} after the night"
+        )
+
+
+class CalendarSpine(Model):
+    """What is scored: every step of `every` in (cutoff(T), cutoff(T) + horizon local days]; entity is the step's begin,
+    UTC.
+    """
+
+    every: Duration
+    horizon: Duration = ONE_DAY
+    entity: tuple[str] = Field(description="name of the one entity column, a timestamp")
+
+    @property
+    def table(self) -> None:
+        """The table that the rows are read from: a calendar needs none."""
+        return None
+
+    @property
+    def target_time(self) -> None:
+        """The column of `table` that holds the target time."""
+        return None
+
+    @property
+    def source(self) -> str:
+        """Where the rows come from, in a word."""
+        return "calendar"
+
+    @property
+    def step_column(self) -> str:
+        """The entity column that holds the begin of a step."""
+        return self.entity[0]
+
+    def misfits(self, dataset: Dataset) -> Iterator[Misfit]:
+        """What does not fit the data set: nothing, since none of it is read."""
+        yield from ()
+
+    def columns(self, tables: Mapping[str, Table]) -> dict[str, Column]:
+        """Columns of a row, the entity first."""
+        return {self.step_column: Column(type="timestamp", description="begin of the step", nullable=False)}
+
+    def rows_sql(self, tables: Mapping[str, Table]) -> str:
+        """SELECT of the rows that each night scores: `columns`, data_date, target_time_utc and event_timestamp.
+
+        It reads `windows(data_date, cutoff_utc, end_utc)`, the target times of each night.
+        """
+        step = f"to_microseconds({self.every // timedelta(microseconds=1)})"
+        return f"""
+            SELECT begins AS "{self.step_column}", data_date, begins AS target_time_utc, cutoff_utc AS event_timestamp
+            FROM (SELECT *, unnest(range(cutoff_utc, end_utc, {step})) AS begins FROM windows)
+        """  # noqa: S608 (names come from the typed catalog, quoted)
+
+    def in_words(self, tables: Mapping[str, Table]) -> str:
+        """What one prediction is about: `each hour of the 1 day after the night`."""
+        step = format_duration(self.every).removeprefix("1 ")
+        return f"each {step} of the {format_duration(self.horizon)} after the night"
+
+
+AnySpine = TableSpine | CalendarSpine
