@@ -1,6 +1,7 @@
 # make run    three nights of the whole chain        make up     keep it running (REPLAY=60s: a night a minute)
-# make test   ruff, mypy, all tests                  make bench  the table of ratios
-# make lock   relock all requirements                 make clean  remove all state
+# make test-fast  the tests without services          make test   ruff, mypy, all tests
+# make bench  the table of ratios                     make lock   relock all requirements
+# make clean  remove all state                        make doctor what this machine lacks
 # make images the training image (GPU=1: with CUDA)   make airflow-image  Airflow with all stages, for a cluster
 SHELL := /bin/bash
 PYTHON ?= python3.11
@@ -13,13 +14,16 @@ ONLY ?=
 REPLAY ?=
 GPU ?=
 BASE_IMAGE ?= python:3.11-slim
+# What `test` waits for, and how many tests it runs at a time.
+LINT ?= lint
+WORKERS ?= 2
 unexport PYTHONDONTWRITEBYTECODE
 # Threads that spin while they wait starve each other where cores are few: XGBoost beside other work is several times slower.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help setup run up test lint bench lock clean doctor images airflow-image
+.PHONY: help setup run up test test-fast lint bench lock clean doctor images airflow-image
 help:
-	@sed -n '1,4p' Makefile | cut -c3-
+	@sed -n '1,5p' Makefile | cut -c3-
 
 # The stamp holds the digest of the lock: a changed requirements.txt installs anew.
 setup: $(VENV)/.installed
@@ -52,8 +56,11 @@ lint: setup
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy .
 
-test: lint
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: setup $(LINT)
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) $(PYTEST_ARGS)
+
+test-fast: setup
+	@$(BIN)/python -m pytest --fast --numprocesses $(WORKERS) $(PYTEST_ARGS)
 
 bench: setup
 	@$(BIN)/python -m tests.benchmarks $(BENCH_ARGS)

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,17 @@ from config.settings import load_settings
 from lake.lake import Lake
 from tests import toy
 
+pytest_plugins = ["tests.groups"]
+
 # A slow machine is no finding: properties are about results, never about time.
 settings.register_profile("nightfleet", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("nightfleet")
 # Models are signed and verified in nearly every test; an installation of its own makes its own key.
 os.environ["MODEL_SIGNING_KEY"] = "the-tests'-own-key-which-signs-nothing-else"
 os.environ.pop("MODEL_SIGNING_KEY_PREVIOUS", None)
+
+
+_BUILD_SECONDS = 1200.0
 
 
 @pytest.fixture
@@ -87,7 +93,17 @@ def postgres_url() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def docker_engine() -> Any:
+def built_image() -> None:
+    """Wait for a build of the training image that is under way beside the tests (`.ci/run`); there need be none."""
+    status = os.environ.get("TRAINING_IMAGE_STATUS")
+    deadline = time.monotonic() + _BUILD_SECONDS
+    while status and not Path(status).exists():
+        assert time.monotonic() < deadline, f"the training image was not built within {_BUILD_SECONDS:.0f} s"
+        time.sleep(0.5)  # between two questions
+
+
+@pytest.fixture(scope="session")
+def docker_engine(built_image: None) -> Any:
     """A client of the Docker engine, on a machine where the training image of this code was built (`make images`)."""
     from training.registry.containers import EngineUnavailable, ImageMissing, engine, find_image
 

@@ -22,7 +22,7 @@ ROWS = {"arrival_delay": 500, "traffic_volume": 24, "engine_rul": 100, "battery_
 
 
 @pytest.fixture(scope="module")
-def first_run(real_user: User) -> Finished:
+def first_run(real_user: User, built_image: None) -> Finished:
     return real_user.command("run", "--nights", "2")
 
 

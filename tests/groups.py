@@ -1,0 +1,160 @@
+"""How the suite is divided: what each test needs, what `--fast` leaves out, which tests two workers may run at once.
+
+A test's needs follow from its fixtures and its file, so nobody has to remember a mark; each need is a mark, too:
+`python -m pytest -m "not airflow and not docker"`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from xdist.scheduler import LoadGroupScheduling
+
+from config.settings import ROOT
+
+NEEDS = {
+    "airflow": "imports or starts Airflow",
+    "docker": "needs a Docker engine and the training image",
+    "service": "starts a server: Postgres, MLflow, Prometheus",
+    "browser": "opens pages in Chromium",
+    "slow": "trains a network, or repeats a search",
+}
+_FIXTURES = {
+    "docker_engine": "docker",
+    "postgres_url": "service",
+    "empty_postgres": "service",
+    "mlflow_server": "service",
+    "browser": "browser",
+}
+_FOLDERS = {"tests/e2e": "airflow", "tests/dags": "airflow", "tests/plugins": "airflow"}
+# Those that start what they need inside the test.
+_FILES = {
+    "tests/monitoring/alerting/test_prometheus.py": "service",
+    "tests/training/registry/test_register.py": "service",
+    "tests/monitoring/pages/test_model_card.py": "service",
+    "tests/e2e/test_pages_year.py": "browser",
+}
+# Files of one group share an Airflow.
+_SHARED = {"tests/e2e/test_operators.py": "tests/e2e/test_pages.py"}
+# Seconds of the groups that take long, alone on a machine of two cores: the longest begin first, so that none is left
+# over when all others are through. A new file needs no entry before it takes longer than these.
+SECONDS: dict[str, float] = {}
+_SLOW_SECONDS = 15.0
+
+
+def needs_of(item: pytest.Item) -> set[str]:
+    """The marks that a test gets: keys of `NEEDS`."""
+    file = _file(item)
+    needs = {_FIXTURES[name] for name in getattr(item, "fixturenames", ()) if name in _FIXTURES}
+    needs |= {need for folder, need in _FOLDERS.items() if file.startswith(f"{folder}/")}
+    if file in _FILES:
+        needs.add(_FILES[file])
+    if "postgres" in getattr(getattr(item, "callspec", None), "params", {}).values():
+        needs.add("service")
+    if SECONDS.get(file, 0.0) >= _SLOW_SECONDS:
+        needs.add("slow")
+    return needs
+
+
+def group_of(item: pytest.Item) -> str:
+    """Tests of one group run one after another in one worker: those of a file, as they share its fixtures; those of the
+    containers, as they share the engine.
+    """
+    file = _file(item)
+    if "docker_engine" in getattr(item, "fixturenames", ()) and not file.startswith("tests/e2e/"):
+        return "containers"
+    return _SHARED.get(file, file)
+
+
+def _file(item: pytest.Item) -> str:
+    return Path(item.path).relative_to(ROOT).as_posix()
+
+
+# ---- hooks of pytest -----------------------------------------------------------------------------------------------
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="leave out tests with a need: " + ", ".join(NEEDS))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("numprocesses", None):
+        config.option.dist, config.option.loadscopereorder = "loadgroup", False
+    for need, means in NEEDS.items():
+        config.addinivalue_line("markers", f"{need}: {means}")
+    config.stash[_LEFT_OUT] = Counter()
+
+
+_LEFT_OUT = pytest.StashKey[Counter[str]]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark, leave out, and put the longest groups first."""
+    kept, left_out = [], []
+    for item in items:
+        needs = needs_of(item)
+        for need in sorted(needs):
+            item.add_marker(need)
+        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+        if config.getoption("--fast") and needs:
+            left_out.append(item)
+            config.stash[_LEFT_OUT].update([min(needs, key=list(NEEDS).index)])
+        else:
+            kept.append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+    items[:] = sorted(kept, key=lambda item: -SECONDS.get(group_of(item), 0.0)) if _workers(config) else kept
+
+
+def _workers(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput") or bool(config.getoption("numprocesses", None))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker tells the main process what it left out."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = dict(session.config.stash[_LEFT_OUT])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Every worker collects, and leaves out, the same tests."""
+    node.config.stash[_LEFT_OUT] = Counter(getattr(node, "workeroutput", {}).get("left_out", {}))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    left_out = config.stash[_LEFT_OUT]
+    if left_out:
+        parts = ", ".join(f"{left_out[need]} {means}" for need, means in NEEDS.items() if left_out[need])
+        terminalreporter.write_line(f"--fast left out {left_out.total()} tests ({parts}): `make test` runs them all.")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadGroupScheduling | None:
+    return OneAirflowAtATime(config, log) if config.getoption("dist") == "loadgroup" else None
+
+
+class OneAirflowAtATime(LoadGroupScheduling):
+    """While one worker has an Airflow or containers, the others get groups without: two would starve each other."""
+
+    def _assign_work_unit(self, node: Any) -> None:
+        elsewhere = any(
+            _is_heavy(group) and not all(done.values())
+            for other, groups in self.assigned_work.items()
+            if other is not node
+            for group, done in groups.items()
+        )
+        if elsewhere:
+            light = next((group for group in self.workqueue if not _is_heavy(group)), None)
+            if light is not None:
+                self.workqueue.move_to_end(light, last=False)
+        super()._assign_work_unit(node)
+
+
+def _is_heavy(group: str) -> bool:
+    return group == "containers" or (group.startswith("tests/e2e/") and group != "tests/e2e/test_pages_year.py")
