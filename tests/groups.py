@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from xdist.scheduler import LoadGroupScheduling
+from xdist.scheduler import LoadGroupScheduling  # type: ignore[import-untyped]
 
 from config.settings import ROOT
 
@@ -37,8 +37,6 @@ _FILES = {
     "tests/monitoring/pages/test_model_card.py": "service",
     "tests/e2e/test_pages_year.py": "browser",
 }
-# Files of one group share an Airflow.
-_SHARED = {"tests/e2e/test_operators.py": "tests/e2e/test_pages.py"}
 # Seconds of the groups that take long, alone on a machine of two cores: the longest begin first, so that none is left
 # over when all others are through. A new file needs no entry before it takes longer than these.
 SECONDS: dict[str, float] = {}
@@ -52,7 +50,8 @@ def needs_of(item: pytest.Item) -> set[str]:
     needs |= {need for folder, need in _FOLDERS.items() if file.startswith(f"{folder}/")}
     if file in _FILES:
         needs.add(_FILES[file])
-    if "postgres" in getattr(getattr(item, "callspec", None), "params", {}).values():
+    params = getattr(getattr(item, "callspec", None), "params", {}).values()
+    if any(isinstance(value, str) and value == "postgres" for value in params):
         needs.add("service")
     if SECONDS.get(file, 0.0) >= _SLOW_SECONDS:
         needs.add("slow")
@@ -60,18 +59,21 @@ def needs_of(item: pytest.Item) -> set[str]:
 
 
 def group_of(item: pytest.Item) -> str:
-    """Tests of one group run one after another in one worker: those of a file, as they share its fixtures; those of the
-    containers, as they share the engine.
+    """Tests of one group run one after another in one worker: those of a file, as they share its fixtures; those of a
+    folder below tests/e2e, as they share an Airflow; those of the containers, as they share the engine.
     """
     file = _file(item)
     if "docker_engine" in getattr(item, "fixturenames", ()) and not file.startswith("tests/e2e/"):
         return "containers"
-    return _SHARED.get(file, file)
+    folder = str(Path(file).parent)
+    return folder if folder.startswith("tests/e2e/") else file
 
 
 def _file(item: pytest.Item) -> str:
     return Path(item.path).relative_to(ROOT).as_posix()
 
+
+_LEFT_OUT: pytest.StashKey[Counter[str]] = pytest.StashKey()
 
 # ---- hooks of pytest -----------------------------------------------------------------------------------------------
 
@@ -87,9 +89,6 @@ def pytest_configure(config: pytest.Config) -> None:
     for need, means in NEEDS.items():
         config.addinivalue_line("markers", f"{need}: {means}")
     config.stash[_LEFT_OUT] = Counter()
-
-
-_LEFT_OUT = pytest.StashKey[Counter[str]]()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -124,7 +123,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     """Every worker collects, and leaves out, the same tests."""
-    node.config.stash[_LEFT_OUT] = Counter(getattr(node, "workeroutput", {}).get("left_out", {}))
+    left_out: dict[str, int] = getattr(node, "workeroutput", {}).get("left_out", {})
+    node.config.stash[_LEFT_OUT] = Counter(left_out)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -139,7 +139,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadGroupSch
     return OneAirflowAtATime(config, log) if config.getoption("dist") == "loadgroup" else None
 
 
-class OneAirflowAtATime(LoadGroupScheduling):
+class OneAirflowAtATime(LoadGroupScheduling):  # type: ignore[misc]
     """While one worker has an Airflow or containers, the others get groups without: two would starve each other."""
 
     def _assign_work_unit(self, node: Any) -> None:
