@@ -117,7 +117,7 @@ def _workers(config: pytest.Config) -> bool:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """A worker tells the main process what it left out."""
     if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["left_out"] = dict(session.config.stash[_LEFT_OUT])
+        session.config.workeroutput["left_out"] = dict(session.config.stash[_LEFT_OUT].items())
 
 
 @pytest.hookimpl(optionalhook=True)
