@@ -1,4 +1,4 @@
-"""What a training container may use, and the checks that come before one is started. Knows Docker, not Airflow."""
+"""What a training container may use, and the checks that come before `docker_runner` starts one."""
 
 from __future__ import annotations
 
@@ -57,9 +57,11 @@ class Limits:
     gpus: int
 
     def host_config(self) -> dict[str, Any]:
-        """Caps and confinement that DockerOperator has no argument for."""
+        """Caps and confinement, as arguments of Docker's host configuration."""
         return {
-            "nano_cpus": self.nano_cpus,  # a cap; DockerOperator's `cpus` is a share
+            "mem_limit": self.memory_bytes,
+            "shm_size": self.shm_bytes,
+            "nano_cpus": self.nano_cpus,
             "memswap_limit": self.memory_bytes,  # no swap on top: out of memory is an end, not a crawl
             "read_only": True,
             "tmpfs": {"/tmp": f"rw,nosuid,nodev,noexec,size={self.scratch_bytes}"},  # noqa: S108 (a tmpfs of the container's own)
@@ -126,10 +128,10 @@ def find_image(client: APIClient, settings: Settings, *, gpus: bool) -> str:
         raise ImageMissing(
             f"the training image {name} is missing: {there}.\n  Build it from this checkout: `{build}`."
         ) from error
-    found = labels.get(IMAGE_CODE_LABEL)
-    if found != image_code():
+    built_from = labels.get(IMAGE_CODE_LABEL)
+    if built_from != image_code():
         raise ImageMissing(
-            f"the image {name} was built from code {found}, this checkout's is {image_code()}.\n"
+            f"the image {name} was built from code {built_from}, this checkout's is {image_code()}.\n"
             f"  Build it again: `{build}`."
         )
     return name
@@ -144,13 +146,8 @@ def limits(client: APIClient, entry: ModelEntry, settings: Settings) -> Limits:
     wanted = entry.training
     runtime = "nvidia" in (client.info().get("Runtimes") or {})
     there = settings.training_pool_gpus if runtime else 0
-    gpus = (
-        there
-        if wanted.gpus == "auto" and entry.trainer.device != "cpu"
-        else 0
-        if wanted.gpus == "auto"
-        else wanted.gpus
-    )
+    automatic = 0 if entry.trainer.device == "cpu" else there
+    gpus = automatic if wanted.gpus == "auto" else wanted.gpus
     if gpus > there:
         why = "the Docker engine has no NVIDIA runtime" if not runtime else f"this machine has {there}"
         raise GpuUnavailable(

@@ -1,23 +1,14 @@
-"""Run a prepared training job: choose where, take what is finished already, and as a process of this machine."""
+"""Run a prepared training job: choose where, take what is finished already, and say in words how it ended."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
-import threading
-from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO
 
 from config.errors import NightfleetError, TransientError
-from config.settings import ROOT, process_environment
 from lake.artifact import ArtifactMismatch, verify_files
 from lake.lake import Lake
 from serving.predictors import MANIFEST_FILE, BadManifest, read_manifest
@@ -25,29 +16,17 @@ from serving.predictors.contract import read_json, write_json
 from training.__main__ import DISK_FULL, REFUSED, TERMINATED, TRANSIENT
 from training.checkpoints import CHECKPOINTS_FOLDER
 from training.job_file import JOB_FILE, BadJob, JobChanged, read_job
-from training.registry.containers import EngineUnavailable, ImageMissing, Limits, engine, find_image, limits
+from training.registry.attempt import LAST_LINES, LOG_FILE, Attempt, Ended, Runner
+from training.registry.containers import EngineUnavailable, ImageMissing, engine, find_image, limits
 from training.registry.curves import CurveStream
+from training.registry.docker_runner import DockerRunner
+from training.registry.process_runner import ProcessRunner
 
-LOG_FILE = "training.log"
 WHERE_FILE = "where.json"
 # Worth trying again: a signal, as a process and as a container reports it, and what the trainer says may pass.
 _PASSING = {
     sign * number + base for number in (signal.SIGKILL, signal.SIGTERM) for sign, base in ((-1, 0), (1, 128))
 } | {TRANSIENT}
-_LAST_LINES = 15
-_GRACE_SECONDS = 5.0
-# What a trainer needs of the outside: programs and libraries, where GPUs are, certificates; and no secret.
-_INHERITED = (
-    "PATH",
-    "HOME",
-    "TMPDIR",
-    "LANG",
-    "TZ",
-    "LD_LIBRARY_PATH",
-    "CUDA_VISIBLE_DEVICES",
-    "SSL_CERT_FILE",
-    "REQUESTS_CA_BUNDLE",
-)
 
 
 class TrainingFailed(NightfleetError):
@@ -58,18 +37,6 @@ class TrainingInterrupted(TransientError):
     """A training was ended from outside; a retry resumes from its checkpoint."""
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """Where a job runs: in a container of `image` within `limits`, or, both None, as a process of this machine."""
-
-    image: str | None = None
-    limits: Limits | None = None
-
-    def note(self, job_dir: Path) -> None:
-        """Leave word of it beside the job."""
-        write_json(job_dir / WHERE_FILE, {"runner": "docker" if self.image else "process", "image": self.image})
-
-
 def where_trained(job_dir: Path) -> str:
     """`in a container` or `as a process`, as the last one who trained the job noted; else `by an equal job`."""
     path = job_dir / WHERE_FILE
@@ -78,9 +45,11 @@ def where_trained(job_dir: Path) -> str:
     return "in a container" if read_json(path)["runner"] == "docker" else "as a process"
 
 
-def choose_runner(lake: Lake, model: str, say: Callable[[str], None]) -> Chosen:
+def choose_runner(lake: Lake, model: str, say: Callable[[str], None], *, task: Mapping[str, str]) -> Runner:
     """The catalog's runner for this model, else the profile's; `auto` says why it falls back to a process.
 
+    Args:
+        task: who wants the job trained, as `DockerRunner` labels its containers.
     Raises:
         EngineUnavailable, ImageMissing, GpuUnavailable: the runner is `docker`, and cannot be used.
         GpuUnavailable: a number of GPUs is demanded that the engine cannot give, whatever the runner but `process`.
@@ -88,16 +57,17 @@ def choose_runner(lake: Lake, model: str, say: Callable[[str], None]) -> Chosen:
     entry = lake.model(model)
     runner = entry.training.runner or lake.settings.runner
     if runner == "process":
-        return Chosen()
+        return ProcessRunner()
     try:
         client = engine()
         caps = limits(client, entry, lake.settings)
-        return Chosen(find_image(client, lake.settings, gpus=caps.gpus > 0), caps)
+        image = find_image(client, lake.settings, gpus=caps.gpus > 0)
     except (EngineUnavailable, ImageMissing) as error:
         if runner == "docker":
             raise
         say(f"runner auto: training as a process of this machine, because {error}")
-        return Chosen()
+        return ProcessRunner()
+    return DockerRunner(client, image, caps, lake.settings, task)
 
 
 def ready_manifest(lake: Lake, model: str, job_dir: Path, *, force: bool, say: Callable[[str], None]) -> Path | None:
@@ -143,14 +113,15 @@ def run_job(
     model: str,
     job_dir: Path,
     *,
+    runner: Runner | None = None,
     say: Callable[[str], None] | None = None,
     timeout_seconds: float | None = None,
     force: bool = False,
 ) -> Path:
-    """Train a prepared job as a process of this machine and wait for it; one that has finished already is not run
-    again.
+    """Train a prepared job and wait for it; one that has finished already is not run again.
 
     Args:
+        runner: where; None: a process of this machine.
         say: takes each line the trainer writes, as it comes; by default they are printed. All are kept in
             `training.log`.
         timeout_seconds: by default the catalog's `training.timeout_minutes`.
@@ -158,19 +129,23 @@ def run_job(
     Returns:
         Path of the manifest.
     Raises:
-        TrainingFailed: it refused, failed, was killed or ran out of time; there is no manifest, and a retry resumes
-            from its checkpoint.
+        TrainingFailed: it refused, failed or ran out of memory or time; there is no manifest, and a retry resumes from
+            its checkpoint.
+        TrainingInterrupted: it was killed from outside; trying again is safe, and done.
+        EngineBusy: what an earlier try left in the engine could not be removed.
     """
+    runner = runner or ProcessRunner()
     say = say or (lambda line: print(line, flush=True))
+    runner.prepare(say)
     ready = ready_manifest(lake, model, job_dir, force=force, say=say)
     if ready is not None:
         return ready
     entry = lake.model(model)
-    Chosen().note(job_dir)
+    write_json(job_dir / WHERE_FILE, {"runner": runner.name, "image": runner.image})
+    attempt = Attempt(entry, job_dir, timeout_seconds or entry.training.timeout_minutes * 60.0, say)
     with CurveStream(job_dir, lake.settings.tracking_uri, mlflow_run_of(job_dir), say):
-        return _run_process(
-            model, job_dir, say, timeout_seconds or entry.training.timeout_minutes * 60.0, entry.training.workers
-        )
+        ended = runner.run(attempt)
+    return _checked_end(attempt, ended)
 
 
 def mlflow_run_of(job_dir: Path) -> str | None:
@@ -190,105 +165,31 @@ def _finished(job_dir: Path, identity: str | None = None) -> bool:
     return True
 
 
-def _run_process(model: str, job_dir: Path, say: Callable[[str], None], timeout_seconds: float, workers: int) -> Path:
-    environment = process_environment(_INHERITED) | {
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONHASHSEED": "0",
-        "OMP_WAIT_POLICY": "PASSIVE",  # waiting threads sleep: the scheduler and the other tasks share these cores
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-    }
-    command = [sys.executable, "-m", "training", str(job_dir), "--parent-pid", str(os.getpid())]
-    if workers > 1:
-        command += ["--workers", ",".join(f"127.0.0.1:{port}" for port in _free_ports(workers))]
-    started: list[subprocess.Popen[str]] = []
-
-    def start(arguments: list[str], output: int | IO[str]) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            arguments, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-            text=True, errors="replace", start_new_session=True,
-        )  # fmt: skip
-        started.append(process)
-        return process
-
-    last: deque[str] = deque(maxlen=_LAST_LINES)
-    overdue = threading.Event()
-
-    def end_overdue() -> None:
-        overdue.set()
-        for process in started:
-            _kill_group(process)
-
-    timer = threading.Timer(timeout_seconds, end_overdue)
-    timer.daemon = True
-    timer.start()
-    try:
-        with ExitStack() as files:
-            for index in range(1, workers):
-                file = files.enter_context((job_dir / f"training.worker-{index}.log").open("w", encoding="utf-8"))
-                start([*command, "--worker-index", str(index)], file)
-            kept = files.enter_context((job_dir / LOG_FILE).open("w", encoding="utf-8"))
-            chief = start(command, subprocess.PIPE)
-            assert chief.stdout is not None
-            for line in chief.stdout:
-                kept.write(line)
-                last.append(line.rstrip("\n"))
-                say(line.rstrip("\n"))
-            code = chief.wait()
-    finally:
-        timer.cancel()
-        for process in started:
-            _kill_group(process)  # also when this process is interrupted: no training stays behind
-    if overdue.is_set():
-        code = -signal.SIGKILL
-    return checked_end(
-        model, job_dir, code, overdue_after=timeout_seconds if overdue.is_set() else None, last_lines=list(last)
-    )
-
-
-def checked_end(
-    model: str,
-    job_dir: Path,
-    code: int,
-    *,
-    overdue_after: float | None,
-    last_lines: Sequence[str],
-    out_of_memory: bool = False,
-) -> Path:
+def _checked_end(attempt: Attempt, ended: Ended) -> Path:
     """The manifest of a trainer that ended well.
 
-    Args:
-        code: as a process or a container reports it.
-        overdue_after: seconds after which it was killed, None where it was not.
-        out_of_memory: the kernel killed it for memory, as seen and not guessed.
     Raises:
         TrainingFailed: it did not end well; the text says why and what to do, with its last lines.
-        TrainingInterrupted: it was killed from outside, neither for memory nor for time; trying again is safe, and
-            done.
+        TrainingInterrupted: it was killed from outside, neither for memory nor for time.
     """
-    if code == 0 and overdue_after is None and _finished(job_dir):
+    job_dir = attempt.job_dir
+    if ended.code == 0 and not ended.overdue and _finished(job_dir):
         return job_dir / MANIFEST_FILE
-    reason = exit_sentence(code)
-    if overdue_after is not None:
+    reason = exit_sentence(ended.code)
+    if ended.overdue:
         reason = (
-            f"it ran longer than {overdue_after:g} s and was killed; raise `training.timeout_minutes`, or train less"
+            f"it ran longer than {attempt.timeout_seconds:g} s and was killed; raise `training.timeout_minutes`, or"
+            " train less"
         )
-    elif out_of_memory:
+    elif ended.out_of_memory:
         reason = "memory ran out (exit code 137); raise `training.memory_gb`, or train on fewer nights"
-    text = "\n".join(f"    {line}" for line in last_lines[-_LAST_LINES:])
-    killed = overdue_after is None and not out_of_memory and code in _PASSING
+    text = "\n".join(f"    {line}" for line in ended.last_lines[-LAST_LINES:])
+    killed = not ended.overdue and not ended.out_of_memory and ended.code in _PASSING
     raise (TrainingInterrupted if killed else TrainingFailed)(
-        f"training {model} in {job_dir} did not finish: {reason}.\n  Its last lines ({job_dir / LOG_FILE}):\n{text}\n"
+        f"training {attempt.entry.name} in {job_dir} did not finish: {reason}.\n"
+        f"  Its last lines ({job_dir / LOG_FILE}):\n{text}\n"
         "  Clear this task to try again; it resumes from its last checkpoint, if there is one."
     )
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports of the loopback interface that nobody listens on right now."""
-    with ExitStack() as open_sockets:
-        sockets = [open_sockets.enter_context(socket.socket()) for _ in range(count)]
-        for probe in sockets:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in sockets]
 
 
 def exit_sentence(code: int) -> str:
@@ -315,18 +216,3 @@ def exit_sentence(code: int) -> str:
             return f"signal {signal.Signals(-code).name if -code in set(signal.Signals) else -code} ended it"
         case _:
             return f"it failed with exit code {code}"
-
-
-def _kill_group(process: subprocess.Popen[str]) -> None:
-    """End the trainer and whatever it started: SIGTERM, then SIGKILL."""
-    for sent, wait_seconds in ((signal.SIGTERM, _GRACE_SECONDS), (signal.SIGKILL, _GRACE_SECONDS)):
-        try:
-            os.killpg(process.pid, sent)
-        except ProcessLookupError:
-            return
-        except PermissionError:
-            return  # the group's number belongs to somebody else by now: ours is gone
-        try:
-            process.wait(wait_seconds)
-        except subprocess.TimeoutExpired:
-            continue

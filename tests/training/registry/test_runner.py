@@ -15,7 +15,6 @@ from tests.training.jobs import write_job
 from training.job_file import read_job
 from training.registry.containers import EngineUnavailable
 from training.registry.runner import (
-    Chosen,
     TrainingFailed,
     TrainingInterrupted,
     choose_runner,
@@ -24,6 +23,7 @@ from training.registry.runner import (
     run_job,
 )
 
+TASK = {"task": "train"}
 ENDLESS = {"n_estimators": 100_000, "early_stopping_rounds": 100_000, "max_depth": 2, "threads": 1}
 
 
@@ -87,7 +87,7 @@ def test_killed_from_outside(toy_lake: Lake, tmp_path: Path, monkeypatch: pytest
         processes.append(started(*arguments, **named))
         return processes[-1]
 
-    monkeypatch.setattr("training.registry.runner.subprocess.Popen", remembered)
+    monkeypatch.setattr("training.registry.process_runner.subprocess.Popen", remembered)
 
     def kill(line: str) -> None:
         if "round 50 of" in line:
@@ -111,7 +111,7 @@ def test_interrupted_it_leaves_no_process(toy_lake: Lake, tmp_path: Path, monkey
         processes.append(started(*arguments, **named))
         return processes[-1]
 
-    monkeypatch.setattr("training.registry.runner.subprocess.Popen", remembered)
+    monkeypatch.setattr("training.registry.process_runner.subprocess.Popen", remembered)
 
     def interrupt(line: str) -> None:
         raise KeyboardInterrupt
@@ -130,7 +130,7 @@ def test_the_trainer_gets_no_secret(toy_lake: Lake, tmp_path: Path, monkeypatch:
         seen.update(named, command=command)
         raise OSError("not started")
 
-    monkeypatch.setattr("training.registry.runner.subprocess.Popen", refuse)
+    monkeypatch.setattr("training.registry.process_runner.subprocess.Popen", refuse)
     with pytest.raises(OSError, match=r"not started"):
         run_job(toy_lake, "ride_minutes", write_job(tmp_path / "job", "xgboost"))
     assert "secret" not in json.dumps(seen["env"])
@@ -173,14 +173,15 @@ def test_without_an_engine_docker_refuses_and_auto_says_what_it_does(
     with pytest.raises(
         EngineUnavailable, match=r"no Docker engine answers .*\n  Start it \(`sudo systemctl start docker`"
     ):
-        choose_runner(lake_with(tmp_path / "docker", "docker"), "ride_minutes", print)
+        choose_runner(lake_with(tmp_path / "docker", "docker"), "ride_minutes", print, task=TASK)
     said: list[str] = []
-    assert choose_runner(lake_with(tmp_path / "auto", "auto"), "ride_minutes", said.append) == Chosen()
+    assert choose_runner(lake_with(tmp_path / "auto", "auto"), "ride_minutes", said.append, task=TASK).name == "process"
     assert said[0].startswith(
         "runner auto: training as a process of this machine, because EngineUnavailable: no Docker engine answers"
     )
     said.clear()
-    assert choose_runner(lake_with(tmp_path / "process", "process"), "ride_minutes", said.append) == Chosen()
+    chosen = choose_runner(lake_with(tmp_path / "process", "process"), "ride_minutes", said.append, task=TASK)
+    assert (chosen.name, chosen.image) == ("process", None)
     assert said == []
 
 
