@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib.metadata
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
-from config.catalog.load import load_catalog
-from config.errors import NightfleetError
+from config.catalog.base import BadCatalog
+from config.catalog.folder import CatalogFolder, catalog_folders
+from config.catalog.load import Catalog, read_catalog
 from config.settings import ROOT, Settings
 
 _NEEDED_DISK_GB = 5.0
@@ -43,12 +45,52 @@ def _packages() -> tuple[bool, str]:
     return not missing, f"missing: {', '.join(missing)}" if missing else "all there"
 
 
-def _catalog(settings: Settings) -> tuple[bool, str]:
+def _shown(path: Path) -> str:
+    """The path as the settings say it: below the repository's root, or whole."""
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+def _missing_sql(catalog: Catalog, folder: CatalogFolder) -> list[str]:
+    """SQL files that the folder's data sets name and that are not there."""
+    missing = []
+    for dataset in catalog.datasets:
+        if catalog.home(dataset.name) != folder:
+            continue
+        missing += [
+            f"{path} is missing: feature view {view!r} of {dataset.name} needs it"
+            for view in dataset.features
+            if not (path := catalog.view_sql(dataset.name, view)).is_file()
+        ]
+        missing += [
+            f"{folder.sql / select} is missing: `select` of table {table!r} of {dataset.name} names it"
+            for table, declared in dataset.tables.items()
+            if (select := declared.source.select or "").endswith(".sql") and not (folder.sql / select).is_file()
+        ]
+    return missing
+
+
+def _catalogs(settings: Settings) -> Iterator[Finding]:
+    """One finding for each catalog folder, with everything that is wrong in it."""
     try:
-        catalog = load_catalog(settings)
-    except NightfleetError as error:
-        return False, " ".join(str(error).split())
-    return True, f"{len(catalog.datasets)} data sets, {len(catalog.models)} models"
+        folders = catalog_folders(settings)
+    except BadCatalog as error:
+        yield Finding(
+            "everything", "the catalog folders", str(error), False, True, "create it, or correct NIGHTFLEET_CATALOGS"
+        )
+        return
+    reading = read_catalog(folders)
+    for folder in folders:
+        wrong = [p.text for p in reading.problems if p.path.is_relative_to(folder.path)]
+        wrong += _missing_sql(reading.catalog, folder)
+        counts = f"{len(folder.files('datasets'))} data sets, {len(folder.files('models'))} models"
+        yield Finding(
+            "everything",
+            f"catalog folder {_shown(folder.path)} without errors",
+            "\n".join(wrong) or counts,
+            not wrong,
+            True,
+            "mend the file it names",
+        )
 
 
 def _docker() -> tuple[bool, str]:
@@ -121,7 +163,7 @@ def examine(settings: Settings) -> list[Finding]:
         found.append(Finding(capability, needs, text, present, required, mend))
 
     add("everything", "the locked packages", _packages, True, "make setup")
-    add("everything", "a catalog without errors", lambda: _catalog(settings), True, "mend the file it names")
+    found += _catalogs(settings)
     add(
         "training in containers",
         "a Docker engine",
@@ -163,5 +205,7 @@ def render(findings: list[Finding]) -> Table:
         table.add_column(column)
     for finding in findings:
         mark = "[green]✔" if finding.present else ("[red]✘" if finding.required else "[yellow]–")
-        table.add_row(mark, finding.capability, finding.needs, finding.found, "" if finding.present else finding.mend)
+        table.add_row(
+            mark, finding.capability, finding.needs, escape(finding.found), "" if finding.present else finding.mend
+        )
     return table

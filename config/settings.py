@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import re
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -58,8 +59,18 @@ class Settings(BaseModel):
 
     profile: str = Field("laptop", description="name of a file in config/profiles")
     home: Path = Field(ROOT / "var", description="folder of all state")
-    catalog_dir: Path = Field(ROOT / "config", description="folder with datasets/ and models/")
-    sql_dir: Path = Field(ROOT / "features" / "sql", description="folder with one folder of SQL files per data set")
+    catalogs: tuple[Path, ...] = Field(
+        (ROOT / "config",),
+        min_length=1,
+        description=(
+            "catalog folders, each with datasets/ or models/ and what they need; relative ones start at the"
+            " repository's root, separated by commas or colons in the environment"
+        ),
+    )
+    catalog_dir: Path | None = Field(
+        None, description="former name of a single catalog folder, whose sources start at the folder above it"
+    )
+    sql_dir: Path | None = Field(None, description="former name of the folder with the SQL of `catalog_dir`")
     sql_url: str = Field(
         "", description="SQLAlchemy URL of predictions, metrics, publications; SQLite below home by default"
     )
@@ -109,6 +120,22 @@ class Settings(BaseModel):
             " numbers); empty: whoever Airflow lets"
         ),
     )
+
+    @field_validator("catalogs", mode="before")
+    @classmethod
+    def _folders(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            listed = yaml.safe_load(value) if value.lstrip().startswith("[") else re.split(f"[,{os.pathsep}]", value)
+            return tuple(str(part).strip() for part in listed if str(part).strip())
+        return value
+
+    @field_validator("catalogs")
+    @classmethod
+    def _absolute(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        folders = tuple((ROOT / path.expanduser()).resolve() for path in value)
+        if len(set(folders)) < len(folders):
+            raise ValueError("names one folder twice; name each folder once")
+        return folders
 
     @field_validator("notifications", mode="before")
     @classmethod
@@ -229,8 +256,14 @@ def load_settings(**overrides: Any) -> Settings:
     if not path.exists():
         known = sorted(p.stem for p in path.parent.glob("*.yaml"))
         raise BadSettings(f"there is no profile {profile!r} ({path.relative_to(ROOT)}). Known: {', '.join(known)}.")
+    merged = {**(yaml.safe_load(path.read_text()) or {}), **values, "profile": profile}
+    if "catalogs" in merged and merged.get("catalog_dir") is not None:
+        raise BadSettings(
+            f"catalogs ({merged['catalogs']}) and its former name catalog_dir ({merged['catalog_dir']}) are both set. "
+            f"Name every folder in {PREFIX}CATALOGS or `catalogs` of {path.relative_to(ROOT)}, and drop catalog_dir."
+        )
     try:
-        settings = Settings(**({**(yaml.safe_load(path.read_text()) or {}), **values, "profile": profile}))
+        settings = Settings(**merged)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])

@@ -108,7 +108,7 @@ def transform(lake: Lake, dataset: str, interval: Interval, *, run_id: str) -> S
                 )
             except DuplicateKey as error:
                 raise FeatureSqlMismatch(
-                    f"{_sql_path(lake, dataset, view)} gives an entity twice in one night. Group by "
+                    f"{lake.catalog.view_sql(dataset, view)} gives an entity twice in one night. Group by "
                     f"({', '.join(declared.entities)}).\n  {error}"
                 ) from error
     return StageResult(
@@ -237,10 +237,6 @@ def _inputs(dataset: Dataset, view: FeatureView, pins: Mapping[str, _Pin], day: 
     ]
 
 
-def _sql_path(lake: Lake, dataset: str, view: str) -> Path:
-    return lake.settings.sql_dir / dataset / f"{view}.sql"
-
-
 def _compute(
     connection: duckdb.DuckDBPyConnection,
     lake: Lake,
@@ -254,7 +250,7 @@ def _compute(
     """
     declared = dataset.features[view]
     target = feature_table(lake.settings, dataset, view)
-    path = _sql_path(lake, dataset.name, view)
+    path = lake.catalog.view_sql(dataset.name, view)
     if not path.is_file():
         raise FeatureSqlMissing(
             f"feature view {view!r} of {dataset.name} has no SQL: {path} does not exist. Write it, or take the view "

@@ -181,23 +181,21 @@ retrain: {{every: 42 days, drift: {{method: psi, limit_quantile: 0.99, share: 0.
 
 def settings_of(home: Path) -> Settings:
     """Settings of a generated installation."""
-    return Settings(home=home, catalog_dir=home / "catalog", sql_dir=home / "sql", duckdb_memory_gb=1.0)
+    return Settings(home=home, catalogs=(home,), duckdb_memory_gb=1.0)
 
 
 def write_catalog(home: Path, first: date, last: date) -> Settings:
-    """The catalog's 20 files below `home/catalog`, with one SQL file a view below `home/sql`."""
+    """The catalog's 20 files below `home`, with one SQL file a view below `home/sql`."""
     for kind in ("datasets", "models"):
-        (home / "catalog" / kind).mkdir(parents=True, exist_ok=True)
+        (home / kind).mkdir(parents=True, exist_ok=True)
     for place, dataset in enumerate(DATASETS):
-        (home / "catalog" / "datasets" / f"{dataset}.yaml").write_text(
-            _dataset_yaml(dataset, first, last), encoding="utf-8"
-        )
+        (home / "datasets" / f"{dataset}.yaml").write_text(_dataset_yaml(dataset, first, last), encoding="utf-8")
         (home / "sql" / dataset).mkdir(parents=True, exist_ok=True)
         for view in VIEWS:
             (home / "sql" / dataset / f"{view}.sql").write_text("SELECT data_date FROM nights\n", encoding="utf-8")
         for i in range(MODELS_PER_DATASET):
             name = f"{_THINGS[dataset]}_{_TARGETS[i]}"
-            (home / "catalog" / "models" / f"{name}.yaml").write_text(
+            (home / "models" / f"{name}.yaml").write_text(
                 _model_yaml(name, dataset, place * MODELS_PER_DATASET + i), encoding="utf-8"
             )
     return settings_of(home)
@@ -1329,14 +1327,13 @@ def main() -> None:
     parser.add_argument("--role", choices=("viewer", "operator", "admin"), default="operator")
     chosen = parser.parse_args()
     home: Path = chosen.home.resolve()
-    if not (home / "catalog").exists():
+    if not (home / "datasets").exists():
         fill(home, nights=chosen.nights)
     if chosen.serve:
         settings = settings_of(home)
         os.environ |= {
             "NIGHTFLEET_HOME": str(home),
-            "NIGHTFLEET_CATALOG_DIR": str(settings.catalog_dir),
-            "NIGHTFLEET_SQL_DIR": str(settings.sql_dir),
+            "NIGHTFLEET_CATALOGS": str(settings.catalogs[0]),
         }
         from tests.pages_server import serve
 

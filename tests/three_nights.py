@@ -84,8 +84,8 @@ def write_sources(folder: Path) -> Lake:
         folder, model=_MODELS["ride_minutes"], dataset=toy.DATASET_YAML, sql={"tours/vehicle_daily.sql": toy.VIEW_SQL}
     )
     for name, text in _MODELS.items():
-        (folder / "catalog" / "models" / f"{name}.yaml").write_text(text, encoding="utf-8")
-    (folder / "catalog" / "datasets" / "tours.yaml").write_text(_TOURS, encoding="utf-8")
+        (folder / "models" / f"{name}.yaml").write_text(text, encoding="utf-8")
+    (folder / "datasets" / "tours.yaml").write_text(_TOURS, encoding="utf-8")
     rides, tours = toy.generate(whole, per_day=60), _timetable(whole)
     # What was booked for the day after the third night; what became of the day of the second.
     broken = pc.and_(_is(rides.bookings, WRONG + ONE_DAY), pc.less_equal(rides.bookings["ride"], len(BROKEN_DEPOTS)))
@@ -149,8 +149,7 @@ def three_nights(folder: Path) -> Iterator[ThreeNights]:
         # What is started takes its environment along; the tests' own stays as it was.
         with pytest.MonkeyPatch.context() as environment:
             for name, value in {
-                "CATALOG_DIR": str(settings.catalog_dir),
-                "SQL_DIR": str(settings.sql_dir),
+                "CATALOGS": str(settings.catalogs[0]),
                 "RUNNER": "process",
             }.items():
                 environment.setenv(f"NIGHTFLEET_{name}", value)

@@ -6,6 +6,7 @@ twenty (a label that never comes). The time zone has clock changes, on 2024-03-3
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -203,18 +204,26 @@ def _spelled(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def write_catalog(
     folder: Path, *, dataset: str = DATASET_YAML, model: str | None = MODEL_YAML, sql: Mapping[str, str] | None = None
 ) -> Settings:
-    """Write the catalog below `folder`, and return settings whose whole state lies there. Sources lie in
+    """Make `folder` a catalog folder, and return settings whose whole state lies there too. Sources lie in
     `folder/source`.
     """
-    (folder / "catalog" / "datasets").mkdir(parents=True, exist_ok=True)
-    (folder / "catalog" / "models").mkdir(parents=True, exist_ok=True)
-    (folder / "catalog" / "datasets" / "rides.yaml").write_text(dataset, encoding="utf-8")
+    (folder / "datasets").mkdir(parents=True, exist_ok=True)
+    (folder / "models").mkdir(parents=True, exist_ok=True)
+    (folder / "datasets" / "rides.yaml").write_text(dataset, encoding="utf-8")
     if model is not None:
-        (folder / "catalog" / "models" / "ride_minutes.yaml").write_text(model, encoding="utf-8")
+        (folder / "models" / "ride_minutes.yaml").write_text(model, encoding="utf-8")
     for name, text in ({"rides/vehicle_daily.sql": VIEW_SQL} | dict(sql or {})).items():
         (folder / "sql" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "sql" / name).write_text(text, encoding="utf-8")
-    return Settings(home=folder / "var", catalog_dir=folder / "catalog", sql_dir=folder / "sql", duckdb_memory_gb=1.0)
+    return Settings(home=folder / "var", catalogs=(folder,), duckdb_memory_gb=1.0)
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """The variables by which another process finds the same installation."""
+    return {
+        "NIGHTFLEET_HOME": str(settings.home),
+        "NIGHTFLEET_CATALOGS": os.pathsep.join(str(path) for path in settings.catalogs),
+    }
 
 
 def toy_lake(folder: Path, *, source: Interval | None = None, seed: int = 1, per_day: int = 30, **catalog: Any) -> Lake:

@@ -75,8 +75,8 @@ class _Source(Model):
     select: str | None = Field(
         None,
         description=(
-            "DuckDB SQL from `source` (and lookups) to the table's columns; a name ending in .sql is a file below"
-            " sql_dir"
+            "DuckDB SQL from `source` (and lookups) to the table's columns; a name ending in .sql is a file in the"
+            " catalog folder's sql/ (of the shipped folder: features/sql/)"
         ),
     )
     lookups: dict[Name, Lookup] = Field(default_factory=dict)
@@ -87,7 +87,7 @@ class FileSource(_Source):
     package.
 
     `{data_date}` in the uri stands for each night of the interval; without it the same files are read every night.
-    Relative paths start at the folder that holds the catalog folder.
+    Relative paths start at the catalog folder; those of the shipped one at the repository's root.
     """
 
     kind: Literal["file"]

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from config.catalog.base import BadCatalog, Model
 from config.catalog.data import Dataset, FeatureColumn
+from config.catalog.folder import CatalogFolder, catalog_folders
 from config.catalog.model import ModelEntry
 from config.catalog.spine import Misfit
 from config.settings import Settings, load_settings
@@ -29,6 +31,17 @@ class Catalog(Model):
 
     datasets: tuple[Dataset, ...]
     models: tuple[ModelEntry, ...]
+    homes: dict[str, CatalogFolder] = Field({}, description="by name: the folder that holds the entry")
+
+    def home(self, name: str) -> CatalogFolder:
+        """The folder that holds the data set or model; BadCatalog when there is none."""
+        if name not in self.homes:
+            raise BadCatalog(f"there is neither a data set nor a model {name!r}. Known: {', '.join(self.homes)}.")
+        return self.homes[name]
+
+    def view_sql(self, dataset: str, view: str) -> Path:
+        """The SQL file of a feature view."""
+        return self.home(dataset).sql / dataset / f"{view}.sql"
 
     def dataset(self, name: str) -> Dataset:
         """The data set of that name; BadCatalog when there is none."""
@@ -135,37 +148,89 @@ def _feature_misfits(model: ModelEntry, dataset: Dataset, spine_columns: Set[str
                 yield Misfit("features", view, f"is keyed by {entity!r}, which the spine does not have")
 
 
-@functools.lru_cache(maxsize=8)
-def _load(catalog_dir: Path, stamp: tuple[tuple[str, int, int], ...]) -> Catalog:
-    dataset_paths = sorted((catalog_dir / "datasets").glob("*.yaml"))
-    model_paths = sorted((catalog_dir / "models").glob("*.yaml"))
-    if not dataset_paths:
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with one file of the catalog; the text names file, key, value and expectation."""
+
+    path: Path
+    text: str
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The files of all folders, read as far as they can be: the entries that are right, and all that is wrong."""
+
+    catalog: Catalog
+    problems: tuple[Problem, ...]
+
+
+def read_catalog(folders: tuple[CatalogFolder, ...]) -> Reading:
+    """Read and check every file; what is wrong is collected, so that one look shows all of it."""
+    problems: list[Problem] = []
+    places: dict[str, tuple[CatalogFolder, Path]] = {}
+
+    def entries(kind: type[Entry]) -> tuple[Entry, ...]:
+        read: list[Entry] = []
+        for folder, path in _files(folders, "datasets" if kind is Dataset else "models"):
+            try:
+                entry = _read(path, kind)
+                _check_name(entry, path, places)
+            except BadCatalog as error:
+                problems.append(Problem(path, error.args[0]))
+            else:
+                places[entry.name] = (folder, path)
+                read.append(entry)
+        return tuple(read)
+
+    datasets, models = entries(Dataset), entries(ModelEntry)
+    catalog = Catalog(datasets=datasets, models=models, homes={name: folder for name, (folder, _) in places.items()})
+    dataset_files = {path.stem for _, path in _files(folders, "datasets")}
+    if not dataset_files:
+        listed = ", ".join(str(folder.path / "datasets") for folder in folders)
+        text = f"{listed} holds no *.yaml. Describe a data set there; config/datasets has examples."
+        problems.append(Problem(folders[0].path, text))
+    unread = dataset_files - {dataset.name for dataset in datasets}
+    for model in models:
+        if model.dataset in unread:
+            continue  # its data set's own problem is told
+        path = places[model.name][1]
+        try:
+            _check_model(model, catalog, path)
+        except BadCatalog as error:
+            problems.append(Problem(path, error.args[0]))
+    return Reading(catalog, tuple(problems))
+
+
+def _files(folders: tuple[CatalogFolder, ...], kind: str) -> list[tuple[CatalogFolder, Path]]:
+    return [(folder, path) for folder in folders for path in folder.files(kind)]
+
+
+def _check_name(entry: Dataset | ModelEntry, path: Path, places: Mapping[str, tuple[CatalogFolder, Path]]) -> None:
+    if entry.name != path.stem:
+        raise BadCatalog(f"{path} describes {entry.name!r}. Name the file {entry.name}.yaml.")
+    if entry.name in places:
         raise BadCatalog(
-            f"{catalog_dir / 'datasets'} holds no *.yaml. Describe a data set there; config/datasets has examples."
+            f"{path}: the name {entry.name!r} is used twice, first in {places[entry.name][1]}. Data sets and models of "
+            "all catalog folders share one name space, since tables, DAGs and SQL are named after them. Rename one of "
+            "the two: the file, and the name in it."
         )
-    datasets = tuple(_read(path, Dataset) for path in dataset_paths)
-    models = tuple(_read(path, ModelEntry) for path in model_paths)
-    names = [d.name for d in datasets] + [m.name for m in models]
-    entries: list[Dataset | ModelEntry] = [*datasets, *models]
-    for entry, path in zip(entries, (*dataset_paths, *model_paths), strict=True):
-        if entry.name != path.stem:
-            raise BadCatalog(f"{path} describes {entry.name!r}. Name the file {entry.name}.yaml.")
-        if names.count(entry.name) > 1:
-            raise BadCatalog(
-                f"{path}: the name {entry.name!r} is used twice; data sets and models share one name space."
-            )
-    catalog = Catalog(datasets=datasets, models=models)
-    for model, path in zip(models, model_paths, strict=True):
-        _check_model(model, catalog, path)
-    return catalog
+
+
+@functools.lru_cache(maxsize=8)
+def _load(folders: tuple[CatalogFolder, ...], stamp: tuple[tuple[str, int, int], ...]) -> Catalog:
+    reading = read_catalog(folders)
+    if reading.problems:
+        raise BadCatalog("\n".join(problem.text for problem in reading.problems))
+    return reading.catalog
 
 
 def load_catalog(settings: Settings | None = None) -> Catalog:
-    """Read and check every file of the catalog; cached until one of them changes.
+    """Read and check every file of every catalog folder; cached until one of them changes.
 
     Raises:
-        BadCatalog: a file is unreadable, has an unknown key, a wrong type or a dangling reference.
+        BadCatalog: a folder is not there, a name is used twice, or a file is unreadable, has an unknown key, a wrong
+            type or a dangling reference; the text lists every such file.
     """
-    catalog_dir = (settings or load_settings()).catalog_dir
-    paths = sorted(catalog_dir.glob("*/*.yaml"))
-    return _load(catalog_dir, tuple((str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in paths))
+    folders = catalog_folders(settings or load_settings())
+    stats = [(path, path.stat()) for kind in ("datasets", "models") for _, path in _files(folders, kind)]
+    return _load(folders, tuple((str(path), stat.st_mtime_ns, stat.st_size) for path, stat in stats))

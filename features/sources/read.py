@@ -97,7 +97,8 @@ class _Reading:
         self.lake, self.dataset, self.name, self.connection, self.folder = lake, dataset, table, connection, folder
         self.table = dataset.tables[table]
         self.source = self.table.source
-        self.root = lake.settings.catalog_dir.parent
+        self.home = lake.catalog.home(dataset.name)
+        self.root = self.home.sources
         self.label = f"source of {dataset.name}/{table}"
         self.own_columns: Mapping[str, ColumnType] = self.source.columns or {
             name: column.type for name, column in self.table.columns.items()
@@ -108,7 +109,7 @@ class _Reading:
         select = self.source.select
         if select is None or not select.endswith(".sql"):
             return select
-        path = self.lake.settings.sql_dir / select
+        path = self.home.sql / select
         if not path.is_file():
             raise SourceMissing(
                 f"{self.label} is shaped by {path}, which is no file. Write it, or correct `select` in the catalog."

@@ -124,9 +124,7 @@ def _lake(folder: Path) -> Any:
     from config.settings import Settings
     from lake.lake import Lake
 
-    settings = Settings(
-        home=folder / "var", catalog_dir=folder / "catalog", sql_dir=folder / "sql", duckdb_memory_gb=MEMORY_GB
-    )
+    settings = Settings(home=folder / "var", catalogs=(folder,), duckdb_memory_gb=MEMORY_GB)
     return Lake(settings, load_catalog(settings))
 
 
@@ -137,7 +135,7 @@ def prepare(family: str, folder: Path, rows: list[int]) -> None:
     from lake.tables import feature_table, valid_table
 
     for name, text in (("datasets/items", DATASET_YAML), (f"models/{MODEL}", MODEL_YAML.replace("FAMILY", family))):
-        path = folder / "catalog" / f"{name}.yaml"
+        path = folder / f"{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     lake: Lake = _lake(folder)

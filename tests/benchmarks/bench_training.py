@@ -45,7 +45,7 @@ class JobTime:
 def write_catalog(folder: Path, count: int, memory_gb: float) -> Lake:
     """The toy catalog with so many models of several families, its nights published."""
     made = toy.toy_lake(folder)
-    (made.settings.catalog_dir / "models" / "ride_minutes.yaml").unlink()
+    (made.settings.catalogs[0] / "models" / "ride_minutes.yaml").unlink()
     for index in range(count):
         family = list(FAMILIES)[index % len(FAMILIES)]
         text = toy.MODEL_YAML.replace("model: ride_minutes", f"model: ride_minutes_{index + 1:02}")
@@ -57,7 +57,7 @@ def write_catalog(folder: Path, count: int, memory_gb: float) -> Lake:
             text.replace("better_by: 0.0", "better_by: -0.9")
             + f"training: {{runner: docker, memory_gb: {memory_gb}, cpus: 1}}\n"
         )
-        (made.settings.catalog_dir / "models" / f"ride_minutes_{index + 1:02}.yaml").write_text(text)
+        (made.settings.catalogs[0] / "models" / f"ride_minutes_{index + 1:02}.yaml").write_text(text)
     lake = Lake(made.settings, load_catalog(made.settings))
     nights = Interval.closed(date(2024, 1, 1), AS_OF)
     toy.publish_valid(lake, nights)
@@ -72,8 +72,7 @@ def environment(lake: Lake) -> Iterator[None]:
 
     names = {
         "NIGHTFLEET_HOME": lake.settings.home,
-        "NIGHTFLEET_CATALOG_DIR": lake.settings.catalog_dir,
-        "NIGHTFLEET_SQL_DIR": lake.settings.sql_dir,
+        "NIGHTFLEET_CATALOGS": str(lake.settings.catalogs[0]),
     }
     before = {name: os.environ.get(name) for name in names}
     os.environ.update({name: str(value) for name, value in names.items()})

@@ -81,9 +81,9 @@ COUNTED = ", ".join(f"count_if(b{n}) AS b{n}" for n in range(14))
 
 
 def _lake(folder: Path) -> Lake:
-    (folder / "catalog" / "datasets").mkdir(parents=True, exist_ok=True)
-    (folder / "catalog" / "datasets" / "parcels.yaml").write_text(CATALOG, encoding="utf-8")
-    settings = Settings(home=folder / "var", catalog_dir=folder / "catalog", sql_dir=folder)
+    (folder / "datasets").mkdir(parents=True, exist_ok=True)
+    (folder / "datasets" / "parcels.yaml").write_text(CATALOG, encoding="utf-8")
+    settings = Settings(home=folder / "var", catalogs=(folder,))
     return Lake(settings, load_catalog(settings))
 
 

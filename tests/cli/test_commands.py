@@ -27,8 +27,8 @@ def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
     lake = toy.toy_lake(tmp_path, source=Interval(toy.FIRST, date(2024, 1, 25)))
     for stage in (ingest, validate, transform, materialize):
         stage(lake, "rides", NIGHTS, run_id="test")
-    for name in ("home", "catalog_dir", "sql_dir"):
-        monkeypatch.setenv(f"NIGHTFLEET_{name.upper()}", str(getattr(lake.settings, name)))
+    for name, value in toy.environment(lake.settings).items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(commands.console, "width", 160)
     return lake
 

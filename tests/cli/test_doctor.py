@@ -18,7 +18,7 @@ def _text(settings: Settings) -> str:
 def test_what_is_there_needs_no_mending(tmp_path: Path) -> None:
     findings = {(f.capability, f.needs): f for f in examine(Settings(home=tmp_path))}
     assert findings["everything", "the locked packages"].present
-    assert findings["everything", "a catalog without errors"].found == "4 data sets, 4 models"
+    assert findings["everything", "catalog folder config without errors"].found == "4 data sets, 4 models"
 
 
 def test_what_is_missing_is_named_with_the_command_that_mends_it(tmp_path: Path, monkeypatch) -> None:
@@ -33,7 +33,9 @@ def test_a_broken_catalog_is_found(tmp_path: Path) -> None:
     (tmp_path / "datasets").mkdir()
     (tmp_path / "datasets" / "x.yaml").write_text("dataset: x\nunknown: 1\n")
     findings = [
-        f for f in examine(Settings(home=tmp_path, catalog_dir=tmp_path)) if f.needs == "a catalog without errors"
+        f
+        for f in examine(Settings(home=tmp_path, catalogs=(tmp_path,)))
+        if f.needs == f"catalog folder {tmp_path} without errors"
     ]
     assert not findings[0].present
     assert "x.yaml" in findings[0].found

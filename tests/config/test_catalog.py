@@ -56,7 +56,7 @@ def refusal(folder: Path, **texts: str) -> str:
 
 def test_the_toy_and_the_catalog_that_is_shipped_are_accepted(tmp_path: Path) -> None:
     assert [d.name for d in load(tmp_path).datasets] == ["rides"]
-    assert {d.name for d in load_catalog(Settings(catalog_dir=ROOT / "config")).datasets} >= {
+    assert {d.name for d in load_catalog(Settings(catalogs=(ROOT / "config",))).datasets} >= {
         "flights",
         "traffic",
         "engines",
@@ -171,9 +171,7 @@ CHECK = {"rule": "between", "column": "distance_km", "min": 0}
 )
 def test_a_wrong_data_set_is_refused(tmp_path: Path, path: str, value: Any, words: list[str]) -> None:
     message = refusal(tmp_path, dataset=changed(toy.DATASET_YAML, path, value))
-    assert message.startswith(
-        f"BadCatalog: {tmp_path / 'catalog' / 'datasets' / 'rides.yaml'} does not describe a data set:\n"
-    )
+    assert message.startswith(f"BadCatalog: {tmp_path / 'datasets' / 'rides.yaml'} does not describe a data set:\n")
     for word in words:
         assert word in message
 
@@ -232,14 +230,16 @@ def test_a_file_is_named_as_what_it_describes(tmp_path: Path) -> None:
 
 def test_data_sets_and_models_share_one_name_space(tmp_path: Path) -> None:
     settings = toy.write_catalog(tmp_path)
-    (settings.catalog_dir / "models" / "rides.yaml").write_text(changed(toy.MODEL_YAML, "model", "rides"))
-    with pytest.raises(BadCatalog, match="the name 'rides' is used twice; data sets and models share one name space"):
+    (settings.catalogs[0] / "models" / "rides.yaml").write_text(changed(toy.MODEL_YAML, "model", "rides"))
+    with pytest.raises(
+        BadCatalog, match="the name 'rides' is used twice, first in .*rides.yaml. Data sets and models of all"
+    ):
         load_catalog(settings)
 
 
 def test_an_empty_catalog_says_where_to_begin(tmp_path: Path) -> None:
     with pytest.raises(BadCatalog, match=r"holds no \*.yaml. Describe a data set there; config/datasets has examples."):
-        load_catalog(Settings(catalog_dir=tmp_path))
+        load_catalog(Settings(catalogs=(tmp_path,)))
 
 
 def test_a_changed_file_is_read_again(tmp_path: Path) -> None:

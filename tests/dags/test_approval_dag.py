@@ -21,8 +21,8 @@ def train_dag(folder: Any, model: str) -> Any:
 
     settings = toy.write_catalog(folder, model=model)
     with pytest.MonkeyPatch.context() as environment:
-        for name in ("home", "catalog_dir", "sql_dir"):
-            environment.setenv(f"NIGHTFLEET_{name.upper()}", str(getattr(settings, name)))
+        for name, value in toy.environment(settings).items():
+            environment.setenv(name, value)
         bag = DagBag(str(ROOT / "dags" / "training_pipeline.py"))
     assert not bag.import_errors, bag.import_errors
     return bag.dags["ride_minutes_train"]

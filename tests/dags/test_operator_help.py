@@ -26,8 +26,8 @@ def toy_bag(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     settings = toy.write_catalog(tmp_path_factory.mktemp("help"), dataset=LIVE, model=ASKING)
     with pytest.MonkeyPatch.context() as environment:
-        for name in ("home", "catalog_dir", "sql_dir"):
-            environment.setenv(f"NIGHTFLEET_{name.upper()}", str(getattr(settings, name)))
+        for name, value in toy.environment(settings).items():
+            environment.setenv(name, value)
         bag = DagBag(str(ROOT / "dags"))
     assert not bag.import_errors, bag.import_errors
     return bag

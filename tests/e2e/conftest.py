@@ -16,6 +16,7 @@ import pytest
 from config.catalog.load import load_catalog
 from config.settings import ROOT, Settings
 from lake.lake import Lake
+from tests import toy
 from tests.three_nights import ThreeNights, three_nights
 
 _RUN_SECONDS = 1500
@@ -41,8 +42,7 @@ class User:
 
     @property
     def environment(self) -> dict[str, str]:
-        names = {"HOME": "home", "CATALOG_DIR": "catalog_dir", "SQL_DIR": "sql_dir"}
-        return os.environ | {f"NIGHTFLEET_{key}": str(getattr(self.settings, field)) for key, field in names.items()}
+        return os.environ | toy.environment(self.settings)
 
     def command(self, *arguments: str, seconds: float = _RUN_SECONDS) -> Finished:
         done = subprocess.run(

@@ -69,13 +69,11 @@ Row = tuple[date, str, int | None, int]  # event date, driver, minutes, revision
 
 def depot(tmp_path: Path, sql: str = SQL, catalog: str = CATALOG) -> Lake:
     """A lake of one table and one view."""
-    (tmp_path / "config" / "datasets").mkdir(parents=True, exist_ok=True)
-    (tmp_path / "config" / "datasets" / "depot.yaml").write_text(catalog)
+    (tmp_path / "datasets").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "datasets" / "depot.yaml").write_text(catalog)
     (tmp_path / "sql" / "depot").mkdir(parents=True, exist_ok=True)
     (tmp_path / "sql" / "depot" / "driver_daily.sql").write_text(textwrap.dedent(sql))
-    settings = Settings(
-        home=tmp_path / "var", catalog_dir=tmp_path / "config", sql_dir=tmp_path / "sql", duckdb_memory_gb=0.5
-    )
+    settings = Settings(home=tmp_path / "var", catalogs=(tmp_path,), duckdb_memory_gb=0.5)
     return Lake(settings, load_catalog(settings))
 
 

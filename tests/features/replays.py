@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from config.calendar import ONE_DAY, Interval
-from config.catalog.load import Catalog, load_catalog
+from config.catalog.load import load_catalog
 from config.catalog.model import Split
 from config.settings import ROOT, Settings
 from features.ingest import ingest
@@ -27,14 +27,14 @@ def replay_lake(folder: Path, dataset: str, *, first: date, split: Mapping[str, 
     one is given.
     """
     settings = Settings(home=folder / "var", duckdb_memory_gb=1.0)
-    catalog = load_catalog(Settings(catalog_dir=ROOT / "config"))
+    catalog = load_catalog(Settings(catalogs=(ROOT / "config",)))
     entry = catalog.dataset(dataset)
     assert entry.replay is not None
     begun = entry.model_copy(update={"replay": entry.replay.model_copy(update={"first": first})})
     models = catalog.models_of(dataset)
     if split is not None:
         models = tuple(model.model_copy(update={"split": Split(**split)}) for model in models)
-    return Lake(settings, Catalog(datasets=(begun,), models=models))
+    return Lake(settings, catalog.model_copy(update={"datasets": (begun,), "models": models}))
 
 
 def publish_history(lake: Lake, dataset: str, *, last: date | None = None) -> Interval:

@@ -118,7 +118,7 @@ def test_the_capacities_belong_to_these_curves(sources: Mapping[str, pa.Table], 
 
 
 def test_windows_by_time_hold_whole_cells() -> None:
-    settings = Settings(catalog_dir=ROOT / "config")
+    settings = Settings(catalogs=(ROOT / "config",))
     windows = split_windows(Lake(settings, load_catalog(settings)), "battery_health", AS_OF)
     flown = {cell: Interval(BEGUN[cell], BEGUN[cell] + timedelta(days=count)) for cell, count in DISCHARGES.items()}
     assert windows["train"] == flown["B0006"] == flown["B0007"]

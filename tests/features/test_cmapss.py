@@ -129,7 +129,7 @@ def test_windows_by_time_hold_whole_waves(sources: Mapping[str, pa.Table]) -> No
     """With the catalog's own split, the first training learns from one wave, is tuned on another and judged on a third,
     none of them flown after.
     """
-    settings = Settings(catalog_dir=ROOT / "config")
+    settings = Settings(catalogs=(ROOT / "config",))
     windows = split_windows(Lake(settings, load_catalog(settings)), "engine_rul", AS_OF)
     flights = sources["cycles"].select(["unit", "flight_date"]).to_pylist()
     units = {name: {row["unit"] for row in flights if row["flight_date"] in window} for name, window in windows.items()}

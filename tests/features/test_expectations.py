@@ -203,11 +203,11 @@ def test_declared_nullability_and_the_key_are_rules_of_their_own() -> None:
     )
 
 
-@pytest.mark.parametrize("name", [d.name for d in load_catalog(Settings(catalog_dir=ROOT / "config")).datasets])
+@pytest.mark.parametrize("name", [d.name for d in load_catalog(Settings(catalogs=(ROOT / "config",))).datasets])
 def test_suites_of_the_catalog_that_is_shipped_read_as_gx_and_compile(name: str) -> None:
     import great_expectations as gx
 
-    dataset = load_catalog(Settings(catalog_dir=ROOT / "config")).dataset(name)
+    dataset = load_catalog(Settings(catalogs=(ROOT / "config",))).dataset(name)
     for table in dataset.tables:
         for suite in (row_suite(dataset, table), night_suite(dataset, table)):
             assert json.loads(json.dumps(suite)) == suite

@@ -28,8 +28,7 @@ def feast(lake: Lake, *arguments: str) -> str:
     settings = lake.settings
     places = {
         "NIGHTFLEET_HOME": settings.home,
-        "NIGHTFLEET_CATALOG_DIR": settings.catalog_dir,
-        "NIGHTFLEET_SQL_DIR": settings.sql_dir,
+        "NIGHTFLEET_CATALOGS": str(settings.catalogs[0]),
     }
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("NIGHTFLEET_", "PYTHONPATH"))} | {
         k: str(v) for k, v in places.items()

@@ -106,9 +106,7 @@ def copy_of(lake: Lake, folder: Path) -> Lake:
     """The same state in another folder, to be changed."""
     source = lake.settings.home.parent
     shutil.copytree(source, folder, dirs_exist_ok=True)
-    settings = lake.settings.model_copy(
-        update={"home": folder / "var", "catalog_dir": folder / "catalog", "sql_dir": folder / "sql"}
-    )
+    settings = lake.settings.model_copy(update={"home": folder / "var", "catalogs": (folder,)})
     return Lake(settings, load_catalog(settings))
 
 

@@ -151,7 +151,7 @@ def test_segments_are_those_of_the_night_that_was_scored(night: Lake):
 
 
 def with_segments(lake: Lake, columns: str) -> Lake:
-    path = lake.settings.catalog_dir / "models" / f"{MODEL}.yaml"
+    path = lake.settings.catalogs[0] / "models" / f"{MODEL}.yaml"
     path.write_text(path.read_text().replace("segments: {columns: [depot]", f"segments: {{columns: [{columns}]"))
     return Lake(lake.settings, load_catalog(lake.settings))
 
@@ -197,7 +197,7 @@ def test_a_segment_without_a_label_says_so_and_a_model_without_segments_has_none
         0,
         "no label came for any of its 1 rows",
     )
-    path = lake.settings.catalog_dir / "models" / f"{MODEL}.yaml"
+    path = lake.settings.catalogs[0] / "models" / f"{MODEL}.yaml"
     path.write_text(path.read_text().replace("segments: {columns: [ride], min_rows: 20, worst: 1.5}, ", ""))
     bare = Lake(lake.settings, load_catalog(lake.settings))
     performance(bare, MODEL, Interval.of(NIGHT), run_id="t")

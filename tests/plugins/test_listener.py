@@ -58,8 +58,8 @@ def test_notes_of_people_and_other_dags_stay() -> None:
 def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
     """The lake of the environment, as a listener finds it."""
     toy_lake = toy.toy_lake(tmp_path)
-    for name in ("home", "catalog_dir", "sql_dir"):
-        monkeypatch.setenv(f"NIGHTFLEET_{name.upper()}", str(getattr(toy_lake.settings, name)))
+    for name, value in toy.environment(toy_lake.settings).items():
+        monkeypatch.setenv(name, value)
     return Lake(load_settings(), toy_lake.catalog)
 
 

@@ -127,8 +127,7 @@ def _environment(lake: Lake, home: Path, port: int, kind: str) -> dict[str, str]
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         "PYTHONPATH": str(ROOT),
         "NIGHTFLEET_HOME": str(settings.home),
-        "NIGHTFLEET_CATALOG_DIR": str(settings.catalog_dir),
-        "NIGHTFLEET_SQL_DIR": str(settings.sql_dir),
+        "NIGHTFLEET_CATALOGS": str(settings.catalogs[0]),
     }
     if kind == "fab":
         own["AIRFLOW__CORE__AUTH_MANAGER"] = FAB

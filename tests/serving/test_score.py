@@ -369,7 +369,7 @@ from config.settings import Settings
 from lake.lake import Lake
 from tests.serving.scenario import MODEL, load_linear, scored_nights
 
-home, catalog_dir, sql_dir, point = sys.argv[1:]
+home, folder, point = sys.argv[1:]
 serving.predictors.load_predictor = load_linear
 serving.score.retrieve = lambda *_args, **_kwargs: pickle.loads((Path(home) / "retrieved.pickle").read_bytes())
 serving.score.BATCH_ROWS = 40
@@ -411,7 +411,7 @@ elif point == "in the commit":
     lake.publish.write_deltalake = half_written
 elif point == "after the commit":
     lake.publish.write_deltalake = committed
-settings = Settings(home=Path(home), catalog_dir=Path(catalog_dir), sql_dir=Path(sql_dir), duckdb_memory_gb=1.0)
+settings = Settings(home=Path(home), catalogs=(Path(folder),), duckdb_memory_gb=1.0)
 print(serving.score.score(Lake(settings, load_catalog(settings)), MODEL, scored_nights(), run_id="killed").committed)
 """
 
@@ -435,7 +435,7 @@ def in_a_process(lake: Lake, point: str) -> subprocess.Popen[str]:
         (s.home / "retrieved.pickle").write_bytes(
             pickle.dumps(Retrieved(found.reader().read_all(), found.inputs, found.too_late))
         )
-    arguments = [sys.executable, "-c", KILLED, str(s.home), str(s.catalog_dir), str(s.sql_dir), point]
+    arguments = [sys.executable, "-c", KILLED, str(s.home), str(s.catalogs[0]), point]
     return subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

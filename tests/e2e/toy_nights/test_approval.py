@@ -222,7 +222,7 @@ def test_the_form_rolls_back_in_the_persons_name(user: User, person: Person) -> 
 
 
 def test_without_an_answer_in_time_the_request_lapses(user: User, person: Person) -> None:
-    path = user.settings.catalog_dir / "models" / "ride_minutes.yaml"
+    path = user.settings.catalogs[0] / "models" / "ride_minutes.yaml"
     path.write_text(path.read_text() + "approval_timeout: 1 minute\n")
     person.train("third", 4)
     person.wait_run("third", "failed")

@@ -54,13 +54,9 @@ def meters(
             }
         },
     }
-    (folder / "catalog" / "datasets").mkdir(parents=True, exist_ok=True)
-    (folder / "catalog" / "datasets" / "meters.yaml").write_text(
-        yaml.safe_dump(dataset, sort_keys=False), encoding="utf-8"
-    )
-    settings = Settings(
-        home=folder / "var", catalog_dir=folder / "catalog", sql_dir=folder / "sql", duckdb_memory_gb=0.5
-    )
+    (folder / "datasets").mkdir(parents=True, exist_ok=True)
+    (folder / "datasets" / "meters.yaml").write_text(yaml.safe_dump(dataset, sort_keys=False), encoding="utf-8")
+    settings = Settings(home=folder / "var", catalogs=(folder,), duckdb_memory_gb=0.5)
     return Lake(settings, load_catalog(settings))
 
 

@@ -59,7 +59,7 @@ def two_models(
     second = toy.MODEL_YAML.replace("model: ride_minutes", f"model: {SECOND}").replace(
         "Duration of tomorrow's rides", "Price of <b>tomorrow's</b> rides"
     )
-    (folder / "catalog" / "models" / f"{SECOND}.yaml").write_text(second, encoding="utf-8")
+    (folder / "models" / f"{SECOND}.yaml").write_text(second, encoding="utf-8")
     monkeypatch.setenv("HOOK_URL", f"json://127.0.0.1:{http.port}/hook")
     hook = Channel(name="hook", kind="webhook", url_secret="hook_url", at_once=())
     return Lake(settings.model_copy(update={"notifications": (hook,)}), load_catalog(settings))

@@ -506,7 +506,7 @@ def test_other_rules_or_another_rival_are_another_judgement(toy_lake: Lake, tmp_
     first = judge(toy_lake, MODEL, job, registered, run_id="run")
     crown(toy_lake, make_version(toy_lake, job, 1, miss=0.5))
     second = judge(toy_lake, MODEL, job, registered, run_id="run")
-    path = toy_lake.settings.catalog_dir / "models" / "ride_minutes.yaml"
+    path = toy_lake.settings.catalogs[0] / "models" / "ride_minutes.yaml"
     path.write_text(path.read_text().replace("better_by: 0.0", "better_by: -0.9").replace("worst: 1.5", "worst: 9"))
     third = judge(Lake(toy_lake.settings, load_catalog(toy_lake.settings)), MODEL, job, registered, run_id="run")
     assert [d.verdict for d in (first, second, third)] == ["promote", "refuse", "refuse"]

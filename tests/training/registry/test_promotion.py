@@ -339,8 +339,8 @@ def test_the_command_rolls_back_in_the_name_of_its_user(lake: Lake, monkeypatch:
 
     for version in (1, 2):
         promoted(lake, version)
-    for name in ("home", "catalog_dir", "sql_dir"):
-        monkeypatch.setenv(f"NIGHTFLEET_{name.upper()}", str(getattr(lake.settings, name)))
+    for name, value in toy.environment(lake.settings).items():
+        monkeypatch.setenv(name, value)
     refused = CliRunner().invoke(commands.app, ["rollback", MODEL, "--reason", " "])
     assert "no reason was given" in str(refused.exception)
     done = CliRunner().invoke(commands.app, ["rollback", MODEL, "--reason", "numbers look odd"])
