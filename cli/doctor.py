@@ -204,8 +204,17 @@ def render(findings: list[Finding]) -> Table:
     for column in ("", "capability", "needs", "found", "mend with"):
         table.add_column(column)
     for finding in findings:
-        mark = "[green]✔" if finding.present else ("[red]✘" if finding.required else "[yellow]–")
         table.add_row(
-            mark, finding.capability, finding.needs, escape(finding.found), "" if finding.present else finding.mend
+            _mark(finding),
+            finding.capability,
+            finding.needs,
+            escape(finding.found),
+            "" if finding.present else finding.mend,
         )
     return table
+
+
+def _mark(finding: Finding) -> str:
+    if finding.present:
+        return "[green]✔"
+    return "[red]✘" if finding.required else "[yellow]–"

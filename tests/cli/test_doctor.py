@@ -7,6 +7,7 @@ from rich.console import Console
 
 from cli.doctor import examine, render
 from config.settings import Settings
+from tests import toy
 
 
 def _text(settings: Settings) -> str:
@@ -40,3 +41,37 @@ def test_a_broken_catalog_is_found(tmp_path: Path) -> None:
     assert not findings[0].present
     assert "x.yaml" in findings[0].found
     assert "unknown = 1: unknown key" in findings[0].found
+
+
+def test_every_catalog_folder_is_listed_with_all_that_is_wrong_in_it(tmp_path: Path) -> None:
+    right, wrong = toy.write_catalog(tmp_path / "right"), tmp_path / "wrong"
+    (wrong / "datasets").mkdir(parents=True)
+    (wrong / "models").mkdir()
+    (wrong / "datasets" / "tours.yaml").write_text(
+        toy.DATASET_YAML.replace(": rides", ": tours").replace(
+            "kind: file, uri: source/outcomes.csv", "kind: file, uri: source/outcomes.csv, select: tours/out.sql"
+        )
+    )
+    (wrong / "models" / "first.yaml").write_text(toy.MODEL_YAML.replace("model: ride_minutes", "model: second"))
+    (wrong / "models" / "third.yaml").write_text("model: third\n")
+    settings = right.model_copy(update={"catalogs": (tmp_path / "right", wrong)})
+    findings = {f.needs: f for f in examine(settings)}
+    fine = findings[f"catalog folder {tmp_path / 'right'} without errors"]
+    assert (fine.present, fine.found) == (True, "1 data sets, 1 models")
+    bad = findings[f"catalog folder {wrong} without errors"]
+    assert not bad.present
+    assert bad.required
+    for words in (
+        "first.yaml describes 'second'. Name the file second.yaml.",
+        "third.yaml does not describe a model",
+        f"{wrong}/sql/tours/vehicle_daily.sql is missing: feature view 'vehicle_daily' of tours needs it",
+        f"{wrong}/sql/tours/out.sql is missing: `select` of table 'outcomes' of tours names it",
+    ):
+        assert words in bad.found
+
+
+def test_a_catalog_folder_that_is_not_there_is_found(tmp_path: Path) -> None:
+    findings = [
+        f for f in examine(Settings(home=tmp_path, catalogs=(tmp_path / "no",))) if f.needs == "the catalog folders"
+    ]
+    assert [(f.present, "no, which is no folder" in f.found) for f in findings] == [(False, True)]

@@ -44,6 +44,14 @@ def test_every_type_arrives_as_declared(tmp_path: Path) -> None:
     assert [found[1][name] for name in ("litres", "pulses", "open", "billed_on")] == [None, None, False, None]
 
 
+def test_the_paths_of_a_folder_start_in_it_and_its_sql_lies_in_sql(tmp_path: Path) -> None:
+    declared = csv(tmp_path, name="data/readings.csv") | {"select": "meters/readings.sql"}
+    lake = meters(tmp_path, declared)
+    (tmp_path / "sql" / "meters").mkdir(parents=True)
+    (tmp_path / "sql" / "meters" / "readings.sql").write_text("SELECT * FROM source WHERE meter = 'a'")
+    assert names(read(lake)) == ["a"]
+
+
 def test_columns_may_come_in_any_order_and_in_another_one_in_each_file(tmp_path: Path) -> None:
     csv(tmp_path, name="in/1.csv")
     csv(tmp_path, "billed_on,meter,open,at_utc,pulses,litres\n,c,true,2024-03-04 12:00:00,4,2\n", name="in/2.csv")
