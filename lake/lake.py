@@ -42,21 +42,26 @@ class StageResult:
 
 @dataclass(frozen=True)
 class Lake:
-    """One installation's state, opened. Cheap to make; connections come on first use."""
+    """One installation's state, opened. Cheap to make; connections come on first use.
+
+    Attributes:
+        read_only: nothing is projected or repaired on the way, and the database refuses to be written: for pages.
+    """
 
     settings: Settings
     catalog: Catalog
+    read_only: bool = False
 
     @cached_property
     def engine(self) -> sa.Engine:
         """The projections' database."""
         self.settings.home.mkdir(parents=True, exist_ok=True)
-        return create_engine(self.settings.database_url)
+        return create_engine(self.settings.database_url, read_only=self.read_only)
 
     @cached_property
     def publications(self) -> Publications:
         """The index of publications."""
-        return Publications(self.engine)
+        return Publications(self.engine, read_only=self.read_only)
 
     def dataset(self, name: str) -> Dataset:
         """A data set of the catalog."""

@@ -101,15 +101,23 @@ def as_utc(instant: datetime) -> datetime:
     return instant.astimezone(UTC) if instant.tzinfo else instant.replace(tzinfo=UTC)
 
 
-def create_engine(url: str) -> sa.Engine:
-    """An engine on the projections' database; SQLite in WAL with a 30 s wait for locks."""
-    engine = sa.create_engine(url, pool_pre_ping=True)
-    if engine.dialect.name == "sqlite":
+def create_engine(url: str, *, read_only: bool = False) -> sa.Engine:
+    """An engine on the projections' database; SQLite in WAL with a 30 s wait for locks.
 
-        @event.listens_for(engine, "connect")
-        def _pragmas(connection: Any, _record: Any) -> None:
-            connection.execute("PRAGMA busy_timeout = 30000")
-            connection.execute("PRAGMA journal_mode = WAL")
+    Args:
+        read_only: the database itself refuses whatever a connection of this engine tries to write.
+    """
+    if not url.startswith("sqlite"):
+        options = {"options": "-c default_transaction_read_only=on"} if read_only else {}
+        return sa.create_engine(url, pool_pre_ping=True, connect_args=options)
+    engine = sa.create_engine(url, pool_pre_ping=True)
+
+    @event.listens_for(engine, "connect")
+    def _pragmas(connection: Any, _record: Any) -> None:
+        connection.execute("PRAGMA busy_timeout = 30000")
+        connection.execute("PRAGMA journal_mode = WAL")
+        if read_only:
+            connection.execute("PRAGMA query_only = ON")
 
     return engine
 
@@ -162,17 +170,21 @@ def commit_metadata(
 
 class Publications:
     """The index of publications in the projections' database, brought up to date with a table's log before each
-    read.
+    read; `read_only`: as the last writer left it.
     """
 
-    def __init__(self, engine: sa.Engine) -> None:
+    def __init__(self, engine: sa.Engine, *, read_only: bool = False) -> None:
         self._engine = engine
-        _create_all(engine)
+        self._read_only = read_only
+        if not read_only:
+            _create_all(engine)
 
     def sync(self, table: LakeTable, loaded: DeltaTable | None = None) -> None:
         """Add the publications of every commit the index has not seen yet; forget those of a table that was made
-        anew.
+        anew. A read-only index is left as it is.
         """
+        if self._read_only:
+            return
         delta = loaded or table.load()
         if delta is None:
             with self._engine.begin() as connection:
@@ -219,8 +231,13 @@ class Publications:
             query = query.where(c.data_date >= interval.start, c.data_date < interval.end)
         if as_of_version is not None:
             query = query.where(c.version <= as_of_version)
+        return {row.data_date: _publication(row) for row in self._selected(query)}
+
+    def _selected(self, query: sa.Select[Any]) -> list[sa.Row[Any]]:
         with self._engine.connect() as connection:
-            return {row.data_date: _publication(row) for row in connection.execute(query)}
+            if self._read_only and not sa.inspect(connection).has_table(publications_table.name):
+                return []  # a new installation: no writer has made the table yet
+            return list(connection.execute(query))
 
     def digests(self, table: LakeTable, interval: Interval) -> dict[date, str | None]:
         """Digest of each data date of the interval, None where nothing is published: what `publish` takes as
@@ -239,9 +256,8 @@ class Publications:
             .order_by(c.data_date.desc(), c.version.desc())
             .limit(1)
         )
-        with self._engine.connect() as connection:
-            row = connection.execute(query).first()
-        return None if row is None else _publication(row)
+        rows = self._selected(query)
+        return _publication(rows[0]) if rows else None
 
     def require(self, table: LakeTable, interval: Interval, *, needed_by: str, remedy: str) -> dict[date, Publication]:
         """Publications of every data date of the interval.

@@ -8,7 +8,7 @@ nothing to Delta still repairs SQL, and a late run never puts older rows over ne
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
@@ -72,6 +72,41 @@ def sql_columns(
     if keep_replaced:
         columns.append(sa.Column("superseded_at", sa.DateTime(timezone=True)))
     return sa.Table(name, metadata if metadata is not None else sa.MetaData(), *columns)
+
+
+def has_table(lake: Lake, name: str) -> bool:
+    """Whether the projections' database has that table yet: a new installation has none."""
+    return sa.inspect(lake.engine).has_table(name)
+
+
+def read_projected(
+    lake: Lake,
+    table: sa.Table,
+    source_tables: Collection[str],
+    interval: Interval | None = None,
+    *,
+    where: Sequence[sa.ColumnElement[bool]] = (),
+    order: Sequence[str] = (),
+    without: Collection[str] = (),
+) -> list[dict[str, Any]]:
+    """Rows of those Delta tables as SQL has them, by data date, source table and `order`; none where nothing was
+    projected yet.
+
+    Args:
+        table: as `sql_columns` describes it.
+        interval: of data dates, None: all.
+        without: columns that are not read.
+    """
+    if not has_table(lake, table.name):
+        return []
+    c = table.c
+    query = sa.select(*(column for column in c if column.name not in without))
+    query = query.where(c.source_table.in_(list(source_tables)), *where)
+    if interval is not None:
+        query = query.where(c.data_date >= interval.start, c.data_date < interval.end)
+    query = query.order_by(c.data_date, c.source_table, *(c[name] for name in order))
+    with lake.engine.connect() as connection:
+        return [dict(row) for row in connection.execute(query).mappings()]
 
 
 def project(

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
 
@@ -20,7 +21,7 @@ from lake.events import logged
 from lake.lake import Lake, StageResult
 from lake.lineage import Input
 from lake.metrics import metrics_table
-from lake.projection import project_whole
+from lake.projection import project_whole, read_projected, sql_columns
 from lake.publish import StalePublish, publish
 from lake.tables import LakeTable, named_table
 from monitoring import drift, performance
@@ -68,6 +69,50 @@ def read_requests(lake: Lake, model: str) -> pa.Table:
     `evidence` is JSON.
     """
     return requests_table(lake, model).read()
+
+
+@dataclass(frozen=True)
+class RequestRecord:
+    """One decision of the policy, or one request of a person.
+
+    Attributes:
+        as_of: the night it is about.
+        actor: policy or person; by: the person's name, or `policy`.
+        requested: whether a training was asked for; the policy's other nights are on record, too.
+        trigger: performance, drift, calendar, person, none.
+        evidence: every trigger's numbers.
+    """
+
+    model: str
+    as_of: date
+    actor: str
+    by: str
+    requested: bool
+    trigger: str
+    reason: str
+    evidence: Mapping[str, Any]
+
+
+def read_requests_of(
+    lake: Lake, models: Collection[str], interval: Interval | None = None, *, requested_only: bool = False
+) -> list[RequestRecord]:
+    """From SQL, for many models at once: decisions of the policy and requests of persons about the nights of a period
+    (None: all), by night, model, actor.
+    """
+    table = sql_columns(SQL_TABLE, requests_table(lake, "").schema)
+    where = [table.c.requested.is_(True)] if requested_only else []
+    order = ("actor", "by", "reason")
+    rows = read_projected(lake, table, [f"{model}/requests" for model in models], interval, where=where, order=order)
+    names = ("actor", "by", "requested", "trigger", "reason")
+    return [
+        RequestRecord(
+            row["source_table"].rpartition("/")[0],
+            row["data_date"],
+            evidence=json.loads(row["evidence"]),
+            **{name: row[name] for name in names},
+        )
+        for row in rows
+    ]
 
 
 def newest_decided(lake: Lake, model: str) -> date | None:

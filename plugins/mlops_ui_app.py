@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import ModuleType
 from typing import Annotated, Any
@@ -85,20 +86,22 @@ class _Headers:
         await self._app(scope, receive, with_headers)
 
 
-_lakes: dict[tuple[str, int], Lake] = {}
+# Read-only or not, to the lake and what it was opened with.
+_lakes: dict[bool, tuple[tuple[str, int], Lake]] = {}
 
 
-def _lake() -> Lake:
-    """One lake as long as settings and catalog stay the same: its engine keeps connections."""
+def _lake(*, read_only: bool = True) -> Lake:
+    """One lake as long as settings and catalog stay the same: its engine keeps connections. A page only reads; what a
+    person does through a form writes.
+    """
     settings = load_settings()
     catalog = load_catalog(settings)
-    key = (settings.model_dump_json(), id(catalog))
-    if key not in _lakes:
-        for old in list(_lakes.values()):
-            old.engine.dispose()
-        _lakes.clear()
-        _lakes[key] = Lake(settings, catalog)
-    return _lakes[key]
+    opened_with = (settings.model_dump_json(), id(catalog))
+    if read_only in _lakes and _lakes[read_only][0] != opened_with:
+        _lakes.pop(read_only)[1].engine.dispose()
+    if read_only not in _lakes:
+        _lakes[read_only] = opened_with, Lake(settings, catalog, read_only=read_only)
+    return _lakes[read_only][1]
 
 
 def context_of(request: Request, user: GetUserDep) -> Context:
@@ -216,6 +219,7 @@ async def _act(request: Request, action: str, user: GetUserDep, context: Context
     """Do what a form asks, then lead back to the page it stood on, which says what was done."""
     from mlops_ui_actions import perform
 
+    context = replace(context, lake=_lake(read_only=False))
     form = {name: str(value) for name, value in (await request.form()).items()}
     back = form.get("back", "")
     if not back.startswith(f"{context.base}/"):

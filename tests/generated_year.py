@@ -45,6 +45,7 @@ from lake.projection import _metadata as projection_metadata
 from lake.projection import _prepare, projections_table, sql_columns
 from lake.publish import publish
 from lake.tables import LakeTable, feature_table, quarantine_table, raw_table, valid_table
+from monitoring.alerting.lifecycle import project_records
 from monitoring.alerting.runs import _metadata as runs_metadata
 from monitoring.alerting.runs import runs_table, waiting_table
 from monitoring.drift import MEAN, REFERENCE_MEAN
@@ -1311,6 +1312,7 @@ def fill(home: Path, *, nights: int = NIGHTS, last: date = LAST, seed: int = 7) 
         _decisions(lake, story)
         _artifacts(lake, story)
         _reports(lake, story)
+    project_records(lake, [story.entry.name for story in stories])
     with lake.engine.connect() as connection:
         connection.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql("ANALYZE")
     return lake

@@ -12,17 +12,13 @@ from typing import Literal, get_args
 from config.calendar import Interval
 from lake.lake import Lake
 from lake.ledger import Promotion
+from lake.promotions import project_promotions, stored_promotions
 from monitoring.alerting.matured import JudgedNight, Key, Pooled, judged_nights, pooled
-from monitoring.alerting.records import (
-    DecisionRecord,
-    RequestRecord,
-    read_approvals_of,
-    read_decisions_of,
-    read_promotions,
-    read_requests_of,
-)
 from monitoring.alerting.runs import ENDED, FAILED, Run, read_runs, read_waiting
-from training.registry.approval import Approval
+from monitoring.retraining_requests import RequestRecord, project_requests, read_requests_of
+from training.registry.approval import Approval, project_approvals
+from training.registry.decision import project_decisions
+from training.registry.records import DecisionRecord, read_approvals_of, read_decisions_of
 
 State = Literal[
     "asked", "training", "failed", "refused", "not evaluated", "waiting", "rejected", "lapsed", "passed", "promoted"
@@ -105,6 +101,14 @@ class Gain:
         )
 
 
+def project_records(lake: Lake, models: Collection[str]) -> int:
+    """Bring SQL up to date with those models' requests, decisions, answers and promotions, where a run was killed
+    between Delta and SQL or SQL is new; rows written.
+    """
+    kinds = (project_requests, project_decisions, project_approvals, project_promotions)
+    return sum(project(lake, model) for model in models for project in kinds)
+
+
 def requests_with_outcome(lake: Lake, models: Collection[str], interval: Interval | None) -> list[Led]:
     """Every request about the nights of a period with what it led to, the newest first; a handful of queries for all
     models.
@@ -116,7 +120,7 @@ def requests_with_outcome(lake: Lake, models: Collection[str], interval: Interva
     runs = read_runs(lake, subjects=list(models), kinds=["train"], keys=span)
     decisions = read_decisions_of(lake, models, span)
     answers = read_approvals_of(lake, models, span)
-    return led_to(lake, requests, runs, decisions, answers, read_promotions(lake, models))
+    return led_to(lake, requests, runs, decisions, answers, stored_promotions(lake, models))
 
 
 def led_to(
@@ -169,7 +173,7 @@ def waiting_for_approval(lake: Lake, models: Collection[str]) -> list[DecisionRe
     answered = {(answer.model, answer.evidence_digest) for answer in read_approvals_of(lake, asking)}
     reigning: dict[str, int] = {}
     promoted = set()
-    for promotion in read_promotions(lake, asking):
+    for promotion in stored_promotions(lake, asking):
         promoted.add((promotion.model, promotion.evidence_digest))
         reigning[promotion.model] = max(reigning.get(promotion.model, 0), promotion.version)
     span = Interval.closed(min(d.as_of for d in passed), max(d.as_of for d in passed))

@@ -24,6 +24,7 @@ from lake.publish import StalePublish
 from monitoring.alerting.actions import project_actions
 from monitoring.alerting.alarms import Alarm, fingerprint_parts, open_alarms
 from monitoring.alerting.condition import WORDS, Word
+from monitoring.alerting.lifecycle import project_records
 from monitoring.alerting.outbox import (
     Message,
     alarm_line,
@@ -135,6 +136,7 @@ def conclude_night(
         `alerts` (what the rules say) and `told` (see `Outcome`).
     """
     now = now or datetime.now(UTC)
+    project_records(lake, [model])
     judged = _judged(lake, model, data_date, run_id=run_id, now=now)
     told = tell_all(lake, base_url=base_url, now=now, finishing=Finishing(model, data_date, failed_task))
     return {"alerts": judged, "told": told.to_json()}
@@ -149,6 +151,7 @@ def watch(lake: Lake, *, base_url: str, run_id: str, now: datetime | None = None
     """
     now = now or datetime.now(UTC)
     project_actions(lake, Interval.closed(now.date() - timedelta(days=7), now.date()))
+    project_records(lake, [model.name for model in lake.catalog.models])
     nights = model_nights(lake, [model.name for model in lake.catalog.models], now=now)
     judged = {}
     for name, night in nights.items():

@@ -13,7 +13,7 @@ from config.calendar import Interval
 from lake.lake import Lake
 from lake.lineage import as_utc, publications_table
 from lake.metrics import METRIC_SCHEMA, SQL_TABLE
-from lake.projection import sql_columns
+from lake.projection import has_table, sql_columns
 
 Row = Mapping[str, Any]
 _metrics = sql_columns(SQL_TABLE, METRIC_SCHEMA)
@@ -37,11 +37,6 @@ class Published:
     first_at: datetime
     newest_at: datetime
     times: int
-
-
-def has_table(lake: Lake, name: str) -> bool:
-    """Whether the projections' database has that table yet: a new installation has none."""
-    return sa.inspect(lake.engine).has_table(name)
 
 
 def read_metrics_of(

@@ -22,18 +22,17 @@ from features.validate import SCORE
 from lake.lake import Lake
 from lake.lineage import as_utc, publications_table
 from lake.metrics import METRIC_SCHEMA, SQL_TABLE
-from lake.projection import sql_columns
+from lake.projection import has_table, sql_columns
 from monitoring.alerting.alarms import Alarm, open_alarms
 from monitoring.alerting.condition import STATISTICAL, WORDS, Facts, Part, Word, counts, word_of
 from monitoring.alerting.lifecycle import Led, requests_with_outcome, waiting_for_approval
 from monitoring.alerting.matured import JudgedNight, Key, Pooled, judged_nights, last_of_version, pooled
-from monitoring.alerting.reading import has_table
-from monitoring.alerting.records import DecisionRecord, read_gate_outputs
 from monitoring.alerting.rules import ModelNight, model_nights
 from monitoring.alerting.runs import FAILED, Run, read_runs
 from monitoring.performance import ERROR_RATIO
 from monitoring.wording import figures, label_unit, named
 from serving.predictions import predictions_table
+from training.registry.records import DecisionRecord, read_gate_outputs
 
 OPEN_REQUEST_NIGHTS = 60
 _FEATURE_DRIFT = ("drift_psi", "drift_ks")

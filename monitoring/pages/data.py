@@ -19,8 +19,8 @@ from features.expectations import BAD_SHARE, row_rules
 from features.validate import SCORE
 from lake.lake import Lake
 from lake.metrics import METRIC_SCHEMA, SQL_TABLE
-from lake.projection import sql_columns
-from monitoring.alerting.reading import Row, has_table
+from lake.projection import has_table, sql_columns
+from monitoring.alerting.reading import Row
 from monitoring.alerting.runs import FAILED, Run, read_runs
 from monitoring.pages.data_calendar import calendar_chart, score_charts, state_counts
 from monitoring.pages.data_nights import (

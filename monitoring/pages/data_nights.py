@@ -16,8 +16,9 @@ from config.catalog.model import ModelEntry
 from features.validate import SCORE
 from lake.lake import Lake
 from lake.lineage import publications_table
+from lake.projection import has_table
 from lake.tables import LakeTable, feature_table, quarantine_table, raw_table, valid_table
-from monitoring.alerting.reading import Published, has_table, published_nights, read_metrics_of
+from monitoring.alerting.reading import Published, published_nights, read_metrics_of
 from monitoring.alerting.runs import FAILED, Run
 from monitoring.pages.page import Context
 

@@ -11,13 +11,7 @@ import numpy as np
 from config.calendar import ONE_DAY, Interval
 from config.catalog.model import ModelEntry
 from lake.ledger import Promotion
-from monitoring.alerting.records import (
-    DecisionRecord,
-    RequestRecord,
-    read_decisions_of,
-    read_promotions,
-    read_requests_of,
-)
+from lake.promotions import stored_promotions
 from monitoring.alerting.standing import standings
 from monitoring.pages.model_axis import Mark, Reign
 from monitoring.pages.model_chart import MOST_FEATURES, short_name, time_lines
@@ -45,6 +39,8 @@ from monitoring.pages.model_tables import (
 from monitoring.pages.page import Column, Context, NotFound, Page, Table, read_period
 from monitoring.pages.run_links import run_url, runs_on_record
 from monitoring.performance import LABEL_SHARE
+from monitoring.retraining_requests import RequestRecord, read_requests_of
+from training.registry.records import DecisionRecord, read_decisions_of
 
 TEMPLATE = "model.html.jinja"
 _NIGHTS, _LEAST_NIGHTS = 90, 7
@@ -77,7 +73,7 @@ def page(context: Context, *, query: Mapping[str, str], model: str) -> Page:
             max(period.start, min(first_night, period.last - timedelta(days=_LEAST_NIGHTS - 1))), period.end
         )
     asked = query.get("compare_from") or query.get("compare_to")
-    presets = comparison_presets(newest, promotions := read_promotions(lake, [entry.name]))
+    presets = comparison_presets(newest, promotions := stored_promotions(lake, [entry.name]))
     if asked:
         earlier = read_period(
             query.get("compare_from"),

@@ -22,8 +22,7 @@ from config.catalog.model import ModelEntry
 from lake.lake import Lake
 from lake.lineage import as_utc, publications_table
 from lake.metrics import METRIC_SCHEMA, SQL_TABLE
-from lake.projection import sql_columns
-from monitoring.alerting.reading import has_table
+from lake.projection import has_table, sql_columns
 from monitoring.performance import ERROR_RATIO, LABEL_SHARE
 
 Floats = npt.NDArray[np.float64]

@@ -15,7 +15,6 @@ from config.calendar import ONE_DAY, Interval
 from config.catalog.model import ModelEntry
 from lake.lake import Lake
 from lake.ledger import Promotion
-from monitoring.alerting.records import DecisionRecord
 from monitoring.pages.model_history import (
     DRIFT_SHARE,
     History,
@@ -27,6 +26,7 @@ from monitoring.pages.model_importance import Importances, read_document
 from monitoring.pages.page import Column, Context, Table
 from monitoring.pages.run_links import run_url, runs_on_record
 from monitoring.performance import LABEL_SHARE
+from training.registry.records import DecisionRecord
 
 VERDICTS = {
     "promote": "passed the gate",

@@ -11,18 +11,19 @@ from typing import Any
 from config.calendar import Interval
 from lake.lake import Lake
 from lake.ledger import Promotion
+from lake.promotions import stored_promotions
 from lake.tables import feature_table
 from monitoring.alerting.actions import Action, read_actions
 from monitoring.alerting.alarms import Alarm, fingerprint_text, open_alarms
 from monitoring.alerting.lifecycle import Gain, Led, gains, requests_with_outcome, waiting_for_approval
 from monitoring.alerting.matured import Pooled
 from monitoring.alerting.reading import newest_nights
-from monitoring.alerting.records import DecisionRecord, read_promotions
 from monitoring.alerting.runs import FAILED
 from monitoring.pages.page import Column, Context, Page, Table, read_period, shortened
 from monitoring.pages.story import known_from
 from monitoring.wording import figures
 from training.registry.decision import Check
+from training.registry.records import DecisionRecord
 
 TEMPLATE = "retraining.html.jinja"
 NIGHTS_SHOWN = 90
@@ -39,7 +40,7 @@ def page(context: Context, *, query: Mapping[str, str]) -> Page:
     newest = _newest_night(lake, models)
     period = _period(query, newest, context)
     led = requests_with_outcome(lake, models, period) if period else []
-    lines = _by_model(read_promotions(lake, models))
+    lines = _by_model(stored_promotions(lake, models))
     shown = [p for own in lines.values() for p in own if period is None or p.effective_from >= period.start]
     asked_for = [found.promotion for found in led if found.promotion is not None]
     gained = gains(lake, list({(p.model, p.sequence): p for p in [*shown, *asked_for]}.values()), lines)
@@ -191,7 +192,9 @@ def _gate_text(decision: DecisionRecord | None) -> str:
         return ""
     words = {"promote": "passed", "refuse": "refused", "not_evaluated": "not evaluated"}
     said = " ".join(reason.text for reason in decision.reasons)
-    return f"{words.get(decision.verdict, decision.verdict)}, against {decision.rival}" + (f": {said}" if said else "")
+    return f"{words.get(decision.verdict, decision.verdict)}, against {decision.incumbent}" + (
+        f": {said}" if said else ""
+    )
 
 
 def _answer_text(led: Led) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Set
 import sqlalchemy as sa
 
 from lake.lake import Lake
-from monitoring.alerting.reading import has_table
+from lake.projection import has_table
 from monitoring.alerting.runs import runs_table
 from monitoring.pages.page import Context
 

@@ -18,14 +18,14 @@ from config.catalog.model import ModelEntry, RegressionOutput
 from features.labels import is_mature
 from lake.lake import Lake
 from lake.metrics import METRIC_SCHEMA, SQL_TABLE
-from lake.projection import sql_columns
-from monitoring.alerting.reading import has_table, published_nights, read_metrics_of
-from monitoring.alerting.records import read_gate_outputs
+from lake.projection import has_table, sql_columns
+from monitoring.alerting.reading import published_nights, read_metrics_of
 from monitoring.drift import MEAN, REFERENCE_MEAN
 from monitoring.performance import ERROR_RATIO, gate_ratios
 from monitoring.wording import figures, label_unit, named, unit_of
 from serving.predictions import predictions_table
 from serving.score import recorded_champion
+from training.registry.records import read_gate_outputs
 
 FEATURE_DRIFT = ("drift_psi", "drift_ks")
 PREDICTION_DRIFT = "prediction_drift"

@@ -19,6 +19,7 @@ from features.transform import transform
 from lake.artifact import ArtifactMismatch, combined_digest, folder_digests, verify_files
 from lake.lake import Lake
 from lake.ledger import Promotion
+from lake.promotions import project_promotions
 from lake.signature import sign
 from tests import toy
 
@@ -106,7 +107,7 @@ def store_model(lake: Lake, slope: float) -> str:
 def promote(
     lake: Lake, version: int, effective_from: date = FIRST_CHAMPION, *, slope: float | None = None, **fields: Any
 ) -> Promotion:
-    """Append a promotion of a stored model to the ledger."""
+    """Append a promotion of a stored model to the ledger, and to SQL."""
     ledger = lake.ledger(MODEL)
     promotion = Promotion(
         model=MODEL,
@@ -119,7 +120,7 @@ def promote(
         evidence_digest=f"evidence-{version}",
         **fields,
     )
-    ledger.append(promotion, seen=ledger.read())
+    project_promotions(lake, MODEL, seen=ledger.append(promotion, seen=ledger.read()))
     return promotion
 
 

@@ -18,6 +18,7 @@ from config.calendar import ONE_DAY, Interval
 from lake.lake import Lake
 from lake.ledger import Promotion
 from lake.metrics import Metric, publish_metrics
+from lake.promotions import project_promotions
 from lake.publish import publish
 from monitoring.alerting.standing import standings
 from monitoring.drift import drift
@@ -198,6 +199,7 @@ def fortnight(lake: Lake) -> Lake:
             f"e{version}",
         )
         snapshot = ledger.append(line, seen=snapshot)
+    project_promotions(lake, MODEL, seen=snapshot)
     folder = lake.settings.artifacts / MODEL / DIGEST
     folder.mkdir(parents=True)
     (folder / "importances.json").write_text(
@@ -571,7 +573,7 @@ def test_rollbacks_and_requests_are_told_apart(fortnight: Lake) -> None:
     line = dataclasses.replace(
         seen.promotions[0], kind="rollback", effective_from=night(10), by="olga", reason="=cmd()", sequence=0
     )
-    ledger.append(line, seen=seen)
+    project_promotions(fortnight, MODEL, seen=ledger.append(line, seen=seen))
     request_retraining(fortnight, MODEL, night(9), by="ana", reason="<b>refit</b>", run_id="r")
     page, html = shown(fortnight)
     rows = {row["what"]: row for row in page.table("events").rows}

@@ -15,9 +15,9 @@ from config.calendar import ONE_DAY, Interval
 from lake.lake import Lake
 from lake.ledger import Promotion
 from lake.metrics import Metric, publish_metrics
+from lake.promotions import project_promotions
 from monitoring.alerting.actions import Action, record_action
 from monitoring.alerting.lifecycle import STATES, State, state_of, waiting_for_approval
-from monitoring.alerting.records import DecisionRecord
 from monitoring.alerting.runs import Run, Waiting, record_run, record_waiting
 from monitoring.pages import retraining
 from monitoring.pages.page import BadAddress, NotFound, Page, Role
@@ -29,6 +29,7 @@ from tests.monitoring.pages.fleet import context
 from tests.serving.scenario import MODEL
 from training.registry.approval import Approval, PromotionRejected, answered
 from training.registry.decision import Decision, Reason, store_decision
+from training.registry.records import DecisionRecord
 
 NIGHT = date(2024, 2, 26)
 FIRST = NIGHT - timedelta(days=20)
@@ -82,7 +83,7 @@ def promote(lake: Lake, version: int, effective_from: date, digest: str = "", ki
         digest or f"e{version}",
         kind,  # type: ignore[arg-type]  # a value that the test varies
     )
-    ledger.append(line, seen=ledger.read())
+    project_promotions(lake, MODEL, seen=ledger.append(line, seen=ledger.read()))
 
 
 def errors(lake: Lake, version: int, first: date, ratios: list[float]) -> None:

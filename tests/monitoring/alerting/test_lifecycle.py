@@ -1,5 +1,5 @@
 """Promotions, decisions, requests and answers in SQL, on SQLite and on a real Postgres: as Delta has them, and repaired
-where a run did not get that far.
+by the watch where a run did not get that far; a read writes nothing.
 """
 
 from __future__ import annotations
@@ -16,22 +16,16 @@ from config.calendar import ONE_DAY, Interval
 from lake.lake import Lake
 from lake.ledger import Promotion
 from lake.projection import projections_table
-from lake.promotions import project_promotions, promotions_table
+from lake.promotions import project_promotions, promotions_table, stored_promotions
 from monitoring import retraining_requests as requests
-from monitoring.alerting import records
-from monitoring.alerting.records import (
-    read_approvals_of,
-    read_decisions_of,
-    read_evidence,
-    read_promotions,
-    read_requests_of,
-)
-from monitoring.retraining_requests import request_retraining
+from monitoring.alerting.lifecycle import project_records
+from monitoring.retraining_requests import read_requests_of, request_retraining
 from tests.serving.scenario import MODEL
 from training.registry import decision
 from training.registry.approval import PromotionRejected, answered, read_approvals
 from training.registry.decision import read_decisions, store_decision
 from training.registry.promotion import repair_alias
+from training.registry.records import read_approvals_of, read_decisions_of, read_evidence
 
 NIGHT = date(2024, 2, 26)
 HOSTILE = "<script>alert(1)</script> 'quotes\"\n\\N, nul\0 and ünï " + "x" * 200
@@ -115,17 +109,16 @@ def counts(lake: Lake) -> dict[str, int]:
 
 
 def forgotten(lake: Lake) -> None:
-    """As on an installation from before the projections: no SQL table of theirs, no memory of them in this process."""
+    """As on an installation from before the projections: no SQL table of theirs."""
     with lake.engine.begin() as connection:
         for name in TABLES:
             connection.execute(sa.schema.DropTable(sa.table(name), if_exists=True))  # type: ignore[arg-type]
         connection.execute(projections_table.delete().where(projections_table.c.sql_table.in_(TABLES)))
-    records._projected.clear()
 
 
 def test_sql_says_what_delta_says(lake: Lake) -> None:
     everything(lake)
-    assert read_promotions(lake, [MODEL]) == list(lake.ledger(MODEL).read().promotions)
+    assert stored_promotions(lake, [MODEL]) == list(lake.ledger(MODEL).read().promotions)
     assert read_approvals_of(lake, [MODEL]) == read_approvals(lake, MODEL)
     (stored,), (known,) = read_decisions_of(lake, [MODEL]), read_decisions(lake, MODEL)
     assert (stored.version, stored.verdict, stored.reasons, stored.checks) == (
@@ -150,16 +143,23 @@ def test_each_write_is_followed_by_its_projection(lake: Lake) -> None:
     assert counts(lake) == dict.fromkeys(TABLES, 1), "before anybody read"
 
 
-def test_the_first_read_repairs_an_installation_that_has_none(lake: Lake) -> None:
+def read_all(lake: Lake) -> list[list[Any]]:
+    return [
+        list(stored_promotions(lake, [MODEL])),
+        list(read_requests_of(lake, [MODEL])),
+        list(read_decisions_of(lake, [MODEL])),
+        list(read_approvals_of(lake, [MODEL])),
+    ]
+
+
+def test_the_watch_repairs_an_installation_that_has_none(lake: Lake) -> None:
     everything(lake)
+    told = read_all(lake)
     forgotten(lake)
-    found = (
-        read_promotions(lake, [MODEL]),
-        read_requests_of(lake, [MODEL]),
-        read_decisions_of(lake, [MODEL]),
-        read_approvals_of(lake, [MODEL]),
-    )
-    assert [len(rows) for rows in found] == [1, 1, 1, 1]
+    assert read_all(lake) == [[], [], [], []], "a read repairs nothing"
+    assert project_records(lake, [MODEL]) == 4
+    assert read_all(lake) == told
+    assert project_records(lake, [MODEL]) == 0, "again is free"
 
 
 def test_a_run_that_commits_nothing_repairs_too(lake: Lake) -> None:
@@ -187,32 +187,20 @@ def test_an_unprojected_night_is_repaired_by_the_run_of_another(lake: Lake, monk
         ]
 
 
-def test_a_read_projects_what_a_killed_run_left(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_watch_projects_what_a_killed_run_left(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     everything(lake)
-    assert len(read_requests_of(lake, [MODEL])) == 1
     with monkeypatch.context() as killed:
         killed.setattr(requests, "project_requests", lambda *_: 0)
         request_retraining(lake, MODEL, NIGHT + ONE_DAY, by="berta", reason="later", run_id="r")
+    project_records(lake, [MODEL])
     assert [r.by for r in read_requests_of(lake, [MODEL])] == ["anna", "berta"]
 
 
-def test_reading_again_opens_no_delta_table(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_opens_no_delta_table(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     everything(lake)
-    first = (
-        read_promotions(lake, [MODEL]),
-        read_requests_of(lake, [MODEL]),
-        read_decisions_of(lake, [MODEL]),
-        read_approvals_of(lake, [MODEL]),
-    )
     monkeypatch.setattr("lake.tables.DeltaTable", lambda *_, **__: pytest.fail("a Delta table was opened"))
     monkeypatch.setattr("lake.ledger.DeltaTable", lambda *_, **__: pytest.fail("the ledger was opened"))
-    again = (
-        read_promotions(lake, [MODEL]),
-        read_requests_of(lake, [MODEL]),
-        read_decisions_of(lake, [MODEL]),
-        read_approvals_of(lake, [MODEL]),
-    )
-    assert again == first
+    assert [len(rows) for rows in read_all(lake)] == [1, 1, 1, 1]
 
 
 def test_a_ledger_that_was_made_anew_replaces_its_lines(lake: Lake) -> None:
@@ -222,9 +210,10 @@ def test_a_ledger_that_was_made_anew_replaces_its_lines(lake: Lake) -> None:
     assert project_promotions(lake, MODEL) == 0, "again is free"
     shutil.rmtree(lake.settings.lake / MODEL / "promotions")
     assert project_promotions(lake, MODEL) == 0
-    assert len(read_promotions(lake, [MODEL])) == 2, "no ledger: SQL is left alone"
+    assert len(stored_promotions(lake, [MODEL])) == 2, "no ledger: SQL is left alone"
     ledger.append(promotion(3), seen=ledger.read())
-    assert [p.version for p in read_promotions(lake, [MODEL])] == [3]
+    project_promotions(lake, MODEL)
+    assert [p.version for p in stored_promotions(lake, [MODEL])] == [3]
 
 
 def test_only_the_models_and_nights_asked_for(lake: Lake) -> None:
@@ -233,7 +222,7 @@ def test_only_the_models_and_nights_asked_for(lake: Lake) -> None:
     found = read_requests_of(lake, [MODEL], Interval(NIGHT + ONE_DAY, NIGHT + timedelta(days=3)))
     assert [r.reason for r in found] == ["day 1", "day 2"]
     assert read_requests_of(lake, [], None) == [] == read_requests_of(lake, ["another"])
-    assert not read_promotions(lake, [MODEL])
+    assert not stored_promotions(lake, [MODEL])
     assert not read_decisions_of(lake, [MODEL])
     assert not read_approvals_of(lake, [MODEL])
     assert read_evidence(lake, "nothing") is None
