@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from monitoring.audit.trace import Reproduction, Trace
-from monitoring.audit.tree import Branch, shown, tree
+from monitoring.audit.tree import Branch, tree
+from monitoring.wording import exact
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -23,14 +24,14 @@ def render_trace(found: Trace) -> Tree:
 def _grown(into: Tree, branch: Branch) -> Tree:
     from rich.markup import escape
 
-    entity = escape(", ".join(f"{fact.name}={shown(fact.value)}" for fact in branch.entity))
+    entity = escape(", ".join(f"{fact.name}={exact(fact.value)}" for fact in branch.entity))
     into.label = f"[{_COLOURS[branch.mood]}]{escape(branch.kind)}[/] {escape(branch.title)}" + (
         f" [dim]({entity})[/]" if entity else ""
     )
     if branch.warning:
         into.add(f"[yellow]{escape(branch.warning)}[/]")
     for fact in () if branch.detail else branch.facts:
-        into.add(f"[dim]{escape(fact.name)}[/] {escape(shown(fact.value))}")
+        into.add(f"[dim]{escape(fact.name)}[/] {escape(exact(fact.value))}")
     for part in branch.branches:
         _grown(into.add(""), part)
     return into
@@ -50,7 +51,7 @@ def render_reproduction(reproduction: Reproduction) -> Tree:
             continue
         colour, note = ("red", "") if step.binding else ("yellow", " (explains differences, is none itself)")
         steps.add(
-            f"[{colour}]differs[/] {escape(step.name)}{note}: expected {escape(shown(step.expected))}, found "
-            f"{escape(shown(step.found))}"
+            f"[{colour}]differs[/] {escape(step.name)}{note}: expected {escape(exact(step.expected))}, found "
+            f"{escape(exact(step.found))}"
         )
     return steps

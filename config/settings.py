@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from config.errors import NightfleetError
 
@@ -31,7 +31,7 @@ Level = Literal["critical", "warning", "request"]
 class Channel(BaseModel):
     """Where notifications go: a chat, a mailbox, another system."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=60)]
     kind: Literal["slack", "email", "webhook"]
@@ -45,7 +45,11 @@ class Channel(BaseModel):
             " that wait for an approval"
         ),
     )
-    digest: bool = Field(True, description="whether it takes the digest of each night")
+    nightly_summary: bool = Field(
+        True,
+        validation_alias=AliasChoices("nightly_summary", "digest"),  # `digest`: its name in older profiles
+        description="whether it takes the nightly summary",
+    )
 
 
 class Settings(BaseModel):

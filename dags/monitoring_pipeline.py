@@ -4,7 +4,7 @@ Reads    the night's features and predictions, the champion's reference, labels 
 Writes   metrics (lake and SQL), HTML reports, one decision per night, and perhaps a retraining request.
 Rerun    safe: nothing is committed while the numbers are equal. Only the newest published night may request.
 Skipped  `request` is skipped on a quiet night; the log of `decide` gives the reason with its numbers.
-Tells    `alarms` judges the alert rules, tells what goes at once, and sends the night's digest when this was its last
+Tells    `alarms` judges the alert rules, tells what goes at once, and sends the nightly summary when this was its last
          model.
 Fails    `PartitionNotReady`: score the night first. A check that cannot be computed does not fail: it says *not
          evaluated* and why.
@@ -90,7 +90,7 @@ def align(model_name: str) -> dict[str, Any]:
 
 @task(
     doc_md=(
-        "Judge the model's alert rules, tell the profile's channels what goes at once, and send the digest of the night"
+        "Judge the model's alert rules, tell the profile's channels what goes at once, and send the nightly summary"
         " once its last model is done. It runs whatever became of the tasks before it, and leaves the run as they left"
         " it. Failed: no message is lost, the DAG `watch` sends it in 10 minutes."
     )

@@ -22,8 +22,8 @@ OWNERS = {model.owner: model.owner_url for model in catalog.models}
 @task(
     doc_md=(
         "Judge the alert rules of every model, then tell the channels what is new: failures, late nights, alarms,"
-        " requests that wait, digests that are due. Its log says who is told, or that nobody is. Failed: read the text;"
-        " the next watch tries again."
+        " requests that wait, nightly summaries that are due. Its log says who is told, or that nobody is. Failed: read"
+        " the text; the next watch tries again."
     )
 )
 def watch(dag_run: Any = None) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""One digest a night: all models of a data date by status, worst first, with what is new; and what each night's end and
-the watch do about alarms.
+"""The nightly summary: all models of a data date by status, worst first, with what is new; and what the end of each
+night and the watch do about alarms.
 
-A digest is due when every model of its data date has ended its monitor run, whatever came of it, or its deadline has
-passed. It tells what changed since the last digest of each model; what is silenced, or acknowledged and unchanged, is
+It is due when every model of its data date has ended its monitor run, whatever came of it, or its deadline has
+passed. It tells what changed since the last summary of each model; what is silenced, or acknowledged and unchanged, is
 left out and counted.
 """
 
@@ -23,7 +23,6 @@ from lake.lake import Lake
 from lake.publish import StalePublish
 from monitoring.alerting.actions import project_actions
 from monitoring.alerting.alarms import Alarm, fingerprint_parts, open_alarms
-from monitoring.alerting.condition import WORDS, Word
 from monitoring.alerting.lifecycle import project_records
 from monitoring.alerting.outbox import (
     Message,
@@ -43,6 +42,7 @@ from monitoring.alerting.outbox import (
 from monitoring.alerting.rules import ModelNight, judge_alerts, model_nights
 from monitoring.alerting.runs import ENDED, FAILED, RUNNING, Run, Waiting, read_runs, read_waiting
 from monitoring.alerting.standing import standings
+from monitoring.alerting.status import STATUSES, Status
 
 _MOST_LINES = 8
 _LOOKED_BACK = 400
@@ -53,7 +53,7 @@ _APPROVAL = "?approval/"
 log = logging.getLogger(__name__)
 
 _metadata = sa.MetaData()
-digests_table = sa.Table(
+summaries_table = sa.Table(
     "digests",
     _metadata,
     sa.Column("digest_key", sa.String, primary_key=True),
@@ -67,7 +67,7 @@ digests_table = sa.Table(
 
 @dataclass(frozen=True)
 class Entry:
-    """What the digest says of one model or data set.
+    """What the nightly summary says of one model or data set.
 
     Attributes:
         lines: what is new, each one line.
@@ -77,7 +77,7 @@ class Entry:
 
     subject: str
     title: str
-    word: Word
+    status: Status
     lines: tuple[str, ...]
     link: str
     unchanged: int = 0
@@ -125,8 +125,8 @@ def conclude_night(
     failed_task: str | None = None,
     now: datetime | None = None,
 ) -> dict[str, Any]:
-    """The end of a model's night: judge its alert rules, tell what goes at once, and send the digest where this was the
-    last model.
+    """The end of a model's night: judge its alert rules, tell what goes at once, and send the nightly summary where
+    this was the last model.
 
     Args:
         base_url: address of Airflow's UI, for links.
@@ -174,7 +174,7 @@ def _judged(lake: Lake, model: str, data_date: date, *, run_id: str, now: dateti
 
 
 def tell_all(lake: Lake, *, base_url: str, now: datetime, finishing: Finishing | None = None) -> Outcome:
-    """Fill the outbox with what happened and with digests that are due, then empty it.
+    """Fill the outbox with what happened and with nightly summaries that are due, then empty it.
 
     Args:
         finishing: the monitor run that asks.
@@ -185,8 +185,8 @@ def tell_all(lake: Lake, *, base_url: str, now: datetime, finishing: Finishing |
     if not lake.settings.notifications:
         return Outcome(0, 0, 0, 0, state)
     written = tell(lake, events(lake, base_url=base_url, now=now), now=now)
-    for data_date, models in due_digests(lake, now=now, finishing=finishing).items():
-        written += send_digest(lake, data_date, models, base_url=base_url, now=now, finishing=finishing)
+    for data_date, models in due_summaries(lake, now=now, finishing=finishing).items():
+        written += send_summary(lake, data_date, models, base_url=base_url, now=now, finishing=finishing)
     done = deliver(lake, now=now)
     log.info(
         "%s messages written, %s delivered, %s to be tried again, %s given up",
@@ -198,14 +198,14 @@ def tell_all(lake: Lake, *, base_url: str, now: datetime, finishing: Finishing |
     return Outcome(written, len(done.sent), len(done.failed), len(done.given_up), state)
 
 
-# ---- when a digest is due --------------------------------------------------------------------------------------
+# ---- when it is due ----------------------------------------------------------------------------------------------
 
 
-def due_digests(lake: Lake, *, now: datetime, finishing: Finishing | None = None) -> dict[date, list[str]]:
+def due_summaries(lake: Lake, *, now: datetime, finishing: Finishing | None = None) -> dict[date, list[str]]:
     """By data date: models whose night of that date is over, of data dates on which every model is; not those that a
-    digest has told of already.
+    summary has told of already.
 
-    Only the night that is expected of a data set has a digest: a back-fill of old nights sends none.
+    Only the night that is expected of a data set has a summary: a back-fill of old nights sends none.
     """
     nights = {
         name: night
@@ -242,12 +242,12 @@ def _is_over(lake: Lake, night: ModelNight, data_date: date, now: datetime, fini
 
 
 def _told_of(lake: Lake, data_date: date) -> set[str]:
-    """Subjects that a digest of that data date has told of."""
+    """Subjects that a summary of that data date has told of."""
     with lake.engine.connect() as connection:
-        if not sa.inspect(connection).has_table(digests_table.name):
+        if not sa.inspect(connection).has_table(summaries_table.name):
             return set()
         found = connection.execute(
-            sa.select(digests_table.c.alarms).where(digests_table.c.data_date == data_date)
+            sa.select(summaries_table.c.alarms).where(summaries_table.c.data_date == data_date)
         ).scalars()
         return {subject for text in found for subject in json.loads(text)}
 
@@ -255,7 +255,7 @@ def _told_of(lake: Lake, data_date: date) -> set[str]:
 # ---- what it says ----------------------------------------------------------------------------------------------
 
 
-def send_digest(
+def send_summary(
     lake: Lake,
     data_date: date,
     models: Sequence[str],
@@ -264,22 +264,24 @@ def send_digest(
     now: datetime,
     finishing: Finishing | None = None,
 ) -> int:
-    """Put the digest of those models into the outbox, once, whoever else is about to; returns messages written."""
-    channels = [channel.name for channel in lake.settings.notifications if channel.digest]
+    """Put the nightly summary of those models into the outbox, once, whoever else is about to; returns messages
+    written.
+    """
+    channels = [channel.name for channel in lake.settings.notifications if channel.nightly_summary]
     if not channels:
         return 0
     entries = entries_of(lake, data_date, models, base_url=base_url, now=now, finishing=finishing)
     alarms = json.dumps({entry.subject: dict(entry.alarms) for entry in entries})
     with writing(lake, _metadata) as connection:
-        query = sa.select(digests_table.c.alarms).where(digests_table.c.data_date == data_date)
+        query = sa.select(summaries_table.c.alarms).where(summaries_table.c.data_date == data_date)
         told = {subject for text in connection.execute(query).scalars() for subject in json.loads(text)}
         if told & set(models):
             return 0  # another task was first
-        # A data set that came to the same data date at another time has a night, and a digest, of its own.
-        key = f"digest/{data_date}" + (f"/{'+'.join(sorted(models))}" if told else "")
+        # A data set that came to the same data date at another time has a night, and a summary, of its own.
+        key = f"nightly_summary/{data_date}" + (f"/{'+'.join(sorted(models))}" if told else "")
         message = compose(key, data_date, entries, base_url=base_url)
         connection.execute(
-            digests_table.insert().values(digest_key=key, data_date=data_date, created_at=now, alarms=alarms)
+            summaries_table.insert().values(digest_key=key, data_date=data_date, created_at=now, alarms=alarms)
         )
         for channel in channels:
             put(connection, message, channel, now)
@@ -307,12 +309,12 @@ def entries_of(
     ]
     nights = model_nights(lake, models, now=now, data_date=data_date)
     waiting = read_waiting(lake, now=now)
-    words = {standing.entry.name: standing.word for standing in standings(lake, list(models), now)}
+    statuses = {standing.entry.name: standing.status for standing in standings(lake, list(models), now)}
     entries = []
     for name in [*models, *datasets]:
         is_model = name in nights
         failed = _failed(run for run in runs if run.subject == name)
-        word = words[name] if is_model else data_word(failed, alarms.get(name, ()))
+        status = statuses[name] if is_model else data_status(failed, alarms.get(name, ()))
         page = (
             page_link(base_url, "models", name, "nights", str(data_date))
             if is_model
@@ -322,7 +324,7 @@ def entries_of(
             _entry(
                 name,
                 lake.model(name).title if is_model else lake.dataset(name).title,
-                "failing" if failed else word,
+                "failing" if failed else status,
                 failed,
                 _late_line(lake, nights[name], alarms.get(name, ())) if is_model else None,
                 alarms.get(name, []),
@@ -332,8 +334,8 @@ def entries_of(
             )
         )
     # A data set is named only where there is something to say of it: its nights are the models' nights.
-    entries = [entry for entry in entries if entry.subject in nights or entry.lines or entry.word != "healthy"]
-    return sorted(entries, key=lambda entry: (WORDS.index(entry.word), entry.subject))
+    entries = [entry for entry in entries if entry.subject in nights or entry.lines or entry.status != "healthy"]
+    return sorted(entries, key=lambda entry: (STATUSES.index(entry.status), entry.subject))
 
 
 def _as_it_ends(run: Run, data_date: date, finishing: Finishing | None) -> Run:
@@ -349,8 +351,8 @@ def _as_it_ends(run: Run, data_date: date, finishing: Finishing | None) -> Run:
     return replace(run, state=FAILED, failed_task=finishing.failed_task, error=said)
 
 
-def data_word(failed: Collection[Run], alarms: Collection[Alarm]) -> Word:
-    """One word for a data set's night, as for a model's: failing where a run failed or an alarm is critical, degraded
+def data_status(failed: Collection[Run], alarms: Collection[Alarm]) -> Status:
+    """One status for a data set's night, as for a model's: failing where a run failed or an alarm is critical, degraded
     where one warns.
     """
     if failed or any(alarm.severity == "critical" for alarm in alarms):
@@ -376,7 +378,7 @@ def _late_line(lake: Lake, night: ModelNight, alarms: Collection[Alarm]) -> str 
 def _entry(
     name: str,
     title: str,
-    word: Word,
+    status: Status,
     failed: Sequence[Run],
     late: str | None,
     alarms: Sequence[Alarm],
@@ -411,7 +413,7 @@ def _entry(
             left_out["unchanged"] += 1
         else:
             lines.append(line_of(f"waits for approval: {asked.title}"))
-    return Entry(name, title, word, tuple(lines), link, alarms=known, **left_out)
+    return Entry(name, title, status, tuple(lines), link, alarms=known, **left_out)
 
 
 def _named(fingerprint: str) -> str:
@@ -420,14 +422,14 @@ def _named(fingerprint: str) -> str:
 
 
 def _before(lake: Lake, subjects: Collection[str]) -> dict[str, dict[str, str]]:
-    """Each subject's open alarms as its last digest knew them."""
+    """Each subject's open alarms as its last summary knew them."""
     found: dict[str, dict[str, str]] = {}
     with lake.engine.connect() as connection:
-        if not sa.inspect(connection).has_table(digests_table.name):
+        if not sa.inspect(connection).has_table(summaries_table.name):
             return {}
         query = (
-            sa.select(digests_table.c.alarms)
-            .order_by(digests_table.c.created_at.desc(), digests_table.c.data_date.desc())
+            sa.select(summaries_table.c.alarms)
+            .order_by(summaries_table.c.created_at.desc(), summaries_table.c.data_date.desc())
             .limit(_LOOKED_BACK)
         )
         for text in connection.execute(query).scalars():
@@ -440,23 +442,26 @@ def _before(lake: Lake, subjects: Collection[str]) -> dict[str, dict[str, str]]:
 
 
 def compose(key: str, data_date: date, entries: Sequence[Entry], *, base_url: str) -> Message:
-    """The digest as plain text."""
-    counts = [(word, sum(entry.word == word for entry in entries)) for word in WORDS]
-    title = line_of(f"Night of {data_date}: " + ", ".join(f"{count} {word}" for word, count in counts if count), 150)
+    """The nightly summary as plain text."""
+    counts = [(status, sum(entry.status == status for entry in entries)) for status in STATUSES]
+    title = line_of(
+        f"Night of {data_date}: " + ", ".join(f"{count} {status}" for status, count in counts if count), 150
+    )
     parts = []
-    for word in WORDS:
-        group = [entry for entry in entries if entry.word == word]
+    for status in STATUSES:
+        group = [entry for entry in entries if entry.status == status]
         quiet = [entry for entry in group if not entry.lines]
         for entry in (entry for entry in group if entry.lines):
             lines = [f"  - {line}" for line in entry.lines[:_MOST_LINES]]
             lines += [f"  … and {len(entry.lines) - _MOST_LINES} more"] if len(entry.lines) > _MOST_LINES else []
             parts.append(
-                "\n".join([f"{word.upper()}: {line_of(entry.title)} ({entry.subject})", *lines, f"  {entry.link}"])
+                "\n".join([f"{status.upper()}: {line_of(entry.title)} ({entry.subject})", *lines, f"  {entry.link}"])
             )
         if quiet:
-            said = "nothing new" if word != "healthy" else "all well"
+            said = "nothing new" if status != "healthy" else "all well"
             parts.append(
-                f"{word.upper()}, {said}: " + ", ".join(f"{line_of(entry.title)} ({entry.subject})" for entry in quiet)
+                f"{status.upper()}, {said}: "
+                + ", ".join(f"{line_of(entry.title)} ({entry.subject})" for entry in quiet)
             )
     left_out = [
         (sum(getattr(entry, kind) for entry in entries), kind) for kind in ("unchanged", "acknowledged", "silenced")

@@ -28,9 +28,9 @@ from lake.lineage import lock
 from lake.metrics import METRIC_SCHEMA, SQL_TABLE
 from lake.projection import sql_columns
 from monitoring.alerting.alarms import Alarm, open_alarms
-from monitoring.alerting.condition import STATISTICAL, counts
 from monitoring.alerting.rules import shortened
 from monitoring.alerting.runs import FAILED, Run, read_runs, read_waiting
+from monitoring.alerting.status import STATISTICAL, counts
 
 # The pages, inside Airflow's UI: the address opens them with the menu around, and asks for a login where there is none.
 PAGES = "/plugin/models/nightfleet"
@@ -131,7 +131,7 @@ def events(lake: Lake, *, base_url: str, now: datetime) -> list[Event]:
     alarms = worth_telling(lake, open_alarms(lake, subjects, now=now))
     found += [_alarm(lake, alarm, base_url) for alarm in alarms if not (alarm.acknowledged or alarm.silenced_until)]
     for waiting in read_waiting(lake, now=now):
-        key = _digest("approval", waiting.model, waiting.run_id, str(waiting.asking))
+        key = _key("approval", waiting.model, waiting.run_id, str(waiting.asking))
         text = f"a promotion waits for approval: {waiting.title}"
         found.append(
             Event(key, "request", waiting.model, line_of(text), page_link(base_url, "retraining", model=waiting.model))
@@ -141,7 +141,7 @@ def events(lake: Lake, *, base_url: str, now: datetime) -> list[Event]:
 
 def worth_telling(lake: Lake, alarms: Sequence[Alarm]) -> list[Alarm]:
     """Without the warnings that chance explains: a column beyond a limit that it passes now and then, on its first
-    night (see `pages.condition`).
+    night (see `alerting.status`).
     """
     models = {model.name: model for model in lake.catalog.models}
     by_check: dict[tuple[str, str], list[Alarm]] = {}
@@ -173,13 +173,13 @@ def _failed_runs(lake: Lake, now: datetime) -> list[Run]:
 
 def _failure(run: Run, base_url: str) -> Event:
     # Cleared and failed again is another failure: it ended at another time.
-    key = _digest("failure", run.dag_id, run.run_id, str(run.ended_at))
+    key = _key("failure", run.dag_id, run.run_id, str(run.ended_at))
     link = f"{base_url}/dags/{quote(run.dag_id, safe='')}/runs/{quote(run.run_id, safe='')}"
     return Event(key, "warning", run.subject, failure_line(run), link)
 
 
 def _alarm(lake: Lake, alarm: Alarm, base_url: str) -> Event:
-    key = _digest("alarm", alarm.fingerprint, str(alarm.since), alarm.severity)
+    key = _key("alarm", alarm.fingerprint, str(alarm.since), alarm.severity)
     return Event(key, alarm.severity, alarm.subject, alarm_line(alarm), alarm_link(lake, alarm, base_url))
 
 
@@ -195,13 +195,8 @@ def alarm_link(lake: Lake, alarm: Alarm, base_url: str) -> str:
 def failure_line(run: Run) -> str:
     """A failed run in one line."""
     night = f" for {run.partition_key}" if run.partition_key else ""
-    said = (
-        f": {run.failed_task} said {shortened(run.error)}"
-        if run.failed_task and run.error
-        else f" in {run.failed_task}"
-        if run.failed_task
-        else ""
-    )
+    where = f" in {run.failed_task}" if run.failed_task else ""
+    said = f": {run.failed_task} said {shortened(run.error)}" if run.failed_task and run.error else where
     return line_of(f"{run.dag_id} failed{night}{said}")
 
 
@@ -226,7 +221,7 @@ def line_of(text: str, longest: int = _LONGEST_LINE) -> str:
     return line if len(line) <= longest else line[: longest - 1] + "…"
 
 
-def _digest(*parts: str) -> str:
+def _key(*parts: str) -> str:
     return f"{parts[0]}/" + hashlib.sha256("\0".join(parts).encode("utf-8", "replace")).hexdigest()[:32]
 
 
@@ -287,8 +282,8 @@ def _message(lake: Lake, subject: str, some: Sequence[Event]) -> Message:
     shown = some[0].text if len(some) == 1 else f"{len(some)} things to look at"
     lines = [f"{line_of(event.text)}\n  {event.link}" for event in some[:_MOST_LINES]]
     lines += [f"… and {len(some) - _MOST_LINES} more"] if len(some) > _MOST_LINES else []
-    # Sorts before `digest`: of messages that come together it is sent first.
-    key = _digest("at_once", *sorted(event.key for event in some))
+    # Sorts before `nightly_summary`: of messages that come together it is sent first.
+    key = _key("at_once", *sorted(event.key for event in some))
     return Message(key, line_of(f"{title}: {subject or 'Nightfleet'}: {shown}", _LONGEST_TITLE), "\n".join(lines))
 
 

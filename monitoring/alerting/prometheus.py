@@ -31,10 +31,10 @@ from lake.metrics import METRIC_SCHEMA, SQL_TABLE
 from lake.projection import projections_table, sql_columns
 from lake.tables import quarantine_table, valid_table
 from monitoring.alerting.alarms import Alarm, open_alarms
-from monitoring.alerting.condition import WORDS
 from monitoring.alerting.rules import ModelNight
 from monitoring.alerting.runs import KINDS, runs_table
 from monitoring.alerting.standing import Standing, standings
+from monitoring.alerting.status import STATUSES
 from monitoring.performance import ERROR_RATIO
 
 RUNS_WINDOW = timedelta(days=7)
@@ -98,7 +98,7 @@ def _standing(found: Sequence[Standing]) -> Iterator[Metric]:
     """What the page Tonight says, in the same words: see there for what each of them means."""
     status = GaugeMetricFamily(
         "nightfleet_model_status",
-        "1 for the word that stands for the model on the page Tonight, 0 for the other words.",
+        "1 for the status that the model has on the page Tonight, 0 for the others.",
         labels=["model", "status"],
     )
     approvals = GaugeMetricFamily(
@@ -113,8 +113,8 @@ def _standing(found: Sequence[Standing]) -> Iterator[Metric]:
     )
     for standing in sorted(found, key=lambda one: one.entry.name):
         name = standing.entry.name
-        for word in WORDS:
-            status.add_metric([name, word], float(word == standing.word))
+        for word in STATUSES:
+            status.add_metric([name, word], float(word == standing.status))
         approvals.add_metric([name], standing.approvals)
         requests.add_metric([name], standing.requests)
     yield from (status, approvals, requests)
@@ -322,16 +322,18 @@ def _alarms(subjects: Sequence[str], alarms: Sequence[Alarm]) -> Metric:
     )
     counted: Counter[tuple[str, str, str]] = Counter()
     for alarm in alarms:
-        counted[
-            alarm.subject,
-            alarm.severity,
-            "silenced" if alarm.silenced_until else "acknowledged" if alarm.acknowledged else "open",
-        ] += 1
+        counted[alarm.subject, alarm.severity, _attention(alarm)] += 1
     for subject in subjects:
         for severity in SEVERITIES:
             for attention in ATTENTION:
                 found.add_metric([subject, severity, attention], counted[subject, severity, attention])
     return found
+
+
+def _attention(alarm: Alarm) -> str:
+    if alarm.silenced_until:
+        return "silenced"
+    return "acknowledged" if alarm.acknowledged else "open"
 
 
 # ---- queries ---------------------------------------------------------------------------------------------------

@@ -117,7 +117,8 @@ def lateness(
         )
     if scored_at is not None:
         return Lateness(True, due, by, f"{data_date} was scored {duration_text(by)} after its deadline, {local}")
-    why = "a run is going on" if running else "no run is going on" if published else "its features are not published"
+    idle = "no run is going on" if published else "its features are not published"
+    why = "a run is going on" if running else idle
     return Lateness(True, due, by, f"{data_date} is not scored, {duration_text(by)} after its deadline, {local}; {why}")
 
 

@@ -1,4 +1,4 @@
-"""How every model stands tonight: one word and its causes, worst first, and the one sentence that says how the night
+"""How every model stands tonight: one status and its causes, worst first, and the one sentence that says how the night
 is.
 """
 
@@ -24,13 +24,13 @@ from lake.lineage import as_utc, publications_table
 from lake.metrics import METRIC_SCHEMA, SQL_TABLE
 from lake.projection import has_table, sql_columns
 from monitoring.alerting.alarms import Alarm, open_alarms
-from monitoring.alerting.condition import STATISTICAL, WORDS, Facts, Part, Word, counts, word_of
 from monitoring.alerting.lifecycle import Led, requests_with_outcome, waiting_for_approval
 from monitoring.alerting.matured import JudgedNight, Key, Pooled, judged_nights, last_of_version, pooled
 from monitoring.alerting.rules import ModelNight, model_nights
 from monitoring.alerting.runs import FAILED, Run, read_runs
+from monitoring.alerting.status import STATISTICAL, STATUSES, Facts, Part, Status, counts, status_of
 from monitoring.performance import ERROR_RATIO
-from monitoring.wording import figures, label_unit, named
+from monitoring.wording import counted, figures, label_unit, named, per_hundred, percent, spaced
 from serving.predictions import predictions_table
 from training.registry.records import DecisionRecord, read_gate_outputs
 
@@ -76,7 +76,7 @@ class Standing:
     """A model as people see it."""
 
     entry: ModelEntry
-    word: Word
+    status: Status
     causes: tuple[Cause, ...]
     night: ModelNight
     scored: Scored | None = None
@@ -275,7 +275,7 @@ def _table_of(column: str) -> str:
 
 
 class _Judge:
-    """Facts, word and causes of one model."""
+    """Facts, status and causes of one model."""
 
     def __init__(self, lake: Lake, entry: ModelEntry, read: _Read) -> None:
         self.lake, self.entry, self.read = lake, entry, read
@@ -293,12 +293,12 @@ class _Judge:
 
     def standing(self) -> Standing:
         facts = self.facts()
-        word = word_of(facts)
+        status = status_of(facts)
         causes = sorted(self._causes(facts), key=lambda cause: cause.rank)
         return Standing(
             entry=self.entry,
-            word=word,
-            causes=tuple(causes) if word != "healthy" else (),
+            status=status,
+            causes=tuple(causes) if status != "healthy" else (),
             night=self.night,
             scored=self.scored,
             quality=min(
@@ -399,7 +399,8 @@ class _Judge:
     def _causes(self, facts: Facts) -> Iterable[Cause]:
         for run in self.failed:
             said = (run.error or "").strip().splitlines()
-            why = f": {said[0]}" if said and said[0] else f" in {run.failed_task}" if run.failed_task else ""
+            where = f" in {run.failed_task}" if run.failed_task else ""
+            why = f": {said[0]}" if said and said[0] else where
             what = f"{_RUN_WORDS.get(run.kind, run.kind)} of {run.partition_key} failed{why}"
             yield Cause(0, what, shared=run.dag_id if run.subject == self.entry.dataset else "", run=run)
         late = self.night.lateness
@@ -416,8 +417,7 @@ class _Judge:
         told = {"null_rate", "drift_share", "prediction_drift", *_FEATURE_DRIFT}
         for alarm in alarms:
             if alarm.subject == self.entry.name and alarm.check not in told:
-                rank = 1 if alarm.severity == "critical" else 4 if alarm.check == "volume" else 8
-                yield Cause(rank, f"{_alarm_text(alarm)}{_since(alarm)}")
+                yield Cause(_rank(alarm), f"{_alarm_text(alarm)}{_since(alarm)}")
         unjudged = {} if self.scored is None else self._unjudged()
         for part, why in unjudged.items():
             yield Cause(9, f"{part} not evaluated: {why}")
@@ -433,14 +433,8 @@ class _Judge:
                 if len(found) > 1
                 else f"feature {found[0].column.partition('__')[2] or found[0].column}"
             )
-            alike = shares and max(shares) - min(shares) < 0.05
-            amount = (
-                f"{_percent(max(shares))} of rows"
-                if alike
-                else f"up to {_percent(max(shares))} of rows"
-                if shares
-                else "an unknown share of rows"
-            )
+            most = f"{_percent(max(shares, default=None))} of rows"
+            amount = most if not shares or max(shares) - min(shares) < 0.05 else f"up to {most}"
             yield Cause(
                 3,
                 f"{view.replace('_', ' ')} missing{lasting}: {what} null in {amount}",
@@ -552,32 +546,32 @@ def _error_text(
     if found is None:
         return f"{label}no night of version {version} is judged yet"
     interval = (
-        f" ({_number(found.lower)}–{_number(found.upper)})"
+        f" ({per_hundred(found.lower)}–{per_hundred(found.upper)})"
         if found.lower is not None and found.upper is not None
         else ""
     )
     challenger, baseline = (promised or {}).get("challenger"), (promised or {}).get("baseline")
     promise = (
-        f"promised {_number(challenger / baseline)}" if challenger is not None and baseline else "nothing promised"
+        f"promised {per_hundred(challenger / baseline)}" if challenger is not None and baseline else "nothing promised"
     )
     return (
-        f"{label}{_METRICS.get(gate, gate)} {figures(found.error)}{' ' + unit if unit else ''},"
+        f"{label}{_METRICS.get(gate, gate)} {figures(found.error)}{spaced(unit)},"
         f" {_percent(found.ratio)}{interval}, {promise}"
     )
 
 
-def _number(share: float) -> str:
-    """A share in percent, where the unit stands beside."""
-    return figures(100 * share, 2 if abs(share) < 1 else 3)
-
-
-# ---- words -------------------------------------------------------------------------------------------------------
+# ---- words ----------------------------------------------------------------------------------------------------------
 
 
 def _percent(share: float | None) -> str:
-    if share is None:
-        return "an unknown share"
-    return f"{figures(100 * share, 2 if abs(share) < 1 else 3)} %"
+    return "an unknown share" if share is None else percent(share)
+
+
+def _rank(alarm: Alarm) -> int:
+    """How grave an alarm of the model itself is as a cause."""
+    if alarm.severity == "critical":
+        return 1
+    return 4 if alarm.check == "volume" else 8
 
 
 def _short(day: date, beside: date) -> str:
@@ -622,7 +616,7 @@ def standings(lake: Lake, models: Sequence[str], now: datetime) -> list[Standing
     found = [_Judge(lake, lake.model(name), read).standing() for name in models]
     position = {name: number for number, name in enumerate(models)}
     return sorted(
-        found, key=lambda s: (WORDS.index(s.word), s.causes[0].rank if s.causes else 99, position[s.entry.name])
+        found, key=lambda s: (STATUSES.index(s.status), s.causes[0].rank if s.causes else 99, position[s.entry.name])
     )
 
 
@@ -645,19 +639,16 @@ def headline(found: Sequence[Standing]) -> Headline:
     """All is well; or how many are not, and the worst cause."""
     if not found:
         return Headline("There is no model that you may see", False)
-    if all(s.word == "healthy" for s in found):
+    if all(s.status == "healthy" for s in found):
         return Headline("The model is healthy" if len(found) == 1 else f"All {len(found)} models are healthy", True)
-    tally = [(word, sum(s.word == word for s in found)) for word in WORDS if word != "healthy"]
-    (word, count), *others = [(word, count) for word, count in tally if count]
-    text = (
-        f"The model is {word}"
-        if len(found) == 1
-        else f"{count} of {len(found)} models {word}" + "".join(f", {n} {w}" for w, n in others)
-    )
-    worst = next(s for s in found if s.word != "healthy")
-    cause = worst.causes[0] if worst.causes else Cause(99, worst.word)
+    tally = [(status, sum(s.status == status for s in found)) for status in STATUSES if status != "healthy"]
+    (status, count), *others = [(status, count) for status, count in tally if count]
+    many = f"{count} of {len(found)} models {status}" + "".join(f", {n} {other}" for other, n in others)
+    text = f"The model is {status}" if len(found) == 1 else many
+    worst = next(s for s in found if s.status != "healthy")
+    cause = worst.causes[0] if worst.causes else Cause(99, worst.status)
     alike = [s for s in found if any(_same(c, cause) for c in s.causes)]
-    more = f" and {len(alike) - 1} more model{'' if len(alike) == 2 else 's'}" if len(alike) > 1 else ""
+    more = f" and {counted(len(alike) - 1, 'more model')}" if len(alike) > 1 else ""
     return Headline(text, False, cause.text[0].upper() + cause.text[1:], f"{worst.entry.title}{more}")
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import date
 from typing import TYPE_CHECKING, Any, Literal
 
 from config.calendar import Interval
 from config.catalog.model import ModelEntry
 from lake.lake import Lake
 from lake.lineage import Input
+from monitoring.wording import exact
 
 if TYPE_CHECKING:
     from monitoring.audit.trace import Trace, TracedPartition, TracedPrediction, TracedVersion, TracedView
@@ -77,7 +78,7 @@ def tree(found: Trace, *, personal: Collection[str] = ()) -> Branch:
     """
     p = found.prediction
     facts = (Fact("target time", p.target_time_utc), *(Fact(name, value) for name, value in p.outputs.items()))
-    state = f"replaced at {shown(p.superseded_at)}" if p.superseded_at else "current"
+    state = f"replaced at {exact(p.superseded_at)}" if p.superseded_at else "current"
     published = Branch(
         "published",
         f"{p.partition.table} for {p.data_date}, {state}",
@@ -227,22 +228,9 @@ def _decision(found: Trace) -> tuple[Branch, ...]:
             _CHECKED[check.get("passed")] if check.get("passed") in (True, False) else ("not evaluated", "unsure")
         )
         said = {key: value for key, value in check.items() if value is not None and key not in {"name", "passed"}}
-        checks.append(Branch(word, f"{check.get('name')} {shown(said)}".rstrip(), mood=mood))
+        checks.append(Branch(word, f"{check.get('name')} {exact(said)}".rstrip(), mood=mood))
     title = f"{found.decision['verdict']} against {found.decision.get('rival')}"
     return promoted, Branch("gate decision", title, reasons, tuple(checks), target=Target("retraining", model))
 
 
 _CHECKED: Mapping[Any, tuple[str, Mood]] = {True: ("passed", "good"), False: ("failed", "bad")}
-
-
-def shown(value: Any) -> str:
-    """A value as text: instants in UTC, mappings and lists in words, null for nothing."""
-    if value is None:
-        return "null"
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {shown(item)}" for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(shown(item) for item in value)
-    return str(value)

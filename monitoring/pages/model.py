@@ -387,7 +387,7 @@ def _standing(context: Context, entry: ModelEntry) -> dict[str, Any]:
     said += [f"{found.approvals} waiting for approval"] if found.approvals else []
     said += [f"{found.requests} retraining requested"] if found.requests else []
     return {
-        "word": found.word,
+        "status": found.status,
         "causes": [cause.text.rstrip(".") for cause in found.causes[:_CAUSES]],
         "more": max(len(found.causes) - _CAUSES, 0),
         "said": ", ".join(said),

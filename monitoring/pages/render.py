@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import jinja2
 from markupsafe import Markup
 
 from monitoring.pages.page import Column, Context, Page
+from monitoring.wording import instant, shown
 
 FOLDER = Path(__file__).parent
 STATIC = {
@@ -23,7 +23,6 @@ STATIC = {
     "echarts.min.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }
-_NOTHING = "–"
 
 
 @functools.cache
@@ -45,7 +44,7 @@ def _environment() -> jinja2.Environment:
         "shown": shown,
         "cell": shown_cell,
         "embedded_json": embedded_json,
-        "instant": shown_instant,
+        "instant": instant,
     }
     environment.globals["static_digest"] = static_digest
     return environment
@@ -85,42 +84,7 @@ def _finite(value: Any) -> Any:
     return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def shown(value: Any, kind: str = "number") -> str:
-    """A value as a person reads it: four digits that count, thousands apart, percent, dates as they are, a dash for
-    nothing.
-    """
-    if value is None or value == "" or (isinstance(value, float) and not math.isfinite(value)):
-        return _NOTHING
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, (int, float)):
-        if kind == "percent":
-            return f"{100 * value:.1f} %" if abs(value) < 0.1 and value else f"{100 * value:.0f} %"
-        return f"{value:,}" if isinstance(value, int) else _four_digits(value)
-    if isinstance(value, datetime):
-        return shown_instant(value)
-    return value.isoformat() if isinstance(value, date) else str(value)
-
-
-def _four_digits(value: float) -> str:
-    if value == 0:
-        return "0"  # -0.0, too
-    if not 1e-4 <= abs(value) < 1e9:
-        return f"{value:.4g}"
-    decimals = max(0, 3 - math.floor(math.log10(abs(value))))
-    return f"{value:,.{min(decimals, 6)}f}".rstrip("0").rstrip(".") if decimals else f"{value:,.0f}"
-
-
 def shown_cell(row: Mapping[str, Any], column: Column) -> str:
     """One cell of a table as text."""
     value = row.get(column.key)
-    if isinstance(value, (list, tuple)):
-        return ", ".join(shown(item) for item in value) or _NOTHING
     return str(value).replace("_", " ") if column.kind == "status" and value else shown(value, column.kind)
-
-
-def shown_instant(value: datetime | None) -> str:
-    """An instant in UTC, to the minute; one without a zone is UTC already."""
-    if value is None:
-        return _NOTHING
-    return (value.astimezone(UTC) if value.tzinfo else value).strftime("%Y-%m-%d %H:%M UTC")

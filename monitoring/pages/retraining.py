@@ -21,7 +21,7 @@ from monitoring.alerting.reading import newest_nights
 from monitoring.alerting.runs import FAILED
 from monitoring.pages.page import Column, Context, Page, Table, read_period, shortened
 from monitoring.pages.story import known_from
-from monitoring.wording import figures
+from monitoring.wording import counted, per_hundred, percent
 from training.registry.decision import Check
 from training.registry.records import DecisionRecord
 
@@ -214,19 +214,19 @@ def evidence_text(evidence: Mapping[str, Any]) -> str:
     parts = []
     drift = known.get("drift")
     if isinstance(drift, Mapping) and _is_number(drift.get("share")):
-        limit = f", asks at {_percent(drift['threshold'])}" if _is_number(drift.get("threshold")) else ""
-        parts.append(f"{_percent(drift['share'])} of columns drifted{limit}")
+        limit = f", asks at {percent(drift['threshold'])}" if _is_number(drift.get("threshold")) else ""
+        parts.append(f"{percent(drift['share'])} of columns drifted{limit}")
     performance = known.get("performance")
     outputs = performance.get("outputs") if isinstance(performance, Mapping) else None
     for name, numbers in list(outputs.items())[:_LONGEST_NUMBER_NAMES] if isinstance(outputs, Mapping) else ():
         if isinstance(numbers, Mapping) and _is_number(numbers.get("ratio")):
             rest = [
-                f"{_percent(numbers[key])} {word}"
+                f"{percent(numbers[key])} {word}"
                 for key, word in (("at_gate", "at the gate"), ("bound", "allowed"))
                 if _is_number(numbers.get(key))
             ]
             parts.append(
-                f"{name} {numbers.get('metric', 'error')} {_percent(numbers['ratio'])} of the baseline's"
+                f"{name} {numbers.get('metric', 'error')} {percent(numbers['ratio'])} of the baseline's"
                 + (f" ({', '.join(rest)})" if rest else "")
             )
     calendar = known.get("calendar")
@@ -237,10 +237,6 @@ def evidence_text(evidence: Mapping[str, Any]) -> str:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _percent(share: float) -> str:
-    return f"{figures(100 * share, 2 if abs(share) < 1 else 3)} %"
 
 
 # ---- gain --------------------------------------------------------------------------------------------------------
@@ -267,7 +263,7 @@ def _gain_clause(gain: Gain, named: bool) -> str:
     if improvement is None:
         return f"{label}{now}; before {_pooled_text(gain.before)}"
     verdict = (
-        f"{_percent(abs(improvement))} {'less' if improvement > 0 else 'more'} error"
+        f"{percent(abs(improvement))} {'less' if improvement > 0 else 'more'} error"
         if abs(improvement) >= 0.0005
         else "no difference"
     )
@@ -277,14 +273,11 @@ def _gain_clause(gain: Gain, named: bool) -> str:
 
 def _pooled_text(found: Pooled) -> str:
     between = (
-        f" ({figures(100 * found.lower)} to {figures(100 * found.upper)})"
+        f" ({per_hundred(found.lower)} to {per_hundred(found.upper)})"
         if found.lower is not None and found.upper is not None
         else ""
     )
-    return (
-        f"{_percent(found.ratio)}{between} in {found.nights} night{'' if found.nights == 1 else 's'}, {found.rows:,}"
-        " rows"
-    )
+    return f"{percent(found.ratio)}{between} in {counted(found.nights, 'night')}, {counted(found.rows, 'row')}"
 
 
 def _apart(one: Pooled, other: Pooled) -> bool:

@@ -22,7 +22,7 @@ from lake.projection import has_table, sql_columns
 from monitoring.alerting.reading import published_nights, read_metrics_of
 from monitoring.drift import MEAN, REFERENCE_MEAN
 from monitoring.performance import ERROR_RATIO, gate_ratios
-from monitoring.wording import figures, label_unit, named, unit_of
+from monitoring.wording import figures, label_unit, named, percent, spaced, unit_of
 from serving.predictions import predictions_table
 from serving.score import recorded_champion
 from training.registry.records import read_gate_outputs
@@ -99,8 +99,8 @@ def drift_story(lake: Lake, model: str, night: date) -> tuple[str, str, str]:
             "Whether an alarm was due is not known.",
             f"Whether predictions moved is not known; {performance}.",
         )
-    told = _Told(lake, entry, rows)
-    return told.moved(), told.extent(), _sentence(f"{told.predictions()}; {performance}")
+    summary = DriftSummary(lake, entry, rows)
+    return summary.moved(), summary.extent(), _sentence(f"{summary.predictions()}; {performance}")
 
 
 def known_from(lake: Lake, model: str, night: date) -> date:
@@ -111,7 +111,7 @@ def known_from(lake: Lake, model: str, night: date) -> date:
     return judge
 
 
-class _Told:
+class DriftSummary:
     """The drift metrics of one night, in words."""
 
     def __init__(self, lake: Lake, entry: ModelEntry, rows: Sequence[Row]) -> None:
@@ -121,6 +121,7 @@ class _Told:
         self._beyond = ranked(row for row in self._features if row["status"] == "warning")
 
     def moved(self) -> str:
+        """What moved most, and by how much."""
         judged = ranked(row for row in self._features if row["status"] != "not_evaluated")
         if not judged:
             share = self._rows.get((DRIFT_SHARE, ""))
@@ -149,11 +150,12 @@ class _Told:
         over = f" over {window} nights" if window > 1 else ""
         if before is None or before["value"] is None:
             why = before["reason"] if before else "it was not measured"
-            return f"on average{over} {figures(mean['value'])}{_spaced(unit)}, {where} not known, {why} {test}"
+            return f"on average{over} {figures(mean['value'])}{spaced(unit)}, {where} not known, {why} {test}"
         now, then = _two_figures(mean["value"], before["value"])
-        return f"on average{over} {now}{_spaced(unit)}, {then} {where} {test}"
+        return f"on average{over} {now}{spaced(unit)}, {then} {where} {test}"
 
     def extent(self) -> str:
+        """How many features lie beyond their limit, and whether that is an alarm."""
         share = self._rows.get((DRIFT_SHARE, ""))
         if share is None or share["status"] == "not_evaluated" or share["value"] is None:
             why = (
@@ -163,7 +165,7 @@ class _Told:
             )
             return _sentence(f"Whether an alarm was due is not known: {why}{self._also()}")
         verdict = "so this is an alarm" if share["status"] in ALARMING else "so this is no alarm"
-        needed = f"{_percent(share['threshold'])} are needed for an alarm"
+        needed = f"{percent(share['threshold'])} are needed for an alarm"
         unjudged = [row for row in self._features if row["status"] == "not_evaluated"]
         left = f"; {_listed(unjudged)} could not be judged ({unjudged[0]['reason']})" if unjudged else ""
         lie = "lies beyond its" if len(self._beyond) == 1 else "lie beyond their"
@@ -181,13 +183,12 @@ class _Told:
         if nulls:
             worst = nulls[0]
             are = "are null in up to" if len(nulls) > 1 else "is null in"
-            found += (
-                f"; {_listed(nulls)} {are} {_percent(worst['value'])} of rows, limit {_percent(worst['threshold'])}"
-            )
+            found += f"; {_listed(nulls)} {are} {percent(worst['value'])} of rows, limit {percent(worst['threshold'])}"
         volume = self._rows.get((VOLUME, ""))
         return found + (f"; {volume['reason']}" if volume is not None and volume["status"] in ALARMING else "")
 
     def predictions(self) -> str:
+        """Whether the predictions followed."""
         rows = [row for (check, _), row in self._rows.items() if check == PREDICTION_DRIFT]
         judged = ranked(row for row in rows if row["status"] != "not_evaluated")
         follow = bool(self._beyond)
@@ -228,7 +229,7 @@ def _performance(lake: Lake, entry: ModelEntry, night: date) -> str:
     promised = _promised(lake, entry, night)
     for name, output in entry.outputs.items():
         ratio, own, base = (rows.get((check, name)) for check in (ERROR_RATIO, output.gate, f"{output.gate}_baseline"))
-        unit = _spaced(label_unit(lake, entry)) if isinstance(output, RegressionOutput) else ""
+        unit = spaced(label_unit(lake, entry)) if isinstance(output, RegressionOutput) else ""
         if own is None or own["value"] is None:
             why = (own or ratio or {}).get("reason") or "it was not measured"
             parts.append(f"{output.gate} of {name} is not known, {why}")
@@ -249,8 +250,8 @@ def _performance(lake: Lake, entry: ModelEntry, night: date) -> str:
         allowed = figures(ratio["threshold"] * base["value"])
         parts.append(f"{output.gate} of {name} was {now}{unit} against {then} promised and {allowed} allowed")
     judged = any("promised and" in part for part in parts)
-    verdict = "performance got worse" if worse else "performance held" if judged else "performance was not judged"
-    return f"{verdict}: {', '.join(parts)}"
+    held = "performance held" if judged else "performance was not judged"
+    return f"{'performance got worse' if worse else held}: {', '.join(parts)}"
 
 
 def _promised(lake: Lake, entry: ModelEntry, night: date) -> Mapping[str, float]:
@@ -303,14 +304,6 @@ def _two_figures(one: float, other: float) -> tuple[str, str]:
         if one == other or pair[0] != pair[1]:
             break
     return pair
-
-
-def _percent(share: float) -> str:
-    return f"{figures(100 * share, 2 if abs(share) < 1 else 3)} %"
-
-
-def _spaced(unit: str) -> str:
-    return f" {unit}" if unit else ""
 
 
 def _listed(rows: Sequence[Row]) -> str:

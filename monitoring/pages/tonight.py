@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from monitoring.alerting.condition import DEFINITIONS, WORDS
 from monitoring.alerting.rules import ModelNight, duration_text
 from monitoring.alerting.standing import Cause, Scored, Standing, headline, standings
+from monitoring.alerting.status import DEFINITIONS, STATUSES
 from monitoring.pages.page import Column, Context, Page, Table
 
 TEMPLATE = "tonight.html.jinja"
@@ -20,19 +20,19 @@ def page(context: Context, *, query: Mapping[str, str]) -> Page:
     rows = [_row(context, standing) for standing in found]
     table = Table("tonight", _CAPTION, _COLUMNS, rows, empty="There is no model that you may see.")
     waiting = sum(s.approvals for s in found)
-    tally = [(word, sum(s.word == word for s in found)) for word in WORDS]
+    tally = [(status, sum(s.status == status for s in found)) for status in STATUSES]
     nights = sorted({s.night.scored for s in found if s.night.scored})
     return Page(
         "Tonight",
         TEMPLATE,
         {
             "headline": headline(found),
-            "tally": [(word, count) for word, count in tally if count],
-            "definitions": [(word, DEFINITIONS[word]) for word in WORDS],
+            "tally": [(status, count) for status, count in tally if count],
+            "definitions": [(status, DEFINITIONS[status]) for status in STATUSES],
             "nights": nights,
             "waiting": waiting,
-            "troubled": [_trouble(context, s) for s in found if s.word != "healthy"],
-            "passing": sum(_open(s) for s in found if s.word == "healthy"),
+            "troubled": [_trouble(context, s) for s in found if s.status != "healthy"],
+            "passing": sum(_open(s) for s in found if s.status == "healthy"),
         },
         tables=(table,),
     )
@@ -49,7 +49,7 @@ def _trouble(context: Context, standing: Standing) -> dict[str, Any]:
     return {
         "title": standing.entry.title,
         "url": _model_url(context, standing),
-        "word": standing.word,
+        "status": standing.status,
         "causes": [_shown_cause(context, standing, cause) for cause in shown],
         "more": len(standing.causes) - len(shown),
     }
@@ -106,7 +106,7 @@ def _row(context: Context, standing: Standing) -> dict[str, Any]:
     return {
         "model": standing.entry.title,
         "model_url": _model_url(context, standing),
-        "status": standing.word,
+        "status": standing.status,
         "cause": standing.causes[0].text + (f" (+{len(standing.causes) - 1})" if len(standing.causes) > 1 else "")
         if standing.causes
         else "",
@@ -150,4 +150,4 @@ def _alarms_text(standing: Standing) -> str:
     silenced = sum(1 for a in standing.alarms if a.silenced_until is not None)
     acknowledged = sum(1 for a in standing.alarms if a.silenced_until is None and a.acknowledged is not None)
     counted = ((_open(standing), "open"), (acknowledged, "acknowledged"), (silenced, "silenced"))
-    return ", ".join(f"{count} {word}" for count, word in counted if count) or "none"
+    return ", ".join(f"{count} {status}" for count, status in counted if count) or "none"

@@ -23,9 +23,10 @@ from monitoring.audit.lookup import (
 )
 from monitoring.audit.reproduction import reproduce_apart
 from monitoring.audit.trace import InputsExpired, Trace, UnknownPrediction, trace
-from monitoring.audit.tree import Branch, Fact, Target, personal_columns, shown, tree
+from monitoring.audit.tree import Branch, Fact, Target, personal_columns, tree
 from monitoring.pages.page import BadAddress, Column, Context, Page, Table, read_date, shortened
 from monitoring.pages.run_links import run_url, runs_on_record
+from monitoring.wording import exact
 
 TEMPLATE = "trace.html.jinja"
 HIDDEN = "(personal data)"
@@ -210,7 +211,7 @@ def _leads_to(target: Target | None) -> str:
 def _value(fact: Fact) -> str:
     if fact.personal and fact.value is not None:
         return HIDDEN
-    text = shown(fact.value)
+    text = exact(fact.value)
     return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}… ({len(text)} characters)"
 
 
@@ -354,7 +355,7 @@ def _told(step: Mapping[str, Any], personal: Collection[str]) -> tuple[str, str]
     """Both sides of a step as text; of many values those that differ, personal ones hidden."""
     expected, found = step["expected"], step["found"]
     if not (isinstance(expected, Mapping) and isinstance(found, Mapping)):
-        return shown(expected), shown(found)
+        return exact(expected), exact(found)
     view = step["name"].rpartition(" ")[2]
     differing = [
         name
@@ -366,7 +367,7 @@ def _told(step: Mapping[str, Any], personal: Collection[str]) -> tuple[str, str]
     hidden = {name for name in differing if name in personal or f"{view}__{name}" in personal}
 
     def side(values: Mapping[str, Any]) -> str:
-        return shown({name: HIDDEN if name in hidden else values[name] for name in differing if name in values})
+        return exact({name: HIDDEN if name in hidden else values[name] for name in differing if name in values})
 
     return side(expected), side(found)
 
@@ -421,7 +422,7 @@ def _searched(context: Context, query: Mapping[str, str]) -> Page:
 
 
 def _shortly(value: Any) -> str:
-    text = shown(value)
+    text = exact(value)
     return text if len(text) <= 60 else f"{text[:60]}…"
 
 
@@ -524,7 +525,7 @@ def _list_table(context: Context, name: str, caption: str, found: Sequence[Found
         row |= (
             {f"entity_{key}": value for key, value in entity.items()}
             if alone
-            else {"entity": [f"{k} {shown(v)}" for k, v in entity.items()]}
+            else {"entity": [f"{k} {exact(v)}" for k, v in entity.items()]}
         )
         rows.append(row)
     about = [Column(f"entity_{key}", key) for key in alone.entity] if alone else [Column("entity", "entity")]

@@ -118,11 +118,18 @@ def test_approvers_and_channels_stand_in_the_environment_or_a_profile(monkeypatc
     monkeypatch.setenv("NIGHTFLEET_PUBLIC_URL", "https://airflow.example.com/x/")
     settings = load_settings()
     assert settings.approver_names == {"admin": "admin", "7": "ada"}
-    assert [(channel.name, channel.at_once, channel.digest) for channel in settings.notifications] == [
+    assert [(channel.name, channel.at_once, channel.nightly_summary) for channel in settings.notifications] == [
         ("chat", ("critical", "warning"), True),
         ("log", ("critical", "request"), True),
     ]
     assert settings.public_url == "https://airflow.example.com/x"
+
+
+@pytest.mark.parametrize("key", ["nightly_summary", "digest"])
+def test_a_channel_may_leave_out_the_nightly_summary_by_either_name(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    channel = f"{{name: chat, kind: slack, url_secret: chat_url, {key}: false}}"
+    monkeypatch.setenv("NIGHTFLEET_NOTIFICATIONS", f"[{channel}]")
+    assert not load_settings().notifications[0].nightly_summary
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The digest: when a night is over, what is new in it, and that there is one."""
+"""The nightly summary: when a night is over, what is new in it, and that there is one."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from monitoring.alerting.alarms import acknowledge, silence
 from monitoring.alerting.nightly_summary import (
     Finishing,
     conclude_night,
-    data_word,
-    due_digests,
+    data_status,
+    due_summaries,
     entries_of,
-    send_digest,
+    send_summary,
     watch,
 )
 from monitoring.alerting.outbox import NotDelivered, outbox_table
@@ -54,7 +54,7 @@ def http() -> Iterator[HttpSink]:
 def two_models(
     folder: Path, http: HttpSink, monkeypatch: pytest.MonkeyPatch, *, dataset: str = toy.DATASET_YAML
 ) -> Lake:
-    """A data set with two models, and a webhook that takes digests alone."""
+    """A data set with two models, and a webhook that takes nightly summaries alone."""
     settings = toy.write_catalog(folder, dataset=dataset)
     second = toy.MODEL_YAML.replace("model: ride_minutes", f"model: {SECOND}").replace(
         "Duration of tomorrow's rides", "Price of <b>tomorrow's</b> rides"
@@ -112,7 +112,7 @@ def whole_night(lake: Lake, night: date = T, at: datetime = NOW) -> None:
 
 
 def due(lake: Lake, now: datetime = NOW, **given: Any) -> dict[date, list[str]]:
-    return due_digests(lake, now=now, **given)
+    return due_summaries(lake, now=now, **given)
 
 
 def told(lake: Lake, http: HttpSink, now: datetime = NOW) -> list[str]:
@@ -167,7 +167,7 @@ def test_a_model_without_a_champion_holds_nobody_up(lake: Lake) -> None:
     assert due(lake) == {T: [FIRST]}
 
 
-def test_a_back_fill_of_old_nights_sends_no_digest(lake: Lake) -> None:
+def test_a_back_fill_of_old_nights_sends_no_summary(lake: Lake) -> None:
     published(lake)
     scored(lake)
     monitored(lake, night=T - 3 * ONE_DAY)
@@ -180,9 +180,9 @@ def test_a_live_night_is_over_at_its_deadline(tmp_path: Path, http: HttpSink, mo
     deadline = datetime(2024, 3, 6, 5, tzinfo=UTC)
     assert due(lake, deadline) == {}
     assert due(lake, deadline + timedelta(seconds=1)) == {T: [FIRST, SECOND]}
-    [digest] = told(lake, http, deadline + timedelta(minutes=1))
-    assert digest.startswith("Night of 2024-03-05: 2 late\n")
-    assert "warning: late: 2024-03-05 was not scored at its deadline, 2024-03-06 06:00" in digest
+    [summary] = told(lake, http, deadline + timedelta(minutes=1))
+    assert summary.startswith("Night of 2024-03-05: 2 late\n")
+    assert "warning: late: 2024-03-05 was not scored at its deadline, 2024-03-06 06:00" in summary
 
 
 # ---- once ------------------------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def test_there_is_one_digest_a_night_however_many_tasks_send_it(lake: Lake, http
 
 def test_two_tasks_that_compose_the_same_digest_write_it_once(lake: Lake) -> None:
     whole_night(lake)
-    assert [send_digest(lake, T, [FIRST, SECOND], base_url=BASE, now=NOW) for _ in range(2)] == [1, 0]
+    assert [send_summary(lake, T, [FIRST, SECOND], base_url=BASE, now=NOW) for _ in range(2)] == [1, 0]
 
 
 def test_a_digest_whose_delivery_failed_is_sent_by_the_next_watch(lake: Lake, http: HttpSink) -> None:
@@ -241,13 +241,13 @@ def test_models_that_come_to_the_same_date_later_have_a_digest_of_their_own(lake
     assert FIRST not in second
     with lake.engine.connect() as connection:
         assert sorted(connection.execute(sa.select(outbox_table.c.message_key)).scalars()) == [
-            "digest/2024-03-05",
-            "digest/2024-03-05/ride_price",
+            "nightly_summary/2024-03-05",
+            "nightly_summary/2024-03-05/ride_price",
         ]
 
 
 def test_a_channel_may_do_without(lake: Lake, http: HttpSink) -> None:
-    quiet = lake.settings.notifications[0].model_copy(update={"digest": False})
+    quiet = lake.settings.notifications[0].model_copy(update={"nightly_summary": False})
     whole_night(lake)
     assert told(Lake(lake.settings.model_copy(update={"notifications": (quiet,)}), lake.catalog), http) == []
 
@@ -267,8 +267,8 @@ def test_where_nobody_is_told_the_outcome_says_so(lake: Lake) -> None:
 def test_it_groups_the_worst_first_and_leads_to_the_pages(lake: Lake, http: HttpSink) -> None:
     whole_night(lake)
     metric(lake, SECOND, T, {"x": "failing", "y": "failing"})
-    [digest] = told(lake, http)
-    assert lines_of(digest) == [
+    [summary] = told(lake, http)
+    assert lines_of(summary) == [
         "Night of 2024-03-05: 1 failing, 1 healthy",
         "FAILING: Price of <b>tomorrow's</b> rides (ride_price)",
         "- critical: drift_psi of x: too far",
@@ -279,8 +279,8 @@ def test_it_groups_the_worst_first_and_leads_to_the_pages(lake: Lake, http: Http
     ]
 
 
-def lines_of(digest: str) -> list[str]:
-    return [line.strip() for line in digest.splitlines() if line.strip()]
+def lines_of(summary: str) -> list[str]:
+    return [line.strip() for line in summary.splitlines() if line.strip()]
 
 
 def test_the_next_night_tells_what_changed_only(lake: Lake, http: HttpSink) -> None:
@@ -293,8 +293,8 @@ def test_the_next_night_tells_what_changed_only(lake: Lake, http: HttpSink) -> N
     whole_night(lake, tomorrow, later)
     metric(lake, FIRST, tomorrow, {"w": "failing", "x": "failing", "y": "failing", "z": "failing"})
     metric(lake, DATASET, tomorrow, {"bookings": "warning"}, group="quality", check="bad_share")
-    [digest] = told(lake, http, later)
-    lines = lines_of(digest)
+    [summary] = told(lake, http, later)
+    lines = lines_of(summary)
     assert "- critical: drift_psi of y: too far (since 2024-03-05, 2 nights)" in lines  # it became critical
     assert "Left out: 1 unchanged, 1 acknowledged, 1 silenced." in lines
     assert not [line for line in lines if " of w" in line or " of x" in line or " of z" in line]
@@ -317,8 +317,8 @@ def test_a_night_with_nothing_new_is_told_too(lake: Lake, http: HttpSink) -> Non
     told(lake, http)
     whole_night(lake, T + ONE_DAY, NOW + ONE_DAY)
     metric(lake, FIRST, T + ONE_DAY, {"x": "failing"})
-    [digest] = told(lake, http, NOW + ONE_DAY)
-    assert lines_of(digest)[:3] == [
+    [summary] = told(lake, http, NOW + ONE_DAY)
+    assert lines_of(summary)[:3] == [
         "Night of 2024-03-06: 1 failing, 1 healthy",
         "FAILING, nothing new: Duration of tomorrow's rides (ride_minutes)",
         "HEALTHY, all well: Price of <b>tomorrow's</b> rides (ride_price)",
@@ -330,8 +330,8 @@ def test_a_failed_run_names_its_task_and_what_it_said(lake: Lake, http: HttpSink
     scored(lake)
     monitored(lake, FIRST)
     monitored(lake, SECOND, state="failed", failed_task="drift", error="PartitionNotReady: <b>none</b>\nRun it.")
-    [digest] = told(lake, http)
-    assert "- ride_price_monitor failed for 2024-03-05: drift said PartitionNotReady: <b>none</b>" in lines_of(digest)
+    [summary] = told(lake, http)
+    assert "- ride_price_monitor failed for 2024-03-05: drift said PartitionNotReady: <b>none</b>" in lines_of(summary)
 
 
 def test_the_run_that_is_about_to_fail_is_told_as_failed(lake: Lake) -> None:
@@ -340,14 +340,14 @@ def test_the_run_that_is_about_to_fail_is_told_as_failed(lake: Lake) -> None:
     [worst, other] = entries_of(
         lake, T, [FIRST, SECOND], base_url=BASE, now=NOW, finishing=Finishing(SECOND, T, "drift")
     )
-    assert (worst.subject, worst.word, worst.lines) == (
+    assert (worst.subject, worst.status, worst.lines) == (
         SECOND,
         "failing",
         ("ride_price_monitor failed for 2024-03-05 in drift",),
     )
-    assert other.word == "healthy"
+    assert other.status == "healthy"
     [_, well] = entries_of(lake, T, [FIRST, SECOND], base_url=BASE, now=NOW, finishing=Finishing(SECOND, T))
-    assert (well.subject, well.word) == (SECOND, "healthy")
+    assert (well.subject, well.status) == (SECOND, "healthy")
 
 
 def test_a_request_that_waits_is_told_once(lake: Lake, http: HttpSink) -> None:
@@ -355,15 +355,15 @@ def test_a_request_that_waits_is_told_once(lake: Lake, http: HttpSink) -> None:
     record_waiting(lake, Waiting(FIRST, "r1", 0, f"{FIRST}_train", "promote version 3?", NOW, NOW + 7 * ONE_DAY))
     assert "- waits for approval: promote version 3?" in lines_of(told(lake, http)[0])
     whole_night(lake, T + ONE_DAY, NOW + ONE_DAY)
-    digest = told(lake, http, NOW + ONE_DAY)[0]
-    assert "promote version 3" not in digest
-    assert "Left out: 1 unchanged." in digest
+    summary = told(lake, http, NOW + ONE_DAY)[0]
+    assert "promote version 3" not in summary
+    assert "Left out: 1 unchanged." in summary
     whole_night(lake, T + 8 * ONE_DAY, NOW + 8 * ONE_DAY)
     assert "cleared" not in told(lake, http, NOW + 8 * ONE_DAY)[0]
 
 
 @pytest.mark.parametrize(
-    ("failed", "severities", "word"),
+    ("failed", "severities", "status"),
     [
         (True, [], "failing"),
         (False, ["warning", "critical"], "failing"),
@@ -371,9 +371,9 @@ def test_a_request_that_waits_is_told_once(lake: Lake, http: HttpSink) -> None:
         (False, [], "healthy"),
     ],
 )
-def test_one_word_for_a_data_set_s_night(failed: bool, severities: list[str], word: str) -> None:
+def test_one_status_for_a_data_set_s_night(failed: bool, severities: list[str], status: str) -> None:
     alarms: Any = [SimpleNamespace(severity=severity) for severity in severities]
-    assert data_word([object()] if failed else [], alarms) == word  # type: ignore[list-item]  # only whether there is one
+    assert data_status([object()] if failed else [], alarms) == status  # type: ignore[list-item]  # only whether there is one
 
 
 def test_what_chance_explains_is_not_told_until_it_lasts(lake: Lake, http: HttpSink) -> None:
@@ -391,9 +391,9 @@ def test_what_chance_explains_is_not_told_until_it_lasts(lake: Lake, http: HttpS
 def test_hostile_values_begin_no_lines(lake: Lake, http: HttpSink) -> None:
     whole_night(lake)
     metric(lake, FIRST, T, {"x": "failing"}, reason="a\r\nFAILING: Everything\n\nhttp://evil.example " + "x" * 9_000)
-    [digest] = told(lake, http)
-    assert sum(line.startswith("FAILING") for line in digest.splitlines()) == 1
-    assert len(digest) < 2_000
+    [summary] = told(lake, http)
+    assert sum(line.startswith("FAILING") for line in summary.splitlines()) == 1
+    assert len(summary) < 2_000
 
 
 # ---- what the watch does besides -------------------------------------------------------------------------------
@@ -411,9 +411,9 @@ def test_the_watch_judges_the_rules_of_every_model_and_repairs_the_actions(lake:
 
 
 def test_a_rule_that_two_judge_at_once_is_judged_again(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
-    from monitoring.alerting import nightly_summary as digest
+    from monitoring.alerting import nightly_summary as module
 
-    real: Any = digest.__dict__["judge_alerts"]
+    real: Any = module.__dict__["judge_alerts"]
     tries: list[int] = []
 
     def contested(*arguments: Any, **named: Any) -> Any:
@@ -422,7 +422,7 @@ def test_a_rule_that_two_judge_at_once_is_judged_again(lake: Lake, monkeypatch: 
             raise StalePublish("another was first")
         return real(*arguments, **named)
 
-    monkeypatch.setattr(digest, "judge_alerts", contested)
+    monkeypatch.setattr(module, "judge_alerts", contested)
     whole_night(lake)
     assert conclude_night(lake, FIRST, T, base_url=BASE, run_id="r", now=NOW)["alerts"]["alarms"] == []
     assert len(tries) == 2

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from config.calendar import ONE_DAY
 from config.settings import Channel
 from lake.lake import Lake
-from monitoring.alerting import outbox as notify
+from monitoring.alerting import outbox
 from monitoring.alerting.alarms import acknowledge, silence
 from monitoring.alerting.outbox import (
     Message,
@@ -188,9 +188,9 @@ def test_of_two_that_take_the_same_message_one_sends_it(lake: Lake, http: HttpSi
         deliver(lake, now=NOW, send=lambda _url, other: sent.append(other.key))
         return None
 
-    [row] = notify._waiting_messages(lake, ["hook"], NOW)
+    [row] = outbox._waiting_messages(lake, ["hook"], NOW)
     deliver(lake, now=NOW, send=another_meanwhile)
-    assert not notify._claimed(lake, row, NOW)  # it was seen waiting, and taken since
+    assert not outbox._claimed(lake, row, NOW)  # it was seen waiting, and taken since
     assert len(sent) == 1
 
 
@@ -317,9 +317,9 @@ def test_a_sender_that_breaks_is_a_failed_delivery(monkeypatch: pytest.MonkeyPat
         raise RuntimeError("odd")
 
     monkeypatch.setattr(apprise.Apprise, "notify", broken)
-    assert notify.send_by_apprise("json://127.0.0.1:1/x", Message("k", "t", "b")) == "RuntimeError: odd"
+    assert outbox.send_by_apprise("json://127.0.0.1:1/x", Message("k", "t", "b")) == "RuntimeError: odd"
     assert (
-        notify.send_by_apprise("pigeon://x", Message("k", "t", "b")) == "Apprise does not understand the channel's URL"
+        outbox.send_by_apprise("pigeon://x", Message("k", "t", "b")) == "Apprise does not understand the channel's URL"
     )
 
 

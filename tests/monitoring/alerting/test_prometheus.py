@@ -121,9 +121,9 @@ def test_the_status_is_the_word_of_the_page(judged: Lake) -> None:
         for name, value in values(judged).items()
         if name.startswith("nightfleet_model_status/")
     }
-    assert [word for word, value in found.items() if value == 1] == [standing.word] != ["healthy"]
+    assert [status for status, value in found.items() if value == 1] == [standing.status] != ["healthy"]
     assert set(found) == {"failing", "degraded", "late", "not evaluated", "healthy"}
-    assert found[standing.word] == 1
+    assert found[standing.status] == 1
 
 
 def test_what_is_not_known_has_no_sample(judged: Lake) -> None:

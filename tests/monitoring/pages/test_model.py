@@ -616,8 +616,8 @@ def test_a_catalog_without_segments_says_so(fortnight: Lake) -> None:
 def test_the_word_of_tonight_and_its_cause_stand_on_top(fortnight: Lake) -> None:
     [standing] = standings(fortnight, [MODEL], context_of(fortnight).now)
     _, html = shown(fortnight)
-    assert f'<span class="status status-{standing.word.replace(" ", "_")}">{standing.word}</span>' in html
-    assert standing.word == "failing"
+    assert f'<span class="status status-{standing.status.replace(" ", "_")}">{standing.status}</span>' in html
+    assert standing.status == "failing"
     assert standing.causes
     assert standing.causes[0].text.rstrip(".") in unescape(html)
     assert "Alarms are open" in html or "alarms are open" in html

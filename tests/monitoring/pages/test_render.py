@@ -1,9 +1,9 @@
-"""Numbers as a person reads them, and values from data that stay text wherever they stand."""
+"""Values from data stay text wherever they stand."""
 
 from __future__ import annotations
 
 import json
-from datetime import UTC, date, datetime, timedelta, timezone
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from typing import Any
 
@@ -18,9 +18,7 @@ from monitoring.pages.render import (
     embedded_json,
     login_page,
     render,
-    shown,
     shown_cell,
-    shown_instant,
     static_digest,
 )
 
@@ -59,56 +57,6 @@ class _Elements(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
-
-
-@pytest.mark.parametrize(
-    ("value", "said"),
-    [
-        (None, "–"),
-        ("", "–"),
-        (float("nan"), "–"),
-        (float("inf"), "–"),
-        (0, "0"),
-        (-0.0, "0"),
-        (1234567, "1,234,567"),
-        (1234567.8, "1,234,568"),
-        (0.123456, "0.1235"),
-        (12.3456, "12.35"),
-        (-12.3, "-12.3"),
-        (999.99, "1,000"),
-        (1200.0, "1,200"),
-        (0.00001234, "1.234e-05"),
-        (1e12, "1e+12"),
-        (True, "yes"),
-        (False, "no"),
-        ("text", "text"),
-        (date(2024, 3, 1), "2024-03-01"),
-    ],
-)
-def test_numbers_have_four_digits_that_count(value: Any, said: str) -> None:
-    assert shown(value) == said
-
-
-@pytest.mark.parametrize(
-    ("value", "said"),
-    [(0.5, "50 %"), (0.031, "3.1 %"), (0.0, "0 %"), (1, "100 %"), (-0.25, "-25 %"), (None, "–"), (float("nan"), "–")],
-)
-def test_shares_are_percent(value: Any, said: str) -> None:
-    assert shown(value, "percent") == said
-
-
-@given(st.floats(allow_nan=False, allow_infinity=False, min_value=-1e8, max_value=1e8))
-def test_what_is_shown_is_the_number_to_a_thousandth(value: float) -> None:
-    read = float(shown(value).replace(",", ""))
-    assert read == pytest.approx(value, rel=1e-3, abs=1e-3 * abs(value) + 1e-12)
-
-
-def test_instants_are_shown_in_utc() -> None:
-    berlin = timezone(timedelta(hours=2))
-    assert shown_instant(datetime(2024, 7, 1, 2, 30, tzinfo=berlin)) == "2024-07-01 00:30 UTC"
-    assert shown_instant(datetime(2024, 7, 1, 2, 30)) == "2024-07-01 02:30 UTC"
-    assert shown_instant(None) == "–"
-    assert shown(datetime(2024, 7, 1, 2, 30, tzinfo=UTC)) == "2024-07-01 02:30 UTC"
 
 
 def test_cells_of_lists_and_states() -> None:

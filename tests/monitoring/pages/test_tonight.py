@@ -1,4 +1,4 @@
-"""The landing page: one word and its cause for each model, one sentence for the night, from what the metrics say."""
+"""The landing page: one status and its cause for each model, one sentence for the night, from what the metrics say."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from config.calendar import ONE_DAY, Interval
 from lake.lake import Lake
 from lake.metrics import Metric, publish_metrics
 from monitoring.alerting.alarms import acknowledge, silence
-from monitoring.alerting.condition import DEFINITIONS, WORDS
 from monitoring.alerting.runs import Run, record_failure, record_run
 from monitoring.alerting.standing import Cause, Headline, Standing, headline, standings
+from monitoring.alerting.status import DEFINITIONS, STATUSES
 from monitoring.pages import tonight
 from monitoring.pages.page import to_csv
 from monitoring.pages.render import render
@@ -88,7 +88,7 @@ def failed(lake: Lake, kind: str, error: str, subject: str = MODEL, day: Any = N
 def test_a_green_night_is_one_sentence(lake: Lake) -> None:
     nights(lake)
     found = standing(lake)
-    assert (found.word, found.causes) == ("healthy", ())
+    assert (found.status, found.causes) == ("healthy", ())
     assert headline([found]) == Headline("The model is healthy", True)
     assert headline([found] * 16).text == "All 16 models are healthy"
     text, _ = shown(lake)
@@ -123,14 +123,14 @@ def test_a_view_without_values_is_named_first_with_since_and_share(lake: Lake) -
     for back in (2, 1):
         one(lake, NIGHT - timedelta(days=back), gone)
     one(lake, NIGHT, gone | drifted)
-    assert standing(lake).word == "failing"
+    assert standing(lake).status == "failing"
     assert causes(lake)[1] == "vehicle daily missing since 02-18: 2 features null in 31 % of rows"
     assert (
         causes(lake)[0]
         == "drift: 1 of 2 features beyond their limit, worst rides_7d of vehicle_daily (PSI 0.9, limit 0.2)"
     )
     one(lake, NIGHT, gone)
-    assert standing(lake).word == "degraded"
+    assert standing(lake).status == "degraded"
     told = headline(standings(lake, [MODEL], NOW))
     assert (told.text, told.cause) == (
         "The model is degraded",
@@ -141,19 +141,19 @@ def test_a_view_without_values_is_named_first_with_since_and_share(lake: Lake) -
 def test_one_column_beyond_its_limit_for_one_night_does_not_count_yet(lake: Lake) -> None:
     wide = {("drift_psi", FEATURES[0]): {"value": 0.3, "status": "warning"}}
     nights(lake, wide)
-    assert (standing(lake).word, [a.column for a in standing(lake).alarms]) == ("healthy", [FEATURES[0]])
+    assert (standing(lake).status, [a.column for a in standing(lake).alarms]) == ("healthy", [FEATURES[0]])
     assert "1 single warning of healthy models does not count yet." in shown(lake)[0]
     from tests.monitoring.pages.fleet import night as one
 
     one(lake, NIGHT - ONE_DAY, wide)
-    assert standing(lake).word == "degraded"
+    assert standing(lake).status == "degraded"
     assert causes(lake) == [
         "drift since 02-19: 1 of 2 features beyond their limit, worst rides_7d of vehicle_daily (PSI 0.3, limit 0.2)"
     ]
 
 
 @pytest.mark.parametrize(
-    ("key", "change", "word", "text"),
+    ("key", "change", "status", "text"),
     [
         (
             ("volume", ""),
@@ -178,17 +178,17 @@ def test_one_column_beyond_its_limit_for_one_night_does_not_count_yet(lake: Lake
     ],
 )
 def test_each_kind_of_alarm_has_its_words(
-    lake: Lake, key: tuple[str, str], change: dict[str, Any], word: str, text: str
+    lake: Lake, key: tuple[str, str], change: dict[str, Any], status: str, text: str
 ) -> None:
     nights(lake, {key: change})
-    assert standing(lake).word == word
+    assert standing(lake).status == status
     assert causes(lake)[0].startswith(text)
 
 
 def test_a_failed_run_tells_its_error_s_first_line_and_leads_to_the_run(lake: Lake) -> None:
     nights(lake)
     failed(lake, "monitor", "TrainingFailed: out of memory\n  a second line", day=NIGHT)
-    assert standing(lake).word == "failing"
+    assert standing(lake).status == "failing"
     assert causes(lake) == ["monitoring of 2024-02-20 failed: TrainingFailed: out of memory"]
     page = tonight.page(context(lake), query={})
     assert page.values["troubled"][0]["causes"][0]["url"] == f"/dags/{MODEL}_monitor/runs/run__2024-02-20/tasks/monitor"
@@ -201,7 +201,7 @@ def test_a_failure_that_was_mended_is_over(lake: Lake) -> None:
     record_run(
         lake, Run(f"{MODEL}_score", "again", MODEL, "score", NIGHT.isoformat(), "success", later, later), at=later
     )
-    assert standing(lake).word == "healthy"
+    assert standing(lake).status == "healthy"
 
 
 def test_a_failed_ingest_is_one_cause_for_all_its_models(lake: Lake) -> None:
@@ -218,7 +218,7 @@ def test_a_night_that_is_published_but_not_scored_is_late(lake: Lake) -> None:
     nights(lake)
     toy.publish_valid(lake, Interval(HISTORY.start, NIGHT + 2 * ONE_DAY))
     toy.publish_features(lake, Interval.of(NIGHT + ONE_DAY))
-    assert standing(lake).word == "late"
+    assert standing(lake).status == "late"
     assert causes(lake) == ["2024-02-21 is not scored, though its features are published, and no run is going on"]
 
 
@@ -228,7 +228,7 @@ def test_a_night_that_is_published_but_not_scored_is_late(lake: Lake) -> None:
 @pytest.mark.parametrize("check", ["volume", "drift_share", "prediction_drift", "quality_score", "mae", "error_ratio"])
 def test_a_part_that_is_missing_is_not_healthy(lake: Lake, check: str) -> None:
     nights(lake, left_out=(check,))
-    assert standing(lake).word == "not evaluated"
+    assert standing(lake).status == "not evaluated"
     assert "not evaluated: " in causes(lake)[0]
 
 
@@ -237,7 +237,7 @@ def test_a_part_that_is_missing_is_not_healthy(lake: Lake, check: str) -> None:
 )
 def test_a_part_that_could_not_be_judged_says_why(lake: Lake, key: tuple[str, str]) -> None:
     nights(lake, {key: {"status": "not_evaluated", "value": None, "reason": HOSTILE}})
-    assert standing(lake).word == "not evaluated"
+    assert standing(lake).status == "not evaluated"
     assert causes(lake)[0].endswith(HOSTILE)
     assert "script" not in [tag for tag in shown(lake)[1] if tag == "script"][1:], (
         "the page's own script is the only one"
@@ -248,24 +248,24 @@ def test_single_columns_without_a_verdict_are_counted_beside(lake: Lake) -> None
     nights(
         lake, {("drift_psi", FEATURES[0]): {"status": "not_evaluated", "value": None, "reason": "every value is null"}}
     )
-    assert standing(lake).word == "healthy"
+    assert standing(lake).status == "healthy"
     assert standing(lake).drift == "0 of 1; 1 not evaluated"
 
 
 def test_nothing_measured_at_all(lake: Lake) -> None:
-    assert standing(lake).word == "not evaluated"
+    assert standing(lake).status == "not evaluated"
     assert any("no night of it has matured so far" in text for text in causes(lake))
 
 
 def test_nothing_scored_at_all(fresh: Lake) -> None:
     found = standings(fresh, [MODEL], NOW)
-    assert found[0].word != "healthy"
+    assert found[0].status != "healthy"
     assert not headline(found).good
     assert "never" in shown(fresh)[0]
 
 
 def test_an_empty_installation(toy_lake: Lake) -> None:
-    assert standings(toy_lake, [MODEL], NOW)[0].word == "not evaluated"
+    assert standings(toy_lake, [MODEL], NOW)[0].status == "not evaluated"
     assert shown(toy_lake)
     text, _ = shown(toy_lake, models=(), datasets=())
     assert "There is no model that you may see" in text
@@ -292,7 +292,7 @@ def test_acknowledged_and_silenced_alarms_are_counted_apart_and_stay_true(lake: 
     acknowledge(lake, f"{MODEL}/volume//", by="anna", role="operator", reason="known")
     silence(lake, f"{MODEL}/label_share//", until=NIGHT + ONE_DAY, by="anna", role="operator", reason="known")
     assert tonight._alarms_text(standing(lake)) == "1 acknowledged, 1 silenced"
-    assert standing(lake).word == "degraded"
+    assert standing(lake).status == "degraded"
 
 
 def test_an_open_request_is_counted(lake: Lake) -> None:
@@ -308,10 +308,10 @@ def test_the_worst_comes_first(lake: Lake) -> None:
     nights(lake)
     found = standing(lake)
     order = sorted(
-        (replace(found, word=word, causes=(Cause(1, word),)) for word in reversed(WORDS)),
-        key=lambda s: WORDS.index(s.word),
+        (replace(found, status=status, causes=(Cause(1, status),)) for status in reversed(STATUSES)),
+        key=lambda s: STATUSES.index(s.status),
     )
-    assert [s.word for s in order] == list(WORDS) == ["failing", "late", "degraded", "not evaluated", "healthy"]
+    assert [s.status for s in order] == list(STATUSES) == ["failing", "late", "degraded", "not evaluated", "healthy"]
     told = headline(order)
     assert (told.text, told.cause) == ("1 of 5 models failing, 1 late, 1 degraded, 1 not evaluated", "Failing")
 
@@ -338,5 +338,5 @@ def test_what_comes_from_data_is_shown_as_text(lake: Lake) -> None:
 def test_the_words_are_defined_on_the_page(lake: Lake) -> None:
     nights(lake)
     text, _ = shown(lake)
-    for word in WORDS:
-        assert DEFINITIONS[word] in text
+    for status in STATUSES:
+        assert DEFINITIONS[status] in text

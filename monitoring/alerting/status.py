@@ -1,4 +1,4 @@
-"""The one word for a model's condition, as a pure function of typed facts, and which warnings count towards it."""
+"""The one status of a model, as a pure function of typed facts, and which warnings count towards it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Word = Literal["failing", "late", "degraded", "not evaluated", "healthy"]
+Status = Literal["failing", "late", "degraded", "not evaluated", "healthy"]
 Part = Literal["input quality", "volume", "drift of features", "drift of predictions", "performance"]
-WORDS: tuple[Word, ...] = get_args(Word)  # the worst first
+STATUSES: tuple[Status, ...] = get_args(Status)  # the worst first
 PARTS: tuple[Part, ...] = get_args(Part)
 
-DEFINITIONS: dict[Word, str] = {
+DEFINITIONS: dict[Status, str] = {
     "failing": (
         "The newest run of the night's ingest, scoring or monitoring failed and none has succeeded since, or a critical"
         " alarm is open."
@@ -47,7 +47,7 @@ _CHANCE = 0.01
 
 @dataclass(frozen=True)
 class Facts:
-    """All that the word depends on.
+    """All that the status depends on.
 
     Attributes:
         scored: whether the night that can be expected by now is scored.
@@ -66,10 +66,8 @@ class Facts:
     unjudged: frozenset[Part]
 
 
-def word_of(facts: Facts) -> Word:
-    """The word for a model: the first that applies, the worst first. Healthy only when the night is scored and nothing
-    at all is left open.
-    """
+def status_of(facts: Facts) -> Status:
+    """The first status that applies, the worst first; healthy only when the night is scored and nothing is open."""
     if facts.run_failed or facts.critical:
         return "failing"
     if facts.overdue or facts.came_late:

@@ -1,4 +1,4 @@
-"""A model has exactly one word, and never the good one while something is wrong or was not looked at."""
+"""A model has exactly one status, and never the good one while something is wrong or was not looked at."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitoring.alerting.condition import (
+from monitoring.alerting.status import (
     DEFINITIONS,
     PARTS,
     STATISTICAL,
-    WORDS,
+    STATUSES,
     Facts,
     counts,
     more_than_chance,
-    word_of,
+    status_of,
 )
 
 GOOD = Facts(
@@ -37,25 +37,25 @@ def every_combination() -> list[Facts]:
 
 
 def test_every_combination_of_facts_gives_exactly_one_word() -> None:
-    found = [word_of(facts) for facts in every_combination()]
+    found = [status_of(facts) for facts in every_combination()]
     assert len(found) == 2 ** (len(FLAGS) + len(PARTS))
-    assert set(found) == set(WORDS) == set(DEFINITIONS)
+    assert set(found) == set(STATUSES) == set(DEFINITIONS)
 
 
 def test_only_a_model_without_any_open_question_is_healthy() -> None:
-    assert [facts for facts in every_combination() if word_of(facts) == "healthy"] == [GOOD], (
+    assert [facts for facts in every_combination() if status_of(facts) == "healthy"] == [GOOD], (
         "healthy takes: scored, in time, no failed run, no alarm that counts, and every part judged. Add a new fact to "
-        "`word_of` before it can hide."
+        "`status_of` before it can hide."
     )
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_one_part_without_a_judgement_is_not_evaluated(part: str) -> None:
-    assert word_of(replace(GOOD, unjudged=frozenset({part}))) == "not evaluated"  # type: ignore[arg-type]
+    assert status_of(replace(GOOD, unjudged=frozenset({part}))) == "not evaluated"  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("facts", "word"),
+    ("facts", "status"),
     [
         ({"scored": False}, "not evaluated"),
         ({"scored": False, "overdue": True}, "late"),
@@ -67,8 +67,8 @@ def test_one_part_without_a_judgement_is_not_evaluated(part: str) -> None:
         ({"run_failed": True}, "failing"),
     ],
 )
-def test_the_worst_word_that_applies(facts: dict[str, object], word: str) -> None:
-    assert word_of(replace(GOOD, **facts)) == word  # type: ignore[arg-type]
+def test_the_worst_word_that_applies(facts: dict[str, object], status: str) -> None:
+    assert status_of(replace(GOOD, **facts)) == status  # type: ignore[arg-type]
 
 
 def test_more_trouble_never_gives_a_better_word() -> None:
@@ -79,7 +79,7 @@ def test_more_trouble_never_gives_a_better_word() -> None:
         ]
         worse += [replace(facts, unjudged=facts.unjudged | {part}) for part in PARTS]
         for other in worse:
-            assert WORDS.index(word_of(other)) <= WORDS.index(word_of(facts)), (facts, other)
+            assert STATUSES.index(status_of(other)) <= STATUSES.index(status_of(facts)), (facts, other)
 
 
 # ---- which warnings count ----------------------------------------------------------------------------------------
