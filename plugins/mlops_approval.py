@@ -43,7 +43,8 @@ class PromotionApproval(HITLOperator):  # type: ignore[misc]  # airflow ships no
         """Ask, then wait."""
         from lake.lake import open_lake
         from monitoring.alerting.runs import Waiting, record_waiting
-        from training.registry.approval import answered_before, approval_form
+        from monitoring.pages.approval_form import approval_form
+        from training.registry.approval import answered_before
 
         if self.decision["verdict"] != "promote":
             raise AirflowSkipException(

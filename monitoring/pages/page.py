@@ -19,7 +19,7 @@ from lake.lake import Lake
 
 Role = Literal["viewer", "operator", "admin"]
 ROLES: tuple[Role, ...] = ("viewer", "operator", "admin")
-Kind = Literal["text", "number", "percent", "date", "status", "link"]
+Kind = Literal["text", "number", "percent", "change", "date", "status"]
 _LONGEST_PERIOD_DAYS = 3_660
 _FIRST_YEAR, _LAST_YEAR = 1900, 2200
 
@@ -117,13 +117,20 @@ def _with_query(path: str, query: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table. `link` names the row's key that holds an address for this cell."""
+    """One column of a table. `change`: a share with its sign. `link` names the row's key that holds an address for this
+    cell.
+    """
 
     key: str
     label: str
     kind: Kind = "text"
     unit: str = ""
     link: str = ""
+
+    @property
+    def align(self) -> str:
+        """Numbers stand to the right, below each other."""
+        return "right" if self.kind in ("number", "percent", "change") else "left"
 
 
 @dataclass(frozen=True)
@@ -135,6 +142,7 @@ class Table:
         caption: what the table says, in a sentence; read out by screen readers.
         rows: cells by column key. Numbers stay numbers: the template rounds what it shows, the CSV does not.
         folded: shown closed, the caption as its handle.
+        stacked: on a narrow screen each row is a card, and nothing has to be scrolled sideways.
         empty: what stands there when there are no rows.
     """
 
@@ -144,6 +152,7 @@ class Table:
     rows: Sequence[Mapping[str, Any]]
     folded: bool = False
     empty: str = "Nothing here."
+    stacked: bool = False
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,14 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from monitoring.pages.page import Column, Context, Page
+from monitoring.pages.page import Column, Context, Page, Table
 from monitoring.wording import instant, shown
 
 FOLDER = Path(__file__).parent
@@ -88,3 +88,26 @@ def shown_cell(row: Mapping[str, Any], column: Column) -> str:
     """One cell of a table as text."""
     value = row.get(column.key)
     return str(value).replace("_", " ") if column.kind == "status" and value else shown(value, column.kind)
+
+
+def markdown_table(table: Table) -> str:
+    """A table in Markdown, its caption above it; what failed in bold."""
+    if not table.rows:
+        return table.empty
+    lines = [table.caption, "", _markdown_row(column.label for column in table.columns)]
+    lines.append(_markdown_row("---" if column.align == "left" else "---:" for column in table.columns))
+    for row in table.rows:
+        cells = [markdown_text(shown_cell(row, column)) for column in table.columns]
+        lines.append(_markdown_row("**failed**" if cell == "failed" else cell for cell in cells))
+    return "\n".join(lines)
+
+
+def _markdown_row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def markdown_text(value: str) -> str:
+    """Text that came from data, so that it cannot pose as a table's border, a link or markup."""
+    for mark in "\\|`*_[]<>":
+        value = value.replace(mark, f"\\{mark}")
+    return " ".join(value.split())

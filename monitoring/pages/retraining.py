@@ -19,16 +19,15 @@ from monitoring.alerting.lifecycle import Gain, Led, gains, requests_with_outcom
 from monitoring.alerting.matured import Pooled
 from monitoring.alerting.reading import newest_nights
 from monitoring.alerting.runs import FAILED
+from monitoring.pages.gate_evidence import improvements_table, other_checks_table, segments_table
 from monitoring.pages.page import Column, Context, Page, Table, read_period, shortened
 from monitoring.pages.story import known_from
 from monitoring.wording import counted, per_hundred, percent
-from training.registry.decision import Check
 from training.registry.records import DecisionRecord
 
 TEMPLATE = "retraining.html.jinja"
 NIGHTS_SHOWN = 90
 ACTIONS_SHOWN, ALL_ACTIONS_SHOWN = 20, 1_000
-_SEGMENTS_SHOWN = 8
 _LONGEST_NUMBER_NAMES = 6
 
 
@@ -76,7 +75,7 @@ def page(context: Context, *, query: Mapping[str, str]) -> Page:
         _alarms_table(context, alarms, chosen),
         _promotions_table(context, shown, gained),
         _actions_table(actions[:limit]),
-        *(table for one in shown_waiting for table in (one["evidence"], one["segments"])),
+        *(table for one in shown_waiting for table in one["tables"]),
     )
     return Page("Retraining", TEMPLATE, values, tables=tables)
 
@@ -291,68 +290,22 @@ def _apart(one: Pooled, other: Pooled) -> bool:
 
 def _waiting(context: Context, decision: DecisionRecord) -> dict[str, Any]:
     """A promotion that waits for a person, with the gate's evidence."""
-    entry = context.lake.model(decision.model)
-    improvements = [check for check in decision.checks if check.name == "improvement"]
-    segments = sorted(
-        (c for c in decision.checks if c.name == "segment"), key=lambda c: (c.passed is not False, c.improvement or 0.0)
-    )
-    others = [check for check in decision.checks if check.name not in ("improvement", "segment")]
     name = f"evidence_{decision.model}_{decision.version}"
+    checks = decision.checks
     return {
         "model": decision.model,
-        "title": entry.title,
+        "title": context.lake.model(decision.model).title,
         "version": decision.version,
         "as_of": decision.as_of,
         "says": _gate_text(decision),
-        "test": f"{decision.rows:,} rows of {decision.nights} nights that neither model had seen",
         "digest": decision.evidence_digest,
         "card": context.url("embedded", decision.model, "model_cards", f"{decision.version}.html"),
-        "evidence": Table(
-            name,
-            "Error of the challenger and of its rival, as the gate measured them.",
-            _CHECKS,
-            [_check_row(c) for c in improvements],
+        "tables": (
+            improvements_table(name, checks, decision.incumbent, decision.rows, decision.nights),
+            segments_table(f"{name}_segments", checks),
+            other_checks_table(f"{name}_checks", checks),
         ),
-        "segments": Table(
-            f"{name}_segments",
-            f"Segments, the worst {min(len(segments), _SEGMENTS_SHOWN)} of {len(segments)} first.",
-            _CHECKS,
-            [_check_row(c) for c in segments[:_SEGMENTS_SHOWN]],
-            folded=True,
-            empty="No segments were judged.",
-        ),
-        "others": [f"{c.name}: {_passed(c)}" + (f". {c.note}" if c.note else "") for c in others],
     }
-
-
-_CHECKS = (
-    Column("output", "output"),
-    Column("segment", "segment"),
-    Column("metric", "metric"),
-    Column("challenger", "challenger", "number"),
-    Column("rival", "rival", "number"),
-    Column("improvement", "improvement", "percent"),
-    Column("bound", "surely more than", "percent"),
-    Column("needed", "needed", "percent"),
-    Column("rows", "rows", "number"),
-    Column("passed", "passed"),
-)
-
-
-def _check_row(check: Check) -> dict[str, Any]:
-    row = {
-        name: getattr(check, name)
-        for name in ("output", "segment", "metric", "challenger", "rival", "improvement", "rows")
-    }
-    # A segment's bound is one of the ratio of errors; as an improvement it reads like the rest.
-    flipped = check.name == "segment"
-    bound = None if check.bound is None else 1 - check.bound if flipped else check.bound
-    needed = None if check.needed is None else 1 - check.needed if flipped else check.needed
-    return row | {"bound": bound, "needed": needed, "passed": _passed(check)}
-
-
-def _passed(check: Check) -> str:
-    return {True: "yes", False: "no", None: "not evaluated"}[check.passed]
 
 
 # ---- alarms ------------------------------------------------------------------------------------------------------

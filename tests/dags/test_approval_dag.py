@@ -133,7 +133,7 @@ def test_it_waits_with_the_evidence_that_is_shown(
 ) -> None:
     from airflow.sdk.exceptions import TaskAwaitingInput
 
-    from training.registry.approval import Form
+    from monitoring.pages.approval_form import Form
 
     asked: list[dict[str, Any]] = []
     cards: list[Any] = []
@@ -142,7 +142,7 @@ def test_it_waits_with_the_evidence_that_is_shown(
         cards.append(model_card)
         return Form("the subject", "the body", "s" * 64)
 
-    monkeypatch.setattr("training.registry.approval.approval_form", form)
+    monkeypatch.setattr("monitoring.pages.approval_form.approval_form", form)
     monkeypatch.setattr("training.registry.approval.answered_before", lambda *_, **__: None)
     monkeypatch.setattr(
         "airflow.providers.standard.operators.hitl.upsert_hitl_detail", lambda **detail: asked.append(detail)

@@ -1,5 +1,4 @@
-"""A person's word on a promotion that passed the gate: what they are shown, what they answered, and that it was about
-this evidence.
+"""A person's word on a promotion that passed the gate: what they answered, and that it was about this evidence.
 
 Every answer is a row of `<model>/approvals`, a request that nobody answered in time is one, too. Only an approval with
 a reason, of the evidence that is promoted, lets `promote` write to the ledger.
@@ -22,14 +21,13 @@ from lake.lake import Lake
 from lake.projection import project_whole
 from lake.publish import StalePublish, publish
 from lake.tables import LakeTable, named_table
-from training.registry.decision import Check, Decision, decisions_table, read_decisions
+from training.registry.decision import Decision, decisions_table, read_decisions
 
 APPROVE, REJECT = "Approve", "Reject"
 SQL_TABLE = "approvals"
 Answer = Literal["approved", "rejected", "lapsed"]
 NOBODY = "nobody"
 _ATTEMPTS = 5
-_SEGMENTS_SHOWN = 10
 log = logging.getLogger(__name__)
 
 
@@ -115,64 +113,13 @@ def read_approvals(lake: Lake, model: str, as_of: date | None = None) -> list[Ap
     ]
 
 
-# ---- asking ------------------------------------------------------------------------------------------------------
+def stored_decision(lake: Lake, model: str, evidence_digest: str) -> Decision:
+    """The decision that a person is asked about.
 
-
-@dataclass(frozen=True)
-class Form:
-    """What a person is shown. `evidence_digest` goes with the answer: it is what they decided on."""
-
-    subject: str
-    body: str
-    evidence_digest: str
-
-
-def approval_form(lake: Lake, model: str, decision: Mapping[str, Any], *, model_card: str | None) -> Form:
-    """The question: the gate's evidence as it is stored, in Markdown.
-
-    Args:
-        decision: the gate's decision as JSON; only its digest is believed.
-        model_card: where the version's model card lies, a link or a path; None where there is none.
     Raises:
         DecisionNotFound: no stored decision has that digest.
         DecisionDamaged: the stored decision was changed.
     """
-    entry = lake.model(model)
-    stored = _stored(lake, model, decision["evidence_digest"])
-    newest = lake.ledger(model).read().newest
-    reigns = f"version {newest.version}, since {newest.effective_from}" if newest else "none yet"
-    nights = stored.evidence["test"]["nights"]
-    lines = [
-        f"**The gate's verdict: {stored.verdict}.** {_text(' '.join(str(reason) for reason in stored.reasons))}",
-        "",
-        f"- Model: {_text(entry.title)} (`{model}`), version {stored.version}, trained on what was known on "
-        f"{stored.as_of}",
-        f"- Champion now: {reigns}. Judged against: {_text(stored.rival)}",
-        f"- Test: {stored.rows:,} rows of {len(nights)} nights{f', {nights[0]} to {nights[-1]}' if nights else ''}, "
-        "which neither model had seen",
-        f"- Model card: {_link(model_card)}",
-        f"- Evidence: `{stored.evidence_digest}`",
-        "",
-        "| output | metric | challenger | rival | improvement | surely more than | needed | passed |",
-        "|---|---|---:|---:|---:|---:|---:|---|",
-        *(_improvement(check) for check in stored.checks if check.name == "improvement"),
-        "",
-        *_segments(stored),
-        *_other_checks(stored),
-        "",
-        f"*Approve*: from the next night on version {stored.version} scores, whenever you answer. *Reject*, or no "
-        "answer within "
-        f"{format_duration(entry.approval_timeout)}: the champion stays. Give your reason either way; it is kept with "
-        "your name.",
-    ]
-    return Form(
-        f"{entry.title}: promote version {stored.version}, as of {stored.as_of}?",
-        "\n".join(lines),
-        stored.evidence_digest,
-    )
-
-
-def _stored(lake: Lake, model: str, evidence_digest: str) -> Decision:
     found = next((d for d in read_decisions(lake, model) if d.evidence_digest == evidence_digest), None)
     if found is None:
         raise DecisionNotFound(
@@ -180,100 +127,6 @@ def _stored(lake: Lake, model: str, evidence_digest: str) -> Decision:
             "the gate's task."
         )
     return found
-
-
-def _improvement(check: Check) -> str:
-    numbers = (
-        _number(check.challenger),
-        _number(check.rival),
-        _percent(check.improvement),
-        _percent(check.bound),
-        _percent(check.needed),
-    )
-    return f"| {_text(check.output or '')} | {check.metric or ''} | " + " | ".join(numbers) + f" | {_passed(check)} |"
-
-
-def _segments(decision: Decision) -> list[str]:
-    segments = [check for check in decision.checks if check.name == "segment"]
-    if not segments:
-        return ["No segments were judged.", ""]
-    worst = sorted(
-        segments,
-        key=lambda check: (
-            check.passed is not False,
-            check.improvement if check.improvement is not None else float("inf"),
-        ),
-    )
-    lines = [
-        f"Segments, the worst {min(len(worst), _SEGMENTS_SHOWN)} of {len(worst)} first:",
-        "",
-        "| segment | output | rows | challenger | rival | improvement | error ratio surely above | allowed | passed |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---|",
-    ]
-    for check in worst[:_SEGMENTS_SHOWN]:
-        numbers = (
-            _number(check.challenger),
-            _number(check.rival),
-            _percent(check.improvement),
-            _number(check.bound),
-            _number(check.needed),
-        )
-        rows = "" if check.rows is None else f"{check.rows:,}"
-        lines.append(
-            f"| {_text(check.segment or '')} | {_text(check.output or '')} | {rows} | "
-            + " | ".join(numbers)
-            + f" | {_passed(check)} |"
-        )
-    return [*lines, ""]
-
-
-def _other_checks(decision: Decision) -> list[str]:
-    return [
-        f"- {_text(check.name)}: {_passed(check)}{_measured(check)}"
-        for check in decision.checks
-        if check.name not in {"improvement", "segment"}
-    ]
-
-
-def _measured(check: Check) -> str:
-    met = (
-        ""
-        if check.challenger is None
-        else (
-            f" ({_number(check.challenger)}"
-            f"{'' if check.needed is None else f', the rule says {_number(check.needed)}'})"
-        )
-    )
-    return met + (f". {_text(check.note)}" if check.note else "")
-
-
-def _passed(check: Check) -> str:
-    return {True: "yes", False: "**no**", None: "not evaluated"}[check.passed]
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{value:+.1%}"
-
-
-def _text(value: str) -> str:
-    """Text that came from data, so that it cannot pose as a table's border, a link or markup."""
-    for mark in "\\|`*_[]<>":
-        value = value.replace(mark, f"\\{mark}")
-    return " ".join(value.split())
-
-
-def _link(model_card: str | None) -> str:
-    if not model_card:
-        return "none was made"
-    return (
-        f"[{model_card}]({model_card})"
-        if model_card.startswith(("http://", "https://", "/")) and " " not in model_card
-        else f"`{model_card}`"
-    )
 
 
 # ---- the answer --------------------------------------------------------------------------------------------------

@@ -207,8 +207,8 @@ def test_promoted_and_what_it_gained(lake: Lake) -> None:
     errors(lake, 2, FIRST + ONE_DAY, [0.72, 0.7, 0.74, 0.72])
     gain = only_request(lake)["gain"]
     assert gain.startswith(
-        "ride_minutes: 20 % less error: mae over the baseline's 72 % (69.4 to 74.6) in 4 nights, 400 rows; before 90 % "
-        "(87.4 to 92.6) in 4 nights"
+        "ride_minutes: 20 % less error: mae over the baseline's 72 % (69 to 75) in 4 nights, 400 rows; before 90 % "
+        "(87 to 93) in 4 nights"
     )
     assert "long_probability: 20 % less error: brier" in gain
 

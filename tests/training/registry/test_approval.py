@@ -1,4 +1,4 @@
-"""What an approver is shown, how an answer is kept, and that nothing is promoted without one."""
+"""How an answer is kept, and that nothing is promoted without one."""
 
 from __future__ import annotations
 
@@ -21,14 +21,11 @@ from training.registry.approval import (
     NOBODY,
     REJECT,
     ApprovalLapsed,
-    DecisionNotFound,
     NotApproved,
     PromotionRejected,
     ReasonMissing,
-    _text,
     answered,
     answered_before,
-    approval_form,
     approval_of,
     approvals_table,
     lapsed,
@@ -79,73 +76,6 @@ def answer(lake: Lake, decision: Decision, **words: Any) -> dict[str, Any]:
 
 def lines(lake: Lake) -> list[int]:
     return [promotion.version for promotion in lake.ledger(MODEL).read().promotions]
-
-
-# ---- the form ----------------------------------------------------------------------------------------------------
-
-
-def test_the_form_shows_the_stored_evidence(lake: Lake) -> None:
-    decision, _ = judged(lake, miss=1.0, miss_south=3.0)
-    form = approval_form(
-        lake,
-        MODEL,
-        decision.to_json() | {"reasons": ["made up"], "verdict": "refuse"},
-        model_card="/reports/ride_minutes/card.html",
-    )
-    assert form.subject == "Duration of tomorrow's rides: promote version 1, as of 2024-02-26?"
-    assert form.evidence_digest == decision.evidence_digest
-    assert "The gate's verdict: promote." in form.body
-    assert "made up" not in form.body
-    assert f"Evidence: `{decision.evidence_digest}`" in form.body
-    assert "[/reports/ride_minutes/card.html](/reports/ride_minutes/card.html)" in form.body
-    assert "7 nights, 2024-02-17 to 2024-02-23" in form.body
-    assert "Champion now: none yet. Judged against: baseline median" in form.body
-    assert "no answer within 3 days" in form.body
-    assert "- nights: yes (7, the rule says 5)" in form.body.splitlines()
-    [check] = [check for check in decision.checks if check.name == "improvement" and check.output == "ride_minutes"]
-    assert check.challenger is not None
-    assert check.bound is not None
-    row = next(line for line in form.body.splitlines() if line.startswith("| ride\\_minutes | mae |"))
-    assert f"| {check.challenger:.4g} | {check.rival:.4g} |" in row
-    assert f"| {check.bound:+.1%} |" in row
-    assert row.endswith("| yes |")
-
-
-def test_the_worst_segment_stands_first(lake: Lake) -> None:
-    decision, _ = judged(lake, miss=1.0, miss_south=3.0)
-    body = approval_form(lake, MODEL, decision.to_json(), model_card=None).body
-    shown = body[body.index("Segments, the worst") :].splitlines()
-    rows = [line for line in shown if line.startswith("| ") and "ride\\_minutes" in line]
-    assert "south" in rows[0]
-    assert len(rows) == 3
-    assert "Model card: none was made" in body
-
-
-def test_every_table_of_the_form_has_as_many_cells_as_its_heading(lake: Lake) -> None:
-    decision, _ = judged(lake)
-    width = 0
-    for line in approval_form(lake, MODEL, decision.to_json(), model_card=None).body.splitlines():
-        if not line.startswith("|"):
-            width = 0
-            continue
-        cells = line.replace("\\|", "").count("|")
-        width = width or cells
-        assert cells == width, line
-
-
-@given(st.text())
-def test_text_from_data_cannot_draw_in_the_form(text: str) -> None:
-    shown = _text(text)
-    assert "\n" not in shown
-    plain = shown.replace("\\\\", "")
-    for mark in "|`*[]<>_":
-        assert plain.count(mark) == plain.count(f"\\{mark}")
-
-
-def test_what_is_not_stored_cannot_be_asked_about(lake: Lake) -> None:
-    decision, _ = judged(lake)
-    with pytest.raises(DecisionNotFound, match=r"no stored decision with evidence ffff.*Clear the gate's task"):
-        approval_form(lake, MODEL, decision.to_json() | {"evidence_digest": "f" * 64}, model_card=None)
 
 
 # ---- the answer --------------------------------------------------------------------------------------------------

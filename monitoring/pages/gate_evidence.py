@@ -1,0 +1,96 @@
+"""What the gate measured of a version, as tables: for the approval form, the model card and the page Retraining."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from monitoring.pages.page import Column, Table
+from training.registry.decision import Check
+
+SEGMENTS_SHOWN = 10
+# What is reported, and lets nothing pass or fail.
+_REPORTED = ("coverage", "champion")
+_NAMES = {
+    "nights": "test nights",
+    "schema": "columns are the catalog's",
+    "finite": "predictions that are no number",
+    "latency": "milliseconds a row",
+    "leakage": "cells that knew the future",
+    "coverage": "outcomes inside the interval",
+    "champion": "the champion",
+    "segments_too_small": "segments too small to judge",
+}
+_ERRORS = (
+    Column("challenger", "challenger", "number"),
+    Column("incumbent", "incumbent", "number"),
+    Column("improvement", "improvement", "change"),
+)
+_IMPROVEMENTS = (
+    Column("output", "output"),
+    Column("metric", "metric"),
+    *_ERRORS,
+    Column("bound", "lower bound", "change"),
+    Column("needed", "needed", "change"),
+    Column("result", "result", "status"),
+)
+_SEGMENTS = (
+    Column("segment", "segment"),
+    Column("output", "output"),
+    Column("rows", "rows", "number"),
+    *_ERRORS,
+    Column("bound", "error ratio, lower bound", "number"),
+    Column("needed", "allowed", "number"),
+    Column("result", "result", "status"),
+)
+_OTHERS = (
+    Column("check", "check"),
+    Column("value", "value", "number"),
+    Column("needed", "needed", "number"),
+    Column("result", "result", "status"),
+    Column("note", "note"),
+)
+
+
+def improvements_table(name: str, checks: Sequence[Check], incumbent: str, rows: int, nights: int) -> Table:
+    """Each output's error beside the incumbent's, and whether the improvement is proven."""
+    caption = f"Challenger against {incumbent}: {rows:,} rows of {nights} nights that neither model was fitted on."
+    judged = [check for check in checks if check.name == "improvement"]
+    return Table(name, caption, _IMPROVEMENTS, [_errors(check) for check in judged], stacked=True)
+
+
+def segments_table(name: str, checks: Sequence[Check]) -> Table:
+    """Segments by how much the challenger is worse there, the worst first, at most ten of them."""
+    judged = [check for check in checks if check.name == "segment"]
+    judged.sort(key=lambda c: (c.passed is not False, c.improvement if c.improvement is not None else float("inf")))
+    shown = judged[:SEGMENTS_SHOWN]
+    caption = f"The worst {len(shown)} of {len(judged)} segments. Error ratio: challenger over incumbent."
+    rows = [_errors(check) | {"segment": check.segment, "rows": check.rows} for check in shown]
+    return Table(name, caption, _SEGMENTS, rows, folded=True, empty="No segments were judged.", stacked=True)
+
+
+def other_checks_table(name: str, checks: Sequence[Check]) -> Table:
+    """Everything else that was looked at, with the value met and the value needed."""
+    rows = [
+        {
+            "check": _NAMES.get(check.name, check.name) + (f", {check.output}" if check.output else ""),
+            "value": check.challenger,
+            "needed": check.needed,
+            "result": _result(check),
+            "note": check.note,
+        }
+        for check in checks
+        if check.name not in ("improvement", "segment")
+    ]
+    return Table(name, "What else the gate checked.", _OTHERS, rows, empty="Nothing else was checked.", stacked=True)
+
+
+def _errors(check: Check) -> dict[str, Any]:
+    row = {name: getattr(check, name) for name in ("output", "metric", "challenger", "improvement", "bound", "needed")}
+    return row | {"incumbent": check.rival, "result": _result(check)}
+
+
+def _result(check: Check) -> str:
+    if check.passed is None:
+        return "reported" if check.name in _REPORTED else "not evaluated"
+    return "passed" if check.passed else "failed"
