@@ -1,8 +1,8 @@
 """GX's own data docs of the validated nights, as pages that open without a network.
 
 Below `<reports>/data_docs/`: `static/` (what the pages load), `<dataset>/index.html`, `<dataset>/suites/<suite>.html`
-(what is expected), `<dataset>/<interval>/<suite>.html` (what was found). GX's renderers make the pages; its site
-builder is not used, because it writes the whole site anew each time.
+(what is expected), `<dataset>/<interval>/<suite>.html` (how the rows met it). GX's renderers make the pages; its site
+builder is not used, because it rewrites the whole site each time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 from config.calendar import Interval
 from config.settings import Settings
-from features.expectations import Suite
+from features.expectations import Suite, gx_suite
 
 STATIC = Path(__file__).with_name("data_docs_static")
 _EXTERNAL = re.compile(r'<link\b[^>]*href="https?://[^>]*>|<script\b[^>]*src="https?://[^>]*>\s*</script>')
@@ -79,11 +79,11 @@ def write_data_docs(
 
 def _with_text(result: Any) -> Any:
     """A copy of a result whose values from data are escaped: GX writes them into its pages as they are."""
-    told = copy.deepcopy(result)
-    for found in told.results:
-        found.result = _escaped(found.result)
-        found.exception_info = _escaped(found.exception_info)
-    return told
+    escaped = copy.deepcopy(result)
+    for outcome in escaped.results:
+        outcome.result = _escaped(outcome.result)
+        outcome.exception_info = _escaped(outcome.exception_info)
+    return escaped
 
 
 def _escaped(value: Any) -> Any:
@@ -138,10 +138,9 @@ def _write_suite(folder: Path, name: str, suite: Suite) -> None:
     stored = folder / f"{_file(name)}.json"
     if stored.is_file() and stored.read_text(encoding="utf-8") == text:
         return
-    import great_expectations as gx
     from great_expectations.render.renderer import ExpectationSuitePageRenderer
 
-    page = _view().render(ExpectationSuitePageRenderer().render(gx.ExpectationSuite(**suite)))
+    page = _view().render(ExpectationSuitePageRenderer().render(gx_suite(suite)))
     _write(folder / f"{_file(name)}.html", offline(page, up="../../", title=f"Suite {name}"))
     _write(stored, text)
 
@@ -166,13 +165,10 @@ def _index(folder: Path, dataset: str) -> str:
                 html.escape(entry["suite"].removeprefix(f"{dataset}.")),
                 html.escape(f"{_file(entry['suite'])}.html"),
             )
-            colour, found = (
-                ("warning", f"{entry['broken']} of {entry['of']} broken")
-                if entry["broken"]
-                else ("success", "all hold")
-            )
+            broken = entry["broken"]
+            colour, verdict = ("warning", f"{broken} of {entry['of']} broken") if broken else ("success", "all hold")
             cells.append(
-                f'<td><a href="{night}/{target}">{name}</a> <span class="badge badge-{colour}">{found}</span></td>'
+                f'<td><a href="{night}/{target}">{name}</a> <span class="badge badge-{colour}">{verdict}</span></td>'
             )
         rows.append(f"<tr><th>{night}</th>{''.join(cells)}</tr>")
     suites = ", ".join(

@@ -1,11 +1,13 @@
 """The Great Expectations suites of a table, generated from the catalog, and their compilation into one SQL pass.
 
-A suite is GX's own JSON (`ExpectationSuite(**suite)` reads it), so what is compiled here and what GX runs is one text.
-Generating and compiling needs no import of GX. Two suites a table: one over its rows, one over its nights.
+A suite is GX's own JSON (`ExpectationSuite(**suite)` reads it), so that what is compiled here and what GX would run
+are one text. Generating and compiling do not import GX, which takes seconds. Each table has two suites: one over its
+rows, one over its nights.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -24,6 +26,7 @@ from config.catalog.checks import (
     check_name,
 )
 from config.catalog.data import ColumnType, Dataset, Table
+from features.sources.columns import quoted
 
 Suite = dict[str, Any]
 
@@ -78,6 +81,25 @@ def night_suite(dataset: Dataset, name: str) -> Suite:
             )
         )
     return _suite(f"{dataset.name}.{name} by night", expectations)
+
+
+def gx_suite(suite: Suite) -> Any:
+    """GX's own object of a suite."""
+    # Read when GX is first imported: no usage statistics leave this machine.
+    os.environ["GX_ANALYTICS_ENABLED"] = "false"
+    import great_expectations as gx
+
+    return gx.ExpectationSuite(**suite)
+
+
+def column_type(duckdb_type: str) -> str:
+    """A DuckDB type, by the name that expectations about types use."""
+    return "TIMESTAMP" if duckdb_type == "TIMESTAMP WITH TIME ZONE" else duckdb_type
+
+
+def is_about_type(expectation: dict[str, Any]) -> bool:
+    """Whether an expectation judges a column's type, and therefore marks no rows."""
+    return bool(expectation["type"] == "expect_column_values_to_be_of_type")
 
 
 def table_measure(rule: TableRule) -> str:
@@ -162,12 +184,18 @@ class CompiledRule:
         check: the rule's name.
         columns: the columns it is about.
         broken: SQL, true on rows that break it, never null; for a uniqueness rule over the join's `clash` column.
+        applies: SQL, true on the rows it looks at; may be null.
+        missing: SQL, true on the rows it passes over because a value is missing; None: it is about missing values.
+        shown: the columns that an example of a broken row consists of.
         clash: SQL of the query that finds clashing keys, None for other rules.
     """
 
     check: str
     columns: tuple[str, ...]
     broken: str
+    applies: str
+    missing: str | None
+    shown: tuple[str, ...]
     clash: str | None = None
 
 
@@ -175,7 +203,7 @@ def compile_suite(suite: Suite, relation: str) -> list[CompiledRule]:
     """The row rules of a suite as SQL over `relation`; expectations about types mark no rows and are left out."""
     compiled: list[CompiledRule] = []
     for expectation in suite["expectations"]:
-        if expectation["type"] == "expect_column_values_to_be_of_type":
+        if is_about_type(expectation):
             continue
         compiled.append(_compile(expectation, relation, f"clash_{len(compiled)}"))
     return compiled
@@ -186,19 +214,20 @@ def _compile(expectation: dict[str, Any], relation: str, alias: str) -> Compiled
     condition = _sql_condition(kwargs["row_condition"]) if "row_condition" in kwargs else "true"
     if expectation["type"] == "expect_compound_columns_to_be_unique":
         columns = tuple(kwargs["column_list"])
-        present = " AND ".join(f"{_name(c)} IS NOT NULL" for c in columns)
-        listed = ", ".join(_name(c) for c in columns)
-        keys = ", ".join(f"{_name(c)} AS key_{number}" for number, c in enumerate(columns))
+        present = " AND ".join(f"{quoted(c)} IS NOT NULL" for c in columns)
+        listed = ", ".join(quoted(c) for c in columns)
+        keys = ", ".join(f"{quoted(c)} AS key_{number}" for number, c in enumerate(columns))
         clash = (
-            f"SELECT {keys}, true AS hit FROM {_name(relation)} WHERE ({condition}) AND {present}"  # noqa: S608
+            f"SELECT {keys}, true AS hit FROM {quoted(relation)} WHERE ({condition}) AND {present}"  # noqa: S608
             f" GROUP BY {listed} HAVING count(*) > 1"
         )
-        return CompiledRule(check, columns[1:], f"coalesce({alias}.hit AND ({condition}), false)", clash)
+        broken = f"coalesce({alias}.hit AND ({condition}), false)"
+        return CompiledRule(check, columns[1:], broken, f"({condition})", _any_null(columns), columns, clash)
     match expectation["type"]:
         case "expect_column_values_to_not_be_null":
-            columns, holds = (kwargs["column"],), f"{_name(kwargs['column'])} IS NOT NULL"
+            columns, holds = (kwargs["column"],), f"{quoted(kwargs['column'])} IS NOT NULL"
         case "expect_column_values_to_be_between":
-            column = _name(kwargs["column"])
+            column = quoted(kwargs["column"])
             parts = [
                 f"{column} {sign} {_literal(kwargs[bound])}"
                 for bound, sign in (("min_value", ">="), ("max_value", "<="))
@@ -208,19 +237,25 @@ def _compile(expectation: dict[str, Any], relation: str, alias: str) -> Compiled
         case "expect_column_values_to_be_in_set":
             columns, holds = (
                 (kwargs["column"],),
-                f"{_name(kwargs['column'])} IN ({', '.join(_literal(v) for v in kwargs['value_set'])})",
+                f"{quoted(kwargs['column'])} IN ({', '.join(_literal(v) for v in kwargs['value_set'])})",
             )
         case "expect_column_values_to_match_regex":
             columns, holds = (
                 (kwargs["column"],),
-                f"regexp_matches({_name(kwargs['column'])}, {_literal(kwargs['regex'])})",
+                f"regexp_matches({quoted(kwargs['column'])}, {_literal(kwargs['regex'])})",
             )
         case "expect_column_pair_values_a_to_be_greater_than_b":
             columns = (kwargs["column_A"], kwargs["column_B"])
-            holds = f"{_name(columns[0])} {'>=' if kwargs['or_equal'] else '>'} {_name(columns[1])}"
+            holds = f"{quoted(columns[0])} {'>=' if kwargs['or_equal'] else '>'} {quoted(columns[1])}"
         case other:
             raise NotImplementedError(f"no SQL for {other}")
-    return CompiledRule(check, columns, f"coalesce(({condition}) AND NOT ({holds}), false)")
+    missing = None if expectation["type"] == "expect_column_values_to_not_be_null" else _any_null(columns)
+    broken = f"coalesce(({condition}) AND NOT ({holds}), false)"
+    return CompiledRule(check, columns, broken, f"({condition})", missing, columns)
+
+
+def _any_null(columns: tuple[str, ...]) -> str:
+    return "(" + " OR ".join(f"{quoted(column)} IS NULL" for column in columns) + ")"
 
 
 def _sql_condition(condition: dict[str, Any]) -> str:
@@ -228,10 +263,10 @@ def _sql_condition(condition: dict[str, Any]) -> str:
         case "and":
             return " AND ".join(f"({_sql_condition(part)})" for part in condition["conditions"])
         case "nullity":
-            return f"{_name(condition['column']['name'])} IS {'' if condition['is_null'] else 'NOT '}NULL"
+            return f"{quoted(condition['column']['name'])} IS {'' if condition['is_null'] else 'NOT '}NULL"
         case "comparison":
             operator = {"==": "=", "!=": "<>"}.get(condition["operator"], condition["operator"])
-            return f"{_name(condition['column']['name'])} {operator} {_literal(condition['parameter'])}"
+            return f"{quoted(condition['column']['name'])} {operator} {_literal(condition['parameter'])}"
         case other:
             raise NotImplementedError(f"no SQL for a condition of type {other}")
 
@@ -244,17 +279,13 @@ def marking_sql(rules: list[CompiledRule], relation: str) -> str:
     for number, rule in enumerate(rules):
         if rule.clash is not None:
             on = " AND ".join(
-                f"clash_{number}.key_{part} = r.{_name(c)}" for part, c in enumerate(("data_date", *rule.columns))
+                f"clash_{number}.key_{part} = r.{quoted(c)}" for part, c in enumerate(("data_date", *rule.columns))
             )
             joins.append(f"LEFT JOIN ({rule.clash}) AS clash_{number} ON {on}")
         flags.append(f"{rule.broken} AS broken_{number}")
     names = ", ".join(f"CASE WHEN broken_{number} THEN {_literal(rule.check)} END" for number, rule in enumerate(rules))
-    marked = f"SELECT r.*, {', '.join(flags)} FROM {_name(relation)} AS r {' '.join(joins)}"  # noqa: S608 (names from the typed catalog, values as literals)
+    marked = f"SELECT r.*, {', '.join(flags)} FROM {quoted(relation)} AS r {' '.join(joins)}"  # noqa: S608 (names from the typed catalog, values as literals)
     return f"SELECT *, nullif(concat_ws('; ', {names}), '') AS broken_rules FROM ({marked})"  # noqa: S608
-
-
-def _name(column: str) -> str:
-    return '"' + column.replace('"', '""') + '"'
 
 
 def _literal(value: object) -> str:

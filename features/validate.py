@@ -1,7 +1,7 @@
 """Validation: raw rows that break no rule become valid, the others go to quarantine with every rule they broke.
 
-The suite of each table is GX's (features/expectations.py). One SQL pass compiled from it marks the rows; GX itself runs
-it too, for its data docs, and the two must count alike.
+The suites of each table are Great Expectations' (features/expectations.py). One SQL pass compiled from them marks the
+rows; GX's data docs are drawn from what it marked.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from config.errors import NightfleetError
 from features.expectations import (
     BAD_SHARE,
     CompiledRule,
+    Suite,
     compile_suite,
     marking_sql,
     night_suite,
@@ -43,10 +44,6 @@ SCORE = "quality_score"
 
 class DataRejected(NightfleetError):
     """A night broke a check that stops; nothing was published for it."""
-
-
-class ValidatorsDisagree(NightfleetError):
-    """The SQL pass and Great Expectations counted differently: one of them is wrong, so neither is believed."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,7 @@ class TableCheck:
 
 @dataclass(frozen=True)
 class TableNight:
-    """What validation found in one table on one night.
+    """The verdict on one table on one night.
 
     Attributes:
         broken: rows that broke each rule, by the rule's name; a row may break several.
@@ -131,7 +128,6 @@ def validate(lake: Lake, dataset: str, interval: Interval, *, run_id: str) -> St
     Raises:
         PartitionNotReady: a raw partition, or the night before the interval, is not published.
         DataRejected: a night's bad rows exceed `quality.stop_share`, or a check with `severity: stop` does not hold.
-        ValidatorsDisagree: SQL and Great Expectations count differently; nothing is published.
     """
     entry = lake.dataset(dataset)
     replaces = {
@@ -148,8 +144,7 @@ def validate(lake: Lake, dataset: str, interval: Interval, *, run_id: str) -> St
         ]
         first_stop = min((night.data_date for night in stopping), default=None)
         until = first_stop or interval.last
-        results = _run_gx(entry, marked, connection, until=until)
-        docs = _write_docs(lake, entry, Interval.closed(interval.start, until), results)
+        docs = _write_docs(lake, entry, Interval.closed(interval.start, until), marked, connection)
         passed = (
             interval
             if first_stop is None
@@ -234,13 +229,13 @@ def _mark(
     maxima = [f'max("{column}") AS "newest_{column}"' for column in newest]
     selected = ", ".join(["data_date", "count(*) AS n", "count(broken_rules) AS bad", *counts, *maxima])
     by_night = connection.sql(f'SELECT {selected} FROM "marked_{name}" GROUP BY data_date').to_arrow_table()  # noqa: S608 (names from the typed catalog)
-    found = {row["data_date"]: row for row in by_night.to_pylist()}
+    counted = {row["data_date"]: row for row in by_night.to_pylist()}
     valid, quarantine = valid_table(lake.settings, dataset, name), quarantine_table(lake.settings, dataset, name)
-    row_counts = {day: int(found[day]["n"]) if day in found else 0 for day in interval}
+    row_counts = {day: int(counted[day]["n"]) if day in counted else 0 for day in interval}
     history = _history(lake, valid, quarantine, table, interval) | row_counts
     nights = {}
     for day in interval:
-        row = found.get(day, {})
+        row = counted.get(day, {})
         checks = tuple(_judge(rule, day, row_counts[day], row, history, dataset) for rule in table.table_rules)
         broken = {rule.check: int(row.get(f"broken_{number}", 0)) for number, rule in enumerate(rules)}
         nights[day] = TableNight(name, day, row_counts[day], int(row.get("bad", 0)), broken, checks)
@@ -298,57 +293,36 @@ def _stops(table: Table, night: TableNight) -> bool:
 # ---- Great Expectations ----------------------------------------------------------------------------------------
 
 
-def _run_gx(
-    dataset: Dataset, marked: Sequence[_Marked], connection: duckdb.DuckDBPyConnection, *, until: date
-) -> dict[str, Any]:
-    """GX's result of every suite, by suite name, over the nights up to `until`."""
-    from features.gx_duckdb import suite_runner
+def _write_docs(
+    lake: Lake,
+    dataset: Dataset,
+    interval: Interval,
+    marked: Sequence[_Marked],
+    connection: duckdb.DuckDBPyConnection,
+) -> str:
+    """Write GX's pages of every suite over the nights of `interval`; returns the path of their index."""
+    from features.data_docs import write_data_docs
+    from features.suite_result import suite_result
 
-    nights = {table.name: [night for night in table.nights.values() if night.data_date <= until] for table in marked}
-    # All tables first: GX's transaction does not see what is made after its first query.
-    for table in marked:
-        _show_to_gx(dataset.tables[table.name], table, nights[table.name], connection)
+    suites: dict[str, Suite] = {}
     results: dict[str, Any] = {}
-    with suite_runner(connection) as run:
-        for table in marked:
-            suite = row_suite(dataset, table.name)
-            result = run(table.name, suite)
-            expected = {
-                rule.check: sum(night.broken[rule.check] for night in nights[table.name]) for rule in table.rules
-            }
-            _compare(result, expected, suite["name"], f"{nights[table.name][0].data_date}..{until}")
-            _hide_personal(result, dataset.tables[table.name])
-            by_night = night_suite(dataset, table.name)
-            results |= {suite["name"]: result, by_night["name"]: run(f"{table.name}_by_night", by_night)}
-    return results
-
-
-def _show_to_gx(
-    entry: Table, table: _Marked, nights: Sequence[TableNight], connection: duckdb.DuckDBPyConnection
-) -> None:
-    """The view `<table>` of its rows, and the table `<table>_by_night` of its nights, up to the last of `nights`."""
-    columns = ", ".join(f'"{c}"' for c in (*entry.columns, "known_at_utc", "revision", "data_date"))
-    # The date is a literal: a view cannot hold a parameter.
-    seen = f"data_date <= DATE '{nights[-1].data_date.isoformat()}'"
-    connection.execute(
-        f'CREATE OR REPLACE VIEW "{table.name}" AS SELECT {columns} FROM "marked_{table.name}" WHERE {seen}'  # noqa: S608
-    )
-    connection.register("nights_to_judge", _nights_table(entry, nights))
-    connection.execute(f'CREATE OR REPLACE TABLE "{table.name}_by_night" AS SELECT * FROM nights_to_judge')  # noqa: S608 (name from the typed catalog)
-    connection.unregister("nights_to_judge")
-
-
-def _hide_personal(result: Any, entry: Table) -> None:
-    """Take the examples of columns with personal data out of what becomes a page."""
-    personal = {name for name, column in entry.columns.items() if column.pii}
-    for outcome in result.results:
-        kwargs = outcome.expectation_config.kwargs
-        if personal & {
-            *kwargs.get("column_list", ()),
-            *(kwargs.get(key) for key in ("column", "column_A", "column_B")),
-        }:
-            for key in [key for key in outcome.result if "partial_unexpected" in key or key == "unexpected_list"]:
-                del outcome.result[key]
+    for table in marked:
+        entry = dataset.tables[table.name]
+        by_row, by_night = row_suite(dataset, table.name), night_suite(dataset, table.name)
+        suites |= {by_row["name"]: by_row, by_night["name"]: by_night}
+        results[by_row["name"]] = suite_result(
+            by_row,
+            f"marked_{table.name}",
+            connection,
+            where=f"data_date <= DATE '{interval.last.isoformat()}'",
+            without_examples={name for name, column in entry.columns.items() if column.pii},
+        )
+        nights = f"nights_of_{table.name}"
+        connection.register(nights, _nights_table(entry, [table.nights[day] for day in interval]))
+        rules = compile_suite(by_night, nights)
+        connection.execute(f'CREATE OR REPLACE TEMP TABLE "marked_{nights}" AS {marking_sql(rules, nights)}')
+        results[by_night["name"]] = suite_result(by_night, f"marked_{nights}", connection)
+    return str(write_data_docs(lake.settings, dataset.name, interval, suites, results))
 
 
 def _nights_table(table: Table, nights: Sequence[TableNight]) -> pa.Table:
@@ -361,49 +335,6 @@ def _nights_table(table: Table, nights: Sequence[TableNight]) -> pa.Table:
     for number, rule in enumerate(table.table_rules):
         columns[table_measure(rule)] = pa.array([night.checks[number].value for night in nights], pa.float64())
     return pa.table(columns)
-
-
-def _compare(result: Any, expected: Mapping[str, int], suite: str, nights: str) -> None:
-    for outcome in result.results:
-        check = outcome.expectation_config.meta["check"]
-        if outcome.exception_info and outcome.exception_info.get("raised_exception") is not False:
-            cause = _first_line(outcome.exception_info)
-            raise ValidatorsDisagree(
-                f"{suite}, {check}: Great Expectations could not evaluate it: {cause}. Nothing was published."
-            )
-        if check not in expected:
-            if not outcome.success:
-                raise ValidatorsDisagree(
-                    f"{suite}, {check}: Great Expectations found {outcome.result.get('observed_value')}. Nothing was "
-                    "published."
-                )
-            continue
-        found = outcome.result["unexpected_count"] or 0  # None: no row to look at
-        if found != expected[check]:
-            raise ValidatorsDisagree(
-                f"{suite}, {check}, nights {nights}: the SQL pass marked {expected[check]} rows, Great Expectations "
-                f"{found}. Nothing was published.\n"
-                "  One of the two is wrong about this rule. Compare both on these rows, and mend "
-                "features/expectations.py or the rule in the catalog."
-            )
-
-
-def _first_line(info: Mapping[str, Any]) -> str:
-    details = [info, *(value for value in info.values() if isinstance(value, Mapping))]
-    return next(
-        (str(d["exception_message"]).splitlines()[0] for d in details if d.get("exception_message")), "no message"
-    )
-
-
-def _write_docs(lake: Lake, dataset: Dataset, interval: Interval, results: Mapping[str, Any]) -> str:
-    from features.data_docs import write_data_docs
-
-    suites = {
-        suite["name"]: suite
-        for name in dataset.tables
-        for suite in (row_suite(dataset, name), night_suite(dataset, name))
-    }
-    return str(write_data_docs(lake.settings, dataset.name, interval, suites, results))
 
 
 # ---- publishing ------------------------------------------------------------------------------------------------

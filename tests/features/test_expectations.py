@@ -1,9 +1,9 @@
-"""Suites generated from the catalog, and the SQL compiled from them: row by row what GX finds on pandas."""
+"""Suites generated from the catalog, and the SQL compiled from them: verdicts, numbers and failing rows are GX's."""
 
 from __future__ import annotations
 
+import functools
 import json
-import os
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -21,15 +21,27 @@ from config.catalog.checks import (
     NotNull,
     PairGreater,
     RowCount,
+    RowRule,
+    Scalar,
     Unique,
     When,
     check_name,
+    check_types,
 )
 from config.catalog.data import Column, Dataset, Table
 from config.catalog.load import load_catalog
 from config.settings import ROOT, Settings
-from features.expectations import compile_suite, marking_sql, night_suite, row_rules, row_suite
-from features.gx_duckdb import suite_runner
+from features.expectations import (
+    Suite,
+    compile_suite,
+    gx_suite,
+    is_about_type,
+    marking_sql,
+    night_suite,
+    row_rules,
+    row_suite,
+)
+from features.suite_result import suite_result
 
 COLUMNS = {
     "key": Column(type="int64", description="", nullable=False),
@@ -104,6 +116,60 @@ ROW = st.fixed_dictionaries(
     }
 )
 
+# Values that some rows have, that none has, and the ends of ranges.
+VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "key": st.integers(-1, 4),
+    "text": st.sampled_from(["a", "b", "it's", "", "none has it"]),
+    "small": st.integers(-3, 4),
+    "number": st.sampled_from([-1.0, 0.1, 1.5, 2.0, 7.25]),
+    "flag": st.booleans(),
+}
+ORDERED = ["==", "!=", "<", "<=", ">", ">="]
+
+
+@st.composite
+def conditions(draw: st.DrawFn) -> When | None:
+    column = draw(st.none() | st.sampled_from(sorted(VALUES)))
+    if column is None:
+        return None
+    # GX on pandas cannot order an object column that holds a None.
+    operators = ORDERED[:2] if column in ("text", "flag") else ORDERED
+    return When(column=column, op=draw(st.sampled_from(operators)), value=draw(VALUES[column]))  # type: ignore[arg-type]
+
+
+@st.composite
+def rules(draw: st.DrawFn) -> RowRule:
+    when, column = draw(conditions()), st.sampled_from(sorted(COLUMNS))
+    kind = draw(st.sampled_from([NotNull, Between, InSet, Matches, Unique, PairGreater]))
+    if kind is NotNull:
+        return NotNull(rule="not_null", column=draw(column), when=when)
+    if kind is Between:
+        low, high = draw(st.tuples(VALUES["number"], VALUES["number"]).map(sorted))
+        bounds = draw(st.sampled_from([{"min": low}, {"max": high}, {"min": low, "max": high}]))
+        return Between(rule="between", column=draw(st.sampled_from(["key", "small", "number"])), when=when, **bounds)
+    if kind is InSet:
+        name = draw(st.sampled_from(["key", "text", "small", "number"]))
+        values: list[Scalar] = draw(st.lists(VALUES[name], min_size=1, max_size=3, unique=True))
+        return InSet(rule="in_set", column=name, values=tuple(values), when=when)
+    if kind is Matches:
+        regex = draw(st.sampled_from(["^[a-z']*$", "B", "^$", "[0-9]", "'s?"]))
+        return Matches(rule="matches", column="text", regex=regex, when=when)
+    if kind is Unique:
+        names = draw(st.lists(column, min_size=1, max_size=3, unique=True))
+        return Unique(rule="unique", columns=tuple(names), when=when)
+    a, b = draw(st.sampled_from([("end", "begin"), ("number", "small"), ("small", "key"), ("key", "number")]))
+    return PairGreater(rule="pair_greater", a=a, b=b, or_equal=draw(st.booleans()), when=when)
+
+
+@st.composite
+def suites(draw: st.DrawFn) -> Suite:
+    """The suite of a table with some random checks; a table names each check once."""
+    checks = tuple(draw(st.lists(rules(), min_size=1, max_size=6, unique_by=check_name)))
+    types = {name: column.type for name, column in COLUMNS.items()}
+    assert [check_types(rule, types) for rule in checks] == [None] * len(checks), "the catalog would refuse the suite"
+    table = TABLE.model_copy(update={"checks": checks})
+    return row_suite(DATASET.model_copy(update={"tables": {"things": table}}), "things")
+
 
 def _marked(rows: pa.Table, suite: dict[str, Any]) -> dict[str, set[int]]:
     """Positions of the rows each rule marks, by the SQL pass."""
@@ -124,72 +190,110 @@ def _marked(rows: pa.Table, suite: dict[str, Any]) -> dict[str, set[int]]:
     }
 
 
-def _gx_on_pandas(rows: pa.Table, suite: dict[str, Any]) -> dict[str, set[int]]:
-    """Positions of the rows GX finds on pandas, where it gives them all."""
+@functools.cache
+def _pandas_batches() -> Any:
     import great_expectations as gx
-    import pandas as pd
 
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False, "metric_calculations": False}
+    return context.data_sources.add_pandas("p").add_dataframe_asset("a").add_batch_definition_whole_dataframe("b")
+
+
+def _gx_on_pandas(rows: pa.Table, suite: Suite) -> dict[str, Any]:
+    """GX's outcome of each rule on pandas, which gives the positions of all failing rows."""
+    import pandas as pd
+
     # A nullable boolean: an object column of True, False and None has no order and no `==` that GX's query takes.
     frame = rows.to_pandas(date_as_object=False, types_mapper={pa.bool_(): pd.BooleanDtype()}.get).astype(
         {"text": "object"}
     )
-    batch = (
-        context.data_sources.add_pandas("p")
-        .add_dataframe_asset("a")
-        .add_batch_definition_whole_dataframe("b")
-        .get_batch({"dataframe": frame})
-    )
-    kept = [e for e in suite["expectations"] if e["type"] != "expect_column_values_to_be_of_type"]
-    result = batch.validate(gx.ExpectationSuite(**{**suite, "expectations": kept}), result_format="COMPLETE")
-    found = {}
-    for outcome in result.results:
-        check = outcome.expectation_config.meta["check"]
+    batch = _pandas_batches().get_batch({"dataframe": frame})
+    # GX has other names for the types of pandas.
+    kept = [e for e in suite["expectations"] if not is_about_type(e)]
+    result = batch.validate(gx_suite({**suite, "expectations": kept}), result_format="COMPLETE")
+    outcomes = {outcome.expectation_config.meta["check"]: outcome for outcome in result.results}
+    for check, outcome in outcomes.items():
         assert "unexpected_count" in outcome.result, f"{check}: {outcome.exception_info}"
-        found[check] = {int(index) for index in outcome.result.get("unexpected_index_list") or ()}
-    return found
+    return outcomes
+
+
+def _result(rows: pa.Table, suite: Suite, **choices: Any) -> Any:
+    """Our result of the suite over the rows."""
+    with duckdb.connect() as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        connection.register("arrived", rows)
+        connection.execute(f"CREATE TABLE marked AS {marking_sql(compile_suite(suite, 'arrived'), 'arrived')}")
+        return suite_result(suite, "marked", connection, **choices)
 
 
 def _rows(rows: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist([{**row, "position": number} for number, row in enumerate(rows)], schema=SCHEMA)
 
 
-@settings(deadline=None, max_examples=20)
-@given(st.lists(ROW, min_size=1, max_size=12))
-def test_the_sql_pass_marks_what_gx_on_pandas_finds(rows: list[dict[str, Any]]) -> None:
-    suite = row_suite(DATASET, "things")
-    assert _marked(_rows(rows), suite) == _gx_on_pandas(_rows(rows), suite)
-
-
-@settings(deadline=None, max_examples=10)
-@given(st.lists(ROW, min_size=0, max_size=30))
-def test_gx_on_duckdb_counts_what_the_sql_pass_marks(rows: list[dict[str, Any]]) -> None:
-    suite = row_suite(DATASET, "things")
-    with duckdb.connect() as connection:
-        connection.execute("SET TimeZone = 'UTC'")
-        connection.register("arrived", _rows(rows))
-        connection.execute("CREATE TABLE things AS SELECT * FROM arrived")
-        with suite_runner(connection) as run:
-            result = run("things", suite)
-    marked = _marked(_rows(rows), suite)
-    for outcome in result.results:
+def _agree(rows: list[dict[str, Any]], suite: Suite) -> None:
+    """Verdict, counts, shares and failing rows are GX's own."""
+    theirs = _gx_on_pandas(_rows(rows), suite)
+    assert _marked(_rows(rows), suite) == {
+        check: {int(index) for index in outcome.result.get("unexpected_index_list") or ()}
+        for check, outcome in theirs.items()
+    }
+    ours = _result(_rows(rows), suite)
+    assert ours.success == all(outcome.success for outcome in (*theirs.values(), *ours.results))
+    compared = 0
+    for outcome in ours.results:
         check = outcome.expectation_config.meta["check"]
-        if check in marked:
-            assert (outcome.result["unexpected_count"] or 0) == len(marked[check]), check
-        else:
+        if check not in theirs:
             assert outcome.success, f"{check}: {outcome.result}"
+            continue
+        compared += 1
+        expected = theirs[check]
+        assert outcome.success == expected.success, check
+        for name, value in outcome.result.items():
+            if not name.startswith("partial"):
+                assert value == pytest.approx(expected.result[name]), f"{check}: {name}"
+    assert compared == len(theirs)
 
 
-def test_a_wrong_type_is_found_by_gx() -> None:
+@settings(deadline=None, max_examples=15)
+@given(st.lists(ROW, max_size=12), suites())
+def test_verdicts_numbers_and_failing_rows_are_those_of_gx(rows: list[dict[str, Any]], suite: Suite) -> None:
+    _agree(rows, suite)
+
+
+@settings(deadline=None, max_examples=5)
+@given(st.lists(ROW, min_size=1, max_size=12))
+def test_they_are_for_every_rule_at_once(rows: list[dict[str, Any]]) -> None:
+    _agree(rows, row_suite(DATASET, "things"))
+
+
+def test_a_result_shows_some_of_the_values_that_broke_a_rule_and_no_personal_ones() -> None:
+    night = date(2024, 1, 1)
+    rows = [{"key": n, "text": "B2" if n % 2 else None, "small": 3, "data_date": night} for n in range(60)]
+    rows += [{"key": 0, "text": "a", "small": 2, "data_date": date(2024, 1, 2)}]
+    choices = {"where": "data_date = DATE '2024-01-01'", "without_examples": {"small"}}
+    outcomes = {
+        outcome.expectation_config.meta["check"]: outcome.result
+        for outcome in _result(_rows(rows), row_suite(DATASET, "things"), **choices).results
+    }
+    regex = outcomes["matches(text)"]
+    assert (regex["element_count"], regex["missing_count"], regex["unexpected_count"]) == (60, 30, 30)
+    assert regex["partial_unexpected_list"] == ["B2"] * 20
+    assert regex["partial_unexpected_counts"] == [{"value": "B2", "count": 20}]
+    pairs = outcomes["unique(text, small)"]
+    assert pairs["unexpected_count"] == 30
+    assert "partial_unexpected_list" not in pairs
+    assert "partial_unexpected_list" not in outcomes["between(small)"]
+
+
+def test_a_wrong_type_breaks_its_expectation() -> None:
     rows = _rows([]).set_column(2, "small", pa.array([], pa.int64()))
-    with duckdb.connect() as connection:
-        connection.register("arrived", rows)
-        connection.execute("CREATE TABLE things AS SELECT * FROM arrived")
-        with suite_runner(connection) as run:
-            result = run("things", row_suite(DATASET, "things"))
-    assert [o.expectation_config.meta["check"] for o in result.results if not o.success] == ["type(small)"]
-    assert os.environ["GX_ANALYTICS_ENABLED"] == "false"
+    result = _result(rows, row_suite(DATASET, "things"))
+    wrong = [outcome for outcome in result.results if not outcome.success]
+    assert [(o.expectation_config.meta["check"], o.result["observed_value"]) for o in wrong] == [
+        ("type(small)", "BIGINT")
+    ]
+    assert not result.success
+    assert result.statistics["unsuccessful_expectations"] == 1
 
 
 def test_declared_nullability_and_the_key_are_rules_of_their_own() -> None:
@@ -199,7 +303,7 @@ def test_declared_nullability_and_the_key_are_rules_of_their_own() -> None:
         update={"checks": (Unique(rule="unique", columns=("key",)), NotNull(rule="not_null", column="key"))}
     )
     assert [check_name(rule) for rule in row_rules(said)] == ["not_null(key)", "unique(key)"], (
-        "said aloud, they do not stand twice"
+        "declared as well, they appear once"
     )
 
 
