@@ -36,9 +36,9 @@ def _remark(task: TaskView) -> str:
     if "verdict" in result:
         return f"{result['verdict']}: {' '.join(result.get('reasons', []))}"[:110]
     parts = []
-    if "rivals" in result:
+    if "candidates" in result:
         trained = ", ".join(
-            f"{rival['family']} {rival['error_of_baseline']:.3f} ({rival['trained']})" for rival in result["rivals"]
+            f"{c['family']} {c['error_of_baseline']:.3f} ({c['trained']})" for c in result["candidates"]
         )
         parts.append(f"version {result['version']}; of the baseline's error on validation: {trained}")
     if result.get("committed") == 0:

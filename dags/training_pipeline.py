@@ -60,7 +60,7 @@ FORM = {
 }
 
 
-@task(doc_md="Record who or what asked, then write the training set and a job for the model's trainer and each rival.")
+@task(doc_md="Record who or what asked, then write the training set and a job for each candidate.")
 def prepare(model_name: str, dag_run: Any = None, params: Any = None, triggering_asset_events: Any = None) -> list[str]:
     from config.calendar import requested_interval
     from lake.events import logged
@@ -80,7 +80,7 @@ def prepare(model_name: str, dag_run: Any = None, params: Any = None, triggering
 
 @task(
     doc_md=(
-        "Of several trainers take the best on validation; store its bytes, signed, under their digest, and register a"
+        "Take the candidate that is best on validation; store its bytes, signed, under their digest, and register a"
         " version in MLflow."
     )
 )
@@ -90,10 +90,10 @@ def register(model_name: str, manifests: Any, dag_run: Any = None) -> dict[str, 
     from training.registry.candidates import register_best
 
     registered = logged("register")(register_best)(open_lake(), model_name, list(manifests), run_id=dag_run.run_id)
-    for rival in registered["rivals"]:
+    for candidate in registered["candidates"]:
         print(
-            f"{rival['family']}: {rival['error_of_baseline']:.4f} of the baseline's error on validation "
-            f"({rival['job']})"
+            f"{candidate['family']}: {candidate['error_of_baseline']:.4f} of the baseline's error on validation "
+            f"({candidate['job']})"
         )
     return registered
 

@@ -50,27 +50,27 @@ _STAGES = (
     "monitoring.pages.reports",
     "monitoring.retraining_requests",
 )
-# skops imports all of scikit-learn, to know its types.
-_FAMILY_LIBRARIES = {
-    "xgboost": "xgboost",
-    **dict.fromkeys(("keras", "lstm"), "keras"),
-    **dict.fromkeys(("random_forest", "linear", "logistic", "isolation_forest"), "skops.io"),
-}
 
 
 def preload() -> float:
-    """Import what tasks of this catalog need; returns seconds."""
+    """Import what tasks of this catalog need, for each trainer that it names; returns seconds."""
+    # Sets how TensorFlow computes, so it comes before every library; and the other processes that load this folder's
+    # plugins do without it.
+    from serving.predictors import FAMILIES, preloaded_libraries
+
     log = structlog.get_logger(__name__)
     began = time.monotonic()
     settings = load_settings()
     if settings.preload == "none":
         return 0.0
-    families = {model.trainer.family for model in load_catalog(settings).models}
-    libraries = [*_LIBRARIES, *sorted(_FAMILY_LIBRARIES[f] for f in families if f in _FAMILY_LIBRARIES)]
-    for name in ("serving.predictors", *libraries, *_STAGES):  # the first sets how TensorFlow computes
+    named = {trainer.family for model in load_catalog(settings).models for trainer in model.trainers}
+    # An unknown family is the training's error to show, as a missing library is the task's.
+    families = sorted(named & set(FAMILIES))
+    libraries = dict.fromkeys(library for family in families for library in preloaded_libraries(family))
+    for name in (*_LIBRARIES, *libraries, *_STAGES):
         try:
             importlib.import_module(name)
-        except ImportError as error:  # a missing library is the task's error to show, not the scheduler's
+        except ImportError as error:
             log.warning("not preloaded", library=name, error=str(error))
     seconds = time.monotonic() - began
     log.info("libraries preloaded", seconds=round(seconds, 1))

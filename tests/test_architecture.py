@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from config.settings import IMAGE_FILES
+from serving.predictors import FAMILIES
 
 ROOT = Path(__file__).parents[1]
 # A room imports from itself and from its left. dags and cli stand side by side at the right end.
@@ -233,6 +235,18 @@ def test_no_conditional_expression_inside_another() -> None:
                     f"{path.relative_to(ROOT)}:{node.lineno} holds a conditional expression inside another. "
                     "Write an if statement, a dictionary, or a function."
                 )
+
+
+def test_no_file_but_its_own_two_names_a_family() -> None:
+    own = {ROOT / "training" / "trainers", ROOT / "serving" / "predictors"}
+    names = re.compile(r"\b(" + "|".join(FAMILIES) + r")\b")
+    for path in (path for path in _files() if path.parent not in own):
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            name = names.search(line)
+            assert not name, (
+                f"{path.relative_to(ROOT)}:{number} names the family {name and name[1]}. What is asked about a family "
+                "is declared in training/trainers/<family>.py or serving/predictors/<family>.py."
+            )
 
 
 def test_no_file_but_its_own_asks_for_the_kind_of_a_spine() -> None:

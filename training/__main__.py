@@ -16,7 +16,6 @@ import ctypes
 import dataclasses
 import errno
 import hashlib
-import importlib
 import json
 import os
 import platform
@@ -37,7 +36,7 @@ import pyarrow.compute as pc
 from config.catalog.trainer import Trainer
 from config.errors import NightfleetError, TransientError
 from lake.artifact import file_digest, folder_digests
-from serving.predictors import MANIFEST_FILE, check_family, load_model_folder
+from serving.predictors import MANIFEST_FILE, load_model_folder
 from serving.predictors.contract import Contract, write_json
 from training.checkpoints import CHECKPOINTS_FOLDER, Checkpoints
 from training.cross_validation import cross_validate
@@ -46,7 +45,16 @@ from training.job_file import read_job
 from training.progress import POINTS_FILE, Progress, say
 from training.rows import batches, read_rows
 from training.search.study import search
-from training.trainers import Cluster, Fitted, Floats, Rows, Run, TrainingImpossible, validated_params
+from training.trainers import (
+    Cluster,
+    Floats,
+    Rows,
+    Run,
+    TrainingImpossible,
+    check_outputs,
+    family_of,
+    validated_params,
+)
 
 IMPORTANCES_FILE = "importances.json"
 REFUSED = 3
@@ -76,8 +84,9 @@ def run(job_dir: Path, cluster: Cluster | None = None) -> Path:
         (job_dir / MANIFEST_FILE).unlink(missing_ok=True)
     training_set = _verified_training_set(job, job_dir)
     entry, trainer = job["entry"], job["entry"]["trainer"]
-    family = check_family(trainer["family"])
+    family = str(trainer["family"])
     params = validated_params(family, job["params"])
+    check_outputs(job["model"], family, entry["outputs"])
     # Two containers may have the same process id: the worker's number tells them apart.
     own = f"{index}-{os.getpid()}"
     partial = job_dir / f"model.partial-{own}"
@@ -108,8 +117,7 @@ def run(job_dir: Path, cluster: Cluster | None = None) -> Path:
         )
         fit_run = Run(job["seed"], trainer.get("device", "auto"), progress, checkpoints, scratch, cluster)
         partial.mkdir()
-        module = importlib.import_module(f"training.trainers.{family}")
-        fitted: Fitted = module.train(contract, fit, validation, partial, params=params, run=fit_run)
+        fitted = family_of(family).train(contract, fit, validation, partial, params=params, run=fit_run)
         if not chief:
             shutil.rmtree(partial)
             return job_dir / MANIFEST_FILE

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import math
 import shutil
 from collections.abc import Callable, Iterable, Sequence
@@ -21,7 +20,7 @@ from serving.predictors import Contract, load_model_folder
 from training.checkpoints import Checkpoints
 from training.evaluate import evaluate
 from training.rows import select, slices
-from training.trainers import Rows, Run, TrainingDiverged, TrainingImpossible
+from training.trainers import Rows, Run, TrainingDiverged, TrainingImpossible, family_of
 
 # Of a fold's training nights, the share at their end that its early stopping and calibration use.
 _TAIL_SHARE = 0.2
@@ -152,8 +151,7 @@ def fit_and_judge(contract: Contract, fit: Rows, early: Rows, judged: Rows, fold
     written = folder / "model"
     written.mkdir()
     try:
-        module = importlib.import_module(f"training.trainers.{contract.family}")
-        module.train(contract, fit, early, written, params=contract.params, run=run)
+        family_of(contract.family).train(contract, fit, early, written, params=contract.params, run=run)
         contract.write(written)
         return _judge(contract, written, judged)
     finally:

@@ -178,7 +178,7 @@ def ranking_metrics(groups: npt.NDArray[Any], relevance: Floats, scores: Floats)
 
     ndcg: discounted cumulative gain, `sum(relevance / log2(1 + rank))`, over that of the best order, averaged over
         groups
-    (Järvelin and Kekäläinen 2002; linear gains, and tied scores share their discounts, as in scikit-learn's
+    (Järvelin and Kekäläinen 2002; gains as they are, and tied scores share their discounts, as in scikit-learn's
     `ndcg_score`).
     mrr: 1 over the rank of the first of a group's most relevant rows, averaged over groups (Voorhees 1999; with 0 and 1
     that is the first relevant row). Of tied rows the most relevant are counted last: a constant score earns nothing.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import time, timedelta
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, Field, model_validator
 
 from config.catalog.base import Model, Name
 from config.catalog.data import AirflowKnobs
@@ -111,8 +111,12 @@ class ModelEntry(Model):
     features: tuple[str, ...] = Field(min_length=1)
     outputs: dict[Name, Output] = Field(min_length=1)
     trainer: Trainer
-    rivals: tuple[Trainer, ...] = Field(
-        (), description="further trainers of the same training; the best on validation goes to the gate"
+    candidates: tuple[Trainer, ...] = Field(
+        (),
+        # The key was `rivals` once: catalogs that say so go on, and the digests of entries stay as they were stored.
+        validation_alias=AliasChoices("candidates", "rivals"),
+        serialization_alias="rivals",
+        description="further trainers of the same training; the best on validation goes to the gate",
     )
     split: Split
     gate: Gate = Gate()
@@ -141,6 +145,11 @@ class ModelEntry(Model):
                         f"alerts: {alert.name} names {output!r}, which is no output ({', '.join(self.outputs)})"
                     )
         return self
+
+    @property
+    def trainers(self) -> tuple[Trainer, ...]:
+        """All candidates of a training, the model's own trainer first."""
+        return (self.trainer, *self.candidates)
 
     @property
     def entity(self) -> tuple[str, ...]:

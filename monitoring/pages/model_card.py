@@ -91,7 +91,7 @@ class Subject:
 
     Attributes:
         manifest, job, training_set: what the trainer wrote, what it was asked, and where its rows come from.
-        rivals: other trainers of the same training, as `register_best` compares them.
+        candidates: trainers of the same training, as `register_best` compares them.
         link: the MLflow run in a browser, None where its experiment is not known.
     """
 
@@ -103,7 +103,7 @@ class Subject:
     manifest: Mapping[str, Any]
     job: Mapping[str, Any]
     training_set: Mapping[str, Any]
-    rivals: Sequence[Mapping[str, Any]]
+    candidates: Sequence[Mapping[str, Any]]
     link: str | None
 
     @property
@@ -125,7 +125,7 @@ def explain_registered(
     writes the same.
 
     Args:
-        registered_json: fields of `Registered`; `rivals` too where there were any.
+        registered_json: fields of `Registered`; `candidates` too where there were several.
         decision_json: of the gate, None before it has judged.
         run_id: the run that asks, for the log alone.
     Returns:
@@ -145,7 +145,7 @@ def explain_registered(
             )
     registered = registered_from_json(registered_json)
     path = write_model_card(
-        lake, model, Path(job_dir), registered, decision, rivals=registered_json.get("rivals") or ()
+        lake, model, Path(job_dir), registered, decision, candidates=registered_json.get("candidates") or ()
     )
     log.info("%s version %s: model card %s, asked for by %s", model, registered.version, path, run_id)
     client = tracking_client(lake.settings)
@@ -161,14 +161,14 @@ def write_model_card(
     registered: Registered,
     decision: Decision | None,
     *,
-    rivals: Sequence[Mapping[str, Any]] = (),
+    candidates: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Write `<reports>/<model>/model_cards/<version>.html`, and log it to the version's MLflow run with plots, metrics
     and JSON.
 
     Args:
         job_dir: the training job, its test set in `<job_dir>.gate`.
-        rivals: other trainers of the same training: family, job, error_of_baseline.
+        candidates: trainers of the same training: family, job, error_of_baseline.
     Raises:
         NothingToExplain, UntrustedModel, ModelMissing, BadManifest, ArtifactMismatch: see `explain`; nothing is
             written.
@@ -191,7 +191,7 @@ def write_model_card(
             read_manifest(folder),
             read_json(folder / JOB_FILE),
             read_json(folder / TRAINING_SET_FILE),
-            rivals,
+            candidates,
             link,
         )
         write_whole(path, render(version, scratch))
@@ -308,9 +308,9 @@ def _card(v: Subject, folder: Path) -> dict[str, Any]:
         "window_heads": _heads("split", "first night", "last night", "#rows", "#rows left out, without a label"),
         "windows": _windows(v),
         "training": _training(v),
-        "rival_heads": _heads("family", "job", "#error over the baseline's, on validation"),
-        "rivals": [[str(r["family"]), str(r["job"]), _shown(r["error_of_baseline"])] for r in v.rivals]
-        if len(v.rivals) > 1
+        "candidate_heads": _heads("family", "job", "#error over the baseline's, on validation"),
+        "candidates": [[str(r["family"]), str(r["job"]), _shown(r["error_of_baseline"])] for r in v.candidates]
+        if len(v.candidates) > 1
         else [],
         "search": _search(v.manifest.get("search")),
         **_cross_validation(v.manifest.get("cross_validation")),

@@ -1,5 +1,8 @@
 """Trained models, loaded from verified bytes and predicting in batches: one file a family.
 
+A family's file defines `load(folder, contract) -> Predictor`, `PRELOAD`, the modules worth importing once for many
+processes, and, where it has an explainer of its own, `explain(folder, contract, sample) -> Shapley`.
+
 Part of the training image: imports nothing of ours but `config.errors` and `lake.artifact`.
 """
 
@@ -9,12 +12,15 @@ import importlib
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from config.errors import NightfleetError
 from lake.artifact import ArtifactMismatch, combined_digest, verify_files
 from serving.predictors.contract import Contract, Predictor
+from serving.predictors.shapley import Sample, Shapley
 
 # One way of computing everywhere: TensorFlow's other kernels, which it takes by itself on some machines, give other
 # last bits. It reads this once, when it is imported.
@@ -27,16 +33,20 @@ FAMILIES = tuple(
     )
 )
 MANIFEST_FILE = "manifest.json"
+Explainer = Callable[[Path, Contract, Sample], Shapley]
 
 __all__ = [
     "FAMILIES",
     "MANIFEST_FILE",
     "BadManifest",
     "Contract",
+    "Explainer",
     "Predictor",
     "UnknownFamily",
+    "explainer_of",
     "load_model_folder",
     "load_predictor",
+    "preloaded_libraries",
     "read_manifest",
 ]
 
@@ -132,6 +142,27 @@ def load_model_folder(folder: Path) -> Predictor:
         UnknownFamily: no code loads it.
     """
     contract = Contract.read(folder)
-    module = importlib.import_module(f"serving.predictors.{check_family(contract.family)}")
-    predictor: Predictor = module.load(folder, contract)
+    predictor: Predictor = _module(contract.family).load(folder, contract)
     return predictor
+
+
+def explainer_of(family: str) -> Explainer | None:
+    """The family's own `explain(model folder, contract, sample)`, None where its file has none.
+
+    Raises:
+        UnknownFamily: there is no such family.
+    """
+    return getattr(_module(family), "explain", None)
+
+
+def preloaded_libraries(family: str) -> tuple[str, ...]:
+    """Modules that take long to import and that every process with a model of the family imports.
+
+    Raises:
+        UnknownFamily: there is no such family.
+    """
+    return tuple(_module(family).PRELOAD)
+
+
+def _module(family: str) -> ModuleType:
+    return importlib.import_module(f"serving.predictors.{check_family(family)}")

@@ -4,7 +4,8 @@ here too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,11 +14,16 @@ import numpy.typing as npt
 
 from serving.predictors.calibration import calibrated, ordered_interval
 from serving.predictors.contract import Contract, Matrix, Predictor, Scores, read_json
+from serving.predictors.shapley import Sample, Shapley, owners, slope
 
 DETAILS_FILE = "keras.json"
 NETWORK_FILE = "network.keras"
+PRELOAD = ("keras",)
 _ROWS_TOGETHER = 16
 CHUNK_ROWS = 65_536
+# Of an explanation: rows looked at, and draws for each.
+GRADIENT_ROWS = 200
+GRADIENT_DRAWS = 200
 
 Inputs = tuple[npt.NDArray[Any], ...]
 
@@ -160,13 +166,111 @@ def compiled(network: Any) -> Callable[..., npt.NDArray[np.float32]]:
 
 def load_network(folder: Path) -> Callable[..., npt.NDArray[np.float32]]:
     """The compiled network of a verified folder."""
+    return compiled(read_network(folder))
+
+
+def read_network(folder: Path) -> Any:
+    """The network of a verified folder, as Keras has it."""
     import keras
 
     # Safe mode refuses anything in the file that would run code of its own.
-    return compiled(keras.saving.load_model(folder / NETWORK_FILE, compile=False, safe_mode=True))
+    return keras.saving.load_model(folder / NETWORK_FILE, compile=False, safe_mode=True)
 
 
 def load(folder: Path, contract: Contract) -> KerasPredictor:
     """Load network and constants from a verified folder."""
     details = read_json(folder / DETAILS_FILE)
     return KerasPredictor(contract, load_network(folder), Encoding(contract, details["encoding"]), details)
+
+
+def explain(folder: Path, contract: Contract, sample: Sample) -> Shapley:
+    """Contributions of every feature by SHAP's expected gradients."""
+    import shap
+
+    sample = sample.thinned(GRADIENT_ROWS)
+    details = read_json(folder / DETAILS_FILE)
+    constants = details["encoding"]
+    encoding = Encoding(contract, constants)
+    explainer = shap.GradientExplainer(read_network(folder), encoding.encode(sample.background))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The structure of `inputs`")  # the explainer hands over a list of one
+        drawn = explainer.shap_values(encoding.encode(sample.matrix), nsamples=GRADIENT_DRAWS, rseed=contract.seed)
+    # Each input of the network belongs to the feature it was made from.
+    by_feature = np.asarray(drawn, dtype=np.float64).transpose(2, 0, 1) @ owners(contract, input_features(constants))
+    values = decoded_contributions(contract, details, constants, by_feature, encoding, sample)
+    return Shapley(f"Expected gradients (Gradient SHAP, {GRADIENT_DRAWS} draws a row)", sample.matrix, values)
+
+
+def expected_gradients(
+    network: Any, inputs: Sequence[npt.NDArray[Any]], background: Sequence[npt.NDArray[Any]], *, seed: int
+) -> list[Scores]:
+    """Shapley values of a network of several inputs by expected gradients (Erion and others 2021).
+
+    SHAP's own explainer of gradients walks every input from the background to the row, and half a mask is none: here an
+    input that is no floating-point number stays the row's own.
+
+    Returns:
+        Per input, float64 of shape (outputs, rows, *its own); zeros for one that is no floating-point number.
+    """
+    import tensorflow as tf
+
+    random = np.random.default_rng(seed)
+    moving = [index for index, part in enumerate(inputs) if np.issubdtype(part.dtype, np.floating)]
+    rows, count = len(inputs[0]), int(network.outputs[0].shape[-1])
+    totals = [np.zeros((count, *part.shape)) for part in inputs]
+
+    def gradients(parts: Any) -> Any:
+        watched = [parts[index] for index in moving]
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(watched)
+            raw = network(list(parts), training=False)
+            sums = [tf.reduce_sum(raw[:, position]) for position in range(count)]
+        return [tape.gradient(one, watched, unconnected_gradients=tf.UnconnectedGradients.ZERO) for one in sums]
+
+    traced = tf.function(gradients)
+    for draw in range(GRADIENT_DRAWS):
+        start = random.integers(0, len(background[0]), rows)
+        share = ((draw + random.random(rows)) / GRADIENT_DRAWS).astype(np.float32)  # all stretches of the way alike
+        ways = [inputs[index] - background[index][start] for index in moving]
+        parts = list(inputs)
+        for index, way in zip(moving, ways, strict=True):
+            parts[index] = background[index][start] + share.reshape(-1, *[1] * (way.ndim - 1)) * way
+        for position, slopes in enumerate(traced(tuple(tf.constant(part) for part in parts))):
+            for index, way, gradient in zip(moving, ways, slopes, strict=True):
+                totals[index][position] += way * np.asarray(gradient) / GRADIENT_DRAWS
+    return totals
+
+
+def input_features(constants: Mapping[str, Any]) -> list[str]:
+    """The feature that each input of a dense encoding was made from."""
+    one_hot = [name for name, count in constants["one_hot"].items() for _ in range(count)]
+    return [
+        *constants["means"],
+        *constants["null_flags"],
+        *one_hot,
+        *(name for name, levels in constants["levels"].items() for _ in levels),
+    ]
+
+
+def decoded_contributions(
+    contract: Contract,
+    details: Mapping[str, Any],
+    constants: Mapping[str, Any],
+    raw: Scores,
+    encoding: NetworkEncoding,
+    sample: Sample,
+) -> dict[str, Scores]:
+    """Contributions to a network's raw outputs, (raw outputs, rows, features), as contributions to the outputs in their
+    unit.
+    """
+    values, position = {}, 0
+    for name, detail in details["outputs"].items():
+        if "calibration" in detail:
+            values[name] = raw[position] * slope(detail["calibration"])
+        else:
+            values[name] = raw[position] * details["label_scale"]
+            if constants["residual_of"] is not None:
+                corrected = list(contract.features).index(constants["residual_of"])
+                values[name][:, corrected] += encoding.base(sample.matrix) - encoding.base(sample.background).mean()
+        position += 3 if "interval" in detail else 1
+    return values

@@ -10,10 +10,12 @@ import numpy as np
 
 from serving.predictors.calibration import calibrated, ordered_interval
 from serving.predictors.contract import Contract, Matrix, Predictor, Scores, read_json
-from serving.predictors.sklearn_model import CUT, KIND, linear_scores, read_model
+from serving.predictors.shapley import Sample, Shapley, linear_values, slope
+from serving.predictors.sklearn_model import CUT, KIND, PRELOADED, linear_scores, read_model
 
 DETAILS_FILE = "linear.json"
 MODEL_FILE = "linear.skops"
+PRELOAD = (PRELOADED,)
 TRUSTED = (CUT, KIND)
 
 
@@ -50,3 +52,15 @@ def load(folder: Path, contract: Contract) -> LinearPredictor:
     return LinearPredictor(
         contract, read_model(folder / MODEL_FILE, "Ridge", TRUSTED), read_json(folder / DETAILS_FILE)
     )
+
+
+def explain(folder: Path, contract: Contract, sample: Sample) -> Shapley:
+    """Contributions of every feature to the sums, by Linear SHAP."""
+    pipeline = read_model(folder / MODEL_FILE, "Ridge", TRUSTED)
+    coefficients = np.atleast_2d(pipeline["model"].coef_)
+    values, position = {}, 0
+    for name, detail in read_json(folder / DETAILS_FILE)["outputs"].items():
+        scale = slope(detail["calibration"]) if "calibration" in detail else 1.0
+        values[name] = linear_values(contract, pipeline["encode"], coefficients[position] * scale, sample)
+        position += 3 if "interval" in detail else 1
+    return Shapley("Shapley values of the sum (Linear SHAP)", sample.matrix, values)

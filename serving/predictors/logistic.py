@@ -10,9 +10,11 @@ import numpy as np
 
 from serving.predictors.calibration import calibrated
 from serving.predictors.contract import Contract, Matrix, Predictor, Scores, read_json
-from serving.predictors.sklearn_model import CUT, KIND, linear_scores, read_model
+from serving.predictors.shapley import Sample, Shapley, linear_values, slope
+from serving.predictors.sklearn_model import CUT, KIND, PRELOADED, linear_scores, read_model
 
 DETAILS_FILE = "logistic.json"
+PRELOAD = (PRELOADED,)
 TRUSTED = (CUT, KIND)
 
 
@@ -43,3 +45,13 @@ def load(folder: Path, contract: Contract) -> LogisticPredictor:
         for name, detail in details["outputs"].items()
     }
     return LogisticPredictor(contract, pipelines, details)
+
+
+def explain(folder: Path, contract: Contract, sample: Sample) -> Shapley:
+    """Contributions of every feature to the sums, by Linear SHAP."""
+    values = {}
+    for name, detail in read_json(folder / DETAILS_FILE)["outputs"].items():
+        pipeline = read_model(folder / detail["file"], "LogisticRegression", TRUSTED)
+        coefficients = np.atleast_2d(pipeline["model"].coef_)[0] * slope(detail["calibration"])
+        values[name] = linear_values(contract, pipeline["encode"], coefficients, sample)
+    return Shapley("Shapley values of the sum (Linear SHAP)", sample.matrix, values)

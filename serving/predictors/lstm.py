@@ -11,7 +11,22 @@ from typing import Any
 import numpy as np
 
 from serving.predictors.contract import Contract, Matrix, Scores, read_json
-from serving.predictors.keras import DETAILS_FILE, Encoding, Inputs, KerasPredictor, load_network
+from serving.predictors.keras import (
+    DETAILS_FILE,
+    GRADIENT_DRAWS,
+    GRADIENT_ROWS,
+    Encoding,
+    Inputs,
+    KerasPredictor,
+    decoded_contributions,
+    expected_gradients,
+    input_features,
+    load_network,
+    read_network,
+)
+from serving.predictors.shapley import Sample, Shapley, owners
+
+PRELOAD = ("keras",)
 
 
 class LstmPredictor(KerasPredictor):
@@ -78,3 +93,21 @@ def load(folder: Path, contract: Contract) -> LstmPredictor:
     """Load network and constants from a verified folder."""
     details = read_json(folder / DETAILS_FILE)
     return LstmPredictor(contract, load_network(folder), SequenceEncoding(contract, details["encoding"]), details)
+
+
+def explain(folder: Path, contract: Contract, sample: Sample) -> Shapley:
+    """Contributions of every feature by expected gradients; those of a channel's steps stand in its newest step."""
+    sample = sample.thinned(GRADIENT_ROWS)
+    details = read_json(folder / DETAILS_FILE)
+    constants = details["encoding"]
+    encoding = SequenceEncoding(contract, constants)
+    sequence, _, static = expected_gradients(
+        read_network(folder), encoding.inputs(sample.matrix), encoding.inputs(sample.background), seed=contract.seed
+    )
+    # A channel's steps are shown as one, so their sum may stand in the newest step's column.
+    channels = [f"{name}_t0" for name in [*constants["channels"], *constants["null_flags"]]]
+    by_feature = sequence.sum(axis=2) @ owners(contract, channels) + static @ owners(
+        contract, input_features(constants["static"])
+    )
+    values = decoded_contributions(contract, details, constants["static"], by_feature, encoding, sample)
+    return Shapley(f"Expected gradients ({GRADIENT_DRAWS} draws a row)", sample.matrix, values)

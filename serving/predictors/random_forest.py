@@ -14,9 +14,11 @@ import numpy.typing as npt
 
 from serving.predictors.calibration import calibrated, ordered_interval
 from serving.predictors.contract import BadModelFile, Contract, Matrix, Predictor, Scores, read_json
-from serving.predictors.sklearn_model import FOLDS, TREE, Floats, read_model
+from serving.predictors.shapley import Sample, Shapley, affordable_rows, owners, tree_values
+from serving.predictors.sklearn_model import FOLDS, PRELOADED, TREE, Floats, column_origins, read_model
 
 DETAILS_FILE = "random_forest.json"
+PRELOAD = (PRELOADED,)
 TRUSTED = (FOLDS, TREE)
 # A share of 0 or 1 in every leaf is no certainty.
 _LEAST_SHARE = 1e-4
@@ -108,11 +110,24 @@ def load(folder: Path, contract: Contract) -> RandomForestPredictor:
     details = read_json(folder / DETAILS_FILE)
     forests = {}
     for name, detail in details["outputs"].items():
-        model = read_model(
-            folder / detail["file"],
-            "RandomForestClassifier" if "calibration" in detail else "RandomForestRegressor",
-            TRUSTED,
-        )
+        model = _read(folder, detail)
         bounds = np.load(folder / detail["interval"]["file"], allow_pickle=False) if "interval" in detail else None
         forests[name] = (model["encode"], forest_trees(model["model"], bounds))
     return RandomForestPredictor(contract, forests, details)
+
+
+def explain(folder: Path, contract: Contract, sample: Sample) -> Shapley:
+    """Contributions of every feature to what the leaves say, by Tree SHAP."""
+    models = {name: _read(folder, detail) for name, detail in read_json(folder / DETAILS_FILE)["outputs"].items()}
+    sample = sample.thinned(affordable_rows(*(model["model"] for model in models.values())))
+    values = {}
+    for name, model in models.items():
+        raw = tree_values(model["model"], encoded(model["encode"], sample.matrix))
+        of_columns = raw[:, :, -1] if raw.ndim == 3 else raw  # of two classes, the second
+        values[name] = of_columns @ owners(contract, column_origins(contract, model["encode"]))
+    return Shapley("Shapley values of the trees (Tree SHAP)", sample.matrix, values, "probability before calibration")
+
+
+def _read(folder: Path, detail: Mapping[str, Any]) -> Any:
+    kind = "RandomForestClassifier" if "calibration" in detail else "RandomForestRegressor"
+    return read_model(folder / detail["file"], kind, TRUSTED)

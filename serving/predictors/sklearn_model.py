@@ -4,6 +4,7 @@ that are the same in any batch.
 
 from __future__ import annotations
 
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serving.predictors.contract import BadModelFile, Matrix
+from serving.predictors.contract import BadModelFile, Contract, Matrix
 
 Floats = npt.NDArray[np.float64]
+PRELOADED = "skops.io"  # imports all of scikit-learn, to know its types
 
 # Beside what skops itself trusts. None of them does more than hold or cut numbers.
 TREE = "sklearn.tree._tree.Tree"
@@ -67,3 +69,10 @@ def linear_scores(pipeline: Any, matrix: Matrix) -> Floats:
     coefficients = np.ascontiguousarray(np.atleast_2d(pipeline["model"].coef_))
     scores: Floats = np.einsum("ij,kj->ik", design, coefficients) + pipeline["model"].intercept_
     return scores
+
+
+def column_origins(contract: Contract, encoder: Any) -> list[str]:
+    """The feature behind each column of a fitted encoder, whose column names hold the features' positions."""
+    names = list(contract.features)
+    columns = encoder.get_feature_names_out([str(index) for index in range(len(names))])
+    return [names[int(re.match(r"\w+?__(?:missingindicator_)?(\d+)", column)[1])] for column in columns]  # type: ignore[index]  # the encoder names them so

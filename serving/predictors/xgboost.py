@@ -10,8 +10,10 @@ import numpy as np
 
 from serving.predictors.calibration import calibrated, ordered_interval
 from serving.predictors.contract import Contract, Matrix, Predictor, Scores, read_json
+from serving.predictors.shapley import Sample, Shapley, slope
 
 DETAILS_FILE = "xgboost.json"
+PRELOAD = ("xgboost",)
 
 
 class XgboostPredictor(Predictor):
@@ -47,16 +49,30 @@ class XgboostPredictor(Predictor):
 
 def load(folder: Path, contract: Contract) -> XgboostPredictor:
     """Load boosters and details from a verified folder."""
-    import xgboost as xgb
-
     details = read_json(folder / DETAILS_FILE)
     files = [d["file"] for d in details["outputs"].values()] + [
         d["interval"]["file"] for d in details["outputs"].values() if "interval" in d
     ]
-    boosters = {}
-    for file in files:
-        booster = xgb.Booster()
-        booster.load_model(folder / file)
-        booster.set_param({"device": "cpu"})
-        boosters[file] = booster
-    return XgboostPredictor(contract, boosters, details)
+    return XgboostPredictor(contract, {file: _booster(folder / file) for file in files}, details)
+
+
+def explain(folder: Path, contract: Contract, sample: Sample) -> Shapley:
+    """Contributions of every feature to the boosters' raw scores, by their own Tree SHAP."""
+    import xgboost as xgb
+
+    types = ["c" if spec.categories is not None else "q" for spec in contract.features.values()]
+    matrix = xgb.DMatrix(sample.matrix, feature_names=list(contract.features), feature_types=types, missing=np.nan)
+    values = {}
+    for name, detail in read_json(folder / DETAILS_FILE)["outputs"].items():
+        raw = _booster(folder / detail["file"]).predict(matrix, pred_contribs=True)[:, :-1].astype(np.float64)
+        values[name] = raw * (slope(detail["calibration"]) if "calibration" in detail else 1.0)
+    return Shapley("Shapley values of the trees (Tree SHAP)", sample.matrix, values)
+
+
+def _booster(path: Path) -> Any:
+    import xgboost as xgb
+
+    booster = xgb.Booster()
+    booster.load_model(path)
+    booster.set_param({"device": "cpu"})
+    return booster

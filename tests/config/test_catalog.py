@@ -217,6 +217,18 @@ def test_all_problems_of_a_file_are_told_at_once(tmp_path: Path) -> None:
     assert "title = 7: Input should be a valid string" in message
 
 
+def test_the_former_key_of_the_candidates_is_read(tmp_path: Path) -> None:
+    further = [{"family": "linear"}]
+    entries = [
+        load(tmp_path / key, model=changed(toy.MODEL_YAML, key, further)).model("ride_minutes")
+        for key in ("candidates", "rivals")
+    ]
+    assert [trainer.family for trainer in entries[0].trainers] == ["xgboost", "linear"]
+    assert entries[0] == entries[1]
+    both = changed(changed(toy.MODEL_YAML, "candidates", further), "rivals", further)
+    assert "rivals = [{'family': 'linear'}]: unknown key" in refusal(tmp_path, model=both)
+
+
 def test_files_that_are_no_mapping_or_no_yaml(tmp_path: Path) -> None:
     assert "holds list, needs a mapping of keys" in refusal(tmp_path, dataset="- a")
     assert "is not readable as YAML" in refusal(tmp_path, dataset="a: [")

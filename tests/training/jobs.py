@@ -12,7 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from serving.predictors import FAMILIES
 from training.job_file import job_identity
+from training.trainers import family_of
 
 FEATURES = {
     "v__x": "float64",
@@ -28,25 +30,13 @@ OUTPUTS: dict[str, Any] = {
     "late_probability": {"kind": "binary", "above": 15.0, "gate": "brier"},
 }
 OUTPUT_COLUMNS = ["minutes", "minutes_lower", "minutes_upper", "late_probability"]
-QUICK: dict[str, dict[str, Any]] = {
-    "xgboost": {"n_estimators": 40, "max_depth": 4, "learning_rate": 0.3, "early_stopping_rounds": 10, "threads": 1},
-    "keras": {"hidden": [16], "epochs": 20, "learning_rate": 0.02, "patience": 5, "max_levels": 10},
-    "lstm": {"units": [8], "dense": [16], "epochs": 20, "learning_rate": 0.02, "patience": 5, "max_levels": 10},
-    "random_forest": {"n_estimators": 30, "threads": 1},
-    "linear": {},
-    "logistic": {},
-    "isolation_forest": {"n_estimators": 20, "threads": 1},
-}
-PROBABILITIES_ALONE = ("isolation_forest", "logistic")
+QUICK: dict[str, dict[str, Any]] = {family: dict(family_of(family).QUICK) for family in FAMILIES}
+PROBABILITIES_ALONE = tuple(family for family in FAMILIES if "regression" not in family_of(family).LEARNS)
 
 
 def outputs_of(family: str) -> dict[str, Any]:
-    """Those of the toy's outputs that a family can give."""
-    return {
-        name: output
-        for name, output in OUTPUTS.items()
-        if output["kind"] == "binary" or family not in PROBABILITIES_ALONE
-    }
+    """Those of the toy's outputs that a family can learn."""
+    return {name: output for name, output in OUTPUTS.items() if output["kind"] in family_of(family).LEARNS}
 
 
 def training_rows(count: int = 1500, seed: int = 1) -> pa.Table:

@@ -13,12 +13,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.predictors import FAMILIES, UnknownFamily, load_predictor
+from serving.predictors import FAMILIES, UnknownFamily, load_predictor, preloaded_libraries
 from serving.predictors.calibration import calibrated, ordered_interval, sigmoid
 from serving.predictors.keras import Encoding
 from tests.training.jobs import OUTPUTS, PROBABILITIES_ALONE, QUICK, outputs_of, trained_job, training_rows, write_job
 from training.__main__ import run
-from training.trainers import BadParameter, NoGpu, TrainingDiverged, TrainingImpossible, validated_params
+from training.trainers import (
+    BadParameter,
+    NoGpu,
+    TrainingDiverged,
+    TrainingImpossible,
+    check_outputs,
+    family_of,
+    validated_params,
+)
 from training.trainers.calibration import fit_calibration, fit_widening
 
 # Isolation forests learn what is strange, which these rows' label is not about: test_sklearn_trainers.py has rows for
@@ -33,7 +41,7 @@ def manifest_of(job_dir: Path) -> dict[str, Any]:
     return dict(json.loads((job_dir / "manifest.json").read_text()))
 
 
-def family_of(job_dir: Path) -> str:
+def family_in(job_dir: Path) -> str:
     return str(manifest_of(job_dir)["family"])
 
 
@@ -52,15 +60,36 @@ def test_a_family_is_a_file_here_and_a_file_there() -> None:
     assert trainers == set(FAMILIES), (
         "a family trains in training/trainers/<family>.py and is served by serving/predictors/<family>.py"
     )
-    assert set(QUICK) == set(FAMILIES), (
-        "a new family gets quick parameters in tests/training/jobs.py, and with them the tests of every family"
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_declares_what_is_asked_about_it(name: str) -> None:
+    family = family_of(name)
+    assert validated_params(name, family.QUICK) != {}
+    assert family.LEARNS
+    assert family.ROUNDS is None or family.ROUNDS in family.Params.model_fields
+    assert preloaded_libraries(name)
+
+
+def test_an_output_that_a_family_cannot_learn_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    entry = {"outputs": OUTPUTS, "trainer": {"family": "logistic"}}
+    job_dir = write_job(tmp_path / "job", "logistic", entry=entry)
+    with pytest.raises(TrainingImpossible) as refused:
+        run(job_dir)
+    assert str(refused.value) == (
+        "TrainingImpossible: toy: the family logistic learns binary outputs, 'minutes' is regression. Name a family "
+        f"that learns it ({', '.join(sorted(set(FAMILIES) - set(PROBABILITIES_ALONE)))}) in `trainer.family`, or leave "
+        "the output out."
     )
+    assert not (job_dir / "manifest.json").exists()
+    with pytest.raises(TrainingImpossible, match=r"'when' is oracle. Name a family that learns it \(there is none\)"):
+        check_outputs("toy", "linear", {"when": {"kind": "oracle"}})
 
 
 @learned
 def test_beats_the_constant(trained: Path) -> None:
     metrics = manifest_of(trained)["metrics"]
-    if family_of(trained) in REGRESSORS:
+    if family_in(trained) in REGRESSORS:
         assert metrics["minutes/mae"] < 0.6 * metrics["minutes/baseline_mae"]
     assert metrics["late_probability/brier"] < 0.7 * metrics["late_probability/baseline_brier"]
     assert metrics["late_probability/roc_auc"] > 0.85
@@ -91,7 +120,7 @@ def test_probability_is_calibrated_on_new_rows(trained: Path) -> None:
 
 @every_family
 def test_same_seed_same_bytes(trained: Path, tmp_path: Path) -> None:
-    first, family = trained, family_of(trained)
+    first, family = trained, family_in(trained)
     again = write_job(tmp_path / "again", family)
     run(again)
     assert manifest_of(again)["artifacts"] == manifest_of(first)["artifacts"]
@@ -121,7 +150,7 @@ def test_unseen_category_and_all_missing_row_are_predicted(trained: Path) -> Non
 @every_family
 def test_importances_find_what_the_label_follows_from(trained: Path) -> None:
     importances = json.loads((trained / "importances.json").read_text())
-    assert set(importances) == set(outputs_of(family_of(trained)))
+    assert set(importances) == set(outputs_of(family_in(trained)))
     for shares in importances.values():
         assert sum(shares.values()) == pytest.approx(1)
         assert {"v__x", "v__place"} <= set(list(shares)[:3])

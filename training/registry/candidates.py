@@ -1,4 +1,4 @@
-"""Of several trainers of one training, the one that goes to the gate."""
+"""Of the candidates of one training, the one that goes to the gate."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from training.registry.tracking import answered, tracking_client
 
 
 def register_best(lake: Lake, model: str, manifests: Sequence[str], *, run_id: str) -> dict[str, Any]:
-    """Register the job whose validation error is smallest; `Registered` as JSON with its `job_dir` and every rival's
-    error.
+    """Register the job whose validation error is smallest; `Registered` as JSON with its `job_dir` and every
+    candidate's error.
 
     The error is the mean, over outputs, of the gate's metric relative to the trivial baseline, on validation rows that
     no trainer fitted. The gate's test rows have no part in the choice.
 
     Args:
-        manifests: paths of the manifests of all trainers of this training, the model's own first; a tie is its.
+        manifests: paths of the candidates' manifests, the model's own trainer first; a tie is its.
     """
     job_dirs = [Path(manifest).parent for manifest in manifests]
     errors = [validation_error(lake, model, job_dir) for job_dir in job_dirs]
@@ -37,11 +37,11 @@ def register_best(lake: Lake, model: str, manifests: Sequence[str], *, run_id: s
                 f"{families[best]} was better on validation: {errors[best]:.4f} against {errors[index]:.4f} of the "
                 "baseline's error",
             )
-    rivals = [
+    candidates = [
         {"family": family, "error_of_baseline": error, "job": d.name, "trained": where_trained(d)}
         for family, error, d in zip(families, errors, job_dirs, strict=True)
     ]
-    return registered.to_json() | {"job_dir": str(job_dirs[best]), "rivals": rivals}
+    return registered.to_json() | {"job_dir": str(job_dirs[best]), "candidates": candidates}
 
 
 def validation_error(lake: Lake, model: str, job_dir: Path) -> float:

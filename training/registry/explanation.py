@@ -1,15 +1,14 @@
 """Explain a registered version on the test rows: what moves its predictions, how good they are and for whom.
 
 Shapley values say how far each feature moved one prediction away from the mean; their sum is the whole way. They
-explain the model, not the world: a feature that matters to the model need not cause anything. How they are found
-depends on the family; one without a way of its own gets permutation importances, and the explanation says so.
+explain the model, not the world: a feature that matters to the model need not cause anything. The family's own file
+says how they are found; one that does not gets permutation importances, and the explanation says so.
 """
 
 from __future__ import annotations
 
 import re
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -25,7 +24,9 @@ from config.catalog.model import BinaryOutput, ModelEntry, Output, RegressionOut
 from config.errors import NightfleetError
 from lake.artifact import file_digest
 from lake.lake import Lake
+from serving.predictors import explainer_of
 from serving.predictors.contract import Contract, Matrix, Predictor, read_json, write_json
+from serving.predictors.shapley import SAMPLE_ROWS, Sample, evenly
 from serving.signed import load_signed
 from training.__main__ import IMPORTANCES_FILE
 from training.evaluate import THRESHOLD, baseline_metrics, baseline_values, column, evaluate, lifts
@@ -41,14 +42,7 @@ from training.registry.segments import SEGMENTS_FILE, SegmentReport, segment_col
 Floats = npt.NDArray[np.float64]
 EXPLANATION_FILE = "explanation.json"
 FORMAT = 1
-SAMPLE_ROWS = 2_000
-LOG_ODDS = "log-odds"
 _BACKGROUND_ROWS = 200
-_GRADIENT_ROWS = 200
-_GRADIENT_SAMPLES = 200
-# About three seconds; at least so many rows, which of a forest of full depth take ten.
-_TREE_WORK = 1.5e9
-_LEAST_TREE_ROWS = 25
 _PERMUTATIONS = 3
 _PLOTTED_SEGMENTS = 15
 _DIGITS = 6
@@ -244,11 +238,6 @@ def _rounded(value: float) -> float:
     return float(f"{value:.{_DIGITS}g}")
 
 
-def _evenly(count: int, wanted: int) -> npt.NDArray[np.int64]:
-    """At most `wanted` positions among `count`, evenly spaced."""
-    return np.unique(np.linspace(0, count - 1, min(count, wanted)).astype(np.int64))
-
-
 # ---- contributions -----------------------------------------------------------------------------------------------
 
 
@@ -287,7 +276,7 @@ class _Subject:
         judged: npt.NDArray[np.int64],
     ) -> _Subject:
         features = list(predictor.feature_columns)
-        picked = judged[_evenly(len(judged), SAMPLE_ROWS)]
+        picked = judged[evenly(len(judged), SAMPLE_ROWS)]
         taken, seen = [], 0
         for batch in pq.ParquetFile(test_path).iter_batches(columns=[*features, "label"]):
             inside = picked[(picked >= seen) & (picked < seen + batch.num_rows)] - seen
@@ -296,7 +285,7 @@ class _Subject:
         sample = pa.Table.from_batches(taken)
         reference = pq.read_table(folder / SAMPLE_FILE, columns=[*features, "split"])
         train = reference.filter(pc.equal(reference["split"], "train"))
-        background = train.take(pa.array(_evenly(train.num_rows, _BACKGROUND_ROWS)))
+        background = train.take(pa.array(evenly(train.num_rows, _BACKGROUND_ROWS)))
         contract = predictor.contract
         matrices = contract.matrix(sample), contract.matrix(background)
         return cls(
@@ -308,20 +297,6 @@ class _Subject:
             _numbers(sample["label"]),
             matrices[1],
             _groups(features),
-        )
-
-    def sampled(self, rows: int) -> _Subject:
-        """The same with fewer rows."""
-        kept = _evenly(len(self.matrix), rows)
-        return _Subject(
-            self.entry,
-            self.unit,
-            self.predictor,
-            self.files,
-            self.matrix[kept],
-            self.label[kept],
-            self.background,
-            self.groups,
         )
 
 
@@ -346,310 +321,26 @@ class _Found:
     rows: Matrix
 
 
-@dataclass(frozen=True)
-class _Shapley:
-    """Contributions to every output, (rows, features), how they were found, and the unit of those to a probability."""
-
-    method: str
-    rows: Matrix
-    values: Mapping[str, Floats]
-    probability_unit: str = LOG_ODDS
-
-
 def _contributions(subject: _Subject) -> dict[str, _Found]:
-    explainer = EXPLAINERS.get(subject.contract.family)
+    explainer = explainer_of(subject.contract.family)
     if explainer is None:
         return _permutations(subject)
-    found = explainer(subject)
-    method = f"{found.method}, on {len(found.rows):,} test rows"
+    shapley = explainer(subject.files, subject.contract, Sample(subject.matrix, subject.background))
+    method = f"{shapley.method}, on {len(shapley.rows):,} test rows"
     parts = {}
     for name, output in subject.entry.outputs.items():
         grouped = np.column_stack(
-            [found.values[name][:, list(columns)].sum(axis=1) for columns in subject.groups.values()]
+            [shapley.values[name][:, list(columns)].sum(axis=1) for columns in subject.groups.values()]
         )
-        unit = found.probability_unit if isinstance(output, BinaryOutput) else subject.unit or "the label's unit"
+        unit = shapley.probability_unit if isinstance(output, BinaryOutput) else subject.unit or "the label's unit"
         strengths = _largest_first(subject.groups, np.abs(grouped).mean(axis=0))
-        parts[name] = _Found(Contributions(name, method, unit, len(found.rows), strengths), grouped, found.rows)
+        parts[name] = _Found(Contributions(name, method, unit, len(shapley.rows), strengths), grouped, shapley.rows)
     return parts
 
 
 def _largest_first(names: Mapping[str, Any], strengths: Floats) -> dict[str, float]:
     found = {name: _rounded(float(value)) for name, value in zip(names, strengths, strict=True)}
     return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
-
-
-def _slope(calibration: Mapping[str, Any]) -> float:
-    """What a raw score's distance becomes in calibrated log-odds; a calibration that is no line leaves it as it is."""
-    return float(calibration["slope"]) if calibration["method"] == "platt" else 1.0
-
-
-def _xgboost(subject: _Subject) -> _Shapley:
-    import xgboost as xgb
-
-    from serving.predictors.xgboost import DETAILS_FILE
-
-    contract = subject.contract
-    types = ["c" if spec.categories is not None else "q" for spec in contract.features.values()]
-    matrix = xgb.DMatrix(subject.matrix, feature_names=list(contract.features), feature_types=types, missing=np.nan)
-    values = {}
-    for name, detail in read_json(subject.files / DETAILS_FILE)["outputs"].items():
-        booster = xgb.Booster()
-        booster.load_model(subject.files / detail["file"])
-        booster.set_param({"device": "cpu"})
-        raw = booster.predict(matrix, pred_contribs=True)[:, :-1].astype(np.float64)
-        values[name] = raw * (_slope(detail["calibration"]) if "calibration" in detail else 1.0)
-    return _Shapley("Shapley values of the trees (Tree SHAP)", subject.matrix, values)
-
-
-def _keras(subject: _Subject) -> _Shapley:
-    import keras
-    import shap
-
-    from serving.predictors.keras import DETAILS_FILE, NETWORK_FILE, Encoding
-
-    subject = subject.sampled(_GRADIENT_ROWS)
-    details = read_json(subject.files / DETAILS_FILE)
-    constants = details["encoding"]
-    encoding = Encoding(subject.contract, constants)
-    network = keras.saving.load_model(subject.files / NETWORK_FILE, compile=False, safe_mode=True)
-    explainer = shap.GradientExplainer(network, encoding.encode(subject.background))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The structure of `inputs`")  # the explainer hands over a list of one
-        found = explainer.shap_values(
-            encoding.encode(subject.matrix), nsamples=_GRADIENT_SAMPLES, rseed=subject.contract.seed
-        )
-    raw = np.asarray(found, dtype=np.float64)
-    # Each input of the network belongs to the feature it was made from.
-    found_by_feature = raw.transpose(2, 0, 1) @ _owners(subject.contract, _input_features(constants))
-    values = _decoded(subject, details, constants, found_by_feature, encoding)
-    return _Shapley(f"Expected gradients (Gradient SHAP, {_GRADIENT_SAMPLES} draws a row)", subject.matrix, values)
-
-
-def _lstm(subject: _Subject) -> _Shapley:
-    import keras
-
-    from serving.predictors.keras import DETAILS_FILE, NETWORK_FILE
-    from serving.predictors.lstm import SequenceEncoding
-
-    subject = subject.sampled(_GRADIENT_ROWS)
-    details = read_json(subject.files / DETAILS_FILE)
-    constants = details["encoding"]
-    encoding = SequenceEncoding(subject.contract, constants)
-    network = keras.saving.load_model(subject.files / NETWORK_FILE, compile=False, safe_mode=True)
-    found = expected_gradients(
-        network, encoding.inputs(subject.matrix), encoding.inputs(subject.background), seed=subject.contract.seed
-    )
-    # A channel's steps are shown as one, so their sum may stand in the newest step's column.
-    channels = [f"{name}_t0" for name in [*constants["channels"], *constants["null_flags"]]]
-    by_feature = found[0].sum(axis=2) @ _owners(subject.contract, channels) + found[2] @ _owners(
-        subject.contract, _input_features(constants["static"])
-    )
-    values = _decoded(subject, details, constants["static"], by_feature, encoding)
-    return _Shapley(f"Expected gradients ({_GRADIENT_SAMPLES} draws a row)", subject.matrix, values)
-
-
-def expected_gradients(
-    network: Any, inputs: Sequence[npt.NDArray[Any]], background: Sequence[npt.NDArray[Any]], *, seed: int
-) -> list[Floats]:
-    """Shapley values of a network of several inputs by expected gradients (Erion and others 2021).
-
-    SHAP's own explainer of gradients walks every input from the background to the row, and half a mask is none: here an
-    input that is no floating-point number stays the row's own.
-
-    Returns:
-        Per input, float64 of shape (outputs, rows, *its own); zeros for one that is no floating-point number.
-    """
-    import tensorflow as tf
-
-    random = np.random.default_rng(seed)
-    moving = [index for index, part in enumerate(inputs) if np.issubdtype(part.dtype, np.floating)]
-    rows, count = len(inputs[0]), int(network.outputs[0].shape[-1])
-    totals = [np.zeros((count, *part.shape)) for part in inputs]
-
-    def gradients(parts: Any) -> Any:
-        watched = [parts[index] for index in moving]
-        with tf.GradientTape(persistent=True) as tape:
-            tape.watch(watched)
-            raw = network(list(parts), training=False)
-            sums = [tf.reduce_sum(raw[:, position]) for position in range(count)]
-        return [tape.gradient(one, watched, unconnected_gradients=tf.UnconnectedGradients.ZERO) for one in sums]
-
-    traced = tf.function(gradients)
-    for draw in range(_GRADIENT_SAMPLES):
-        start = random.integers(0, len(background[0]), rows)
-        share = ((draw + random.random(rows)) / _GRADIENT_SAMPLES).astype(np.float32)  # all stretches of the way alike
-        ways = [inputs[index] - background[index][start] for index in moving]
-        parts = list(inputs)
-        for index, way in zip(moving, ways, strict=True):
-            parts[index] = background[index][start] + share.reshape(-1, *[1] * (way.ndim - 1)) * way
-        for position, found in enumerate(traced(tuple(tf.constant(part) for part in parts))):
-            for index, way, gradient in zip(moving, ways, found, strict=True):
-                totals[index][position] += way * np.asarray(gradient) / _GRADIENT_SAMPLES
-    return totals
-
-
-def _input_features(constants: Mapping[str, Any]) -> list[str]:
-    """The feature that each input of a dense encoding was made from."""
-    one_hot = [name for name, count in constants["one_hot"].items() for _ in range(count)]
-    return [
-        *constants["means"],
-        *constants["null_flags"],
-        *one_hot,
-        *(name for name, levels in constants["levels"].items() for _ in levels),
-    ]
-
-
-def _decoded(
-    subject: _Subject, details: Mapping[str, Any], constants: Mapping[str, Any], found: Floats, encoding: Any
-) -> dict[str, Floats]:
-    """Contributions to a network's raw outputs, (raw outputs, rows, features), as contributions to the outputs in their
-    unit.
-    """
-    values, position = {}, 0
-    for name, detail in details["outputs"].items():
-        if "calibration" in detail:
-            values[name] = found[position] * _slope(detail["calibration"])
-        else:
-            values[name] = found[position] * details["label_scale"]
-            if constants["residual_of"] is not None:
-                corrected = list(subject.contract.features).index(constants["residual_of"])
-                values[name][:, corrected] += encoding.base(subject.matrix) - encoding.base(subject.background).mean()
-        position += 3 if "interval" in detail else 1
-    return values
-
-
-def _random_forest(subject: _Subject) -> _Shapley:
-    from serving.predictors.random_forest import DETAILS_FILE, TRUSTED, encoded
-    from serving.predictors.sklearn_model import read_model
-    from training.trainers.sklearn_rows import tree_columns
-
-    details = read_json(subject.files / DETAILS_FILE)["outputs"]
-    kinds = {
-        name: "RandomForestClassifier" if "calibration" in detail else "RandomForestRegressor"
-        for name, detail in details.items()
-    }
-    models = {
-        name: read_model(subject.files / detail["file"], kinds[name], TRUSTED) for name, detail in details.items()
-    }
-    subject = subject.sampled(_affordable(sum(_work(model["model"]) for model in models.values())))
-    values = {}
-    for name, model in models.items():
-        raw = _tree_values(model["model"], encoded(model["encode"], subject.matrix))
-        values[name] = (raw[:, :, -1] if raw.ndim == 3 else raw) @ _owners(
-            subject.contract, tree_columns(subject.contract)
-        )
-    return _Shapley("Shapley values of the trees (Tree SHAP)", subject.matrix, values, "probability before calibration")
-
-
-def _isolation_forest(subject: _Subject) -> _Shapley:
-    from serving.predictors.isolation_forest import DETAILS_FILE, MODEL_FILE, TRUSTED
-    from serving.predictors.sklearn_model import read_model
-
-    model = read_model(subject.files / MODEL_FILE, "IsolationForest", TRUSTED)
-    subject = subject.sampled(_affordable(_work(model["model"])))
-    columns = np.ascontiguousarray(model["encode"].transform(subject.matrix), dtype=np.float32)
-    # The fewer cuts a row takes, the stranger it is: with the sign turned, to the right is stranger.
-    found = -_tree_values(model["model"], columns) @ _owners(
-        subject.contract, _origins(subject.contract, model["encode"])
-    )
-    names = read_json(subject.files / DETAILS_FILE)["outputs"]
-    return _Shapley(
-        "Shapley values of the trees (Tree SHAP)",
-        subject.matrix,
-        dict.fromkeys(names, found),
-        "cuts fewer until the row stands alone",
-    )
-
-
-def _linear(subject: _Subject) -> _Shapley:
-    from serving.predictors.linear import DETAILS_FILE, MODEL_FILE, TRUSTED
-    from serving.predictors.sklearn_model import read_model
-
-    model = read_model(subject.files / MODEL_FILE, "Ridge", TRUSTED)
-    coefficients = np.atleast_2d(model["model"].coef_)
-    values, position = {}, 0
-    for name, detail in read_json(subject.files / DETAILS_FILE)["outputs"].items():
-        values[name] = _linear_values(
-            subject,
-            model["encode"],
-            coefficients[position],
-            _slope(detail["calibration"]) if "calibration" in detail else 1.0,
-        )
-        position += 3 if "interval" in detail else 1
-    return _Shapley("Shapley values of the sum (Linear SHAP)", subject.matrix, values)
-
-
-def _logistic(subject: _Subject) -> _Shapley:
-    from serving.predictors.logistic import DETAILS_FILE, TRUSTED
-    from serving.predictors.sklearn_model import read_model
-
-    values = {}
-    for name, detail in read_json(subject.files / DETAILS_FILE)["outputs"].items():
-        model = read_model(subject.files / detail["file"], "LogisticRegression", TRUSTED)
-        values[name] = _linear_values(
-            subject, model["encode"], np.atleast_2d(model["model"].coef_)[0], _slope(detail["calibration"])
-        )
-    return _Shapley("Shapley values of the sum (Linear SHAP)", subject.matrix, values)
-
-
-def _linear_values(subject: _Subject, encoder: Any, coefficients: Floats, slope: float) -> Floats:
-    """Contributions of a sum over encoded columns, (rows, features), measured from the mean of the background."""
-    import shap
-
-    background = shap.maskers.Independent(_dense(encoder, subject.background), max_samples=len(subject.background))
-    values = shap.LinearExplainer((coefficients * slope, 0.0), background).shap_values(_dense(encoder, subject.matrix))
-    return np.asarray(values, dtype=np.float64) @ _owners(subject.contract, _origins(subject.contract, encoder))
-
-
-def _dense(encoder: Any, matrix: Matrix) -> Floats:
-    return np.ascontiguousarray(encoder.transform(matrix), dtype=np.float64)
-
-
-def _origins(contract: Contract, encoder: Any) -> list[str]:
-    """The feature behind each column of a scikit-learn encoder, whose column names hold positions."""
-    names = list(contract.features)
-    columns = encoder.get_feature_names_out([str(index) for index in range(len(names))])
-    return [names[int(re.match(r"\w+?__(?:missingindicator_)?(\d+)", column)[1])] for column in columns]  # type: ignore[index]  # the encoder names them so
-
-
-def _owners(contract: Contract, names: Sequence[str]) -> Floats:
-    """0 and 1, (columns, features): sums contributions of encoded columns by the feature they were made from."""
-    features = list(contract.features)
-    owner = np.zeros((len(names), len(features)))
-    owner[np.arange(len(names)), [features.index(name) for name in names]] = 1.0
-    return owner
-
-
-def _tree_values(forest: Any, columns: npt.NDArray[np.float32]) -> Floats:
-    import shap
-
-    # Its own check of the sum loads the whole forest a second time; the sums are tested where this code is.
-    return np.asarray(shap.TreeExplainer(forest).shap_values(columns, check_additivity=False), dtype=np.float64)
-
-
-def _work(forest: Any) -> float:
-    """What one row costs, in units of some two nanoseconds: leaves times squared depth, summed over the trees (Lundberg
-    2020).
-    """
-    return float(sum(estimator.tree_.n_leaves * estimator.tree_.max_depth**2 for estimator in forest.estimators_))
-
-
-def _affordable(work: float) -> int:
-    """Rows that a forest is explained on, decided by its size and not by a clock, so that equal forests have equal
-    explanations.
-    """
-    return int(np.clip(_TREE_WORK / max(work, 1.0), _LEAST_TREE_ROWS, SAMPLE_ROWS))
-
-
-EXPLAINERS: dict[str, Callable[[_Subject], _Shapley]] = {
-    "isolation_forest": _isolation_forest,
-    "keras": _keras,
-    "linear": _linear,
-    "logistic": _logistic,
-    "lstm": _lstm,
-    "random_forest": _random_forest,
-    "xgboost": _xgboost,
-}
 
 
 def _permutations(subject: _Subject) -> dict[str, _Found]:

@@ -20,7 +20,7 @@ from training.job_file import JOB_FILE, job_identity
 from training.registry.containers import check_size
 from training.registry.tracking import MlflowUnavailable, answered, experiment_id, tracking_client
 from training.search.study import check_search
-from training.trainers import validated_params
+from training.trainers import check_outputs, validated_params
 
 TRAINING_SET_FILE = "training_set.json"
 log = logging.getLogger(__name__)
@@ -35,34 +35,43 @@ def prepare_job(
     lake: Lake, model: str, *, as_of: date, run_id: str, overrides: Mapping[str, Any] | None = None
 ) -> Path:
     """`prepare_jobs` for the model's own trainer alone."""
-    return prepare_jobs(lake, model, as_of=as_of, run_id=run_id, overrides=overrides, rivals=False)[0]
+    return prepare_jobs(lake, model, as_of=as_of, run_id=run_id, overrides=overrides, candidates=False)[0]
 
 
 def prepare_jobs(
-    lake: Lake, model: str, *, as_of: date, run_id: str, overrides: Mapping[str, Any] | None = None, rivals: bool = True
+    lake: Lake,
+    model: str,
+    *,
+    as_of: date,
+    run_id: str,
+    overrides: Mapping[str, Any] | None = None,
+    candidates: bool = True,
 ) -> list[Path]:
-    """Build the training set and describe one job for the model's trainer and each of its rivals.
+    """Build the training set and describe one job for each candidate: the model's trainer, and those of `candidates`.
 
     A folder's name follows from model, as-of date, run, trainer and overrides, so that a retry finds it again: with
     equal content it stays as it is, a finished training included; otherwise it is replaced.
 
     Args:
         as_of: the night whose knowledge is used; nothing known later is read.
-        overrides: trainer parameters that replace the catalog's; with any, no rival is trained.
+        overrides: trainer parameters that replace the catalog's; with any, the model's own trainer alone is trained.
+        candidates: False leaves the model's own trainer alone.
     Returns:
         JOB_DIRs, `<jobs>/<model>/<as_of>-<12 digits>`, each with `job.json` and `training_set.parquet`.
     Raises:
         BadParameter: an override, or a search space, is unknown or out of range.
+        TrainingImpossible: a candidate's family cannot learn an output of the model.
         NotEnoughMemory, GpuUnavailable: the job asks for more than trainings may take.
         NotEnoughHistory, PartitionNotReady: the training set cannot be built.
     """
     entry = lake.model(model)
     check_size(entry, lake.settings)
-    trainers = [entry.trainer, *(entry.rivals if rivals and not overrides else ())]
+    trainers = entry.trainers if candidates and not overrides else (entry.trainer,)
     wanted = []
     for trainer in trainers:
         params = validated_params(trainer.family, {**trainer.params, **(overrides or {})})
         check_search(trainer, overrides or ())
+        check_outputs(model, trainer.family, {name: {"kind": output.kind} for name, output in entry.outputs.items()})
         named = [model, as_of.isoformat(), run_id, trainer.model_dump(mode="json"), overrides or {}]
         digits = hashlib.sha256(json.dumps(named, sort_keys=True, default=str).encode()).hexdigest()[:12]
         wanted.append((trainer, params, lake.settings.jobs / model / f"{as_of.isoformat()}-{digits}"))
@@ -72,7 +81,7 @@ def prepare_jobs(
     try:
         built = build_training_set(lake, model, as_of, attempt)
         for trainer, params, job_dir in wanted:
-            described = entry.model_copy(update={"trainer": trainer, "rivals": ()})
+            described = entry.model_copy(update={"trainer": trainer, "candidates": ()})
             job = {
                 "model": model,
                 "as_of": as_of.isoformat(),

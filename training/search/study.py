@@ -11,7 +11,6 @@ come by then.
 
 from __future__ import annotations
 
-import importlib
 import math
 import shutil
 import time
@@ -25,12 +24,12 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from config.catalog.trainer import ChoiceSpace, Search, Space, Trainer, UniformSpace
-from serving.predictors import Contract, check_family
+from serving.predictors import Contract
 from serving.predictors.contract import write_json
 from training.evaluate import evaluate
 from training.progress import Progress
 from training.search.trials import AtOnce, InTurn, Outcome, Runner, Task, Watch
-from training.trainers import BadParameter, Floats, Rows, TrainingImpossible
+from training.trainers import BadParameter, Floats, Rows, TrainingImpossible, family_of
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -68,8 +67,8 @@ def check_search(trainer: Trainer, overrides: Iterable[str] = ()) -> None:
     """
     if trainer.search is None:
         return
-    family = check_family(trainer.family)
-    kind = importlib.import_module(f"training.trainers.{family}").Params
+    family = trainer.family
+    kind = family_of(family).Params
     for name, space in trainer.search.space.items():
         if name not in kind.model_fields:
             raise BadParameter(

@@ -29,10 +29,8 @@ from training.checkpoints import Checkpoints
 from training.cross_validation import cross_validate, fit_and_judge
 from training.progress import Progress
 from training.rows import slices
-from training.trainers import Rows, Run, TrialPruned, validated_params
+from training.trainers import Rows, Run, TrialPruned, family_of, validated_params
 
-# The parameter that says how many steps a family's curve has at most.
-_STEPS = ("n_estimators", "epochs")
 # So many points of a trial's curve are kept, and shown to the pruner, at most.
 _POINTS = 50
 
@@ -70,7 +68,8 @@ class Task:
         """The last step a trial can report, when parameters are at most these."""
         if self.cross_validation:
             return self.cross_validation.folds
-        return next((int(highest[name]) for name in _STEPS if name in highest), 1)
+        rounds = family_of(self.contract.family).ROUNDS
+        return 1 if rounds is None else int(highest[rounds])
 
 
 @dataclass(frozen=True)

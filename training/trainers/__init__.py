@@ -1,7 +1,4 @@
-"""Trainers: one file a family. Each has `Params` (pydantic, what a catalog or a form may set) and
-
-`train(contract, fit, validation, folder, *, params, run) -> Fitted`, which writes the family's files into `folder`.
-"""
+"""Trainers: one file a family, which declares all that is asked about the family in training: see `Family`."""
 
 from __future__ import annotations
 
@@ -9,14 +6,14 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from config.errors import NightfleetError
-from serving.predictors import check_family
+from serving.predictors import FAMILIES, check_family
 from serving.predictors.contract import Contract, Matrix
 from training.checkpoints import Checkpoints
 from training.progress import Progress
@@ -116,6 +113,57 @@ class Fitted:
     details: dict[str, Any] = field(default_factory=dict)
 
 
+class Family(Protocol):
+    """What a file of this folder defines.
+
+    Attributes:
+        Params: what a catalog or a form may set.
+        LEARNS: output kinds it can learn, as the catalog names them.
+        ROUNDS: the parameter that says how many points its curve has at most; None where the curve says nothing of a
+            fit that has not ended.
+        QUICK: parameters with which it learns a thousand rows in seconds: the tests train with them.
+    """
+
+    Params: type[FamilyParams]
+    LEARNS: tuple[str, ...]
+    ROUNDS: str | None
+    QUICK: Mapping[str, Any]
+
+    def train(
+        self, contract: Contract, fit: Rows, validation: Rows, folder: Path, *, params: Mapping[str, Any], run: Run
+    ) -> Fitted:
+        """Fit all outputs and write the family's files into `folder`."""
+
+
+def family_of(name: str) -> Family:
+    """The family's file.
+
+    Raises:
+        UnknownFamily: there is no such family.
+    """
+    family: Family = importlib.import_module(f"training.trainers.{check_family(name)}")
+    return family
+
+
+def check_outputs(model: str, family: str, outputs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Check that a family can learn every output.
+
+    Raises:
+        UnknownFamily: there is no such family.
+        TrainingImpossible: it cannot learn an output of that kind.
+    """
+    learns = family_of(family).LEARNS
+    for name, output in outputs.items():
+        kind = output["kind"]
+        if kind not in learns:
+            able = [other for other in FAMILIES if kind in family_of(other).LEARNS]
+            raise TrainingImpossible(
+                f"{model}: the family {family} learns {' and '.join(learns)} outputs, {name!r} is {kind}. Name a "
+                f"family that learns it ({', '.join(able) or 'there is none'}) in `trainer.family`, or leave the "
+                "output out."
+            )
+
+
 def validated_params(family: str, params: Mapping[str, Any]) -> dict[str, Any]:
     """Every parameter of the family, defaults filled in.
 
@@ -123,7 +171,7 @@ def validated_params(family: str, params: Mapping[str, Any]) -> dict[str, Any]:
         UnknownFamily: there is no such family.
         BadParameter: a key is unknown, or a value of the wrong type or out of range.
     """
-    kind: type[FamilyParams] = importlib.import_module(f"training.trainers.{check_family(family)}").Params
+    kind = family_of(family).Params
     try:
         return kind(**params).model_dump(mode="json")
     except ValidationError as error:

@@ -20,7 +20,6 @@ from training.trainers.calibration import fit_calibration
 from training.trainers.sklearn_rows import (
     LIBRARIES,
     above_both_ways,
-    binary_alone,
     cpu_alone,
     design,
     linear_encoder,
@@ -46,6 +45,11 @@ class Params(FamilyParams):
     threads: int = Field(2, ge=1, description="trees that grow at once; the forest is the same with any number")
 
 
+LEARNS: tuple[str, ...] = ("binary",)
+ROUNDS: str | None = "n_estimators"
+QUICK: dict[str, Any] = {"n_estimators": 20, "threads": 1}
+
+
 def train(
     contract: Contract, fit: Rows, validation: Rows, folder: Path, *, params: Mapping[str, Any], run: Run
 ) -> Fitted:
@@ -63,7 +67,6 @@ def train(
         NoGpu, TrainingImpossible: as their texts say; nothing usable is written.
     """
     chosen = Params(**params)
-    binary_alone("isolation_forest", contract)
     used = cpu_alone("isolation_forest", contract, run)
     truths = {name: above_both_ways(contract, name, validation, "validation") for name in contract.outputs}
     pipeline = _grow(contract, fit, validation, truths, chosen, run)

@@ -23,6 +23,11 @@ class Params(NetworkParams):
     hidden: tuple[int, ...] = Field((128, 64), min_length=1, description="units of each dense layer")
 
 
+LEARNS: tuple[str, ...] = ("regression", "binary")
+ROUNDS: str | None = "epochs"
+QUICK: dict[str, Any] = {"hidden": [16], "epochs": 20, "learning_rate": 0.02, "patience": 5, "max_levels": 10}
+
+
 def train(
     contract: Contract, fit: Rows, validation: Rows, folder: Path, *, params: Mapping[str, Any], run: Run
 ) -> Fitted:

@@ -46,6 +46,11 @@ class Params(FamilyParams):
     calibration: Method = "platt"
 
 
+LEARNS: tuple[str, ...] = ("regression", "binary")
+ROUNDS: str | None = None
+QUICK: dict[str, Any] = {}
+
+
 def train(
     contract: Contract, fit: Rows, validation: Rows, folder: Path, *, params: Mapping[str, Any], run: Run
 ) -> Fitted:

@@ -20,7 +20,6 @@ from training.trainers.sklearn_rows import (
     LIBRARIES,
     above,
     above_both_ways,
-    binary_alone,
     cpu_alone,
     design,
     linear_encoder,
@@ -45,6 +44,11 @@ class Params(FamilyParams):
     calibration: Method = "platt"
 
 
+LEARNS: tuple[str, ...] = ("binary",)
+ROUNDS: str | None = None
+QUICK: dict[str, Any] = {}
+
+
 def train(
     contract: Contract, fit: Rows, validation: Rows, folder: Path, *, params: Mapping[str, Any], run: Run
 ) -> Fitted:
@@ -62,7 +66,6 @@ def train(
     from threadpoolctl import threadpool_limits
 
     chosen = Params(**params)
-    binary_alone("logistic", contract)
     used = cpu_alone("logistic", contract, run)
     truths = {name: above_both_ways(contract, name, fit) for name in contract.outputs}
     encoder = linear_encoder(contract, chosen.max_categories)

@@ -29,6 +29,18 @@ class Params(NetworkParams):
     gradient_clip: float = Field(1.0, ge=0, description="largest norm of all gradients together; 0: not limited")
 
 
+LEARNS: tuple[str, ...] = ("regression", "binary")
+ROUNDS: str | None = "epochs"
+QUICK: dict[str, Any] = {
+    "units": [8],
+    "dense": [16],
+    "epochs": 20,
+    "learning_rate": 0.02,
+    "patience": 5,
+    "max_levels": 10,
+}
+
+
 def train(
     contract: Contract, fit: Rows, validation: Rows, folder: Path, *, params: Mapping[str, Any], run: Run
 ) -> Fitted:
@@ -116,7 +128,7 @@ def sequence_channels(contract: Contract) -> dict[str, list[str]]:
         raise TrainingImpossible(
             f"{contract.model}: no feature is named as a step of a sequence (`<name>_t0` the newest, `<name>_t1`, "
             "...), which the lstm family needs. "
-            "Add such columns to a view, or take the keras family."
+            "Add such columns to a view, or take another family."
         )
     window = max(max(found) for found in steps.values()) + 1
     for channel, found in steps.items():

@@ -13,7 +13,7 @@ from pydantic import Field
 from serving.predictors.calibration import ordered_interval, sigmoid
 from serving.predictors.contract import Contract, write_json
 from serving.predictors.random_forest import DETAILS_FILE, TRUSTED, encoded, forest_trees, log_odds, summed
-from serving.predictors.sklearn_model import read_model
+from serving.predictors.sklearn_model import column_origins, read_model
 from training.trainers import FamilyParams, Fitted, Floats, Rows, Run, normalised
 from training.trainers.calibration import Method, fit_calibration, fit_widening
 from training.trainers.sklearn_rows import (
@@ -23,7 +23,6 @@ from training.trainers.sklearn_rows import (
     cpu_alone,
     log_loss,
     steps_of,
-    tree_columns,
     tree_encoder,
     write_model,
 )
@@ -52,6 +51,11 @@ class Params(FamilyParams):
     max_leaf_nodes: int | None = Field(None, ge=2)
     calibration: Method = "platt"
     threads: int = Field(2, ge=1, description="trees that grow at once; the forest is the same with any number")
+
+
+LEARNS: tuple[str, ...] = ("regression", "binary")
+ROUNDS: str | None = "n_estimators"
+QUICK: dict[str, Any] = {"n_estimators": 30, "threads": 1}
 
 
 def train(
@@ -102,7 +106,7 @@ def train(
                 "widen_by": fit_widening(validation.label, lower, upper, output["interval"]),
             }
         importances[name] = normalised(
-            dict(zip(tree_columns(contract), forest.feature_importances_, strict=True)), contract
+            dict(zip(column_origins(contract, encoder), forest.feature_importances_, strict=True)), contract
         )
     write_json(folder / DETAILS_FILE, {"outputs": details})
     return Fitted(used, dict.fromkeys(contract.outputs, chosen.n_estimators), importances, LIBRARIES)

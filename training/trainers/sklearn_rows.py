@@ -7,7 +7,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.predictors.contract import Contract, Matrix
+from serving.predictors.sklearn_model import column_origins
 from training.trainers import Floats, NoGpu, Rows, Run, TrainingImpossible, normalised
 
 LIBRARIES = ("scikit-learn", "skops", "numpy", "pyarrow")
@@ -36,7 +36,7 @@ def cpu_alone(family: str, contract: Contract, run: Run) -> str:
     if run.device == "gpu":
         raise NoGpu(
             f"trainer.device is gpu, but {family} is scikit-learn's, which trains on the CPU alone. Set `device: "
-            "auto`, or take the family xgboost or keras."
+            "auto`, or take a family that trains on GPUs."
         )
     if run.cluster and len(run.cluster.addresses) > 1:
         raise TrainingImpossible(
@@ -44,20 +44,6 @@ def cpu_alone(family: str, contract: Contract, run: Run) -> str:
             "Set `training.workers: 1`, or take a family with data parallelism."
         )
     return "cpu"
-
-
-def binary_alone(family: str, contract: Contract) -> None:
-    """Check that every output is a probability.
-
-    Raises:
-        TrainingImpossible: one is not.
-    """
-    for name, output in contract.outputs.items():
-        if output["kind"] != "binary":
-            raise TrainingImpossible(
-                f"{contract.model}: {family} gives probabilities alone, the output {name!r} is a {output['kind']}. "
-                "Take the family linear, random_forest, xgboost or keras for this model, or leave that output out."
-            )
 
 
 def above(contract: Contract, name: str, rows: Rows) -> Floats:
@@ -101,12 +87,6 @@ def tree_encoder(contract: Contract, *, binary: bool, rows: int) -> Any:
     numbers, categories = _kinds(contract)
     means = TargetEncoder(target_type="binary" if binary else "continuous", cv=KFold(max(2, min(_FOLDS, rows))))
     return ColumnTransformer([("numbers", "passthrough", numbers), ("categories", means, categories)])
-
-
-def tree_columns(contract: Contract) -> list[str]:
-    """The feature behind each column of a tree encoder."""
-    names = list(contract.features)
-    return [names[index] for kind in _kinds(contract) for index in kind]
 
 
 def linear_encoder(contract: Contract, max_categories: int) -> Any:
@@ -155,16 +135,10 @@ def linear_importances(contract: Contract, encoder: Any, coefficients: Floats, d
     Args:
         coefficients, deviations: a number for each column of the encoder.
     """
-    names = list(contract.features)
-    shares = dict.fromkeys(names, 0.0)
-    for column, share in zip(
-        encoder.get_feature_names_out([str(i) for i in range(len(names))]),
-        np.abs(coefficients) * deviations,
-        strict=True,
-    ):
-        origin = re.match(r"\w+?__(?:missingindicator_)?(\d+)", column)
-        if origin:
-            shares[names[int(origin[1])]] += float(share)
+    shares = dict.fromkeys(contract.features, 0.0)
+    columns = zip(column_origins(contract, encoder), np.abs(coefficients) * deviations, strict=True)
+    for feature, share in columns:
+        shares[feature] += float(share)
     return normalised(shares, contract)
 
 

@@ -57,6 +57,17 @@ class Params(FamilyParams):
     threads: int = Field(2, ge=1)
 
 
+LEARNS: tuple[str, ...] = ("regression", "binary")
+ROUNDS: str | None = "n_estimators"
+QUICK: dict[str, Any] = {
+    "n_estimators": 40,
+    "max_depth": 4,
+    "learning_rate": 0.3,
+    "early_stopping_rounds": 10,
+    "threads": 1,
+}
+
+
 def gpu_count() -> int:
     """GPUs that the CUDA driver sees; 0 without a driver. Loads nothing but the driver's own library."""
     try:

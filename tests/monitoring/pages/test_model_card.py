@@ -64,11 +64,11 @@ def judged(lake: Lake) -> tuple[Path, Registered, Decision]:
 @pytest.fixture(scope="module")
 def written(lake: Lake, judged: tuple[Path, Registered, Decision]) -> dict[str, Any]:
     job_dir, registered, decision = judged
-    rivals = [
+    candidates = [
         {"family": "xgboost", "job": "one", "error_of_baseline": 0.5},
         {"family": "linear", "job": "two", "error_of_baseline": 0.75},
     ]
-    document = json.loads(json.dumps(registered.to_json() | {"rivals": rivals}))
+    document = json.loads(json.dumps(registered.to_json() | {"candidates": candidates}))
     return explain_registered(
         lake, "ride_minutes", str(job_dir), document, json.loads(json.dumps(decision.to_json())), "a run"
     )
@@ -258,13 +258,13 @@ def test_values_are_shown_as_text(subject: tuple[Subject, Path]) -> None:
     )
     explanation = replace(said.explanation, segments=replace(report, outputs=outputs), notes=(HOSTILE,))
     entry = said.entry.model_copy(update={"title": HOSTILE, "owner": HOSTILE, "owner_url": "javascript:alert(1)"})
-    rivals = [{"family": HOSTILE, "job": HOSTILE, "error_of_baseline": 1.0}] * 2
+    candidates = [{"family": HOSTILE, "job": HOSTILE, "error_of_baseline": 1.0}] * 2
     manifest = {
         **said.manifest,
         "search": {"sampler": HOSTILE, "trials": {HOSTILE: 3}},
         "cross_validation": {"folds": [{}], "mean": {HOSTILE: 1.0}, "std": {}},
     }
-    page = render(replace(said, explanation=explanation, entry=entry, rivals=rivals, manifest=manifest), folder)
+    page = render(replace(said, explanation=explanation, entry=entry, candidates=candidates, manifest=manifest), folder)
     assert "<script" not in page
     assert "javascript:" not in page
     assert "49" not in shown(page).partition("What it is for")[0]

@@ -23,11 +23,11 @@ AS_OF = date(2024, 2, 29)
 
 
 @pytest.fixture(scope="module")
-def rivals(tmp_path_factory: pytest.TempPathFactory, mlflow_server: str) -> tuple[Lake, list[Path]]:
-    lake = toy.toy_lake(tmp_path_factory.mktemp("rivals"))
+def trained(tmp_path_factory: pytest.TempPathFactory, mlflow_server: str) -> tuple[Lake, list[Path]]:
+    lake = toy.toy_lake(tmp_path_factory.mktemp("candidates"))
     entry = lake.catalog.models[0].model_copy(
         update={
-            "rivals": (
+            "candidates": (
                 Trainer(family="xgboost", params={"n_estimators": 1, "learning_rate": 0.01}),
                 Trainer(family="xgboost", seed=8),
             )
@@ -45,8 +45,8 @@ def rivals(tmp_path_factory: pytest.TempPathFactory, mlflow_server: str) -> tupl
     return lake, job_dirs
 
 
-def test_each_trainer_has_a_job_of_its_own_and_one_training_set(rivals: tuple[Lake, list[Path]]) -> None:
-    lake, job_dirs = rivals
+def test_each_trainer_has_a_job_of_its_own_and_one_training_set(trained: tuple[Lake, list[Path]]) -> None:
+    lake, job_dirs = trained
     jobs = [read_job(job_dir) for job_dir in job_dirs]
     assert len({job["identity"] for job in jobs}) == 3
     assert len({job["training_set"]["digest"] for job in jobs}) == 1
@@ -56,14 +56,14 @@ def test_each_trainer_has_a_job_of_its_own_and_one_training_set(rivals: tuple[La
     assert len(prepare_jobs(lake, "ride_minutes", as_of=AS_OF, run_id="run-2", overrides={"max_depth": 2})) == 1
 
 
-def test_the_best_on_validation_is_registered(rivals: tuple[Lake, list[Path]]) -> None:
-    lake, job_dirs = rivals
+def test_the_best_on_validation_is_registered(trained: tuple[Lake, list[Path]]) -> None:
+    lake, job_dirs = trained
     errors = [validation_error(lake, "ride_minutes", job_dir) for job_dir in job_dirs]
     assert errors[1] > errors[0]
     manifests = [str(job_dir / "manifest.json") for job_dir in job_dirs]
     registered = register_best(lake, "ride_minutes", manifests, run_id="run-1")
     assert registered["job_dir"] == str(job_dirs[errors.index(min(errors))])
-    assert [rival["error_of_baseline"] for rival in registered["rivals"]] == errors
+    assert [candidate["error_of_baseline"] for candidate in registered["candidates"]] == errors
     assert register_best(lake, "ride_minutes", [manifests[1], manifests[1]], run_id="run-1")["job_dir"] == str(
         job_dirs[1]
     )
@@ -75,9 +75,9 @@ def test_the_best_on_validation_is_registered(rivals: tuple[Lake, list[Path]]) -
 
 
 def test_the_run_opened_for_an_equal_training_is_closed_and_names_the_version_s(
-    rivals: tuple[Lake, list[Path]],
+    trained: tuple[Lake, list[Path]],
 ) -> None:
-    lake, job_dirs = rivals
+    lake, job_dirs = trained
     first = register_best(lake, "ride_minutes", [str(job_dirs[0] / "manifest.json")], run_id="run-1")
     again = prepare_jobs(lake, "ride_minutes", as_of=AS_OF, run_id="run-again")[0]
     run_job(lake, "ride_minutes", again, say=lambda line: None)

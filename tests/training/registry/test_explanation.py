@@ -23,14 +23,15 @@ from sklearn.metrics import mean_absolute_error, median_absolute_error
 from config.calendar import Interval
 from lake.artifact import combined_digest
 from lake.lake import Lake
-from serving.predictors import FAMILIES, load_predictor, read_manifest
+from serving.predictors import FAMILIES, explainer_of, load_predictor, read_manifest
+from serving.predictors.shapley import SAMPLE_ROWS, Sample, Shapley, affordable_rows, owners
 from serving.signed import load_signed
 from tests import toy
 from tests.training.jobs import QUICK, outputs_of, training_rows, write_job
 from training.__main__ import run
 from training.registry import explanation as explaining
 from training.registry.decision import Decision
-from training.registry.explanation import EXPLAINERS, Explanation, NothingToExplain, explain
+from training.registry.explanation import Explanation, NothingToExplain, explain
 from training.registry.gate import judge
 from training.registry.job import gate_folder, prepare_job
 from training.registry.register import Registered, artifact_folder, store
@@ -95,17 +96,22 @@ def subject_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]
     return made
 
 
+def explained_by_its_family(subject: Any) -> Shapley:
+    explainer = explainer_of(subject.contract.family)
+    assert explainer is not None
+    return explainer(subject.files, subject.contract, Sample(subject.matrix, subject.background))
+
+
 def logit(probability: np.ndarray) -> np.ndarray:
     return np.log(probability / (1.0 - probability))
 
 
-@pytest.mark.parametrize("family", sorted(EXPLAINERS))
+@pytest.mark.parametrize("family", FAMILIES)
 def test_contributions_add_up_to_the_way_from_one_prediction_to_another(
     family: str, subject_of: Callable[[str], Any]
 ) -> None:
     subject = subject_of(family)
-    found = EXPLAINERS[family](subject)
-    again = EXPLAINERS[family](subject)
+    found, again = explained_by_its_family(subject), explained_by_its_family(subject)
     scores = subject.predictor.scores(found.rows)
     features = list(subject.contract.features)
     for name, output in subject.entry.outputs.items():
@@ -143,6 +149,8 @@ def followed(values: np.ndarray, cause: np.ndarray) -> float:
 def test_expected_gradients_of_a_sum_are_its_terms_and_a_mask_stays_the_row_s_own() -> None:
     import keras
 
+    from serving.predictors.keras import expected_gradients
+
     random = np.random.default_rng(3)
     weights = random.normal(size=(3, 2)).astype(np.float32)
     sequence, mask, static = keras.Input((4, 2)), keras.Input((4,), dtype="bool"), keras.Input((3,))
@@ -158,7 +166,7 @@ def test_expected_gradients_of_a_sum_are_its_terms_and_a_mask_stays_the_row_s_ow
         ]
 
     rows, others = inputs(6), inputs(1)
-    found = explaining.expected_gradients(network, rows, others, seed=1)
+    found = expected_gradients(network, rows, others, seed=1)
     kernel = layer.get_weights()[0].reshape(4, 2, 2)
     way = (rows[0] - others[0]) * rows[1][:, :, None]
     assert found[0] == pytest.approx(np.einsum("rsc,sco->orsc", way, kernel), abs=1e-5)
@@ -169,35 +177,30 @@ def test_expected_gradients_of_a_sum_are_its_terms_and_a_mask_stays_the_row_s_ow
 def test_expected_gradients_agree_with_shap_s_on_a_dense_network(subject_of: Callable[[str], Any]) -> None:
     import keras
 
-    from serving.predictors.keras import Encoding
+    from serving.predictors.keras import Encoding, decoded_contributions, expected_gradients, input_features
 
     subject = subject_of("keras")
-    shap = EXPLAINERS["keras"](subject)
-    subject = subject.sampled(len(shap.rows))
+    shap = explained_by_its_family(subject)
+    sample = Sample(subject.matrix, subject.background).thinned(len(shap.rows))
     details = json.loads((subject.files / "keras.json").read_text())
     encoding = Encoding(subject.contract, details["encoding"])
     network = keras.saving.load_model(subject.files / "network.keras", compile=False)
-    (found,) = explaining.expected_gradients(
-        network, encoding.inputs(subject.matrix), encoding.inputs(subject.background), seed=1
-    )
-    by_feature = found @ explaining._owners(subject.contract, explaining._input_features(details["encoding"]))
-    ours = explaining._decoded(subject, details, details["encoding"], by_feature, encoding)
+    (found,) = expected_gradients(network, encoding.inputs(sample.matrix), encoding.inputs(sample.background), seed=1)
+    by_feature = found @ owners(subject.contract, input_features(details["encoding"]))
+    ours = decoded_contributions(subject.contract, details, details["encoding"], by_feature, encoding, sample)
     for name, values in shap.values.items():
         assert np.corrcoef(ours[name].ravel(), values.ravel())[0, 1] > 0.99
         assert np.abs(ours[name]).mean() == pytest.approx(np.abs(values).mean(), rel=0.05)
 
 
-def test_every_family_is_explained_by_its_own_means_or_by_permutation(subject_of: Callable[[str], Any]) -> None:
-    assert set(EXPLAINERS) <= set(FAMILIES)
-    assert set(PARAMS) == set(EXPLAINERS), (
-        "give the new family's explainer small parameters here, so that its sums are tested"
-    )
-
-
 def test_a_forest_is_explained_on_as_many_rows_as_its_size_allows() -> None:
-    assert explaining._affordable(78_120) == explaining.SAMPLE_ROWS  # 50 trees of depth 6: 0.2 ms a row
-    assert explaining._affordable(17_194_176) == 87  # 300 trees of depth 12: 42 ms a row
-    assert explaining._affordable(608_434_417) == 25  # 100 trees of full depth on 8,000 rows: 0.33 s a row
+    def forest(leaves: int, depth: int) -> Any:
+        return SimpleNamespace(estimators_=[SimpleNamespace(tree_=SimpleNamespace(n_leaves=leaves, max_depth=depth))])
+
+    assert affordable_rows(forest(2_170, 6)) == SAMPLE_ROWS  # 50 small trees: 0.2 ms a row
+    assert affordable_rows(forest(119_404, 12)) == 87  # 300 trees of depth 12: 42 ms a row
+    assert affordable_rows(forest(119_404, 12), forest(119_404, 12)) == 43
+    assert affordable_rows(forest(1_000_000, 25)) == 25  # 100 trees of full depth on 8,000 rows: 0.33 s a row
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +276,7 @@ def test_a_family_without_an_explainer_says_so(
     xgboost: Version, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lake, job_dir, registered = xgboost
-    monkeypatch.delitem(EXPLAINERS, "xgboost")
+    monkeypatch.delattr("serving.predictors.xgboost.explain")
     explanation = explain(lake, "ride_minutes", job_dir, registered, folder=tmp_path)
     number, chance = explanation.contributions
     assert "The family xgboost has no Shapley explainer here" in number.method
