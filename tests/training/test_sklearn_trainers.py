@@ -23,7 +23,7 @@ from serving.predictors import load_model_folder, load_predictor
 from serving.predictors.contract import BadModelFile
 from serving.predictors.random_forest import TRUSTED
 from serving.predictors.sklearn_model import read_model
-from tests.training.jobs import OUTPUTS, QUICK, training_rows, write_job
+from tests.training.jobs import QUICK, training_rows, write_job
 from training.__main__ import run
 from training.checkpoints import Checkpoints
 from training.progress import Progress
@@ -128,15 +128,6 @@ def test_an_isolation_forest_needs_both_classes_in_validation_to_speak_of_probab
         trained_model(
             "isolation_forest", tmp_path / "job", entry={"outputs": outputs, "trainer": {"family": "isolation_forest"}}
         )
-
-
-@pytest.mark.parametrize("family", ["logistic", "isolation_forest"])
-def test_a_family_of_probabilities_names_the_output_it_cannot_give(family: str, tmp_path: Path) -> None:
-    with pytest.raises(
-        TrainingImpossible,
-        match=rf"{family} gives probabilities alone, the output 'minutes' is a regression.\s+Take the family linear",
-    ):
-        trained_model(family, tmp_path / "job", entry={"outputs": OUTPUTS, "trainer": {"family": family}})
 
 
 @every_family
