@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, settings
 from config.settings import load_settings
 from lake.lake import Lake
 from tests import toy
+from tests.mlflow_server import start_mlflow
 
 pytest_plugins = ["tests.groups"]
 
@@ -113,3 +114,13 @@ def docker_engine(built_image: None) -> Any:
     except (EngineUnavailable, ImageMissing) as error:
         missing_service(str(error))
     return client
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of an MLflow server that lives as long as the session."""
+    server = start_mlflow(tmp_path_factory.mktemp("mlflow"))
+    try:
+        yield server.uri
+    finally:
+        server.kill()

@@ -21,6 +21,8 @@ from lake.lake import Lake
 from lake.ledger import Promotion
 from lake.promotions import project_promotions
 from lake.signature import sign
+from serving.predictors import Predictor
+from serving.predictors import load_predictor as _load_trained
 from tests import toy
 
 MODEL = "ride_minutes"
@@ -53,9 +55,11 @@ class LinearPredictor:
         )
 
 
-def load_linear(folder: Path) -> LinearPredictor:
+def load_linear(folder: Path) -> Predictor:
     """As `serving.predictors.load_predictor`: nothing is loaded before its bytes are verified."""
     manifest = json.loads((folder / "manifest.json").read_text())
+    if "model/slope.txt" not in manifest["artifacts"]:
+        return _load_trained(folder)  # by a real trainer, beside the ones of these tests
     if combined_digest(manifest["artifacts"]) != folder.name:
         raise ArtifactMismatch(f"{folder} lists other files")
     verify_files(folder, manifest["artifacts"])

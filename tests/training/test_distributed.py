@@ -16,7 +16,7 @@ import pytest
 
 from config.settings import ROOT
 from serving.predictors import load_predictor
-from tests.training.conftest import free_port
+from tests.mlflow_server import free_port
 from tests.training.jobs import QUICK, outputs_of, training_rows, write_job
 from training.__main__ import TERMINATED, TRANSIENT, run
 

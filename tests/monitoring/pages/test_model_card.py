@@ -23,7 +23,7 @@ from monitoring.pages.model_card import Subject, explain_registered, limits, ren
 from serving.predictors import read_manifest
 from serving.predictors.contract import read_json
 from tests import toy
-from tests.training.conftest import free_port, start_mlflow
+from tests.mlflow_server import free_port, start_mlflow
 from training.registry.decision import Decision
 from training.registry.explanation import explain
 from training.registry.gate import judge

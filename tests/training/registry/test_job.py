@@ -15,7 +15,7 @@ from config.calendar import Interval
 from lake.artifact import file_digest
 from lake.lake import Lake
 from tests import toy
-from tests.training.conftest import free_port
+from tests.mlflow_server import free_port
 from training.registry.job import gate_folder, prepare_job
 from training.registry.runner import run_job
 from training.trainers import BadParameter

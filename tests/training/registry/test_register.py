@@ -24,7 +24,7 @@ from lake.signature import UntrustedModel, verify
 from serving.predictors import BadManifest, load_predictor
 from serving.signed import load_signed
 from tests import toy
-from tests.training.conftest import free_port, start_mlflow
+from tests.mlflow_server import free_port, start_mlflow
 from training.job_file import JobChanged
 from training.registry.job import prepare_job
 from training.registry.origin import verify_origin
