@@ -55,7 +55,7 @@ class LinearPredictor:
         )
 
 
-def load_linear(folder: Path) -> Predictor:
+def load_linear(folder: Path) -> Predictor | LinearPredictor:
     """As `serving.predictors.load_predictor`: nothing is loaded before its bytes are verified."""
     manifest = json.loads((folder / "manifest.json").read_text())
     if "model/slope.txt" not in manifest["artifacts"]:
