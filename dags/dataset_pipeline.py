@@ -1,14 +1,13 @@
 """Bring one data date of a data set from its sources to the online store.
 
-Reads    the sources of the catalog, for one data date (the partition key) or, in `<dataset>_history`, an interval in
-         bulk.
+Reads    the sources named in the catalog, for one data date (the partition key) or, in `<dataset>_history`, for an
+         interval in bulk.
 Writes   raw, valid, quarantine, features and quality metrics of that date, then Feast's online store.
-Rerun    safe: nothing is committed while the rows are equal. `SourceChanged`: the source no longer holds what was
-         published;
-         the next night lands the difference as revisions, or `python -m cli restate` rewrites on purpose.
-Fails    `DataRejected`: too many bad rows; look at the quarantine and the data docs, mend the source, restate, clear.
-         `PartitionNotReady`: run the nights it names first. `SourceMissing`, `SourceSchemaMismatch`: the source's owner
-             must act.
+Rerun    idempotent: nothing is committed while the rows are equal. `SourceChanged`: the source no longer holds what was
+         published; the next night lands the difference as revisions, or `python -m cli restate` rewrites on purpose.
+Fails    `DataRejected`: too many bad rows. Look at the quarantine and the data docs, fix the source, restate, clear.
+         `PartitionNotReady`: run the nights it names first.
+         `SourceMissing`, `SourceSchemaMismatch`: the owner of the source must act.
 """
 
 from typing import Any
@@ -23,7 +22,7 @@ from config.catalog.load import load_catalog
 
 @task(
     doc_md="Land the rows that became knowable in the night, as they are; late and corrected rows become revisions. "
-    "Failed with `SourceSchemaMismatch` or `SourceMissing`: nothing was written; the source's owner must act, then "
+    "Failed with `SourceSchemaMismatch` or `SourceMissing`: nothing was written. The source's owner must act; then "
     "clear this task."
 )
 def ingest(dataset_name: str, dag_run: Any = None, params: Any = None) -> dict[str, Any]:
@@ -36,8 +35,8 @@ def ingest(dataset_name: str, dag_run: Any = None, params: Any = None) -> dict[s
 
 
 @task(
-    doc_md="Set bad rows aside with every rule they broke; stop the night when too many are bad. "
-    "Failed with `DataRejected`: the link *Data of the night* shows rows and rules; mend the source, restate the "
+    doc_md="Move bad rows to quarantine with every rule they broke; stop the night when too many are bad. "
+    "Failed with `DataRejected`: the link *Data of the night* shows rows and rules. Fix the source, restate the "
     "night, clear this task."
 )
 def validate(dataset_name: str, dag_run: Any = None, params: Any = None) -> dict[str, Any]:
@@ -50,7 +49,7 @@ def validate(dataset_name: str, dag_run: Any = None, params: Any = None) -> dict
 
 
 @task(
-    doc_md="Run the SQL of every feature view over what the night may know, and publish one partition a view. "
+    doc_md="Run the SQL of every feature view over what the night may know, and publish one partition per view. "
     "Failed with `PartitionNotReady`: run the nights it names, oldest first, then clear this task."
 )
 def transform(dataset_name: str, dag_run: Any = None, params: Any = None) -> dict[str, Any]:
@@ -73,12 +72,12 @@ def materialize(dataset_name: str, dag_run: Any = None, params: Any = None) -> d
 
 MATERIALIZE_DOC = (
     "Write the night's features to Feast's online store; an older value never replaces a newer one. "
-    "Its success starts the scoring of every model of this data set (not in `_history`). Failed: clear it, nothing is "
+    "Its success starts the scoring of every model of this data set (not in `_history`). Failed: clear it; nothing is "
     "lost."
 )
 WAIT_DOC = (
     "Wait for the hour from which the source is expected to be complete (`ready_after` in the catalog). "
-    "It holds no worker; marking it a success goes on at once."
+    "It occupies no worker. Mark it as success to go on at once."
 )
 
 for dataset in load_catalog().datasets:

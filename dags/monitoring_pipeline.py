@@ -1,11 +1,11 @@
-"""Watch a model after each scored night, and ask for a retraining when the evidence says so.
+"""Watch a model after each scored night, and request a retraining when the evidence calls for one.
 
 Reads    the night's features and predictions, the champion's reference, labels that have matured by that night.
 Writes   metrics (lake and SQL), HTML reports, one decision per night, and perhaps a retraining request.
-Rerun    safe: nothing is committed while the numbers are equal. Only the newest published night may request.
+Rerun    idempotent: nothing is committed while the numbers are equal. Only the newest published night may request.
 Skipped  `request` is skipped on a quiet night; the log of `decide` gives the reason with its numbers.
-Tells    `alarms` judges the alert rules, tells what goes at once, and sends the nightly summary when this was its last
-         model.
+Tells    `alarms` evaluates the alert rules, sends what cannot wait, and sends the nightly summary after the night's
+         last model.
 Fails    `PartitionNotReady`: score the night first. A check that cannot be computed does not fail: it says *not
          evaluated* and why.
 """
@@ -23,7 +23,7 @@ from config.catalog.load import load_catalog
 
 @task(
     doc_md="Compare the night's features and predictions with the champion's training window, column by column. "
-    "An alarm does not fail this task: the link *Drift report* says what moved, by how much, and whether it matters."
+    "An alarm does not fail this task: the link *Drift report* shows what moved, by how much, and whether it matters."
 )
 def drift(model_name: str, dag_run: Any = None) -> dict[str, Any]:
     from config.calendar import requested_interval
@@ -35,7 +35,7 @@ def drift(model_name: str, dag_run: Any = None) -> dict[str, Any]:
 
 @task(
     doc_md="Judge the predictions whose labels matured by this night, beside the trivial baseline. "
-    "Too few labels is *not evaluated* with its reason, not a failure: the night is judged again when more have come."
+    "Too few labels are *not evaluated* with a reason, not a failure: the night is judged again when more have arrived."
 )
 def performance(model_name: str, dag_run: Any = None) -> dict[str, Any]:
     from config.calendar import requested_interval
@@ -49,7 +49,7 @@ def performance(model_name: str, dag_run: Any = None) -> dict[str, Any]:
 
 @task(
     doc_md="Write the night's Evidently reports, self-contained HTML with the same numbers as the metrics table. "
-    "Failed: no number is lost, clear it; the pages are drawn again."
+    "Failed: no number is lost. Clear it; the pages are drawn again."
 )
 def report(model_name: str, dag_run: Any = None) -> dict[str, Any]:
     from config.calendar import requested_interval
@@ -61,7 +61,7 @@ def report(model_name: str, dag_run: Any = None) -> dict[str, Any]:
 
 @task(
     doc_md="Decide on retraining from the history of metrics: calendar, drift, performance, cooldown. "
-    "Its log gives the reason with its numbers, also on a night on which nothing is asked for."
+    "Its log gives the reason with its numbers, even on a night without a request."
 )
 def decide(model_name: str, dag_run: Any = None) -> dict[str, Any]:
     from config.calendar import requested_interval
@@ -75,8 +75,8 @@ def decide(model_name: str, dag_run: Any = None) -> dict[str, Any]:
 
 @task(
     doc_md=(
-        "Bring MLflow's alias `champion` in line with the ledger. MLflow out of reach is a warning here: the ledger is"
-        " the truth."
+        "Bring MLflow's alias `champion` in line with the ledger. An unreachable MLflow is only a warning here: the"
+        " ledger is the truth."
     )
 )
 def align(model_name: str) -> dict[str, Any]:
@@ -90,9 +90,9 @@ def align(model_name: str) -> dict[str, Any]:
 
 @task(
     doc_md=(
-        "Judge the model's alert rules, tell the profile's channels what goes at once, and send the nightly summary"
-        " once its last model is done. It runs whatever became of the tasks before it, and leaves the run as they left"
-        " it. Failed: no message is lost, the DAG `watch` sends it in 10 minutes."
+        "Judge the model's alert rules, tell the profile's channels what cannot wait, and send the nightly summary"
+        " once its last model is done. It runs whether the tasks before it succeeded or not, and does not change the"
+        " state of the run. Failed: no message is lost; the DAG `watch` sends it within 10 minutes."
     )
 )
 def alarms(model_name: str, dag_run: Any = None, ti: Any = None) -> dict[str, Any]:
@@ -126,8 +126,8 @@ def request(decision: Any, asset: Asset) -> Iterator[Metadata]:
 
 
 REQUEST_DOC = (
-    "Ask for the retraining, with the evidence; starts the training DAG, whose run's note says why. Skipped on a night"
-    " that asks for none."
+    "Request the retraining, with the evidence. It starts the training DAG, whose run's note says why. Skipped on a"
+    " night without a request."
 )
 
 catalog = load_catalog()

@@ -1,14 +1,13 @@
 """Make a former champion the champion again, from the next night on. A person starts it, with a reason.
 
 Reads    the model's ledger; the signature and every byte of the former champion's files.
-Writes   a line of the ledger with your name and reason, then MLflow's alias. Nights that are scored keep their
+Writes   a line of the ledger with your name and reason, then MLflow's alias. Nights that are already scored keep their
          champion.
-Starts   by hand alone: *Trigger*, choose the model, say why. Leave the version empty for the champion before the
-         present one.
-Rerun    safe: the same run writes its line once. Another run goes back one more.
-Fails    `NotAnApprover`: the setting `approvers` does not name you. `NothingToRollBackTo`: there is no such former
-         champion.
-         `ModelFilesDamaged`: its files are gone or are not those that were judged.
+Starts   only by hand: *Trigger*, choose the model, say why. Leave the version empty to restore the previous champion.
+Rerun    idempotent: clearing a run writes its line only once. A new run goes back one champion further.
+Fails    `NotAnApprover`: the setting `approvers` does not name you.
+         `NothingToRollBackTo`: there is no such former champion.
+         `ModelFilesDamaged`: its files are gone, or are not those that were judged.
 """
 
 from datetime import timedelta
@@ -77,7 +76,7 @@ with DAG(
             None,
             type=["null", "integer"],
             minimum=1,
-            description="The former champion wanted; empty: the one before the present champion.",
+            description="The former champion to restore; empty: the previous one.",
         ),
     },
     doc_md=__doc__,

@@ -2,10 +2,9 @@
 
 Reads    features of the data date, the ledger.
 Writes   one partition of `predictions`: in the lake, then in SQL.
-Rerun    safe: nothing is committed while the rows are equal. A scored night is never changed in passing
-         (`AlreadyScored`):
-         after a restate, rewrite it on purpose with the form (first and last data date) or `python -m cli rescore MODEL
-         START END`.
+Rerun    idempotent: nothing is committed while the rows are equal. A scored night never changes by itself
+         (`AlreadyScored`): after a restate, rewrite it on purpose with the form (first and last data date) or
+         `python -m cli rescore MODEL START END`.
 Fails    `NoChampion`: train and promote one for that date. `PartitionNotReady`: run the ingest DAG it names.
 """
 
@@ -20,7 +19,7 @@ from config.catalog.load import load_catalog
 
 @task(
     doc_md="Predict every entity of the night with that night's champion; memory does not grow with the rows. "
-    "Failed with `NoChampion`: no version had been promoted by that night; train one. The link *Predictions* leads to "
+    "Failed with `NoChampion`: no version had been promoted by that night; train one. The link *Predictions* shows "
     "what was written."
 )
 def score(model_name: str, dag_run: Any = None, params: Any = None) -> dict[str, Any]:
@@ -48,8 +47,8 @@ def publish(
 
 
 PUBLISH_DOC = (
-    "Bring the predictions into the SQL table, in one transaction with their digest. "
-    "Its success starts the night's monitoring. Failed: clear it, nothing is lost."
+    "Project the predictions to their SQL table, in one transaction with their digest. "
+    "Its success starts the night's monitoring. Failed: clear it; nothing is lost."
 )
 
 catalog = load_catalog()

@@ -1,26 +1,24 @@
 """Train, register and judge a challenger on what was known in one night; promote it when it passes the gate.
 
-Reads    features, labels that had matured by the data date in the partition key (the "as of" night).
+Reads    features, and labels that had matured by the data date in the partition key (the "as of" night).
 Writes   a job folder, an MLflow run and version, a decision with its evidence, and, when promoted, a line of the
          ledger.
 Starts   by a retraining request: a drift or performance alarm, the calendar, or a person. The run's note says which.
-Trains   one task a trainer, in a container where the profile or the catalog says so (`runner`). Killed from outside, it
-         is tried again and
-         resumes from its checkpoint. Its container carries the task's labels; what an earlier try left is removed
-         first.
-Explains `explain` writes the model card, which changes no decision. It is linked in the form of `approve`, and lies
-below `reports`.
-Rerun    safe: the same training set gives the same version and the same decision; an equal training is not done again
-         unless `force` says so.
+Trains   one task per trainer, in a container where the profile or the catalog says so (`runner`). A training that was
+         killed is retried and resumes from its checkpoint. Its container carries the task's labels; what an earlier
+         try left behind is removed first.
+Explains `explain` writes the model card, which changes no decision. The form of `approve` links to it; its file is in
+         the folder `reports`.
+Rerun    idempotent: the same training set gives the same version and the same decision; an equal training is not
+         repeated unless `force` is set.
 Asks     where the catalog says `approval: required`, `approve` waits for a person (Browse, Required Actions) once the
-         gate has passed the
-         challenger. Approve promotes from the next night on, however late it comes. Reject, or no answer within
-         `approval_timeout`, fails `approve` with who and why: the champion stays. Meanwhile the model's next training
-         is queued: it is judged against whoever reigns then.
+         challenger has passed the gate. An approval promotes from the next night on, however late it comes. A
+         rejection, or no answer within `approval_timeout`, fails `approve` with who and why: the champion stays.
+         Meanwhile the model's next training is queued; it is judged against whoever is champion by then.
 Skipped  `promote` is skipped when the gate refused or could not judge: its log and the `gate` task say why. The
          champion stays.
-Fails    `NotEnoughHistory`: load more nights. `EngineUnavailable`, `ImageMissing`, `GpuUnavailable`: each names the
-         command that mends it.
+Fails    `NotEnoughHistory`: load more nights.
+         `EngineUnavailable`, `ImageMissing`, `GpuUnavailable`: each names the command that fixes it.
          `TrainingFailed`: out of memory, time or disk, or a refusal: the text says which limit to raise.
          `MlflowUnavailable`: start MLflow, clear the task; nothing is half-registered.
          `PromotionRejected`, `ApprovalLapsed`, `ReasonMissing`: clear `approve` to ask again.
@@ -44,7 +42,7 @@ FORM = {
         None,
         type=["null", "string"],
         maxLength=400,
-        description="Why you want this training: needed when a person starts it, and recorded with the request.",
+        description="Why you want this training. Required when a person starts it; recorded with the request.",
     ),
     "overrides": Param(
         {}, type="object", description='Trainer parameters to change for this run only, for example {"max_depth": 8}.'
@@ -52,10 +50,10 @@ FORM = {
     "force": Param(
         False,
         type="boolean",
-        description="Train even where an equal training (same data, trainer, seed and code) has finished.",
+        description="Train even if an equal training (same data, trainer, seed and code) has finished.",
     ),
     "dry_run": Param(
-        False, type="boolean", description="Train and judge, but leave the ledger as it is whatever the gate says."
+        False, type="boolean", description="Train and judge, but leave the ledger unchanged whatever the gate says."
     ),
 }
 
@@ -190,7 +188,7 @@ for model in catalog.models:
             ),  # the trainer's own limit comes first, with its sentence
             doc_md=(
                 "Run the training, in a container or as a process; the log shows its progress, MLflow its curves (link"
-                " *MLflow run*). One task a trainer."
+                " *MLflow run*). One task per trainer."
             ),
             **training_pool(model),
         ).expand(job_dir=prepare(model.name))

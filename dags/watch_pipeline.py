@@ -1,10 +1,10 @@
-"""Look after every model every ten minutes: what is late, what failed, what nobody was told of yet.
+"""Check every model every ten minutes: what is late, what failed, what nobody has been told yet.
 
-Reads    the index of publications, the runs on record, the metrics, what people acknowledged and silenced.
+Reads    the index of publications, the recorded runs, the metrics, what people acknowledged and silenced.
 Writes   each model's alert rules for its newest night (metrics, group `alerts`); messages to the profile's channels,
          each once.
-Rerun    safe: the same facts are the same rows, and what was told is not told again.
-Fails    `NotDelivered`: a channel took a message at none of six tries; the text names the channel. Anything else is a
+Rerun    idempotent: the same facts give the same rows, and no message is sent twice.
+Fails    `NotDelivered`: a channel refused a message six times; the text names the channel. Any other failure is a
          fault of this DAG: the nights go on.
 """
 
@@ -22,8 +22,8 @@ OWNERS = {model.owner: model.owner_url for model in catalog.models}
 @task(
     doc_md=(
         "Judge the alert rules of every model, then tell the channels what is new: failures, late nights, alarms,"
-        " requests that wait, nightly summaries that are due. Its log says who is told, or that nobody is. Failed: read"
-        " the text; the next watch tries again."
+        " requests that wait, nightly summaries that are due. Its log names who is told, if anybody. Failed: read the"
+        " text; the next watch tries again."
     )
 )
 def watch(dag_run: Any = None) -> dict[str, Any]:

@@ -103,5 +103,5 @@ def _first_overlap(files: pa.Table, column: str | None, low: Any, high: Any) -> 
         ends_late = pc.greater_equal(files[highest], pa.scalar(low, kind))
         begins_early = pc.less_equal(files[lowest], pa.scalar(high, kind))
         files = files.filter(pc.fill_null(pc.and_(ends_late, begins_early), True))
-    found: date | None = pc.min(files["partition.data_date"]).as_py()
-    return found
+    earliest: date | None = pc.min(files["partition.data_date"]).as_py()
+    return earliest

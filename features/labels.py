@@ -124,7 +124,7 @@ def baseline_query(
     Registers what it reads on `connection`; `last` is the newest night among the rows.
 
     Raises:
-        BadCatalog: the catalog names a row-wise baseline for rows that are no steps of a calendar.
+        BadCatalog: the catalog names a row-wise baseline for rows that are not steps of a calendar.
     """
     entry, dataset = _entries(lake, model)
     if entry.gate.baseline != "same_hour_last_week":

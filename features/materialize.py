@@ -101,9 +101,9 @@ def _published(lake: Lake, dataset: Dataset, view: str, interval: Interval) -> t
     window = Interval(first, interval.end)
     delta = table.load()
     version = delta.version() if delta is not None else 0
-    found = lake.publications.current(table, window, as_of_version=version)
-    require_partitions(lake, table, dataset, window, found, f"Materializing {dataset.name}")
-    return version, found
+    published = lake.publications.current(table, window, as_of_version=version)
+    require_partitions(lake, table, dataset, window, published, f"Materializing {dataset.name}")
+    return version, published
 
 
 def _run(store: FeatureStore, begin: datetime, end: datetime, names: list[str]) -> dict[str, int]:

@@ -41,7 +41,7 @@ class BadEntityFrame(NightfleetError):
 
 
 class SourceUnreadable(NightfleetError):
-    """A feature view's source is no Delta table that can be read here."""
+    """A feature view's source is not a Delta table that can be read here."""
 
 
 class DuckDBDeltaOfflineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]  # Feast ships no types
@@ -379,12 +379,12 @@ def register_source(
     source's time.
 
     Raises:
-        SourceUnreadable: the source is no Delta table, is not there, or uses what is not applied here.
+        SourceUnreadable: the source is not a Delta table, is not there, or uses what is not applied here.
     """
     if not isinstance(source, FileSource) or source.field_mapping:
         raise SourceUnreadable(
             f"{source.name} is a {type(source).__name__} with field mapping {source.field_mapping}; only Delta tables "
-            "with columns as they are can be read."
+            "whose columns are not renamed can be read."
         )
     try:
         table = DeltaTable(source.path, version=version)

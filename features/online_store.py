@@ -1,4 +1,4 @@
-"""Feast's SQLite online store, with two things mended: an older value never replaces a newer one, and writing goes by
+"""Feast's SQLite online store, with two things fixed: an older value never replaces a newer one, and writing goes by
 columns.
 """
 

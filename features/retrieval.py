@@ -56,7 +56,7 @@ class Spine:
     def path(self) -> Path:
         """The Parquet file."""
         if isinstance(self.source, pa.Table):
-            raise ValueError("this spine lies in memory; give `spine` a folder to have it as a file")
+            raise ValueError("this spine is in memory; give `spine` a folder to get it as a file")
         return self.source
 
     def table(self) -> pa.Table:

@@ -221,8 +221,8 @@ def _require_history(lake: Lake, entry: ModelEntry, dataset: Dataset, whole: Int
     ]
     wanted.append((valid_table(lake.settings, dataset, entry.label.table), Interval.closed(whole.start, as_of)))
     for table, interval in wanted:
-        found: Mapping[date, Any] = lake.publications.current(table, interval)
-        missing = [day for day in interval if day not in found]
+        published: Mapping[date, Any] = lake.publications.current(table, interval)
+        missing = [day for day in interval if day not in published]
         if missing:
             nights = f"{missing[0]}" if len(missing) == 1 else f"{missing[0]} to {missing[-1]} ({len(missing)} nights)"
             raise NotEnoughHistory(

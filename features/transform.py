@@ -174,8 +174,8 @@ def _digests_at_start(lake: Lake, dataset: Dataset, target: LakeTable, interval:
             f"{first} or later."
         )
     night_before = Interval.of(interval.start - ONE_DAY)
-    found = lake.publications.current(target, Interval(night_before.start, interval.end))
-    if interval.start > first and night_before.start not in found:
+    published = lake.publications.current(target, Interval(night_before.start, interval.end))
+    if interval.start > first and night_before.start not in published:
         lake.publications.require(
             target,
             night_before,
@@ -185,7 +185,7 @@ def _digests_at_start(lake: Lake, dataset: Dataset, target: LakeTable, interval:
                 " night on; then clear this task."
             ),
         )
-    return {day: found[day].digest if day in found else None for day in interval}
+    return {day: published[day].digest if day in published else None for day in interval}
 
 
 def _pin(
@@ -209,8 +209,8 @@ def _pin(
         window = windows[name]
         delta = table.load((versions or {}).get(table.name))
         version = delta.version() if delta is not None else -1
-        found = lake.publications.current(table, window, loaded=delta, as_of_version=version)
-        missing = [day for day in window if day not in found]
+        published = lake.publications.current(table, window, loaded=delta, as_of_version=version)
+        missing = [day for day in window if day not in published]
         if missing:
             needed_by = (
                 f"Transforming {', '.join(v for v in views if name in dataset.features[v].reads)} of {dataset.name} for"
@@ -225,7 +225,7 @@ def _pin(
                 f"{table.name} had no partition {missing[0]} at version {version}.\n"
                 f"  {needed_by} needs it. Take a later version."
             )
-        pins[name] = _Pin(table, version, found)
+        pins[name] = _Pin(table, version, published)
     return pins
 
 
@@ -324,7 +324,7 @@ def _register_revisions(
     )
 
 
-def _check_columns(path: Path, view: str, declared: FeatureView, target: LakeTable, found: Mapping[str, str]) -> None:
+def _check_columns(path: Path, view: str, declared: FeatureView, target: LakeTable, given: Mapping[str, str]) -> None:
     kinds = {
         name: kind
         for kind, arrow in ARROW_TYPES.items()
@@ -332,18 +332,18 @@ def _check_columns(path: Path, view: str, declared: FeatureView, target: LakeTab
         if target.schema.field(name).type == arrow
     }
     needed = {name: kinds[name] for name in target.schema.names if name != "event_timestamp"}
-    problems = [f"{name} is missing" for name in needed if name not in found]
-    problems += [f"{name} is not declared" for name in found if name not in needed]
+    problems = [f"{name} is missing" for name in needed if name not in given]
+    problems += [f"{name} is not declared" for name in given if name not in needed]
     problems += [
-        f"{name} is {found[name]}, needs {DUCKDB_TYPES[kind]} for the declared {kind}"
+        f"{name} is {given[name]}, needs {DUCKDB_TYPES[kind]} for the declared {kind}"
         for name, kind in needed.items()
-        if name in found and found[name].split("(")[0] not in _ACCEPTED[kind]
+        if name in given and given[name].split("(")[0] not in _ACCEPTED[kind]
     ]
     if problems:
         raise FeatureSqlMismatch(
-            f"{path} gives other columns than feature view {view!r} declares: {'; '.join(problems)}. Nothing was "
+            f"{path} does not give the columns that feature view {view!r} declares: {'; '.join(problems)}. Nothing was "
             "written.\n"
-            f"  It needs data_date, {', '.join(declared.entities)} and {', '.join(declared.columns)}. Mend the SQL or "
+            f"  It needs data_date, {', '.join(declared.entities)} and {', '.join(declared.columns)}. Fix the SQL or "
             "the catalog."
         )
 

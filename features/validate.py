@@ -145,11 +145,7 @@ def validate(lake: Lake, dataset: str, interval: Interval, *, run_id: str) -> St
         first_stop = min((night.data_date for night in stopping), default=None)
         until = first_stop or interval.last
         docs = _write_docs(lake, entry, Interval.closed(interval.start, until), marked, connection)
-        passed = (
-            interval
-            if first_stop is None
-            else (Interval(interval.start, first_stop) if first_stop > interval.start else None)
-        )
+        passed = _passed(interval, first_stop)
         committed = rows = 0
         if passed is not None:
             for table in marked:
@@ -282,6 +278,13 @@ def _judge(
         None,
         f"newest {rule.column} {newest:%Y-%m-%d %H:%M} UTC, cutoff {end:%Y-%m-%d %H:%M} UTC",
     )
+
+
+def _passed(interval: Interval, first_stop: date | None) -> Interval | None:
+    """The nights to publish: those before the first one that stops; None when there are none."""
+    if first_stop is None:
+        return interval
+    return Interval(interval.start, first_stop) if first_stop > interval.start else None
 
 
 def _stops(table: Table, night: TableNight) -> bool:
@@ -471,7 +474,7 @@ def _rejection(
                 )
     before = f"The nights {passed} before it are published." if passed else "Nothing was published."
     lines.append(
-        f"  {before} See {docs}. Mend the source and run `restate`, or change the check or `quality` of the table in "
+        f"  {before} See {docs}. Fix the source and run `restate`, or change the check or `quality` of the table in "
         "the catalog, then clear this task."
     )
     return "\n".join(lines)

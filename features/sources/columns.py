@@ -43,7 +43,7 @@ def check_names(label: str, found: Sequence[str], declared: Mapping[str, ColumnT
     """
     problems = [f"{name!r} is not declared" for name in found if name not in declared]
     problems += [f"{name!r} is missing" for name in declared if name not in found]
-    problems += [f"{name!r} stands twice" for name in dict.fromkeys(found) if list(found).count(name) > 1]
+    problems += [f"{name!r} appears twice" for name in dict.fromkeys(found) if list(found).count(name) > 1]
     if problems:
         raise mismatch(label, problems)
 
@@ -69,7 +69,7 @@ def mismatch(label: str, problems: Sequence[str]) -> SourceSchemaMismatch:
     listed = "\n".join(f"  - {problem}" for problem in problems)
     return SourceSchemaMismatch(
         f"{label} differs from its declared columns:\n{listed}\n"
-        "  Nothing was written. Mend the source, or declare what it has now."
+        "  Nothing was written. Fix the source, or declare what it has now."
     )
 
 

@@ -48,7 +48,7 @@ def stage(
     Raises:
         SourceUnavailable: the last attempt of a page failed too (no connection, time-out, 429, 5xx).
         SourceRefused: any other status, a redirect, or a next page on another host.
-        SourceUnreadable: a page is no JSON, or has no list of records where the catalog says.
+        SourceUnreadable: a page is not JSON, or has no list of records where the catalog says.
         SourceSchemaMismatch: a column is undeclared, missing or retyped.
     """
     text_schema = pa.schema([pa.field(name, pa.string()) for name in columns])
@@ -95,7 +95,7 @@ def _pages(
         asked = url.copy_set_param(source.page_param, page) if source.page_param else url
         if str(asked) in seen:
             raise SourceRefused(
-                f"{label}: the pages go in a circle, {asked} came up a second time. Nothing was written. Correct "
+                f"{label}: the pages form a loop: {asked} came up a second time. Nothing was written. Correct "
                 "`next_url` in the catalog."
             )
         seen.add(str(asked))
@@ -152,7 +152,7 @@ def _fetch(client: httpx.Client, url: httpx.URL, source: HttpSource, label: str)
     except _Passing as error:
         raise SourceUnavailable(
             f"{label}: {url} failed {source.attempts} times, last with {error}.\n"
-            "  Nothing was written. Look whether the service is up, then clear the task."
+            "  Nothing was written. Check that the service is up, then clear the task."
         ) from error
     if response.status_code != 200:
         raise SourceRefused(
@@ -163,5 +163,5 @@ def _fetch(client: httpx.Client, url: httpx.URL, source: HttpSource, label: str)
         return response.json()
     except ValueError as error:
         raise SourceUnreadable(
-            f"{label}: {url} sent no JSON ({error}). Nothing was written. Correct `url` in the catalog."
+            f"{label}: {url} did not send JSON ({error}). Nothing was written. Correct `url` in the catalog."
         ) from error

@@ -112,7 +112,7 @@ class _Reading:
         path = self.home.sql / select
         if not path.is_file():
             raise SourceMissing(
-                f"{self.label} is shaped by {path}, which is no file. Write it, or correct `select` in the catalog."
+                f"{self.label} is shaped by {path}, which is not a file. Write it, or correct `select` in the catalog."
             )
         return path.read_text(encoding="utf-8")
 

@@ -74,8 +74,8 @@ def stage(
     except sa.exc.OperationalError as error:
         where = url.render_as_string(hide_password=True)
         raise SourceUnavailable(
-            f"{label}: {where} does not serve the query: {error.orig}\n"
-            "  Nothing was written. Look whether the server is up, then clear the task."
+            f"{label}: {where} did not answer the query: {error.orig}\n"
+            "  Nothing was written. Check that the server is up, then clear the task."
         ) from error
     except sa.exc.DBAPIError as error:
         where = url.render_as_string(hide_password=True)

@@ -198,7 +198,7 @@ def test_sql_that_gives_something_else_than_declared_is_refused(
     arrive(lake, day(1), [(day(1), "ann", 20, 0)])
     with pytest.raises(error, match=message) as caught:
         transform(lake, "depot", Interval(day(0), day(2)), run_id="r")
-    assert "driver_daily.sql" in str(caught.value), "the message must name the file that is to be mended"
+    assert "driver_daily.sql" in str(caught.value), "the message must name the file that is to be fixed"
     assert not lake.publications.current(feature_table(lake.settings, lake.dataset("depot"), "driver_daily"))
 
 

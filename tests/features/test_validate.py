@@ -44,8 +44,8 @@ def edit(
 
 
 def spoil(lake: Lake, interval: Interval, *, every: int = 10) -> None:
-    """Every tenth booking has a negative distance; every twentieth an unknown depot, too; one ride stands twice on each
-    night.
+    """Every tenth booking has a negative distance; every twentieth an unknown depot, too; one ride appears twice
+    on each night.
     """
 
     def change(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -130,7 +130,7 @@ def test_differing_columns_are_shown_whole(tmp_path: Path) -> None:
         "'serial' is not declared",
         "'pulses' is missing",
         "'billed_on' is missing",
-        "'meter' stands twice",
+        "'meter' appears twice",
     )
     for part in (*differences, "readings.csv"):
         assert part in str(caught.value)
@@ -253,7 +253,7 @@ def test_select_reshapes_with_a_lookup_and_its_result_is_checked(tmp_path: Path)
         SourceUnreadable, match=r"(?s)select or known_at of the source of meters/readings fails.*nowhere"
     ):
         read(meters(tmp_path, shaped | {"select": "SELECT nowhere FROM source"}, columns=columns))
-    with pytest.raises(SourceMissing, match=r"is shaped by .*meters/readings.source.sql, which is no file"):
+    with pytest.raises(SourceMissing, match=r"is shaped by .*meters/readings.source.sql, which is not a file"):
         read(meters(tmp_path, shaped | {"select": "meters/readings.source.sql"}, columns=columns))
     csv(tmp_path, "place,litres,street\nx,5,z\n", name="places.csv")
     with pytest.raises(
