@@ -9,7 +9,7 @@ import re
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -33,16 +33,18 @@ class Channel(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=60)]
-    kind: Literal["slack", "email", "webhook"]
+    name: str = Field(
+        pattern=r"^[a-z][a-z0-9_]*$", max_length=60, description="a word of a-z, 0-9 and _, by which logs call it"
+    )
+    kind: Literal["slack", "email", "webhook"] = Field(description="slack, email or webhook: how messages are worded")
     url_secret: str = Field(
         description="name of the secret that holds the Apprise URL, for example slack://..., mailtos://..., jsons://..."
     )
     at_once: tuple[Level, ...] = Field(
         ("critical", "request"),
         description=(
-            "told when they happen: critical alarms, warnings (a failed run, a late night, any other alarm), requests"
-            " that wait for an approval"
+            "what is sent when it happens: critical alarms, warnings (a failed run, a late night, any other alarm),"
+            " requests that wait for an approval"
         ),
     )
     nightly_summary: bool = Field(
