@@ -15,8 +15,8 @@ from playwright.sync_api import Browser, BrowserContext, Page, Route, sync_playw
 from tests.conftest import missing_service
 
 Theme = Literal["light", "dark"]
-THEMES: tuple[Theme, ...] = ("light", "dark")
-WIDTHS = (390, 1440)
+# Colours are the same at every width: the dark ones are looked at once.
+LOOKS: tuple[tuple[int, Theme], ...] = ((390, "light"), (1440, "light"), (1440, "dark"))
 # Chromium calls home for updates and field trials; in a container it has neither a sandbox nor a GPU.
 _FLAGS = (
     "--no-sandbox",

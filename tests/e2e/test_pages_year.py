@@ -14,8 +14,7 @@ from playwright.sync_api import Browser, Dialog
 
 from tests import generated_year
 from tests.browser import (
-    THEMES,
-    WIDTHS,
+    LOOKS,
     Theme,
     chromium,
     controls,
@@ -73,26 +72,23 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.mark.parametrize("name", PAGES)
-@pytest.mark.parametrize("width", WIDTHS)
-def test_a_page_fits_its_window_is_accessible_in_both_themes_and_asks_nobody_else(
-    browser: Browser, origin: str, name: str, width: int
+@pytest.mark.parametrize(("width", "theme"), LOOKS)
+def test_a_page_fits_its_window_is_accessible_and_asks_nobody_else(
+    browser: Browser, origin: str, name: str, width: int, theme: Theme
 ) -> None:
-    for theme in THEMES:
-        with visit(browser, origin, width=width, theme=theme) as window:
-            answer = window.page.goto(f"{origin}{PAGES[name]}")
-            assert answer is not None
-            assert answer.status == _REFUSED.get(name, 200), window.page.inner_text("body")
-            drawn(window.page)
-            assert window.page.evaluate("document.documentElement.classList.contains('dark')") == (theme == "dark")
-            assert sideways(window.page) == []
-            # A folded part is part of the page.
-            window.page.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true })")
-            assert sideways(window.page) == []
-            assert violations(window.page) == [], f"{name}, {width} px, {theme}"
-            expected = (
-                [] if name not in _REFUSED else [p for p in window.problems if "Failed to load resource" in p][:1]
-            )
-            assert window.problems == expected
+    with visit(browser, origin, width=width, theme=theme) as window:
+        answer = window.page.goto(f"{origin}{PAGES[name]}")
+        assert answer is not None
+        assert answer.status == _REFUSED.get(name, 200), window.page.inner_text("body")
+        drawn(window.page)
+        assert window.page.evaluate("document.documentElement.classList.contains('dark')") == (theme == "dark")
+        assert sideways(window.page) == []
+        # A folded part is part of the page.
+        window.page.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true })")
+        assert sideways(window.page) == []
+        assert violations(window.page) == [], f"{name}, {width} px, {theme}"
+        expected = [] if name not in _REFUSED else [p for p in window.problems if "Failed to load resource" in p][:1]
+        assert window.problems == expected
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -132,10 +128,9 @@ def test_the_csv_of_a_table_holds_the_rows_that_are_shown(browser: Browser, orig
                 assert not different, f"{name}, table {table}"
 
 
-@pytest.mark.parametrize("theme", THEMES)
-def test_what_comes_from_data_is_text(browser: Browser, origin: str, theme: Theme) -> None:
+def test_what_comes_from_data_is_text(browser: Browser, origin: str) -> None:
     dialogs: list[str] = []
-    with visit(browser, origin, theme=theme) as window:
+    with visit(browser, origin) as window:
 
         def refuse(dialog: Dialog) -> None:
             dialogs.append(dialog.message)

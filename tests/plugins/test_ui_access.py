@@ -13,6 +13,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -139,16 +140,31 @@ def _environment(lake: Lake, home: Path, port: int, kind: str) -> dict[str, str]
     return inherited | own
 
 
-def _airflow(environment: dict[str, str], *arguments: str) -> None:
+# Commands of Airflow's own command line, in one process: each start would cost seconds of imports.
+_COMMANDS = """
+import json, sys
+from airflow.cli.cli_parser import get_parser
+for arguments in json.load(sys.stdin):
+    parsed = get_parser().parse_args(arguments)
+    parsed.func(parsed)
+"""
+
+
+def _airflow(environment: dict[str, str], commands: list[list[str]]) -> None:
     done = subprocess.run(
-        [python_tool("airflow"), *arguments],
+        [sys.executable, "-c", _COMMANDS],
         env=environment,
         capture_output=True,
         text=True,
         check=False,
-        stdin=subprocess.DEVNULL,
+        input=json.dumps(commands),
     )
-    assert done.returncode == 0, f"airflow {' '.join(arguments)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+    assert done.returncode == 0, f"{commands} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+
+
+def _new_user(who: str) -> list[str]:
+    named = ["--username", who, "--firstname", who, "--lastname", who, "--email", f"{who}@example.com"]
+    return ["users", "create", *named, "--role", who.capitalize(), "--password", f"password-of-{who}"]
 
 
 @pytest.fixture(scope="module", params=["simple", "fab"])
@@ -157,14 +173,8 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     lake, home, port = _lake(folder), folder / "airflow", free_port()
     home.mkdir()
     environment = _environment(lake, home, port, request.param)
-    _airflow(environment, "db", "migrate")
-    _airflow(environment, "dags", "reserialize")
-    if request.param == "fab":
-        for who in READERS:
-            named = ["--username", who, "--firstname", who, "--lastname", who, "--email", f"{who}@example.com"]
-            _airflow(
-                environment, "users", "create", *named, "--role", who.capitalize(), "--password", f"password-of-{who}"
-            )
+    users = [_new_user(who) for who in READERS] if request.param == "fab" else []
+    _airflow(environment, [["db", "migrate"], *users, ["dags", "reserialize"]])
     log = folder / "api-server.log"
     with log.open("wb") as file:
         process = subprocess.Popen(

@@ -42,8 +42,8 @@ HOSTILE = "<script>alert('depot')</script>"
 
 
 @pytest.fixture
-def lake(sql_lake: Lake) -> Lake:
-    return sql_lake
+def lake(toy_lake: Lake) -> Lake:
+    return toy_lake
 
 
 def night(number: int) -> date:
