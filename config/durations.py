@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, PlainSerializer
 
 _UNITS = {
+    "second": timedelta(seconds=1),
     "minute": timedelta(minutes=1),
     "hour": timedelta(hours=1),
     "day": timedelta(days=1),
@@ -18,10 +19,10 @@ _UNITS = {
 
 
 def parse_duration(value: Any) -> timedelta:
-    """`<number> <unit>` as a timedelta; units: minute, hour, day, night, week, each also in the plural."""
+    """`<number> <unit>` as a timedelta; units: second, minute, hour, day, night, week, each also in the plural."""
     if isinstance(value, timedelta):
         return value
-    match = re.fullmatch(r"(\d+) (minute|hour|day|night|week)s?", value) if isinstance(value, str) else None
+    match = re.fullmatch(r"(\d+) (second|minute|hour|day|night|week)s?", value) if isinstance(value, str) else None
     if match is None:
         raise ValueError("a duration reads like '14 days', '1 hour', '1 night'")
     return int(match[1]) * _UNITS[match[2]]
@@ -29,11 +30,11 @@ def parse_duration(value: Any) -> timedelta:
 
 def format_duration(value: timedelta) -> str:
     """The text that `parse_duration` reads as `value`."""
-    for unit in ("day", "hour", "minute"):
+    for unit in ("day", "hour", "minute", "second"):
         count, rest = divmod(value, _UNITS[unit])
         if not rest:
             return f"{count} {unit}{'' if count == 1 else 's'}"
-    raise ValueError(f"{value} is no whole number of minutes")
+    raise ValueError(f"{value} is no whole number of seconds")
 
 
 Duration = Annotated[

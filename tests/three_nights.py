@@ -43,16 +43,20 @@ _LENIENT = (
     .replace("columns: [depot]", "columns: [depot, vehicle]")
     .replace("worst: 1.5", "worst: 9")
 )
+
+
+def of_tours(model: str) -> str:
+    """The text of a model of rides, for their twin."""
+    return model.replace("model: ride_minutes", "model: tour_minutes").replace("rides", "tours")
+
+
 _MODELS = {
     "ride_minutes": _LENIENT,
     "ride_delay": _LENIENT.replace("model: ride_minutes", "model: ride_delay").replace("Duration of", "Long ones among")
     + "airflow: {retries: 0}\n",
-    "tour_minutes": _LENIENT.replace("model: ride_minutes", "model: tour_minutes")
-    .replace("dataset: rides", "dataset: tours")
-    .replace("rides", "tours")
-    + "approval: required\n",
+    "tour_minutes": of_tours(_LENIENT) + "approval: required\n",
 }
-_TOURS = (
+TOURS_YAML = (
     toy.DATASET_YAML.replace("dataset: rides", "dataset: tours")
     .replace("Rides of a small fleet", "Tours of a small fleet")
     .replace("source/", "source/tours_")
@@ -85,7 +89,7 @@ def write_sources(folder: Path) -> Lake:
     )
     for name, text in _MODELS.items():
         (folder / "models" / f"{name}.yaml").write_text(text, encoding="utf-8")
-    (folder / "datasets" / "tours.yaml").write_text(_TOURS, encoding="utf-8")
+    (folder / "datasets" / "tours.yaml").write_text(TOURS_YAML, encoding="utf-8")
     rides, tours = toy.generate(whole, per_day=60), _timetable(whole)
     # What was booked for the day after the third night; what became of the day of the second.
     broken = pc.and_(_is(rides.bookings, WRONG + ONE_DAY), pc.less_equal(rides.bookings["ride"], len(BROKEN_DEPOTS)))

@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from cli.airflow_api import AirflowApi
+from cli.processes import Supervisor
 from cli.run import running
 from config.calendar import Interval
 from config.catalog.load import load_catalog
@@ -89,19 +90,23 @@ def environment(lake: Lake) -> Iterator[None]:
 def train_all(lake: Lake) -> list[JobTime]:
     """Start every model's training at once, in the real Airflow, and wait for all."""
     with environment(lake), running(lake.settings, lake.catalog, Console(stderr=True)) as (_, supervisor, api):
-        names = [model.name for model in lake.catalog.models]
-        for name in names:
-            api.trigger(f"{name}_train", "together", partition_key=str(AS_OF), conf={"reason": "all at once"})
-        waiting = set(names)
-        while waiting:
-            supervisor.check()
-            waiting -= {
-                name
-                for name in waiting
-                if (run := api.run(f"{name}_train", "together")) and run["state"] in {"success", "failed"}
-            }
-            time.sleep(0.5)
-        return _times(api, names)
+        return train_together(supervisor, api, [model.name for model in lake.catalog.models])
+
+
+def train_together(supervisor: Supervisor, api: AirflowApi, names: list[str]) -> list[JobTime]:
+    """Start these models' trainings at once, in an Airflow that runs, and wait for all."""
+    for name in names:
+        api.trigger(f"{name}_train", "together", partition_key=str(AS_OF), conf={"reason": "all at once"})
+    waiting = set(names)
+    while waiting:
+        supervisor.check()
+        waiting -= {
+            name
+            for name in waiting
+            if (run := api.run(f"{name}_train", "together")) and run["state"] in {"success", "failed"}
+        }
+        time.sleep(0.5)
+    return _times(api, names)
 
 
 def _times(api: AirflowApi, names: list[str]) -> list[JobTime]:

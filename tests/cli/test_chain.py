@@ -13,6 +13,7 @@ from config.catalog.base import BadCatalog
 from lake.lake import Lake
 from lake.ledger import Promotion
 from tests import toy
+from tests.monitoring.scenario import decide_gate
 
 
 def test_the_first_run_loads_all_history_up_to_the_night_before(toy_lake: Lake) -> None:
@@ -235,4 +236,31 @@ def test_a_first_champion_that_was_rejected_is_no_champion(tmp_path: Path) -> No
     )
     chain.train({"ride_minutes": AS_OF}, "first")
     with pytest.raises(NoFirstChampion, match="ride_minutes"):
+        chain.require_champions({"ride_minutes": AS_OF})
+
+
+def test_one_failed_training_lets_the_others_end_before_it_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake = toy.toy_lake(tmp_path)
+    runs: dict[str, tuple[str, dict[str, str]]] = {
+        "ride_minutes_train": ("failed", {"prepare": "failed"}),
+        "ride_delay_train": ("running", {"train": "running"}),
+    }
+    chain, shown = chain_of(lake, tmp_path, runs)
+
+    def wait(_seconds: float) -> None:
+        runs["ride_delay_train"] = ("success", {"train": "success", "gate": "success"})
+
+    monkeypatch.setattr("cli.chain.time.sleep", wait)
+    with pytest.raises(TaskFailed, match=r"ride_minutes_train.prepare .* failed"):
+        chain.train({"ride_minutes": AS_OF, "ride_delay": AS_OF}, "first")
+    assert "ride_delay_train.gate success" in shown
+
+
+def test_without_a_champion_the_run_ends_with_the_gate_s_evidence(toy_lake: Lake, tmp_path: Path) -> None:
+    decide_gate(toy_lake, as_of=AS_OF, verdict="refuse")
+    chain, _ = chain_of(toy_lake, tmp_path, {"ride_minutes_train": ("success", {"gate": "success"})})
+    chain.train({"ride_minutes": AS_OF}, "first")
+    with pytest.raises(NoFirstChampion, match="ride_minutes version 1 as of 2024-02-29: refuse"):
         chain.require_champions({"ride_minutes": AS_OF})

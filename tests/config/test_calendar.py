@@ -87,6 +87,7 @@ def test_intervals_that_hold_nothing() -> None:
         ("1 night", timedelta(1)),
         ("2 weeks", timedelta(14)),
         ("90 minutes", timedelta(minutes=90)),
+        ("10 seconds", timedelta(seconds=10)),
     ],
 )
 def test_durations(text: str, length: timedelta) -> None:
@@ -101,5 +102,5 @@ def test_what_is_no_duration(text: object) -> None:
 
 
 def test_a_length_that_no_text_says() -> None:
-    with pytest.raises(ValueError, match="no whole number of minutes"):
-        format_duration(timedelta(seconds=1))
+    with pytest.raises(ValueError, match="no whole number of seconds"):
+        format_duration(timedelta(milliseconds=1))

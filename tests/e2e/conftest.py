@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,6 @@ from config.catalog.load import load_catalog
 from config.settings import ROOT, Settings
 from lake.lake import Lake
 from tests import toy
-from tests.three_nights import ThreeNights, three_nights
 
 _RUN_SECONDS = 1500
 
@@ -108,10 +107,3 @@ def versions(lake: Lake) -> Mapping[str, int]:
 def real_user(tmp_path_factory: pytest.TempPathFactory) -> User:
     """An empty installation of the project's own catalog."""
     return User(Settings(home=tmp_path_factory.mktemp("real") / "var"))
-
-
-@pytest.fixture(scope="package")
-def nights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreeNights]:
-    """Three nights in a real Airflow, which stays up as long as there are real runs; for tests that only look."""
-    with three_nights(tmp_path_factory.mktemp("nights")) as found:
-        yield found

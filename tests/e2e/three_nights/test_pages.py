@@ -22,7 +22,7 @@ from playwright.sync_api import Browser, FrameLocator, expect
 from config.calendar import ONE_DAY
 from monitoring.alerting.actions import read_actions
 from monitoring.pages.page import Role
-from tests.browser import Visit, chromium, drawn, sideways, violations, visit
+from tests.browser import LOOKS, Theme, Visit, chromium, drawn, sideways, violations, visit
 from tests.three_nights import BROKEN_DEPOTS, CLEAN, DRIFTED, HOSTILE, WRONG, ThreeNights
 
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -63,8 +63,16 @@ def person(browser: Browser, nights: ThreeNights, role: Role, **window: Any) -> 
 
 @pytest.fixture(scope="module", params=ROLES)
 def someone(request: pytest.FixtureRequest, browser: Browser, nights: ThreeNights) -> Iterator[tuple[Role, Visit]]:
-    with person(browser, nights, request.param) as found:
-        yield request.param, found
+    """Each role in turn: for what differs between them."""
+    with person(browser, nights, request.param) as window:
+        yield request.param, window
+
+
+@pytest.fixture(scope="module")
+def viewer(browser: Browser, nights: ThreeNights) -> Iterator[Visit]:
+    """For what everybody reads alike: the role that may do least."""
+    with person(browser, nights, "viewer") as window:
+        yield window
 
 
 @pytest.fixture(scope="module")
@@ -113,33 +121,31 @@ def test_nobody_reads_without_a_login(browser: Browser, nights: ThreeNights, pat
 
 
 def test_the_nav_entry_leads_to_tonight_and_its_address_outlives_a_reload_and_a_click(
-    someone: tuple[Role, Visit], nights: ThreeNights
+    viewer: Visit, nights: ThreeNights
 ) -> None:
-    role, window = someone
-    page = window.page
+    page = viewer.page
     page.get_by_role("link", name="Models").click()
-    expect(inside(window).locator("h1")).to_have_text("Tonight")
+    expect(inside(viewer).locator("h1")).to_have_text("Tonight")
     assert page.url == f"{nights.url}/plugin/models/nightfleet/"
-    expect(inside(window).locator(".who")).to_contain_text(role)
-    inside(window).locator("a[href$='/models/ride_minutes']").first.click()
-    expect(inside(window).locator("h1")).to_have_text("Duration of tomorrow's rides")
+    expect(inside(viewer).locator(".who")).to_contain_text("viewer")
+    inside(viewer).locator("a[href$='/models/ride_minutes']").first.click()
+    expect(inside(viewer).locator("h1")).to_have_text("Duration of tomorrow's rides")
     page.wait_for_url("**/plugin/models/nightfleet/models/ride_minutes")
     page.go_back()
-    expect(inside(window).locator("h1")).to_have_text("Tonight")
+    expect(inside(viewer).locator("h1")).to_have_text("Tonight")
     # As pasted into a chat: the address alone leads there, in a reload too.
     page.goto(f"{nights.url}/plugin/models/nightfleet/models/ride_minutes?from={CLEAN}&to={WRONG}")
     page.reload()
-    expect(inside(window).locator("h1")).to_have_text("Duration of tomorrow's rides")
-    expect(inside(window).locator("input[name=from]")).to_have_value(str(CLEAN))
-    assert window.problems == []
+    expect(inside(viewer).locator("h1")).to_have_text("Duration of tomorrow's rides")
+    expect(inside(viewer).locator("input[name=from]")).to_have_value(str(CLEAN))
+    assert viewer.problems == []
 
 
 def test_tonight_names_each_model_by_one_word_worst_first_and_the_cause_of_a_bad_one(
-    someone: tuple[Role, Visit], nights: ThreeNights
+    viewer: Visit, nights: ThreeNights
 ) -> None:
-    _, window = someone
-    page = window.open("/nightfleet/")
-    answer = window.context.request.get(f"{nights.url}/nightfleet/?format=csv&table=tonight")
+    page = viewer.open("/nightfleet/")
+    answer = viewer.context.request.get(f"{nights.url}/nightfleet/?format=csv&table=tonight")
     rows = {row["model"]: row for row in csv.DictReader(io.StringIO(answer.text()))}
     assert [row["status"] for row in rows.values()] == ["failing", "failing", "healthy"]
     text = page.inner_text("main")
@@ -161,14 +167,11 @@ def test_tonight_names_each_model_by_one_word_worst_first_and_the_cause_of_a_bad
     assert str(WRONG) in green.inner_text()
     # The model whose scoring failed stands on the night before.
     assert str(DRIFTED) in shown.filter(has_text="ArtifactMismatch").inner_text()
-    assert window.problems == []
+    assert viewer.problems == []
 
 
-def test_the_drift_report_says_what_moved_by_how_much_and_what_followed(
-    someone: tuple[Role, Visit], nights: ThreeNights
-) -> None:
-    _, window = someone
-    page = window.open(f"/nightfleet/models/ride_minutes/nights/{DRIFTED}")
+def test_the_drift_report_says_what_moved_by_how_much_and_what_followed(viewer: Visit, nights: ThreeNights) -> None:
+    page = viewer.open(f"/nightfleet/models/ride_minutes/nights/{DRIFTED}")
     said = page.inner_text("main")
     [[value, limit]] = sql(
         nights,
@@ -190,42 +193,37 @@ def test_the_drift_report_says_what_moved_by_how_much_and_what_followed(
     report = page.frame_locator("iframe.report").first
     expect(report.get_by_text("Drift", exact=False).first).to_be_visible()
     assert page.locator("iframe.report").first.get_attribute("sandbox") == "allow-scripts"
-    assert window.problems == []
+    assert viewer.problems == []
 
 
-def test_the_model_page_shows_versions_drift_and_errors_on_one_axis(
-    someone: tuple[Role, Visit], nights: ThreeNights
-) -> None:
-    _, window = someone
-    page = window.open(f"/nightfleet/models/ride_minutes?from={CLEAN}&to={WRONG}")
+def test_the_model_page_shows_versions_drift_and_errors_on_one_axis(viewer: Visit, nights: ThreeNights) -> None:
+    page = viewer.open(f"/nightfleet/models/ride_minutes?from={CLEAN}&to={WRONG}")
     assert page.locator("[data-chart][data-drawn]").count() >= 1
     assert HOSTILE in page.inner_text("main"), "a vehicle's name is text"
-    answer = window.context.request.get(
+    answer = viewer.context.request.get(
         f"{nights.url}/nightfleet/models/ride_minutes?from={CLEAN}&to={WRONG}&format=csv&table=features"
     )
     features = list(csv.DictReader(io.StringIO(answer.text())))
     assert {row["feature"] for row in features} == {"vehicle_daily__minutes_7d", "vehicle_daily__rides_7d"}
     assert features[0]["feature"] == "vehicle_daily__minutes_7d"
-    assert window.problems == []
+    assert viewer.problems == []
 
 
-def test_quarantined_rows_are_browsed_with_rule_and_row(someone: tuple[Role, Visit], nights: ThreeNights) -> None:
-    _, window = someone
-    page = window.open(f"/nightfleet/data/rides?table=bookings&night={WRONG}")
+def test_quarantined_rows_are_browsed_with_rule_and_row(viewer: Visit, nights: ThreeNights) -> None:
+    page = viewer.open(f"/nightfleet/data/rides?table=bookings&night={WRONG}")
     said = page.inner_text("main")
     assert "in_set(depot)" in said
     for depot in BROKEN_DEPOTS:
         assert depot in said
     assert page.title() != "hostile"
-    assert window.problems == []
+    assert viewer.problems == []
 
 
-def test_a_prediction_is_traced_by_its_id_and_reproduced(someone: tuple[Role, Visit], nights: ThreeNights) -> None:
-    _, window = someone
+def test_a_prediction_is_traced_by_its_id_and_reproduced(viewer: Visit, nights: ThreeNights) -> None:
     [[found]] = sql(
         nights, "SELECT min(prediction_id) FROM predictions_tour_minutes WHERE data_date = :day", day=str(WRONG)
     )
-    page = window.open("/nightfleet/trace")
+    page = viewer.open("/nightfleet/trace")
     page.fill("input[name=id]", str(found))
     page.keyboard.press("Enter")
     page.wait_for_url(f"**/trace?*id={found}*")
@@ -237,7 +235,7 @@ def test_a_prediction_is_traced_by_its_id_and_reproduced(someone: tuple[Role, Vi
     assert "equal" in page.inner_text("main").lower() or "reproduced" in page.inner_text("main").lower(), (
         page.inner_text("main")[:800]
     )
-    assert window.problems == []
+    assert viewer.problems == []
 
 
 # ---- who may do what -----------------------------------------------------------------------------------------------
@@ -247,6 +245,7 @@ def test_a_prediction_is_traced_by_its_id_and_reproduced(someone: tuple[Role, Vi
 def test_forms_are_there_for_those_who_may_send_them(someone: tuple[Role, Visit], name: str) -> None:
     role, window = someone
     page = window.open(f"/nightfleet/{PAGES[name]}")
+    assert role in page.inner_text(".who")
     found = {
         str(action).rsplit("/", 1)[1]
         for action in page.locator("form[method=post]").evaluate_all(
@@ -376,16 +375,17 @@ def test_dark_follows_airflows_own_switch(admin: Visit) -> None:
     expect(ours).not_to_have_class("dark")
 
 
-@pytest.mark.parametrize("width", [390, 1440])
-def test_the_three_nights_fit_and_are_accessible(browser: Browser, nights: ThreeNights, width: int) -> None:
-    for theme in ("light", "dark"):
-        with person(browser, nights, "admin", width=width, theme=theme) as window:
-            for name, path in PAGES.items():
-                page = window.open(f"/nightfleet/{path}")
-                drawn(page)
-                assert sideways(page) == [], name
-                assert violations(page) == [], f"{name}, {width} px, {theme}"
-            assert window.problems == []
+@pytest.mark.parametrize(("width", "theme"), LOOKS)
+def test_the_three_nights_fit_and_are_accessible(
+    browser: Browser, nights: ThreeNights, width: int, theme: Theme
+) -> None:
+    with person(browser, nights, "admin", width=width, theme=theme) as window:
+        for name, path in PAGES.items():
+            page = window.open(f"/nightfleet/{path}")
+            drawn(page)
+            assert sideways(page) == [], name
+            assert violations(page) == [], f"{name}, {width} px, {theme}"
+        assert window.problems == []
 
 
 def test_csv_downloads_work_inside_airflows_frame(admin: Visit, tmp_path: Path) -> None:
