@@ -152,7 +152,7 @@ def restate(dataset: str, start: str, end: str) -> None:
         for stage in (validate, transform, materialize):
             done = stage(lake, dataset, later, run_id=run_id)
             console.print(f"{done.stage} {later}: {done.committed} partitions rewritten")
-    for model in lake.catalog.models_of(dataset):
+    for model in lake.catalog.readers_of(dataset):
         stale = [night.data_date for night in stale_predictions(lake, model.name)]
         if stale:
             first, last = min(stale), max(stale)

@@ -211,6 +211,8 @@ class Chain:
                 runs |= self._night_runs(nights)
                 for name, day in nights.items():
                     for model in self._lake.catalog.models_of(name):
+                        if not all(nights.get(read.name) == day for read in self._lake.catalog.datasets_of(model)):
+                            continue  # a night of another data set is not among these
                         expected.add(f"{model.name}_score")
                         if not self._without_champion(f"{model.name}_score", day):
                             expected.add(f"{model.name}_monitor")
@@ -433,6 +435,33 @@ def monitored_until(lake: Lake, dataset: Dataset) -> date | None:
     return min(known) if known and len(known) == len(newest) else None
 
 
+def _first_nights(lake: Lake, start: date | None, only: list[str] | None) -> dict[str, date]:
+    """The first night to run of each replay; one and the same where a model reads several of them."""
+    firsts: dict[str, date] = {}
+    for dataset in lake.catalog.datasets:
+        replay = dataset.replay
+        if replay is None:
+            continue  # a live data set runs by its own clock
+        inside = start is not None and replay.first < start <= replay.last
+        first = start if start is not None and inside else replay.first_night
+        monitored = monitored_until(lake, dataset)
+        if monitored is not None and start is None:
+            first = max(first, monitored + ONE_DAY)
+        firsts[dataset.name] = first
+    wanted = {lake.dataset(name).name for name in only} if only else set(firsts)
+    read_together = [
+        {dataset.name for dataset in lake.catalog.datasets_of(m)} & set(firsts) for m in lake.catalog.models
+    ]
+    # As often as there are data sets: what is read together with one of a group joins the group.
+    for _ in firsts:
+        for group in read_together:
+            if group & wanted:
+                wanted |= group
+            if group:
+                firsts |= dict.fromkeys(group, max(firsts[name] for name in group))
+    return {name: first for name, first in firsts.items() if name in wanted}
+
+
 def make_plan(lake: Lake, nights: int, start: date | None, only: list[str] | None = None) -> Plan:
     """Which history to load and which nights to run, given what is there already.
 
@@ -442,15 +471,11 @@ def make_plan(lake: Lake, nights: int, start: date | None, only: list[str] | Non
     first_nights: dict[str, date] = {}
     history: dict[str, Interval] = {}
     schedules: dict[str, list[date]] = {}
-    for dataset in [lake.dataset(name) for name in only] if only else lake.catalog.datasets:
-        replay = dataset.replay
-        if replay is None:
-            continue  # a live data set runs by its own clock
-        inside = start is not None and replay.first < start <= replay.last
-        first = start if start is not None and inside else replay.first_night
-        published, monitored = published_until(lake, dataset), monitored_until(lake, dataset)
-        if monitored is not None and start is None:
-            first = max(first, monitored + ONE_DAY)
+    firsts = _first_nights(lake, start, only)
+    for name, first in firsts.items():
+        dataset = lake.dataset(name)
+        replay, published = dataset.replay, published_until(lake, dataset)
+        assert replay is not None  # only replays have a first night
         if published is None or published < first - ONE_DAY:
             history[dataset.name] = Interval.closed(
                 replay.first if published is None else published + ONE_DAY, first - ONE_DAY

@@ -12,7 +12,7 @@ from typing import Any
 
 from airflow.sdk import DAG, Asset, task
 from mlops_links import add_links
-from mlops_wiring import INTERVAL_FORM, features_asset, on_asset, predictions_asset, task_defaults
+from mlops_wiring import INTERVAL_FORM, features_of_all, on_asset, predictions_asset, task_defaults
 
 from config.catalog.load import load_catalog
 
@@ -53,16 +53,17 @@ PUBLISH_DOC = (
 
 catalog = load_catalog()
 for model in catalog.models:
+    datasets = catalog.datasets_of(model)
     with DAG(
         dag_id=f"{model.name}_score",
         dag_display_name=f"{model.title}: score",
         description=f"{model.title}: score one data date",
-        schedule=on_asset(features_asset(model.dataset), catalog.dataset(model.dataset).time_zone),
+        schedule=on_asset(features_of_all(datasets), datasets[0].time_zone),
         catchup=False,
         max_active_runs=1,
         params=INTERVAL_FORM,
         doc_md=__doc__,
-        tags=["score", model.dataset, *model.airflow.tags],
+        tags=["score", *(dataset.name for dataset in datasets), *model.airflow.tags],
         owner_links={model.owner: model.owner_url},
         default_args=task_defaults(model),
     ) as dag:

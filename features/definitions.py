@@ -1,7 +1,7 @@
 """Feast's objects, generated from the catalog, and the store that serves them.
 
 Names: a feature view is `<dataset>__<view>`, an entity `<dataset>__<column>`, since all data sets share one project. A
-model's feature service gives its views their short names back, so retrieved columns read `<view>__<column>`.
+model's feature service gives its views the names that the model says, so retrieved columns read `<view>__<column>`.
 """
 
 from __future__ import annotations
@@ -52,16 +52,6 @@ def feast_type(kind: ColumnType) -> Any:
     }[kind]
 
 
-def entity_types(dataset: Dataset, view: str) -> dict[str, ColumnType]:
-    """Catalog type of each entity column of a view."""
-    declared = dataset.features[view]
-    kinds: dict[str, ColumnType] = {}
-    for table in declared.reads:
-        for name, column in dataset.tables[table].columns.items():
-            kinds.setdefault(name, column.type)
-    return {name: kinds[name] for name in declared.entities}
-
-
 def feast_objects(settings: Settings, catalog: Catalog) -> list[Entity | FeatureView | FeatureService]:
     """Every entity, feature view and feature service of the catalog."""
     from feast import Entity, FeatureService, FeatureView, Field, FileSource
@@ -71,7 +61,7 @@ def feast_objects(settings: Settings, catalog: Catalog) -> list[Entity | Feature
     entities: dict[str, Entity] = {}
     for dataset in catalog.datasets:
         for view, declared in dataset.features.items():
-            kinds = entity_types(dataset, view)
+            kinds = dataset.entity_types(view)
             for name, kind in kinds.items():
                 entities.setdefault(
                     view_name(dataset.name, name),
@@ -114,7 +104,9 @@ def feast_objects(settings: Settings, catalog: Catalog) -> list[Entity | Feature
     services = [
         FeatureService(
             name=model.name,
-            features=[views[view_name(model.dataset, view)].with_name(view) for view in model.features],
+            features=[
+                views[view_name(view.dataset.name, view.view)].with_name(view.name) for view in catalog.views(model)
+            ],
             description=model.title,
             tags={"dataset": model.dataset},
             owner=model.owner,

@@ -182,20 +182,22 @@ def view_inputs(
         PartitionNotReady: a night has no published partition of a view: a TTL covers an absent entity, never a missing
             night.
     """
-    entry, dataset = lake.model(model), lake.dataset(lake.model(model).dataset)
     inputs: dict[date, list[Input]] = {day: [] for day in interval}
     versions: dict[str, int] = {}
-    for view in entry.features:
-        table, ttl = feature_table(lake.settings, dataset, view), dataset.features[view].ttl
-        delta = table.load((pins or {}).get(view))
-        versions[view] = delta.version() if delta is not None else 0
+    for view in lake.catalog.views(lake.model(model)):
+        dataset, ttl = view.dataset, view.declared.ttl
+        table = feature_table(lake.settings, dataset, view.view)
+        delta = table.load((pins or {}).get(view.name))
+        versions[view.name] = delta.version() if delta is not None else 0
         reach = max(-(-ttl // ONE_DAY) if ttl else (interval.start - dataset.first_data_date).days, 0)
-        found = lake.publications.current(table, interval.widened(reach), as_of_version=versions[view])
-        require_partitions(lake, table, dataset, interval, found, f"{needed_by} {model}")
-        instants = {day: cutoff(day, dataset.time_zone) for day in found}
+        published = lake.publications.current(table, interval.widened(reach), as_of_version=versions[view.name])
+        require_partitions(lake, table, dataset, interval, published, f"{needed_by} {model}")
+        instants = {day: cutoff(day, dataset.time_zone) for day in published}
         for day in interval:
             oldest = instants[day] - ttl if ttl else datetime.min.replace(tzinfo=UTC)
-            inputs[day] += [p.as_input() for night, p in found.items() if night <= day and instants[night] >= oldest]
+            inputs[day] += [
+                p.as_input() for night, p in published.items() if night <= day and instants[night] >= oldest
+            ]
     return inputs, versions
 
 
@@ -208,10 +210,8 @@ def read_features(
     from features.definitions import feature_store
     from features.offline_store import DuckDBRetrievalJob
 
-    dataset = lake.dataset(lake.model(model).dataset)
-    store = feature_store(
-        lake, {feature_table(lake.settings, dataset, view).name: version for view, version in pins.items()}
-    )
+    tables = lake.feature_tables(lake.model(model))
+    store = feature_store(lake, {tables[view].name: version for view, version in pins.items()})
     quoted = str(entities).replace("'", "''")
     job = store.get_historical_features(
         entity_df=f"SELECT * FROM read_parquet('{quoted}')",

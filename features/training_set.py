@@ -137,7 +137,7 @@ def build_training_set(lake: Lake, model: str, as_of: date, folder: Path) -> Tra
         raise NotEnoughHistory(
             f"{model} as of {as_of}: split {empty[0]} ({windows[empty[0]]}) has no labelled row, of "
             f"{unlabelled[empty[0]]} in all{grouped}.\n"
-            f"  Train as of another night, or change split in config/models/{model}.yaml."
+            f"  Train as of another night, or change split in models/{model}.yaml."
         )
     inputs = {item for day in whole for item in (*rows.inputs[day], *by_night[day])} | {*label.inputs, *base.inputs}
     return TrainingSet(
@@ -210,22 +210,25 @@ def _require_history(lake: Lake, entry: ModelEntry, dataset: Dataset, whole: Int
         f" {split.embargo.days}"
     )
     asked = f"{entry.name} as of {as_of} needs the {len(whole)} data dates {whole} ({lengths})"
-    if whole.start < dataset.first_data_date:
-        earliest = as_of + (dataset.first_data_date - whole.start)
+    views = lake.catalog.views(entry)
+    youngest = max((dataset, *(view.dataset for view in views)), key=lambda one: one.first_data_date)
+    if whole.start < youngest.first_data_date:
+        earliest = as_of + (youngest.first_data_date - whole.start)
         raise NotEnoughHistory(
-            f"{asked}, but {dataset.name} begins with {dataset.first_data_date}.\n"
-            f"  Train as of {earliest} or later, or shorten split in config/models/{entry.name}.yaml."
+            f"{asked}, but {youngest.name} begins with {youngest.first_data_date}.\n"
+            f"  Train as of {earliest} or later, or shorten split in models/{entry.name}.yaml."
         )
-    wanted: list[tuple[LakeTable, Interval]] = [
-        (feature_table(lake.settings, dataset, view), whole) for view in entry.features
+    wanted: list[tuple[str, LakeTable, Interval]] = [
+        (view.dataset.name, feature_table(lake.settings, view.dataset, view.view), whole) for view in views
     ]
-    wanted.append((valid_table(lake.settings, dataset, entry.label.table), Interval.closed(whole.start, as_of)))
-    for table, interval in wanted:
+    labels = valid_table(lake.settings, dataset, entry.label.table)
+    wanted.append((dataset.name, labels, Interval.closed(whole.start, as_of)))
+    for of, table, interval in wanted:
         published: Mapping[date, Any] = lake.publications.current(table, interval)
         missing = [day for day in interval if day not in published]
         if missing:
             nights = f"{missing[0]}" if len(missing) == 1 else f"{missing[0]} to {missing[-1]} ({len(missing)} nights)"
             raise NotEnoughHistory(
                 f"{asked} and labels up to {as_of}; {table.name} lacks {nights}.\n"
-                f"  Run `{dataset.name}_history` for {missing[0]} to {missing[-1]}, then clear this task."
+                f"  Run `{of}_history` for {missing[0]} to {missing[-1]}, then clear this task."
             )

@@ -20,6 +20,7 @@ from config.catalog.model import ModelEntry
 from config.settings import Settings, code_version, load_settings
 from lake.ledger import Ledger
 from lake.lineage import Lineage, Publications, create_engine
+from lake.tables import LakeTable, feature_table
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,10 @@ class Lake:
     def model(self, name: str) -> ModelEntry:
         """A model of the catalog."""
         return self.catalog.model(name)
+
+    def feature_tables(self, model: ModelEntry) -> dict[str, LakeTable]:
+        """The feature table of each view that a model takes, by the view's name in the model."""
+        return {view.name: feature_table(self.settings, view.dataset, view.view) for view in self.catalog.views(model)}
 
     def ledger(self, model: str) -> Ledger:
         """A model's promotions."""

@@ -24,7 +24,7 @@ from lake.events import logged
 from lake.lake import Lake, StageResult
 from lake.lineage import Input, Publication
 from lake.metrics import Metric, metrics_table, publish_metrics
-from lake.tables import LakeTable, feature_table
+from lake.tables import LakeTable
 from serving.predictions import CHAMPION, predictions_table
 from serving.score import recorded_champion
 from training.registry.reference import (
@@ -232,17 +232,17 @@ def _count_features(
 ) -> tuple[dict[date, _Night], dict[date, list[Input]]]:
     """Counts of every night that some window holds and that is published, and the partitions they come from."""
     wanted = _wanted(interval, references)
-    first = first_available(lake, entry, dataset, Interval(min(wanted), interval.end), interval.start)
+    first = first_available(lake, entry, Interval(min(wanted), interval.end), interval.start)
     whole = Interval(first, interval.end)
     with lake.scratch("drift") as folder:
         found = retrieve(lake, entry.name, whole, folder=folder)
         nights = _count(lake, entry, found, wanted, whole)
         read = dict(found.inputs)
     for day in whole:
-        if day not in scored or _same_inputs(entry, scored[day].inputs, read[day]):
+        if day not in scored or _same_inputs(lake, entry, scored[day].inputs, read[day]):
             continue
         # Rewritten since it was scored: what is judged are the features that were scored, at the versions of then.
-        pins, spine_version = pinned_versions(entry, scored[day].inputs)
+        pins, spine_version = pinned_versions(lake, entry, scored[day].inputs)
         with lake.scratch("drift") as folder:
             then = retrieve(lake, entry.name, Interval.of(day), pins=pins, spine_version=spine_version, folder=folder)
             nights |= _count(lake, entry, then, wanted, Interval.of(day))
@@ -254,7 +254,7 @@ def _count_features(
     return nights, inputs
 
 
-def pinned_versions(entry: ModelEntry, inputs: Iterable[Input]) -> tuple[dict[str, int], int | None]:
+def pinned_versions(lake: Lake, entry: ModelEntry, inputs: Iterable[Input]) -> tuple[dict[str, int], int | None]:
     """Delta version of each view, and of the spine's table, at which a night was scored.
 
     The highest version among a table's partitions: each of them was the newest of its night when the night was scored,
@@ -263,25 +263,22 @@ def pinned_versions(entry: ModelEntry, inputs: Iterable[Input]) -> tuple[dict[st
     pins: dict[str, int] = {}
     for item in inputs:
         pins[item.table] = max(pins.get(item.table, 0), item.version)
-    views = {
-        view: pins[f"{entry.dataset}/features/{view}"]
-        for view in entry.features
-        if f"{entry.dataset}/features/{view}" in pins
-    }
+    tables = lake.feature_tables(entry)
+    views = {view: pins[table.name] for view, table in tables.items() if table.name in pins}
     spine = entry.spine.table
     return views, pins.get(f"{entry.dataset}/valid/{spine}") if spine else None
 
 
-def _same_inputs(entry: ModelEntry, then: Iterable[Input], now: Iterable[Input]) -> bool:
-    prefix = f"{entry.dataset}/"
-    return {(i.table, i.data_date, i.digest) for i in then if i.table.startswith(prefix)} == {
+def _same_inputs(lake: Lake, entry: ModelEntry, then: Iterable[Input], now: Iterable[Input]) -> bool:
+    prefixes = tuple(f"{dataset.name}/" for dataset in lake.catalog.datasets_of(entry))
+    return {(i.table, i.data_date, i.digest) for i in then if i.table.startswith(prefixes)} == {
         (i.table, i.data_date, i.digest) for i in now
     }
 
 
-def first_available(lake: Lake, entry: ModelEntry, dataset: Dataset, whole: Interval, judged: date) -> date:
+def first_available(lake: Lake, entry: ModelEntry, whole: Interval, judged: date) -> date:
     """First night from which on every input of retrieval is published without a gap, at the latest `judged`."""
-    tables: list[LakeTable] = [feature_table(lake.settings, dataset, view) for view in entry.features]
+    tables = list(lake.feature_tables(entry).values())
     spine = spine_table(lake, entry)
     if spine is not None:
         tables.append(spine)

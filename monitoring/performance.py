@@ -199,7 +199,7 @@ def segment_values(
         predictions_table(lake.settings, entry, dataset).register(connection, "published", [about])
         connection.execute(f"CREATE TEMP VIEW predicted AS SELECT {keys} FROM published WHERE role = '{CHAMPION}'")
         if elsewhere:
-            pins, version = pinned_versions(entry, publication.inputs)
+            pins, version = pinned_versions(lake, entry, publication.inputs)
             path = folder / "rows.parquet"
             if any(name in lake.catalog.feature_columns(entry) for name in elsewhere):
                 found = retrieve(lake, entry.name, Interval.of(about), pins=pins, spine_version=version, folder=folder)

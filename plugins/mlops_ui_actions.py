@@ -19,7 +19,6 @@ import httpx
 from fastapi import Request
 
 from config.errors import NightfleetError
-from lake.tables import feature_table
 from monitoring.alerting.actions import REFUSED, Action, record_action
 from monitoring.alerting.alarms import AlarmNotOpen, acknowledge, fingerprint_parts, open_alarms, silence, unsilence
 from monitoring.alerting.reading import newest_nights
@@ -305,19 +304,19 @@ async def _start(
 async def _request_retraining(asked: Asked) -> Outcome:
     model, reason, lake = asked.model(), asked.reason(), asked.context.lake
     entry = lake.model(model)
-    tables = [feature_table(lake.settings, lake.dataset(entry.dataset), view).name for view in entry.features]
+    tables = [table.name for table in lake.feature_tables(entry).values()]
     known = await asyncio.to_thread(newest_nights, lake, tables)
     missing = next((table for table in tables if table not in known), None)
     if missing is not None:
         raise BadForm(
             f"{missing} has no night yet, so {model} cannot be trained. Nothing was done. Run the ingest DAG of "
-            f"{entry.dataset} first."
+            f"{missing.partition('/')[0]} first."
         )
     newest = min(known.values())
     as_of = asked.day("as_of", "the as-of date") or newest
     if as_of > newest:
         raise BadForm(
-            f"the as-of date is {as_of}, but the newest night of {entry.dataset} is {newest}. Nothing was done. Give "
+            f"the as-of date is {as_of}, but the newest night with its features is {newest}. Nothing was done. Give "
             "that one, or an earlier one."
         )
     identity = asked.identity(model, as_of, reason)

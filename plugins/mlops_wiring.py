@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from datetime import date, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from airflow.sdk import Asset, CronPartitionTimetable, Param, PartitionedAssetTimetable, StartOfDayMapper
+from airflow.sdk import (
+    Asset,
+    AssetAll,
+    CronPartitionTimetable,
+    Param,
+    PartitionedAssetTimetable,
+    StartOfDayMapper,
+)
 from airflow.sdk.definitions.retry_policy import ExceptionRetryPolicy, RetryAction, RetryRule
 
 from config.calendar import ONE_DAY
@@ -41,6 +49,12 @@ def features_asset(dataset: str) -> Asset:
     return Asset(name=f"{dataset}/features", uri=f"nightfleet://{dataset}/features")
 
 
+def features_of_all(datasets: Sequence[Dataset]) -> Asset | AssetAll:
+    """The features of one night of several data sets: a night counts when all of them are published."""
+    assets = [features_asset(dataset.name) for dataset in datasets]
+    return assets[0] if len(assets) == 1 else AssetAll(*assets)
+
+
 def predictions_asset(model: str) -> Asset:
     """Emitted, keyed by data date, when a night's predictions are published and in SQL."""
     return Asset(name=f"{model}/predictions", uri=f"nightfleet://{model}/predictions")
@@ -53,8 +67,10 @@ def retraining_asset(model: str) -> Asset:
     return Asset(name=f"{model}/retraining", uri=f"nightfleet://{model}/retraining")
 
 
-def on_asset(asset: Asset, time_zone: str) -> PartitionedAssetTimetable:
-    """One run per partition key of the asset; the mapper refuses keys that are no date and keeps the partition date."""
+def on_asset(asset: Asset | AssetAll, time_zone: str) -> PartitionedAssetTimetable:
+    """One run per partition key of the asset, or that all joined ones have; the mapper refuses keys that are no date
+    and keeps the partition date.
+    """
     # Airflow's default mapper accepts any text as a key, and drops the partition date.
     mapper = StartOfDayMapper(timezone=time_zone, input_format=KEY_FORMAT, output_format=KEY_FORMAT)
     return PartitionedAssetTimetable(assets=asset, default_partition_mapper=mapper)

@@ -278,6 +278,14 @@ class Dataset(Model):
         assert first is not None  # the validator saw to it
         return first
 
+    def entity_types(self, view: str) -> dict[str, ColumnType]:
+        """Type of each entity column of a feature view: that of the first table the view reads that has it."""
+        types: dict[str, ColumnType] = {}
+        for table in self.features[view].reads:
+            for name, column in self.tables[table].columns.items():
+                types.setdefault(name, column.type)
+        return {name: types[name] for name in self.features[view].entities}
+
     @field_validator("time_zone")
     @classmethod
     def _zone(cls, value: str) -> str:
@@ -301,4 +309,8 @@ class Dataset(Model):
             for column in view.columns:
                 if column in RESERVED_COLUMNS or column in view.entities:
                     raise ValueError(f"feature view {name!r} declares {column!r}, which is reserved or an entity")
+            read = {column for table in view.reads for column in self.tables[table].columns}
+            for entity in view.entities:
+                if entity not in read:
+                    raise ValueError(f"feature view {name!r} is keyed by {entity!r}, which no table it reads has")
         return self

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -16,7 +16,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from config.catalog.base import BadCatalog, Model
-from config.catalog.data import Dataset, FeatureColumn
+from config.catalog.data import Dataset, FeatureColumn, FeatureView
 from config.catalog.folder import CatalogFolder, catalog_folders
 from config.catalog.model import ModelEntry
 from config.catalog.spine import Misfit
@@ -24,6 +24,25 @@ from config.settings import Settings, load_settings
 
 # libyaml reads seven times faster, and every task of Airflow reads the catalog.
 _SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """A feature view as a model takes it.
+
+    Attributes:
+        name: as the model's `features` says: `<view>`, or `<dataset>.<view>` of another data set. Its feature columns
+            are `<name>__<column>`; a data set's name has no dot, so the two never meet.
+    """
+
+    name: str
+    dataset: Dataset
+    view: str
+
+    @property
+    def declared(self) -> FeatureView:
+        """The view in its data set's file."""
+        return self.dataset.features[self.view]
 
 
 class Catalog(Model):
@@ -58,13 +77,35 @@ class Catalog(Model):
         raise BadCatalog(f"there is no model {name!r}. Known: {', '.join(m.name for m in self.models)}.")
 
     def models_of(self, dataset: str) -> tuple[ModelEntry, ...]:
-        """The models that read that data set."""
+        """The models whose spine and label are of that data set."""
         return tuple(m for m in self.models if m.dataset == dataset)
 
+    def readers_of(self, dataset: str) -> tuple[ModelEntry, ...]:
+        """The models that read that data set, those that only take features of it included."""
+        return tuple(m for m in self.models if dataset in {d.name for d in self.datasets_of(m)})
+
+    def views(self, model: ModelEntry) -> tuple[ModelView, ...]:
+        """The feature views that the model takes, in its order."""
+        views = []
+        for name in model.features:
+            dataset, _, view = name.rpartition(".")
+            views.append(ModelView(name, self.dataset(dataset or model.dataset), view))
+        return tuple(views)
+
+    def datasets_of(self, model: ModelEntry) -> tuple[Dataset, ...]:
+        """The data sets that the model reads, its own first."""
+        datasets = (self.dataset(model.dataset), *(view.dataset for view in self.views(model)))
+        return tuple({dataset.name: dataset for dataset in datasets}.values())
+
     def feature_columns(self, model: ModelEntry) -> dict[str, FeatureColumn]:
-        """`<view>__<column>` of every feature the model reads, in catalog order."""
-        views = self.dataset(model.dataset).features
-        return {f"{view}__{name}": column for view in model.features for name, column in views[view].columns.items()}
+        """`<view>__<column>` of every feature the model reads, `<dataset>.<view>__<column>` of another data set's, in
+        catalog order.
+        """
+        return {
+            f"{view.name}__{name}": column
+            for view in self.views(model)
+            for name, column in view.declared.columns.items()
+        }
 
     def digest(self, name: str) -> str:
         """SHA-256 of one entry, data set or model, as JSON: equal text means equal configuration."""
@@ -121,7 +162,10 @@ def _misfits(model: ModelEntry, catalog: Catalog) -> Iterator[Misfit]:
     if model.split.groups is not None and model.split.groups not in spine_columns:
         known = ", ".join(sorted(spine_columns))
         yield Misfit("split.groups", model.split.groups, f"is no column of the spine ({known})")
-    yield from _feature_misfits(model, dataset, spine_columns)
+    datasets = {view.rpartition(".")[0] for view in model.features} - {"", *names}
+    for name in sorted(datasets):
+        yield Misfit("features", name, f"is no data set ({', '.join(names)})")
+    yield from _feature_misfits(model, dataset, catalog)
     if model.gate.segments:
         known_columns = spine_columns | set(catalog.feature_columns(model))
         for column in model.gate.segments.columns:
@@ -139,13 +183,50 @@ def _label_misfits(model: ModelEntry, dataset: Dataset) -> Iterator[Misfit]:
             yield Misfit("label", name, f"is no column of table {table}")
 
 
-def _feature_misfits(model: ModelEntry, dataset: Dataset, spine_columns: Set[str]) -> Iterator[Misfit]:
-    for view in model.features:
-        if view not in dataset.features:
-            yield Misfit("features", view, f"is no feature view of {dataset.name} ({', '.join(dataset.features)})")
-        for entity in dataset.features[view].entities:
-            if entity not in spine_columns:
-                yield Misfit("features", view, f"is keyed by {entity!r}, which the spine does not have")
+def _feature_misfits(model: ModelEntry, dataset: Dataset, catalog: Catalog) -> Iterator[Misfit]:
+    spine = model.spine.columns(dataset.tables)
+    for name in model.features:
+        if model.features.count(name) > 1:
+            yield Misfit("features", name, "stands twice")
+        of, _, view = name.rpartition(".")
+        home = catalog.dataset(of or dataset.name)
+        if of:
+            yield from _foreign_misfits(name, dataset, catalog.dataset(of))
+        if view not in home.features:
+            yield Misfit("features", name, f"is no feature view of {home.name} ({', '.join(home.features)})")
+        for entity, kind in home.entity_types(view).items():
+            if entity not in spine:
+                yield Misfit("features", name, f"is keyed by {entity!r}, which the spine does not have")
+            if of and kind != spine[entity].type:
+                expectation = f"is keyed by {entity!r} of type {kind}, which is {spine[entity].type} in the spine"
+                yield Misfit("features", name, expectation)
+
+
+def _foreign_misfits(name: str, own: Dataset, other: Dataset) -> Iterator[Misfit]:
+    """Why the nights of another data set cannot serve the nights of a model's own."""
+    if other.name == own.name:
+        yield Misfit("features", name, f"names the model's own data set; write {name.partition('.')[2]!r}")
+    if other.time_zone != own.time_zone:
+        expectation = (
+            f"is of time zone {other.time_zone}, but {own.name} of {own.time_zone}: their nights end at different "
+            "instants; take features of data sets of one time zone"
+        )
+        yield Misfit("features", name, expectation)
+    yield from _bounds_misfits(name, own, other)
+
+
+def _bounds_misfits(name: str, own: Dataset, other: Dataset) -> Iterator[Misfit]:
+    if (own.replay is None) != (other.replay is None):
+        kinds = ("a replay" if other.replay else "live", "a replay" if own.replay else "live")
+        expectation = f"is {kinds[0]}, but {own.name} is {kinds[1]}: their nights never run together"
+        yield Misfit("features", name, expectation)
+    if own.replay is None or other.replay is None:
+        return
+    if other.replay.first >= own.replay.first_night:
+        expectation = f"begins with {other.replay.first}, but the first night of {own.name} is {own.replay.first_night}"
+        yield Misfit("features", name, f"{expectation}; it must begin before that")
+    if other.replay.last < own.replay.last:
+        yield Misfit("features", name, f"ends with {other.replay.last}, but {own.name} goes on to {own.replay.last}")
 
 
 @dataclass(frozen=True)
@@ -191,7 +272,7 @@ def read_catalog(folders: tuple[CatalogFolder, ...]) -> Reading:
         problems.append(Problem(folders[0].path, text))
     unread = dataset_files - {dataset.name for dataset in datasets}
     for model in models:
-        if model.dataset in unread:
+        if unread & {model.dataset, *(view.rpartition(".")[0] for view in model.features)}:
             continue  # its data set's own problem is told
         path = places[model.name][1]
         try:

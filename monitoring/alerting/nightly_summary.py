@@ -298,7 +298,8 @@ def entries_of(
     finishing: Finishing | None = None,
 ) -> list[Entry]:
     """What is to be said of each of those models and of their data sets, worst first."""
-    datasets = list(dict.fromkeys(lake.model(name).dataset for name in models))
+    read = (dataset.name for name in models for dataset in lake.catalog.datasets_of(lake.model(name)))
+    datasets = list(dict.fromkeys(read))
     before = _before(lake, [*models, *datasets])
     alarms: dict[str, list[Alarm]] = {}
     for alarm in worth_telling(lake, open_alarms(lake, [*models, *datasets], now=now)):

@@ -160,7 +160,8 @@ def model_nights(
     """
     now = now or datetime.now(UTC)
     entries = {name: lake.model(name) for name in models}
-    datasets = {entry.dataset: lake.dataset(entry.dataset) for entry in entries.values()}
+    read_by = {name: lake.catalog.datasets_of(entry) for name, entry in entries.items()}
+    datasets = {dataset.name: dataset for read in read_by.values() for dataset in read}
     features = {
         name: [feature_table(lake.settings, dataset, view).name for view in dataset.features]
         for name, dataset in datasets.items()
@@ -173,11 +174,13 @@ def model_nights(
     found = {}
     for name, entry in entries.items():
         dataset = datasets[entry.dataset]
-        known = [newest.get(table) for table in features[entry.dataset]]
+        known = [newest.get(table) for read in read_by[name] for table in features[read.name]]
         published_until = min((day for day in known if day), default=None) if all(known) else None
         expected = data_date or (published_until if dataset.replay else last_night(now, dataset.time_zone))
         scored = newest.get(predictions[name])
-        running = tuple(dict.fromkeys(run.kind for run in busy if run.subject in (name, dataset.name)))
+        running = tuple(
+            dict.fromkeys(run.kind for run in busy if run.subject in (name, *(read.name for read in read_by[name])))
+        )
         if expected is None:
             found[name] = ModelNight(name, None, scored, None, running, None)
             continue
@@ -379,16 +382,12 @@ class _Judge:
             )
 
     def _failures(self, rule: ConsecutiveFailures, kind: Kind) -> Metric:
-        subject = self.entry.dataset if kind == "ingest" else self.entry.name
-        runs = read_runs(
-            self.lake, subjects=[subject], kinds=[kind], states=ENDED, newest_first_limit=_RUNS_LOOKED_AT + rule.count
+        read = [dataset.name for dataset in self.lake.catalog.datasets_of(self.entry)]
+        subjects = read if kind == "ingest" else [self.entry.name]
+        # Of several data sets the one that failed most often in a row: good runs of one do not excuse the other.
+        failed, runs = max(
+            (self._failed_in_a_row(subject, kind, rule) for subject in subjects), key=lambda counted: counted[0]
         )
-        runs = [run for run in runs if run.partition_key is None or run.partition_key <= self.night.isoformat()]
-        failed = 0
-        for run in runs:
-            if run.state != FAILED:
-                break
-            failed += 1
         said: dict[str, Any] = {"column": kind, "value": float(failed), "threshold": float(rule.count), "n": len(runs)}
         if failed < rule.count:
             return self._row(rule, "ok", **said)
@@ -399,6 +398,14 @@ class _Judge:
             f" newest{' for ' + last.partition_key if last.partition_key else ''}{told}"
         )
         return self._row(rule, _STATUS[rule.severity], reason=why, **said)
+
+    def _failed_in_a_row(self, subject: str, kind: Kind, rule: ConsecutiveFailures) -> tuple[int, list[Run]]:
+        """How many of the newest runs failed one after the other, and the runs that were looked at, newest first."""
+        runs = read_runs(
+            self.lake, subjects=[subject], kinds=[kind], states=ENDED, newest_first_limit=_RUNS_LOOKED_AT + rule.count
+        )
+        runs = [run for run in runs if run.partition_key is None or run.partition_key <= self.night.isoformat()]
+        return next((place for place, run in enumerate(runs) if run.state != FAILED), len(runs)), runs
 
     def _late(self, rule: LateNight) -> Metric:
         night = model_nights(self.lake, [self.entry.name], now=self.now, data_date=self.night)[self.entry.name]

@@ -13,7 +13,6 @@ from typing import Any
 import sqlalchemy as sa
 
 from config.calendar import ONE_DAY, Interval
-from config.catalog.data import Dataset
 from config.catalog.model import BinaryOutput, ModelEntry
 from config.catalog.policy import LateNight
 from features.expectations import BAD_SHARE
@@ -49,7 +48,7 @@ class Cause:
         rank: what comes first, 0 the gravest.
         text: a clause with its numbers.
         shared: the same for every model that has it (a run of the data set, its tables).
-        run: the DAG run that it comes from; table: of the data set, where it comes from one;
+        run: the DAG run that it comes from; dataset, table: where it comes from a table;
             drift: whether the night's drift report says more of it.
     """
 
@@ -57,6 +56,7 @@ class Cause:
     text: str
     shared: str = ""
     run: Run | None = None
+    dataset: str = ""
     table: str = ""
     drift: bool = False
 
@@ -110,7 +110,8 @@ class _Read:
 
 def _read(lake: Lake, models: Sequence[str], now: datetime) -> _Read:
     entries = {name: lake.model(name) for name in models}
-    datasets = sorted({entry.dataset for entry in entries.values()})
+    read_by = {name: {dataset.name for dataset in lake.catalog.datasets_of(e)} for name, e in entries.items()}
+    datasets = sorted(set().union(*read_by.values()))
     nights = model_nights(lake, models, now=now)
     scored = _scored(
         lake,
@@ -121,7 +122,7 @@ def _read(lake: Lake, models: Sequence[str], now: datetime) -> _Read:
     )
     newest = {name: found.data_date for name, found in scored.items()}
     of_dataset = {
-        name: max((newest[m] for m, e in entries.items() if e.dataset == name and m in newest), default=None)
+        name: max((newest[m] for m, read in read_by.items() if name in read and m in newest), default=None)
         for name in datasets
     }
     alarms = _by_subject(open_alarms(lake, [*models, *datasets], now=now), lambda a: a.subject)
@@ -148,8 +149,8 @@ def _read(lake: Lake, models: Sequence[str], now: datetime) -> _Read:
     )
 
 
-def _by_subject(items: Iterable[Any], name: Any) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = {}
+def _by_subject(items: Iterable[Any], name: Any) -> dict[Any, list[Any]]:
+    found: dict[Any, list[Any]] = {}
     for item in items:
         found.setdefault(name(item), []).append(item)
     return found
@@ -264,10 +265,11 @@ def _failed_runs(lake: Lake, subjects: Sequence[str], since: date | None) -> dic
 # ---- what it means -----------------------------------------------------------------------------------------------
 
 
-def tables_read(entry: ModelEntry, dataset: Dataset) -> set[str]:
-    """Tables of the data set that a model's input and labels come from."""
-    found = {table for view in entry.features for table in dataset.features[view].reads} | {entry.label.table}
-    return found | ({entry.spine.table} if entry.spine.table else set())
+def tables_read(lake: Lake, entry: ModelEntry) -> set[tuple[str, str]]:
+    """Data set and name of every table that a model's input and labels come from."""
+    own = {entry.label.table} | ({entry.spine.table} if entry.spine.table else set())
+    read = {(view.dataset.name, table) for view in lake.catalog.views(entry) for table in view.declared.reads}
+    return read | {(entry.dataset, table) for table in own}
 
 
 def _table_of(column: str) -> str:
@@ -279,17 +281,27 @@ class _Judge:
 
     def __init__(self, lake: Lake, entry: ModelEntry, read: _Read) -> None:
         self.lake, self.entry, self.read = lake, entry, read
-        self.dataset = lake.dataset(entry.dataset)
+        self.datasets = [dataset.name for dataset in lake.catalog.datasets_of(entry)]
         self.night = read.nights[entry.name]
         self.scored = read.scored.get(entry.name)
         self.metrics = read.metrics.get(entry.name, ())
-        mine = tables_read(entry, self.dataset)
-        self.quality = [row for row in read.quality.get(entry.dataset, ()) if _table_of(row["column"]) in mine]
-        inputs = [alarm for alarm in read.alarms.get(entry.dataset, ()) if _table_of(alarm.column) in mine]
+        self.tables = tables_read(lake, entry)
+        self.quality = [
+            row for name in self.datasets for row in read.quality.get(name, ()) if self._reads(name, row["column"])
+        ]
+        inputs = [
+            alarm for name in self.datasets for alarm in read.alarms.get(name, ()) if self._reads(name, alarm.column)
+        ]
         self.alarms: list[Alarm] = [*read.alarms.get(entry.name, ()), *inputs]
-        self.failed = [*read.failed.get(entry.dataset, ()), *read.failed.get(entry.name, ())]
+        self.failed = [run for name in (*self.datasets, entry.name) for run in read.failed.get(name, ())]
         day = self.scored.data_date.isoformat() if self.scored else ""
         self.failed = [run for run in self.failed if (run.partition_key or "") >= day]
+
+    def _reads(self, dataset: str, column: str) -> bool:
+        return (dataset, _table_of(column)) in self.tables
+
+    def _shown_table(self, dataset: str, table: str) -> str:
+        return table if dataset == self.entry.dataset else f"{dataset}.{table}"
 
     def standing(self) -> Standing:
         facts = self.facts()
@@ -336,13 +348,12 @@ class _Judge:
     def _unjudged(self) -> dict[Part, str]:
         """Parts without a judgement, and why."""
         found: dict[Part, str] = {}
-        scores = {_table_of(row["column"]): row for row in self.quality if row["check"] == SCORE}
-        for table in sorted(tables_read(self.entry, self.dataset)):
-            row = scores.get(table)
+        scores = {(row["subject"], _table_of(row["column"])): row for row in self.quality if row["check"] == SCORE}
+        for dataset, table in sorted(self.tables):
+            row = scores.get((dataset, table))
             if row is None or row["value"] is None:
-                found["input quality"] = (
-                    f"{table}: {row['reason'] if row and row['reason'] else 'not validated in this night'}"
-                )
+                why = row["reason"] if row and row["reason"] else "not validated in this night"
+                found["input quality"] = f"{self._shown_table(dataset, table)}: {why}"
                 break
         rows = {(row["check"], row["column"]): row for row in self.metrics}
         not_run = "monitoring of the night is not done"
@@ -402,7 +413,7 @@ class _Judge:
             where = f" in {run.failed_task}" if run.failed_task else ""
             why = f": {said[0]}" if said and said[0] else where
             what = f"{_RUN_WORDS.get(run.kind, run.kind)} of {run.partition_key} failed{why}"
-            yield Cause(0, what, shared=run.dag_id if run.subject == self.entry.dataset else "", run=run)
+            yield Cause(0, what, shared=run.dag_id if run.subject in self.datasets else "", run=run)
         late = self.night.lateness
         if (facts.overdue or facts.came_late) and late is not None:
             yield Cause(2, late.reason)
@@ -411,7 +422,7 @@ class _Judge:
         counting = self._counting()
         alarms = [a for a in self.alarms if a.severity == "critical" or counting.get(a.check)]
         yield from self._null_causes([a for a in alarms if a.check == "null_rate"])
-        yield from self._input_causes([a for a in alarms if a.subject == self.entry.dataset])
+        yield from self._input_causes([a for a in alarms if a.subject in self.datasets])
         yield from self._drift_causes([a for a in alarms if a.check in (*_FEATURE_DRIFT, "drift_share")])
         yield from self._prediction_causes([a for a in alarms if a.check == "prediction_drift"])
         told = {"null_rate", "drift_share", "prediction_drift", *_FEATURE_DRIFT}
@@ -444,19 +455,20 @@ class _Judge:
 
     def _input_causes(self, alarms: Sequence[Alarm]) -> Iterable[Cause]:
         """One cause a table: how many of its rows were set aside and by which rule, or what else is wrong with it."""
-        for table, found in _by_subject(alarms, lambda a: _table_of(a.column)).items():
+        for (dataset, table), found in _by_subject(alarms, lambda a: (a.subject, _table_of(a.column))).items():
+            shown = self._shown_table(dataset, table)
             bad = next((a for a in found if a.check == BAD_SHARE), None)
             rank = 1 if any(a.severity == "critical" for a in found) else 5
             rules = sorted((a for a in found if a.check not in (BAD_SHARE, SCORE)), key=lambda a: -(a.value or 0.0))
             named = f", mostly by rule {rules[0].check} of {rules[0].column}" if rules else ""
             if bad is not None:
                 rows = f" ({bad.reason})" if bad.reason else ""
-                text = f"{table}: {_percent(bad.value)} of rows quarantined{rows}{named}{_since(bad)}"
+                text = f"{shown}: {_percent(bad.value)} of rows quarantined{rows}{named}{_since(bad)}"
             elif rules:
-                text = f"{table}: {_alarm_text(rules[0])}{_since(rules[0])}"
+                text = f"{shown}: {_alarm_text(rules[0])}{_since(rules[0])}"
             else:
-                text = f"{table}: quality {_percent(found[0].value)}{_since(found[0])}"
-            yield Cause(rank, text, shared=f"table/{self.entry.dataset}/{table}", table=table)
+                text = f"{shown}: quality {_percent(found[0].value)}{_since(found[0])}"
+            yield Cause(rank, text, shared=f"table/{dataset}/{table}", dataset=dataset, table=table)
 
     def _drift_causes(self, alarms: Sequence[Alarm]) -> Iterable[Cause]:
         columns = sorted(

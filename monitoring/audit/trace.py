@@ -18,6 +18,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
 from config.calendar import Interval
+from config.catalog.load import ModelView
 from config.catalog.model import ModelEntry
 from config.errors import NightfleetError
 from config.settings import MissingSecret, code_version
@@ -27,7 +28,7 @@ from lake.digest import rows_digest
 from lake.lake import Lake
 from lake.lineage import Input, Publication
 from lake.signature import UntrustedModel, verify
-from lake.tables import LakeTable
+from lake.tables import LakeTable, feature_table
 from serving.predictions import FeatureMissing
 from serving.projection import SQL_PREFIX, sql_name
 from serving.score import load_version, predict_rows, recorded_champion
@@ -417,7 +418,7 @@ def _views(lake: Lake, entry: ModelEntry, prediction: TracedPrediction) -> tuple
             spine = _spine_row(lake, connection, entry, prediction, pins)
         except InputsExpired as error:
             return tuple(TracedView(view, {}, {}, None, expired=str(error)) for view in entry.features)
-        return tuple(_view(lake, connection, entry, view, prediction, spine, pins) for view in entry.features)
+        return tuple(_view(lake, connection, view, spine, pins) for view in lake.catalog.views(entry))
 
 
 def _spine_row(
@@ -437,41 +438,39 @@ def _spine_row(
 def _view(
     lake: Lake,
     connection: DuckDBPyConnection,
-    entry: ModelEntry,
-    view: str,
-    prediction: TracedPrediction,
+    view: ModelView,
     spine: Mapping[str, Any],
     pins: _Pins,
 ) -> TracedView:
-    declared = lake.dataset(entry.dataset).features[view]
+    declared = view.declared
     entity = {name: spine.get(name) for name in declared.entities}
     nulls = dict.fromkeys(declared.columns)
-    name = f"{entry.dataset}/features/{view}"
+    name = feature_table(lake.settings, view.dataset, view.view).name
     if name not in pins.versions:
         return TracedView(
-            view,
+            view.name,
             entity,
             nulls,
             None,
             expired=f"{name} is not among the recorded inputs; the catalog's features changed since",
         )
     if any(value is None for value in entity.values()):
-        return TracedView(view, entity, nulls, None)
+        return TracedView(view.name, entity, nulls, None)
     dates = pins.dates[name]  # those within the time to live, as retrieval recorded them
     try:
         table = _readable(lake, name, pins.versions[name], dates)
         row = _one_row(connection, table, dates, entity, "data_date DESC")
         if row is None:
-            return TracedView(view, entity, nulls, None)
+            return TracedView(view.name, entity, nulls, None)
         publication = _publication(lake, table, row["data_date"], pins.versions[name])
     except InputsExpired as error:
-        return TracedView(view, entity, nulls, None, expired=str(error))
+        return TracedView(view.name, entity, nulls, None, expired=str(error))
     values = {
         column: value
         for column, value in row.items()
         if column not in {*declared.entities, "event_timestamp", "data_date"}
     }
-    return TracedView(view, entity, values, _partition(publication))
+    return TracedView(view.name, entity, values, _partition(publication))
 
 
 def _one_row(
@@ -600,14 +599,14 @@ def _recomputed(lake: Lake, entry: ModelEntry, view: TracedView) -> list[Step]:
     table = _readable(lake, partition.table, partition.version, [day])
     pins = _Pins.of(partition.computed_from)
     _still_there(lake, pins)
-    declared = lake.dataset(entry.dataset).features[view.view]
-    current = LakeTable(table.name, table.path, table.schema, declared.entities)
+    taken = next(one for one in lake.catalog.views(entry) if one.name == view.view)
+    current = LakeTable(table.name, table.path, table.schema, taken.declared.entities)
     steps = [
         Step(
             f"partition {partition.table} {day}", partition.digest, rows_digest(current.read([day], partition.version))
         )
     ]
-    computed = compute_view(lake, entry.dataset, view.view, Interval.of(day), versions=pins.versions)
+    computed = compute_view(lake, taken.dataset.name, taken.view, Interval.of(day), versions=pins.versions)
     with lake.duckdb() as connection:
         connection.register("computed", computed)
         where = " AND ".join(f'"{name}" IS NOT DISTINCT FROM ?' for name in view.entity)
@@ -620,9 +619,10 @@ def _recomputed(lake: Lake, entry: ModelEntry, view: TracedView) -> list[Step]:
 def _predicted(
     lake: Lake, entry: ModelEntry, prediction: TracedPrediction, pins: _Pins, views: Iterable[TracedView]
 ) -> list[Step]:
-    prefix = f"{entry.dataset}/features/"
     view_pins = {
-        name.removeprefix(prefix): version for name, version in pins.versions.items() if name.startswith(prefix)
+        view: pins.versions[table.name]
+        for view, table in lake.feature_tables(entry).items()
+        if table.name in pins.versions
     }
     source = spine_table(lake, entry)
     spine_version = pins.versions.get(source.name) if source else None

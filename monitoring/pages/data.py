@@ -194,7 +194,7 @@ def _page_number(text: str | None, pages: int) -> int:
 def _models(context: Context, entry: Dataset) -> list[dict[str, str]]:
     return [
         {"name": m.name, "url": context.url("models", m.name)}
-        for m in context.lake.catalog.models_of(entry.name)
+        for m in context.lake.catalog.readers_of(entry.name)
         if m.name in context.models
     ]
 

@@ -143,7 +143,7 @@ def expected_nights(
     """
     last = max([newest, *(day for run in runs if run.state == FAILED and (day := _key(run)) is not None)])
     if not entry.replay:
-        models = context.lake.catalog.models_of(entry.name)
+        models = context.lake.catalog.readers_of(entry.name)
         today = context.now.astimezone(ZoneInfo(entry.time_zone)).date()
         due = next(
             (
@@ -183,7 +183,7 @@ def nights_of(
         (row["column"], row["about_date"]): row["value"]
         for row in read_metrics_of(lake, [entry.name], period, checks=[SCORE])
     }
-    models = lake.catalog.models_of(entry.name)
+    models = lake.catalog.readers_of(entry.name)
     found: dict[str, dict[date, Night]] = {}
     for part in parts:
         own = published.get(part.table.name, {})

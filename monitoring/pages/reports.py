@@ -229,8 +229,8 @@ def _current_rows(
     """
     dataset = lake.dataset(entry.dataset)
     window = Interval(day - (reference.window - 1) * ONE_DAY, day + ONE_DAY)
-    pins, spine_version = pinned_versions(entry, scored[day].inputs)
-    window = Interval(first_available(lake, entry, dataset, window, day), window.end)
+    pins, spine_version = pinned_versions(lake, entry, scored[day].inputs)
+    window = Interval(first_available(lake, entry, window, day), window.end)
     columns: dict[str, pa.ChunkedArray] = {}
     with lake.scratch("report") as folder:
         found = retrieve(lake, entry.name, window, pins=pins, spine_version=spine_version, folder=folder)

@@ -12,7 +12,6 @@ from config.calendar import Interval
 from lake.lake import Lake
 from lake.ledger import Promotion
 from lake.promotions import stored_promotions
-from lake.tables import feature_table
 from monitoring.alerting.actions import Action, read_actions
 from monitoring.alerting.alarms import Alarm, fingerprint_text, open_alarms
 from monitoring.alerting.lifecycle import Gain, Led, gains, requests_with_outcome, waiting_for_approval
@@ -91,10 +90,7 @@ def _kept(query: Mapping[str, str]) -> dict[str, str | None]:
 def _newest_night(lake: Lake, models: Iterable[str]) -> date | None:
     """The newest night whose features are all published, of the data set that is furthest."""
     entries = [lake.model(name) for name in models]
-    tables = {
-        entry.name: [feature_table(lake.settings, lake.dataset(entry.dataset), view).name for view in entry.features]
-        for entry in entries
-    }
+    tables = {entry.name: [table.name for table in lake.feature_tables(entry).values()] for entry in entries}
     known = newest_nights(lake, sorted({name for names in tables.values() for name in names}))
     nights = [min(known[name] for name in names) for names in tables.values() if all(name in known for name in names)]
     return max(nights, default=None)
@@ -108,7 +104,9 @@ def _period(query: Mapping[str, str], newest: date | None, context: Context) -> 
 
 
 def _datasets(context: Context, models: Iterable[str]) -> list[str]:
-    return sorted({context.lake.model(name).dataset for name in models} & set(context.datasets))
+    catalog = context.lake.catalog
+    read = {dataset.name for name in models for dataset in catalog.datasets_of(catalog.model(name))}
+    return sorted(read & set(context.datasets))
 
 
 def _by_model(promotions: Iterable[Promotion]) -> dict[str, list[Promotion]]:

@@ -64,10 +64,10 @@ def _shown_cause(context: Context, standing: Standing, cause: Cause) -> dict[str
             "url": context.dag_url(cause.run.dag_id, cause.run.run_id, cause.run.failed_task),
             "leads_to": "run",
         }
-    if cause.table and entry.dataset in context.datasets:
+    if cause.table and cause.dataset in context.datasets:
         return {
             "text": cause.text,
-            "url": context.url("data", entry.dataset, table=cause.table, night=night),
+            "url": context.url("data", cause.dataset, table=cause.table, night=night),
             "leads_to": "rows",
         }
     if cause.drift and night is not None:

@@ -96,7 +96,8 @@ def _traced(
         return _form(context, query, text=text, problem=said, listed=[one])
     personal = personal_columns(context.lake, entry)
     branch = tree(traced, personal=personal)
-    linked = _Links(context, traced, runs_on_record(context.lake, [entry.dataset, entry.name], _run_ids(branch)))
+    subjects = [*(dataset.name for dataset in context.lake.catalog.datasets_of(entry)), entry.name]
+    linked = _Links(context, traced, runs_on_record(context.lake, subjects, _run_ids(branch)))
     # The page after a form has no address of its own, hence nothing to download; the trace has.
     tables = (
         []

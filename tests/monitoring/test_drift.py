@@ -211,7 +211,7 @@ def test_calendar_columns_are_left_out(tmp_path):
 
 def test_pins_are_the_highest_versions_of_a_tables_partitions(night: Lake):
     publication = night.publications.current(predictions_table(night.settings, night.model(MODEL)))[NIGHT]
-    pins, spine = pinned_versions(night.model(MODEL), publication.inputs)
+    pins, spine = pinned_versions(night, night.model(MODEL), publication.inputs)
     assert set(pins) == {"vehicle_daily"}
     assert spine is not None
 

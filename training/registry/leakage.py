@@ -25,6 +25,7 @@ import pyarrow as pa
 
 from config.calendar import ONE_DAY, Interval, cutoff
 from config.catalog.data import Dataset
+from config.catalog.load import ModelView
 from config.catalog.model import ModelEntry
 from config.errors import NightfleetError
 from features.labels import is_mature
@@ -190,11 +191,11 @@ def audit(
                     )
                 ],
             )
-        sampled = _sample(connection, lake, entry, dataset, present, nights, seed)
+        sampled = _sample(connection, lake, entry, present, nights, seed)
         for night in sampled:
-            with _cut_lake(lake, entry, dataset, night, pins) as cut:
-                for view in entry.features:
-                    _audit_view(connection, lake, cut, entry, dataset, view, night, pins[view], found)
+            with _cut_lake(lake, entry, night, pins) as cut:
+                for view in lake.catalog.views(entry):
+                    _audit_view(connection, lake, cut, entry, view, night, pins[view.name], found)
     return Audit(
         tuple(sampled), found.cells, rows, found.differing, tuple(found.findings[:_SHOWN]), time.perf_counter() - begun
     )
@@ -204,7 +205,6 @@ def _sample(
     connection: duckdb.DuckDBPyConnection,
     lake: Lake,
     entry: ModelEntry,
-    dataset: Dataset,
     present: Sequence[date],
     nights: int,
     seed: int,
@@ -214,7 +214,7 @@ def _sample(
     chosen = {present[-1], *(others[i] for i in drawn)}
     span = Interval.closed(present[0], present[-1] + ONE_DAY)
     corrected: list[date] = []
-    for name in sorted({table for view in entry.features for table in dataset.features[view].reads}):
+    for dataset, name in _tables_read(lake, entry):
         valid_table(lake.settings, dataset, name).register(connection, "corrections", span)
         corrected += [
             row[0]
@@ -222,6 +222,12 @@ def _sample(
         ]
     exposed = [day - ONE_DAY for day in corrected if day - ONE_DAY in set(present)]
     return sorted(chosen | set(exposed and [max(exposed)]))
+
+
+def _tables_read(lake: Lake, entry: ModelEntry) -> list[tuple[Dataset, str]]:
+    """Data set and name of every table that the model's views are computed from."""
+    read = {(v.dataset.name, table): v.dataset for v in lake.catalog.views(entry) for table in v.declared.reads}
+    return [(read[key], key[1]) for key in sorted(read)]
 
 
 # ---- labels and spine --------------------------------------------------------------------------------------------
@@ -328,20 +334,20 @@ def _collect(
 
 
 @contextmanager
-def _cut_lake(lake: Lake, entry: ModelEntry, dataset: Dataset, night: date, pins: Mapping[str, int]) -> Iterator[Lake]:
+def _cut_lake(lake: Lake, entry: ModelEntry, night: date, pins: Mapping[str, int]) -> Iterator[Lake]:
     """A lake of its own that holds, of every table the model's views read, what was known at the night's cutoff and
     nothing else.
     """
     with lake.scratch("leakage") as home:
         cut = Lake(lake.settings.model_copy(update={"home": home, "sql_url": ""}), lake.catalog)
         try:
-            versions = _versions_then(lake, entry, dataset, night, pins)
+            versions = _versions_then(lake, entry, night, pins)
             windows: dict[str, tuple[LakeTable, Interval]] = {}
-            for view in entry.features:
-                for table, window in inputs_of_view(lake, dataset.name, view, night):
+            for view in lake.catalog.views(entry):
+                for table, window in inputs_of_view(lake, view.dataset.name, view.view, night):
                     known = windows.get(table.name)
                     windows[table.name] = (table, min(known[1], window) if known else window)
-            for name in sorted({table for view in entry.features for table in dataset.features[view].reads}):
+            for dataset, name in _tables_read(lake, entry):
                 source = valid_table(lake.settings, dataset, name)
                 _copy_known(
                     lake,
@@ -357,21 +363,19 @@ def _cut_lake(lake: Lake, entry: ModelEntry, dataset: Dataset, night: date, pins
             cut.engine.dispose()
 
 
-def _versions_then(
-    lake: Lake, entry: ModelEntry, dataset: Dataset, night: date, pins: Mapping[str, int]
-) -> dict[str, int]:
+def _versions_then(lake: Lake, entry: ModelEntry, night: date, pins: Mapping[str, int]) -> dict[str, int]:
     """Delta version of each valid table that the night's features were computed from, so that a later rewrite is no
     finding.
     """
     versions: dict[str, int] = {}
-    for view in entry.features:
-        table = feature_table(lake.settings, dataset, view)
-        found = lake.publications.current(table, Interval.of(night), as_of_version=pins[view])
+    for view in lake.catalog.views(entry):
+        table = feature_table(lake.settings, view.dataset, view.view)
+        found = lake.publications.current(table, Interval.of(night), as_of_version=pins[view.name])
         if night not in found:
             raise NothingToAudit(
-                f"{table.name} had no partition {night} at version {pins[view]}, though the training set was built "
-                "from it. "
-                f"Nothing was judged. Run `{dataset.name}_ingest` for {night}, then train again."
+                f"{table.name} had no partition {night} at version {pins[view.name]}, though the training set was "
+                "built from it. "
+                f"Nothing was judged. Run `{view.dataset.name}_ingest` for {night}, then train again."
             )
         for item in found[night].inputs:
             versions[item.table] = max(versions.get(item.table, 0), item.version)
@@ -410,8 +414,7 @@ def _audit_view(
     lake: Lake,
     cut: Lake,
     entry: ModelEntry,
-    dataset: Dataset,
-    view: str,
+    view: ModelView,
     night: date,
     pin: int,
     found: _Found,
@@ -419,9 +422,9 @@ def _audit_view(
     """The view's partition of the night, and what the night's rows got from it, against the view computed on the cut
     lake.
     """
-    declared = dataset.features[view]
-    table = feature_table(lake.settings, dataset, view)
-    recomputed = compute_view(cut, dataset.name, view, Interval.of(night))
+    declared = view.declared
+    table = feature_table(lake.settings, view.dataset, view.view)
+    recomputed = compute_view(cut, view.dataset.name, view.view, Interval.of(night))
     connection.register("recomputed", recomputed)
     table.register(connection, "recorded", [night], pin)
     keys = declared.entities
@@ -440,26 +443,25 @@ def _audit_view(
         "'no row') AS known "
         "FROM both_sides WHERE was_recorded <> was_known)"
     )
-    _collect(connection, one_sided, "feature", view, "(row)", keys, found, cells=rows)
+    _collect(connection, one_sided, "feature", view.name, "(row)", keys, found, cells=rows)
     _collect_columns(
         connection,
         "both_sides WHERE was_recorded AND was_known",
         "feature",
-        view,
+        view.name,
         list(declared.columns),
         keys,
         rows,
         found,
     )
-    _audit_retrieved(connection, lake, entry, dataset, view, night, pin, table, found)
+    _audit_retrieved(connection, lake, entry, view, night, pin, table, found)
 
 
 def _audit_retrieved(
     connection: duckdb.DuckDBPyConnection,
     lake: Lake,
     entry: ModelEntry,
-    dataset: Dataset,
-    view: str,
+    view: ModelView,
     night: date,
     pin: int,
     table: LakeTable,
@@ -468,12 +470,12 @@ def _audit_retrieved(
     """What the night's rows hold against the newest partition within the TTL that has their entity; the night's own as
     computed again.
     """
-    declared = dataset.features[view]
-    zone = dataset.time_zone
+    declared = view.declared
+    zone = view.dataset.time_zone
     oldest = (
         cutoff(night, zone) - declared.ttl if declared.ttl else datetime.min.replace(tzinfo=cutoff(night, zone).tzinfo)
     )
-    first = night - declared.ttl - ONE_DAY if declared.ttl else dataset.first_data_date
+    first = night - declared.ttl - ONE_DAY if declared.ttl else view.dataset.first_data_date
     dates = [
         day
         for day in lake.publications.current(table, Interval.closed(min(first, night), night), as_of_version=pin)
@@ -484,7 +486,7 @@ def _audit_retrieved(
     same = " AND ".join(f'r."{name}" = f."{name}"' for name in declared.entities)
     kinds = {name: DUCKDB_TYPES[column.type] for name, column in declared.columns.items()}
     pairs = ", ".join(
-        f'CAST(r."{view}__{n}" AS {kinds[n]}) AS "recorded {n}", f."{n}" AS "known {n}"' for n in declared.columns
+        f'CAST(r."{view.name}__{n}" AS {kinds[n]}) AS "recorded {n}", f."{n}" AS "known {n}"' for n in declared.columns
     )
     connection.execute(f"""
         CREATE OR REPLACE TEMP TABLE retrieved AS
@@ -499,7 +501,7 @@ def _audit_retrieved(
         connection,
         "retrieved",
         "retrieved",
-        view,
+        view.name,
         list(declared.columns),
         entry.entity,
         _count(connection, "retrieved"),

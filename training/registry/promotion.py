@@ -20,7 +20,7 @@ from lake.lake import Lake
 from lake.ledger import LedgerConflict, LedgerSnapshot, Promotion
 from lake.lineage import PartitionNotReady
 from lake.promotions import project_promotions
-from lake.tables import feature_table, named_table
+from lake.tables import named_table
 from serving.predictors import read_manifest
 from training.registry.approval import ReasonMissing, approval_of
 from training.registry.decision import Decision, read_decisions
@@ -221,13 +221,12 @@ def effective_from(
     """
     entry = lake.model(model)
     dataset = lake.dataset(entry.dataset)
-    newest = {view: lake.publications.newest(feature_table(lake.settings, dataset, view)) for view in entry.features}
-    missing = [view for view, publication in newest.items() if publication is None]
+    newest = {table.name: lake.publications.newest(table) for table in lake.feature_tables(entry).values()}
+    missing = [table for table, publication in newest.items() if publication is None]
     if missing:
         raise PartitionNotReady(
-            f"{dataset.name}/features/{missing[0]} has no partition at all, so no night can be the first that {model} "
-            "scores.\n"
-            f"  Run `{dataset.name}_history`, then clear this task."
+            f"{missing[0]} has no partition at all, so no night can be the first that {model} scores.\n"
+            f"  Run `{missing[0].partition('/')[0]}_history`, then clear this task."
         )
     candidates = [min(p.data_date for p in newest.values() if p is not None) + ONE_DAY]
     if dataset.replay is None:
