@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from cli.chain import make_plan
 from config.calendar import ONE_DAY, Interval
 from config.catalog.load import load_catalog
 from features.ingest import ingest
@@ -29,7 +30,7 @@ from monitoring.alerting.standing import tables_read
 from monitoring.audit.trace import reproduce, trace
 from monitoring.drift import drift
 from serving.predictions import predictions_table
-from serving.predictors.__init__ import read_manifest
+from serving.predictors import read_manifest
 from serving.projection import project_predictions
 from serving.score import score
 from tests import toy
@@ -205,7 +206,7 @@ def test_the_leakage_audit_looks_into_both(trained: Trained) -> None:
     warmer = rows.set_column(rows.column_names.index(TEMPERATURE), TEMPERATURE, pc.add(rows[TEMPERATURE], 1.0))
     pq.write_table(warmer, trained.folder / "warmer.parquet")
     found = audit(lake, MODEL, as_of=AS_OF, files=[trained.folder / "warmer.parquet"], pins=described["pins"], nights=1)
-    assert {(finding.table, finding.column) for finding in found.findings} == {
+    assert {(finding.source, finding.column) for finding in found.findings} == {
         ("weather.depot_weather", "temperature_c")
     }
 
@@ -244,9 +245,7 @@ def test_backfill_equals_nightly_and_every_row_is_traced_to_both(trained: Traine
 def test_a_night_waits_for_the_other_data_set_by_name(trained: Trained, tmp_path: Path) -> None:
     lake = copy_of(trained, tmp_path)
     publish_night(lake, NIGHTS, ("rides",))
-    with pytest.raises(
-        PartitionNotReady, match=r"weather/features/depot_weather has no partition 2024-02-11"
-    ) as caught:
+    with pytest.raises(PartitionNotReady, match="weather/features/depot_weather has no partition") as caught:
         score(lake, MODEL, Interval.of(NIGHTS.start), run_id="early")
     assert f"Run `weather_ingest` for {NIGHTS.start}" in str(caught.value)
 
@@ -258,3 +257,13 @@ def test_history_is_that_of_the_younger_data_set(tmp_path: Path) -> None:
     path.write_text(WEATHER_YAML.replace("from: 2024-01-01", "from: 2024-01-20"))
     with pytest.raises(NotEnoughHistory, match="but weather begins with 2024-01-20"):
         build_training_set(opened(folder), MODEL, AS_OF, tmp_path)
+
+
+def test_a_run_begins_both_with_the_same_night_and_never_one_alone(tmp_path: Path) -> None:
+    two_datasets(tmp_path)
+    path = tmp_path / "weather" / "datasets" / "weather.yaml"
+    path.write_text(WEATHER_YAML.replace("first_night: 2024-03-01", "first_night: 2024-02-01"))
+    lake = opened(tmp_path)
+    for plan in (make_plan(lake, 2, None), make_plan(lake, 2, None, ["rides"])):
+        assert plan.first_nights == {"rides": toy.FIRST_NIGHT, "weather": toy.FIRST_NIGHT}
+        assert plan.history == dict.fromkeys(("rides", "weather"), Interval(toy.FIRST, toy.FIRST_NIGHT))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,74 @@ def test_every_problem_of_every_folder_is_told_and_none_that_follows_from_anothe
     with pytest.raises(BadCatalog) as caught:
         load_catalog(settings)
     assert all(problem.text in str(caught.value) for problem in problems)
+
+
+def with_features(tmp_path: Path, features: list[str], changes: dict[str, object] | None = None) -> Settings:
+    """The two folders, the second's model taking those features; `changes` are of the first folder's data set."""
+    settings = two_folders(tmp_path)
+    model = tmp_path / "second" / "models" / "tour_minutes.yaml"
+    model.write_text(changed(model.read_text(), "features", features), encoding="utf-8")
+    text = toy.DATASET_YAML
+    for path, value in (changes or {}).items():
+        text = changed(text, path, value)
+    (tmp_path / "first" / "datasets" / "rides.yaml").write_text(text, encoding="utf-8")
+    return settings
+
+
+def test_a_model_takes_features_of_two_data_sets(tmp_path: Path) -> None:
+    catalog = load_catalog(with_features(tmp_path, ["vehicle_daily", "rides.vehicle_daily"]))
+    model = catalog.model("tour_minutes")
+    assert [(view.name, view.dataset.name, view.view) for view in catalog.views(model)] == [
+        ("vehicle_daily", "tours", "vehicle_daily"),
+        ("rides.vehicle_daily", "rides", "vehicle_daily"),
+    ]
+    assert list(catalog.feature_columns(model)) == [
+        "vehicle_daily__rides_7d",
+        "vehicle_daily__minutes_7d",
+        "rides.vehicle_daily__rides_7d",
+        "rides.vehicle_daily__minutes_7d",
+    ]
+    assert {m.name for m in catalog.readers_of("rides")} == {"ride_minutes", "tour_minutes"}
+    assert {m.name for m in catalog.models_of("rides")} == {"ride_minutes"}
+
+
+@pytest.mark.parametrize(
+    ("feature", "changes", "words"),
+    [
+        ("walks.vehicle_daily", {}, "features = 'walks': is no data set (rides, tours)"),
+        ("rides.nothing", {}, "features = 'rides.nothing': is no feature view of rides (vehicle_daily)"),
+        ("tours.vehicle_daily", {}, "names the model's own data set; write 'vehicle_daily'"),
+        (
+            "rides.vehicle_daily",
+            {"time_zone": "Europe/Paris"},
+            "is of time zone Europe/Paris, but tours of Europe/Berlin",
+        ),
+        (
+            "rides.vehicle_daily",
+            {"replay.to": date(2024, 6, 1)},
+            "ends with 2024-06-01, but tours goes on to 2024-12-31",
+        ),
+        (
+            "rides.vehicle_daily",
+            {"replay.from": date(2024, 3, 1), "replay.first_night": date(2024, 3, 9)},
+            "begins with 2024-03-01, but the first night of tours is 2024-03-01; it must begin before that",
+        ),
+        ("rides.vehicle_daily", {"replay": ..., "start": date(2023, 1, 1)}, "is live, but tours is a replay"),
+        (
+            "rides.vehicle_daily",
+            {"tables.outcomes.columns.vehicle.type": "int64"},
+            "is keyed by 'vehicle' of type int64, which is string in the spine",
+        ),
+    ],
+)
+def test_what_two_data_sets_cannot_give_together_is_refused(
+    tmp_path: Path, feature: str, changes: dict[str, object], words: str
+) -> None:
+    with pytest.raises(BadCatalog) as caught:
+        load_catalog(with_features(tmp_path, ["vehicle_daily", feature], changes))
+    assert words in str(caught.value)
+
+
+def test_a_feature_view_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadCatalog, match="'vehicle_daily': stands twice"):
+        load_catalog(with_features(tmp_path, ["vehicle_daily", "vehicle_daily"]))

@@ -135,3 +135,24 @@ def test_the_watch_looks_every_ten_minutes_and_never_at_what_it_missed(dag_bag) 
     assert (dag.catchup, dag.max_active_runs) == (False, 1)
     [task] = dag.tasks
     assert task.retries == 0
+
+
+def test_scoring_waits_for_the_features_of_every_data_set_of_the_night() -> None:
+    from airflow.assets.evaluation import AssetEvaluator
+    from airflow.serialization.definitions.assets import SerializedAssetUniqueKey
+    from airflow.serialization.encoders import ensure_serialized_asset
+    from mlops_wiring import features_asset, features_of_all, on_asset
+    from sqlalchemy.orm import Session
+
+    assert features_of_all(CATALOG.datasets[:1]) == features_asset(CATALOG.datasets[0].name)
+    first, second = CATALOG.datasets[:2]
+    timetable = on_asset(features_of_all((first, second)), "America/New_York")
+    condition = ensure_serialized_asset(timetable.asset_condition)
+    keys = [
+        SerializedAssetUniqueKey(name=asset.name, uri=asset.uri)
+        for asset in (features_asset(first.name), features_asset(second.name))
+    ]
+    evaluator = AssetEvaluator(Session())  # asked for aliases alone, and there is none
+    assert not evaluator.run(condition, statuses={keys[0]: True})
+    assert not evaluator.run(condition, statuses={keys[1]: True})
+    assert evaluator.run(condition, statuses=dict.fromkeys(keys, True))
