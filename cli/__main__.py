@@ -9,7 +9,8 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -17,7 +18,10 @@ from rich.console import Console
 from config.calendar import Interval, parse_data_date
 from config.durations import parse_duration
 from config.errors import NightfleetError
-from config.settings import Settings, load_settings
+from config.settings import ROOT, Settings, load_settings
+
+if TYPE_CHECKING:
+    from cli.new import Started
 
 app = typer.Typer(
     add_completion=False,
@@ -182,6 +186,41 @@ def airflow(context: typer.Context) -> None:
 
     environment = airflow_environment(prepare(load_settings()))
     os.execve(python_tool("airflow"), ["airflow", *context.args], environment)  # noqa: S606 (our own tool, no shell)
+
+
+new = typer.Typer(no_args_is_help=True, help="Write a commented start of a data set or a model, and its test.")
+app.add_typer(new, name="new")
+_LIKE = typer.Option("--like", help="One of the catalog to begin from; `doctor` accepts its copy.")
+_IN = typer.Option("--in", help="Catalog folder to write to; it is made where it is not there.")
+
+
+def _say_started(started: Started) -> None:
+    for path in started.files:
+        console.print(f"written  {path}", soft_wrap=True)
+    if not started.named:
+        console.print(f"\nName the folder: NIGHTFLEET_CATALOGS=config,{started.folder}, or `catalogs` of the profile.")
+    console.print(f"Then: `python -m cli doctor`, and `python -m pytest {started.folder / 'tests'}`.", soft_wrap=True)
+
+
+@new.command("dataset")
+def _new_dataset(name: str, like: Annotated[str, _LIKE], folder: Annotated[Path, _IN] = ROOT / "config") -> None:
+    """Start data set NAME: its YAML with comments, its SQL, example data, a test."""
+    from cli.new import new_dataset
+
+    _say_started(new_dataset(load_settings(), name, like=like, folder=folder))
+
+
+@new.command("model")
+def _new_model(
+    name: str,
+    like: Annotated[str, _LIKE],
+    folder: Annotated[Path, _IN] = ROOT / "config",
+    dataset: Annotated[str | None, typer.Option(help="Data set of the new model; that of the one it is like.")] = None,
+) -> None:
+    """Start model NAME: its YAML with comments, a test."""
+    from cli.new import new_model
+
+    _say_started(new_model(load_settings(), name, like=like, folder=folder, dataset=dataset))
 
 
 @app.command()
