@@ -69,6 +69,20 @@ def _missing_sql(catalog: Catalog, folder: CatalogFolder) -> list[str]:
     return missing
 
 
+def _unknown_families(catalog: Catalog, folder: CatalogFolder) -> list[str]:
+    """Models of the folder that name a family without code: said now, not by the training of some night."""
+    from serving.predictors import UnknownFamily, check_family
+
+    unknown = []
+    for model in catalog.models:
+        for trainer in (model.trainer, *model.candidates) if catalog.home(model.name) == folder else ():
+            try:
+                check_family(trainer.family)
+            except UnknownFamily as error:
+                unknown.append(f"{folder.path / 'models' / model.name}.yaml: {error.args[0]}")
+    return unknown
+
+
 def _catalogs(settings: Settings) -> Iterator[Finding]:
     """One finding for each catalog folder, with everything that is wrong in it."""
     try:
@@ -81,7 +95,7 @@ def _catalogs(settings: Settings) -> Iterator[Finding]:
     reading = read_catalog(folders)
     for folder in folders:
         wrong = [p.text for p in reading.problems if p.path.is_relative_to(folder.path)]
-        wrong += _missing_sql(reading.catalog, folder)
+        wrong += _missing_sql(reading.catalog, folder) + _unknown_families(reading.catalog, folder)
         counts = f"{len(folder.files('datasets'))} data sets, {len(folder.files('models'))} models"
         yield Finding(
             "everything",

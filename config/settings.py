@@ -288,6 +288,10 @@ def code_version() -> str:
         for path in sorted((ROOT / folder).rglob("*")):
             if path.suffix in {".py", ".sql", ".jinja"} and "__pycache__" not in path.parts:
                 digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
+    # The SQL of catalog folders that stand elsewhere decides the features as much.
+    for catalog in load_settings().catalogs:
+        for path in () if catalog.is_relative_to(ROOT) else sorted((catalog / "sql").rglob("*.sql")):
+            digest.update(str(path.relative_to(catalog)).encode() + b"\0" + path.read_bytes() + b"\0")
     try:
         command = ["git", "-C", str(ROOT), "rev-parse", "--short=8", "HEAD"]
         found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)

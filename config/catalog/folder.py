@@ -26,11 +26,6 @@ class CatalogFolder:
     sql: Path
     sources: Path
 
-    @property
-    def families(self) -> Path:
-        """Families of its own: `<family>/trainer.py` and `<family>/predictor.py`."""
-        return self.path / "families"
-
     def files(self, kind: str) -> list[Path]:
         """The YAML files of `datasets` or `models`, sorted."""
         return sorted((self.path / kind).glob("*.yaml"))

@@ -75,3 +75,10 @@ def test_a_catalog_folder_that_is_not_there_is_found(tmp_path: Path) -> None:
         f for f in examine(Settings(home=tmp_path, catalogs=(tmp_path / "no",))) if f.needs == "the catalog folders"
     ]
     assert [(f.present, "no, which is no folder" in f.found) for f in findings] == [(False, True)]
+
+
+def test_a_family_without_code_is_found_before_a_training_needs_it(tmp_path: Path) -> None:
+    settings = toy.write_catalog(tmp_path, model=toy.MODEL_YAML.replace("family: xgboost", "family: oracle"))
+    [finding] = [f for f in examine(settings) if "catalog" in f.needs]
+    assert not finding.present
+    assert "ride_minutes.yaml: there is no model family 'oracle'. Known: isolation_forest" in finding.found

@@ -58,7 +58,6 @@ def test_the_environment_names_folders_from_the_repository_root(
     shipped, own = catalog_folders(load_settings())
     assert shipped.path == ROOT / "config"
     assert own == CatalogFolder(tmp_path / "fleet", sql=tmp_path / "fleet" / "sql", sources=tmp_path / "fleet")
-    assert own.families == tmp_path / "fleet" / "families"
 
 
 def test_an_installation_with_the_former_settings_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,3 +160,15 @@ def test_a_channel_that_cannot_be_is_refused(
     with pytest.raises(BadSettings) as caught:
         load_settings()
     assert words in str(caught.value)
+
+
+def test_the_sql_of_a_folder_elsewhere_is_part_of_the_code_version(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shipped = code_version.__wrapped__()
+    (tmp_path / "sql" / "tours").mkdir(parents=True)
+    (tmp_path / "sql" / "tours" / "daily.sql").write_text("SELECT 1")
+    monkeypatch.setenv("NIGHTFLEET_CATALOGS", f"config,{tmp_path}")
+    first = code_version.__wrapped__()
+    (tmp_path / "sql" / "tours" / "daily.sql").write_text("SELECT 2")
+    assert len({shipped, first, code_version.__wrapped__()}) == 3

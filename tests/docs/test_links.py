@@ -69,6 +69,7 @@ def test_every_path_that_is_named_exists(page: Path) -> None:
 def test_every_command_exists(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     commands = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    commands |= {str(group.name) for group in app.registered_groups}
     for command in re.findall(r"-m cli ([a-z]\w*)", text):
         assert command in commands, f"{page.name} names `cli {command}`. There are: {', '.join(sorted(commands))}."
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
