@@ -182,7 +182,9 @@ def error_text(error: Any) -> str:
     if isinstance(error, str):
         return error
     kind, text = type(error).__name__, str(error)
-    return text if text.startswith(kind) else f"{kind}: {text}" if text else kind
+    if text.startswith(kind):
+        return text
+    return f"{kind}: {text}" if text else kind
 
 
 class NightfleetRuns(AirflowPlugin):  # type: ignore[misc]  # airflow ships no types for it

@@ -27,11 +27,15 @@ from monitoring.pages.page import BadAddress, Context, NotAllowed, NotFound, Pag
 LONGEST_REASON = 400
 _LONGEST_FIELD = 1_000
 _LONGEST_REFUSAL = 300
-_WORDS = {
-    "approve": "approve a promotion",
-    "reject": "reject a promotion",
-    "rollback": "roll back",
-    "request_retraining": "ask for a retraining",
+_DOING = {
+    "acknowledge": "Acknowledging an alarm",
+    "silence": "Silencing an alarm",
+    "unsilence": "Ending a silence",
+    "approve": "Approving a promotion",
+    "reject": "Rejecting a promotion",
+    "rollback": "Rolling back",
+    "request_retraining": "Requesting a retraining",
+    "reproduce": "Reproducing a prediction",
 }
 _APPROVE, _REJECT = "Approve", "Reject"  # as `training.registry.approval` knows them
 
@@ -146,14 +150,13 @@ async def perform(
     try:
         if not own_form:
             raise NotAllowed(
-                "this form was not made for you by these pages, or is older than twelve hours. Nothing was done. Open "
-                "the page again, and send it from there."
+                "this form was not issued to you by these pages, or it is older than twelve hours. Nothing was done. "
+                "Open the page again and submit it from there."
             )
         if not context.viewer.may(ROLE_OF[action]):
             needed, has = ROLE_OF[action], context.viewer.role
             raise NotAllowed(
-                f"to {_WORDS.get(action, action)} takes the role {needed}, you are {has}. Nothing was done. Ask an "
-                "admin of this Airflow."
+                f"{_DOING[action]} needs role {needed}; you have {has}. Nothing was done. Ask an admin of this Airflow."
             )
         done = await _DOES[action](asked)
     except NightfleetError as refusal:
@@ -197,7 +200,7 @@ async def _acknowledge(asked: Asked) -> Outcome:
             and held.acknowledged is not None
             and (held.acknowledged.by, held.acknowledged.reason) == (viewer.name, reason)
         ):
-            return f"You had acknowledged {_words(fingerprint)} already."
+            return f"You have already acknowledged {_words(fingerprint)}."
         acknowledge(lake, fingerprint, by=viewer.name, role=viewer.role, reason=reason)
         return f"Acknowledged: {_words(fingerprint)}. It holds until the alarm clears."
 
@@ -215,9 +218,9 @@ async def _silence(asked: Asked) -> Outcome:
             (a for a in open_alarms(lake, [fingerprint_parts(fingerprint)[0]]) if a.fingerprint == fingerprint), None
         )
         if held is not None and held.silenced_until == until:
-            return f"{_words(fingerprint)} was silenced until {until} already."
+            return f"{_words(fingerprint)} is already silenced until {until}."
         silence(lake, fingerprint, until=until, by=viewer.name, role=viewer.role, reason=reason)
-        return f"Silenced until {until}: {_words(fingerprint)}. It stays on the pages; nobody is told of it."
+        return f"Silenced until {until}: {_words(fingerprint)}. It stays on the pages; nobody is notified."
 
     return Outcome(await asyncio.to_thread(do))
 
@@ -226,7 +229,7 @@ async def _unsilence(asked: Asked) -> Outcome:
     fingerprint, viewer = _alarm(asked), asked.context.viewer
     told: dict[str, Any] = {"by": viewer.name, "role": viewer.role, "reason": asked.reason()}
     await asyncio.to_thread(lambda: unsilence(asked.context.lake, fingerprint, **told))
-    return Outcome(f"The silence is over: {_words(fingerprint)}.")
+    return Outcome(f"No longer silenced: {_words(fingerprint)}.")
 
 
 # ---- Airflow ---------------------------------------------------------------------------------------------------
@@ -328,9 +331,9 @@ async def _request_retraining(asked: Asked) -> Outcome:
         subject=model, reason=reason, details={"as_of": as_of.isoformat(), "dag_run_id": run_id}, action_id=identity
     )
     said = (
-        f"Asked for: a training of {model} as of {as_of}."
+        f"Requested a training of {model} as of {as_of}."
         if new
-        else f"You had asked for this training of {model} as of {as_of} already, with this reason."
+        else f"You have already requested this training of {model} as of {as_of}, with this reason."
     )
     return Outcome(f"{said} Its run is {run_id}.", action)
 
@@ -355,9 +358,8 @@ async def _answer(asked: Asked, option: str) -> Outcome:
     ]
     if not waiting:
         raise NothingWaits(
-            f"no promotion of {model} on evidence {digest[:12]}… waits for an answer: it was answered, it lapsed, or "
-            "it was judged again. Nothing was done. "
-            "Look at the page again."
+            f"no promotion of {model} on evidence {digest[:12]}… is waiting for an answer: it was answered, it lapsed, "
+            "or it was judged again. Nothing was done. Reload the page."
         )
     task = waiting[-1]
     path = f"{dag}/{quote(task['dag_run_id'], safe='')}/taskInstances/approve/{task['map_index']}/hitlDetails"
@@ -393,13 +395,13 @@ async def _rollback(asked: Asked) -> Outcome:
     wanted = asked.text("version", "the version", 20, needed=False)
     if wanted and not (wanted.isascii() and wanted.isdigit() and int(wanted) >= 1):
         raise BadForm(
-            f"the version is {shortened(wanted)}, needs a number, or nothing for the champion before the present one. "
+            f"the version is {shortened(wanted)}, needs a number, or nothing for the previous champion. "
             "Nothing was done."
         )
     allowed = lake.settings.approver_names.values()
     if allowed and asked.context.viewer.name not in allowed:
         raise NotAllowed(
-            f"to roll back takes one of the approvers ({', '.join(sorted(allowed))}), you are "
+            f"Rolling back needs one of the approvers ({', '.join(sorted(allowed))}); you are "
             f"{asked.context.viewer.name}. Nothing was done."
         )
     ledger = await asyncio.to_thread(lake.ledger(model).read)
@@ -407,7 +409,7 @@ async def _rollback(asked: Asked) -> Outcome:
     former = {p.version for p in ledger.promotions} - ({ledger.newest.version} if ledger.newest else set())
     if not former or (version is not None and version not in former):
         known = (
-            f"former champions are {', '.join(map(str, sorted(former)))}" if former else "it never had another champion"
+            f"former champions are {', '.join(map(str, sorted(former)))}" if former else "it has had no other champion"
         )
         raise BadForm(
             f"{model} cannot be rolled back{f' to version {version}' if version else ''}: {known}. Nothing was done."
@@ -420,11 +422,11 @@ async def _rollback(asked: Asked) -> Outcome:
     action = asked.action(
         subject=model, reason=reason, details={"version": version, "dag_run_id": run_id}, action_id=identity
     )
-    back_to = f"version {version}" if version else "the champion before the present one"
+    back_to = f"version {version}" if version else "the previous champion"
     said = (
-        f"Asked for: {model} goes back to {back_to}, from the next night on."
+        f"Rolling {model} back to {back_to}, from the next night on."
         if new
-        else f"You had asked to roll {model} back already, with this reason."
+        else f"You have already asked to roll {model} back, with this reason."
     )
     return Outcome(f"{said} Its run is {run_id}.", action)
 

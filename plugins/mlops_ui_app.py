@@ -108,7 +108,7 @@ def context_of(request: Request, user: GetUserDep) -> Context:
     """The context of a request, for a person who may read DAGs."""
     viewer = viewer_of(user)
     if viewer is None:
-        raise HTTPException(403, "You may not read the DAGs of this Airflow. Ask its admin for the role Viewer.")
+        raise HTTPException(403, "You may not read the DAGs of this Airflow. Ask an admin for role Viewer.")
     lake, allowed = _lake(), may_read(user)
     mounted = request.scope["root_path"]
     return Context(
@@ -167,7 +167,7 @@ def _first_of(kind: str) -> Callable[..., Response]:
     def lead_on(request: Request, context: ContextDep) -> Response:
         names: tuple[str, ...] = getattr(context, kind)
         if not names:
-            return _message(request, context, "Not found", f"There are no {kind} that you may see.", 404)
+            return _message(request, context, "Not found", f"There are no {kind} you may see.", 404)
         return RedirectResponse(context.url("models" if kind == "models" else "data", names[0]), status_code=307)
 
     return lead_on
@@ -188,7 +188,7 @@ def _of_dag(request: Request, dag_id: str, context: ContextDep) -> Response:
         request,
         context,
         "Not found",
-        f"The DAG {shortened(dag_id)} is about no model or data set of the catalog that you may see.",
+        f"The DAG {shortened(dag_id)} belongs to no model or data set you may see.",
         404,
     )
 

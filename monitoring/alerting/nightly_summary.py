@@ -413,7 +413,7 @@ def _entry(
         if key in before:
             left_out["unchanged"] += 1
         else:
-            lines.append(line_of(f"waits for approval: {asked.title}"))
+            lines.append(line_of(f"waiting for approval: {asked.title}"))
     return Entry(name, title, status, tuple(lines), link, alarms=known, **left_out)
 
 

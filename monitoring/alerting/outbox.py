@@ -132,7 +132,7 @@ def events(lake: Lake, *, base_url: str, now: datetime) -> list[Event]:
     found += [_alarm(lake, alarm, base_url) for alarm in alarms if not (alarm.acknowledged or alarm.silenced_until)]
     for waiting in read_waiting(lake, now=now):
         key = _key("approval", waiting.model, waiting.run_id, str(waiting.asking))
-        text = f"a promotion waits for approval: {waiting.title}"
+        text = f"a promotion is waiting for approval: {waiting.title}"
         found.append(
             Event(key, "request", waiting.model, line_of(text), page_link(base_url, "retraining", model=waiting.model))
         )
@@ -278,7 +278,7 @@ def _message(lake: Lake, subject: str, some: Sequence[Event]) -> Message:
         (level for level in ("critical", "warning", "request") if any(event.level == level for event in some)),
         "request",
     )
-    title = {"critical": "Critical", "warning": "Warning", "request": "Waits for you"}[worst]
+    title = {"critical": "Critical", "warning": "Warning", "request": "Waiting for you"}[worst]
     shown = some[0].text if len(some) == 1 else f"{len(some)} things to look at"
     lines = [f"{line_of(event.text)}\n  {event.link}" for event in some[:_MOST_LINES]]
     lines += [f"… and {len(some) - _MOST_LINES} more"] if len(some) > _MOST_LINES else []
@@ -343,8 +343,8 @@ def raise_given_up(lake: Lake) -> None:
         raise NotDelivered(
             f"{len(rows)} messages were given up after {MOST_ATTEMPTS} tries each, the last, {last.title!r}, to the "
             f"channel {last.channel}: {last.error}\n"
-            f"  See that the secret of {last.channel} holds the right Apprise URL and that its server answers. They "
-            "are not sent again; the pages have it all."
+            f"  Check that the secret of {last.channel} holds the right Apprise URL and that its server answers. "
+            "They are not sent again; the pages show everything."
         )
 
 

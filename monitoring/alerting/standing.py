@@ -650,7 +650,7 @@ class Headline:
 def headline(found: Sequence[Standing]) -> Headline:
     """All is well; or how many are not, and the worst cause."""
     if not found:
-        return Headline("There is no model that you may see", False)
+        return Headline("There is no model you may see", False)
     if all(s.status == "healthy" for s in found):
         return Headline("The model is healthy" if len(found) == 1 else f"All {len(found)} models are healthy", True)
     tally = [(status, sum(s.status == status for s in found)) for status in STATUSES if status != "healthy"]

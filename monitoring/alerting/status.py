@@ -18,23 +18,22 @@ DEFINITIONS: dict[Status, str] = {
         " alarm is open."
     ),
     "late": (
-        "Nothing failed, but the night was not scored by the model's deadline: it is still missing, or it came after"
-        " it. In a replay, where no clock runs: its features are published, it is not scored, and no run is going on."
+        "Nothing failed, but the night was not scored by the model's deadline: it is still missing, or it came late."
+        " In a replay, where no clock runs: its features are published, it is not scored, and no run is in progress."
     ),
     "degraded": (
-        "Scored, but a warning that counts is open. A rate of nulls, a drift or an error of a single column that is"
-        " beyond its limit counts from its second night on, or when more columns are beyond at once than chance"
-        " explains; every other warning counts at once."
+        "Scored, but a warning that counts is open. A single column beyond its limit (null rate, drift, error) counts"
+        " from its second night on, or when more columns are beyond their limits at once than chance explains; every"
+        " other warning counts at once."
     ),
     "not evaluated": (
-        "Nothing is known to be wrong, but a part was not judged: the night is not scored; its input quality, its"
-        " volume or its drift has no number; or the newest night whose labels have matured was not judged. That"
-        " tonight's own errors are not known yet is normal; that no night of the model has matured so far is not"
-        " evaluated."
+        "Nothing is known to be wrong, but a part was not judged: the night is not scored; its input quality, volume"
+        " or drift was not measured; or the newest night with mature labels was not judged. Not knowing tonight's own"
+        " errors yet is normal; a model none of whose nights has matured is not evaluated."
     ),
     "healthy": (
-        "Scored in time, every part judged (input quality, volume, drift of features and of predictions, errors of the"
-        " newest night whose labels have matured), and no warning that counts."
+        "Scored in time, every part judged (input quality, volume, drift of features and predictions, errors of the"
+        " newest night with mature labels), and no warning that counts."
     ),
 }
 

@@ -152,7 +152,7 @@ def entity_value(name: str, kind: str, text: str) -> Any:
         BadEntityValue: it is none.
     """
     wanted: dict[ColumnType | str, str] = {
-        "date": "a date as 2013-07-01",
+        "date": "a date such as 2013-07-01",
         "timestamp": "an instant as 2013-07-01T15:00, UTC",
         "float64": "a number",
         "boolean": "true or false",

@@ -34,7 +34,7 @@ from monitoring.pages.data_nights import (
     together,
 )
 from monitoring.pages.data_quarantine import PAGE_ROWS, read_quarantine
-from monitoring.pages.page import BadAddress, Column, Context, NotFound, Page, Table, read_date, shortened
+from monitoring.pages.page import BadAddress, Column, Context, Kind, NotFound, Page, Table, read_date, shortened
 from monitoring.pages.run_links import run_url, runs_on_record
 
 TEMPLATE = "data.html.jinja"
@@ -70,7 +70,7 @@ def page(context: Context, *, query: Mapping[str, str], dataset: str) -> Page:
         night = max((day for found in nights.values() for day in found), default=None)
     elif not any(night in found for found in nights.values()):
         raise NotFound(
-            f"{dataset} has no night {night}: the first is {first}, the newest is {newest}. Choose one in between."
+            f"{dataset} has no night {night}: the first is {first}, the newest is {newest}. Choose one of these."
         )
 
     shown = [part for part in parts if chosen is None or part is chosen]
@@ -109,15 +109,9 @@ def page(context: Context, *, query: Mapping[str, str], dataset: str) -> Page:
             "after": next(({"day": d, "url": address.of_night(d)} for d in around if d > night), None),
             "night_states": next((n["states"] for n in whole if n["day"] == night), ()),
         }
-        with_rows = (
-            chosen
-            if chosen and chosen.quarantine
-            else _most_quarantined(parts, nights, night)
-            if chosen is None
-            else None
-        )
+        with_rows = chosen or _most_quarantined(parts, nights, night)
         tables.append(_runs_table(context, _runs_of(runs, night)))
-        if with_rows is not None:
+        if with_rows is not None and with_rows.quarantine:
             browser = _quarantine(context, address, entry, with_rows, nights[with_rows.key].get(night), night, query)
             values["quarantine"] = browser
             tables += [browser["rules_table"], browser["table"]] if browser["table"] else [browser["rules_table"]]
@@ -263,7 +257,7 @@ def _night_table(
         Column("also", "also"),
         Column("rows", "rows", "number"),
         Column("valid", "valid", "number"),
-        Column("quarantined", "set aside", "number", link="quarantined_url"),
+        Column("quarantined", "quarantined", "number", link="quarantined_url"),
         Column("share", "share", "percent"),
         Column("score", "quality score", "number"),
         Column("docs", "Great Expectations", link="docs_url"),
@@ -273,7 +267,7 @@ def _night_table(
         Column("digest", "digest"),
         Column("run", "DAG run", link="run_url"),
     )
-    return Table("night", f"Every table of the night {night}.", columns, rows)
+    return Table("night", f"Every table on the night of {night}.", columns, rows)
 
 
 def _nights_table(
@@ -312,7 +306,7 @@ def _nights_table(
         Column("also", "also"),
         Column("rows", "rows", "number"),
         Column("valid", "valid", "number"),
-        Column("quarantined", "set aside", "number"),
+        Column("quarantined", "quarantined", "number"),
         Column("score", "lowest quality score", "number"),
         Column("first_at", "first published", "date"),
         Column("newest_at", "newest commit", "date"),
@@ -356,7 +350,7 @@ def _runs_table(context: Context, runs: Sequence[Run]) -> Table:
         Column("failed", "failed task", link="failed_url"),
         Column("note", "note"),
     )
-    empty = "No run of this night is on record: it was published in bulk, by the history DAG, or by a command."
+    empty = "No run of this night is on record: the history DAG or a command published it."
     return Table("runs", "Runs of this night.", columns, rows, empty=empty)
 
 
@@ -393,7 +387,7 @@ def _broken_rules(
     )
     return Table(
         f"rules__{slug}",
-        f"Rules that were broken in {address.year}; a row may break several.",
+        f"Rules broken in {address.year}; a row may break several.",
         columns,
         rows,
         empty="No rule was broken.",
@@ -481,7 +475,7 @@ def _quarantine(
     rule, slug, declared = query.get("rule") or None, _slug(part.key), entry.tables[part.key].columns
     columns = (Column("rule", "rule", link="rule_url"), Column("rows", "rows that broke it", "number"))
     rules_table = Table(
-        f"night_rules__{slug}", f"Rules that rows of {part.key} broke in the night {night}.", columns, []
+        f"night_rules__{slug}", f"Rules that rows of {part.key} broke on the night of {night}.", columns, []
     )
     values: dict[str, Any] = {
         "part": part.key,
@@ -509,7 +503,7 @@ def _quarantine(
         }
     if rule is not None and rule not in found.counts:
         raise NotFound(
-            f"no row of {part.key} broke {shortened(rule)} in the night {night}. Broken were: "
+            f"no row of {part.key} broke {shortened(rule)} on the night of {night}. Broken were: "
             f"{', '.join(found.counts) or 'none'}."
         )
     counted = sorted(found.counts.items(), key=lambda item: (-item[1], item[0]))
@@ -523,9 +517,8 @@ def _quarantine(
     ]
     shown += [Column("known_at_utc", "known at", "date"), Column("revision", "revision", "number")]
     first = (found.page - 1) * PAGE_ROWS + 1
-    said = (
-        f"{part.key} {f'that broke {rule}' if rule else 'set aside'} in the night {night}, with every rule they broke"
-    )
+    which = f"that broke {rule}" if rule else "quarantined"
+    said = f"{part.key} {which} on the night of {night}, with every rule they broke"
     caption = f"Rows {first:,} to {first + len(found.rows) - 1:,} of {found.total:,} of {said}."
 
     def page_url(number: int) -> str | None:
@@ -547,10 +540,16 @@ def _quarantine(
     }
 
 
+_KINDS: Mapping[str, Kind] = {
+    **dict.fromkeys(("int32", "int64", "float64"), "number"),
+    **dict.fromkeys(("date", "timestamp"), "date"),
+}
+
+
 def _column(name: str, kind: str, unit: str | None) -> Column:
     return Column(
         name,
         name,
-        "number" if kind in {"int32", "int64", "float64"} else "date" if kind in {"date", "timestamp"} else "text",
+        _KINDS.get(kind, "text"),
         unit or "",
     )

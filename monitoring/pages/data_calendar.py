@@ -100,7 +100,7 @@ def calendar_chart(address: NightAddress, whole: Sequence[Mapping[str, Any]], ye
 def _said(night: Mapping[str, Any]) -> str:
     if "missing" in night["states"]:
         return f"not published: {', '.join(night['missing'])}"
-    return f"{night['rows']:,} rows, {night['quarantined']:,} set aside"
+    return f"{night['rows']:,} rows, {night['quarantined']:,} quarantined"
 
 
 def score_charts(

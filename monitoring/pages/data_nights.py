@@ -26,17 +26,16 @@ State = Literal["missing", "quarantined", "late", "republished", "published"]
 # The worst first: a night has one colour.
 STATES: tuple[State, ...] = get_args(State)
 DEFINITIONS: dict[State, str] = {
-    "published": "the night's partition is there, and nothing below is true of it. It may be empty.",
-    "quarantined": "published, and at least one row broke a rule and was set aside.",
+    "published": "the night's partition exists, and none of the states below applies. It may be empty.",
+    "quarantined": "published, and at least one row broke a rule and was quarantined.",
     "late": (
-        "published for the first time after a later night was, so it was filled in afterwards; or, where nights come "
-        "live, after the earliest deadline "
-        "of the models that read this data set. Nights that one run published in bulk have no deadline."
+        "first published after a later night, so it was filled in afterwards; or, for a live data set, after the "
+        "earliest deadline of the models that read it. Nights published in bulk have no deadline."
     ),
-    "republished": "published more than once: its rows were rewritten, or computed again from other rows.",
+    "republished": "published more than once: its rows were rewritten or recomputed.",
     "missing": (
-        "not published, though a later night is, its source was read, or its run failed; where nights come live, though"
-        " the deadline has passed."
+        "not published, although a later night is, its source was read, its run failed or, for a live data set, its"
+        " deadline has passed."
     ),
 }
 

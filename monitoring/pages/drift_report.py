@@ -40,9 +40,7 @@ TEMPLATE = "drift_report.html.jinja"
 _NIGHTS_AROUND = 14  # of the model page that is linked
 _METHODS = {"psi": "PSI", "ks": "KS distance"}
 _OF_THE_NIGHT = {DRIFT_SHARE: "features beyond their limit", VOLUME: "rows scored"}
-_NOT_MEASURED = (
-    "The drift of this night was not measured yet. The model's monitor does it: wait for it, or look at its run."
-)
+_NOT_MEASURED = "The drift of this night has not been measured yet. Wait for the model's monitor run, or look at it."
 _SHOWN = (
     Column("feature", "feature or prediction"),
     Column("status", "status", "status"),
@@ -158,7 +156,7 @@ class _Night:
             f"Beyond a limit, or not evaluated: {len(found)} of {len(self._columns)} features and predictions, the"
             " farthest beyond its limit first."
         )
-        empty = "Every feature and prediction lies within its limit." if self._columns else _NOT_MEASURED
+        empty = "Every feature and prediction is within its limit." if self._columns else _NOT_MEASURED
         return Table("beyond", said, _SHOWN, found, empty=empty)
 
     @cached_property
@@ -250,7 +248,7 @@ class _Night:
         )
         return Table(
             "night",
-            "The whole night: the share of features beyond their limit is what can ask for a retraining.",
+            "The whole night. The share of features beyond their limit can trigger a retraining.",
             shown,
             found,
         )
@@ -312,7 +310,7 @@ def _inputs(scored: Publication) -> Table:
         Column("digest", "digest"),
     )
     return Table(
-        "inputs", f"Data version: the {len(rows)} partitions that this night was scored from.", shown, rows, folded=True
+        "inputs", f"Data version: the {len(rows)} partitions this night was scored from.", shown, rows, folded=True
     )
 
 
@@ -324,7 +322,7 @@ def _reports(context: Context, entry: ModelEntry, day: date, reference: VersionR
     drawn, judged = (f"{entry.name}/{night}/{name}" for night, name in zip((day, judge), NIGHT_REPORTS, strict=True))
     card = f"{entry.name}/{MODEL_CARDS}/{reference.version}.html"
     wanted = [
-        (drawn, "Drift, drawn by Evidently", True, "The monitor's task `report` writes it, after `drift`."),
+        (drawn, "Drift, drawn by Evidently", True, "The monitor's task `report` writes it after `drift`."),
         (judged, f"Performance of this night, judged on {judge}", False, f"It is written once {judge} is monitored."),
         (card, f"Model card of version {reference.version}", False, "The training's task `explain` writes it."),
     ]

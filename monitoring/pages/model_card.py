@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,14 @@ from config.durations import format_duration
 from config.settings import Settings
 from lake.artifact import write_whole
 from lake.lake import Lake
+from monitoring.pages.document import document
+from monitoring.pages.gate_evidence import improvements_table, other_checks_table, segments_table
+from monitoring.pages.page import Column, Table
+from monitoring.wording import exact, percent, with_bounds
 from serving.predictors import read_manifest
 from serving.predictors.contract import read_json
 from training.job_file import JOB_FILE
-from training.registry.decision import Check, Decision, read_decisions
+from training.registry.decision import Decision, read_decisions
 from training.registry.explanation import Contributions, Explanation, explain
 from training.registry.gate import registered_from_json
 from training.registry.job import TRAINING_SET_FILE
@@ -35,7 +39,7 @@ from training.registry.tracking import MlflowUnavailable, answered, tracking_cli
 CARDS_FOLDER = "model_cards"
 MLFLOW_CARD_FOLDER = "model_card"
 MLFLOW_EXPLANATION_FOLDER = "explanation"
-TEMPLATE = Path(__file__).parent / "templates" / "model_card.html.jinja"
+TEMPLATE = "model_card.html.jinja"
 _SHOWN_FEATURES = 8
 _SHOWN_SEGMENTS = 12
 _SMALL_SEGMENTS_NAMED = 20
@@ -73,16 +77,9 @@ _METRICS = {
     "ndcg": "NDCG of a night's order",
     "mrr": "mean reciprocal rank of a night's highest",
 }
-_CHECKS = {
-    "nights": "test nights",
-    "schema": "columns are the catalog's",
-    "finite": "every prediction is a number",
-    "latency": "time of a prediction (ms a row)",
-    "leakage": "cells that knew the future",
-    "coverage": "share inside the interval",
-    "champion": "the champion",
-    "segments_too_small": "segments too small to judge",
-}
+# What may stand beside each other as shared columns.
+_VERSION = Column("value", "this version", "number")
+_BASELINE = Column("baseline", "baseline", "number")
 
 
 @dataclass(frozen=True)
@@ -234,10 +231,8 @@ def _log(client: Any, mlflow_run_id: str, explanation: Explanation, folder: Path
 
 def render(version: Subject, folder: Path) -> str:
     """The card as HTML; `folder` holds the explanation's plots."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False, keep_trailing_newline=True)
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(card=_card(version, folder))
+    title = f"{version.entry.title}: version {version.registered.version}"
+    return document(TEMPLATE, {"card": _card(version, folder)}, title=title).whole()
 
 
 def _card(v: Subject, folder: Path) -> dict[str, Any]:
@@ -270,16 +265,11 @@ def _card(v: Subject, folder: Path) -> dict[str, Any]:
         "verdict_words": _VERDICTS[verdict],
         "reasons": [reason.text for reason in decision.reasons] if decision else [],
         "consequence": _consequence(entry, decision),
-        **_improvements(v),
+        "improvements": _improvements(decision),
         "purpose": _purpose(v),
-        "output_heads": _heads("output", "says", "judged by"),
-        "outputs": [
-            [name, _says(v, name), f"{_metric_words(output.gate)} ({output.gate})"]
-            for name, output in entry.outputs.items()
-        ],
+        "outputs": _outputs(v),
         "limits": limits(v),
         "metrics_words": _metrics_words(v),
-        "metric_heads": _heads("metric", "#this version", "#baseline"),
         "quality": [
             {
                 "name": name,
@@ -294,36 +284,21 @@ def _card(v: Subject, folder: Path) -> dict[str, Any]:
             _segments(v, part) | {"plots": drawn(part.output, "segments")} for part in v.explanation.segments.outputs
         ],
         "features": [
-            {
-                "name": part.output,
-                "method": part.method,
-                "heads": _heads("feature", "what it is", f"#{_strength_words(part)}"),
-                "rows": _features(v, part.strengths),
-                "plots": drawn(part.output, "contributions"),
-            }
+            {"name": part.output, "table": _features(v, part), "plots": drawn(part.output, "contributions")}
             for part in v.explanation.contributions
         ],
-        "check_heads": _heads("check", "#found", "#needed", "result", "note"),
-        "checks": _checks(decision) if decision else [],
-        "window_heads": _heads("split", "first night", "last night", "#rows", "#rows left out, without a label"),
+        "segment_checks": segments_table("segment_checks", decision.checks) if decision else None,
+        "checks": other_checks_table("checks", decision.checks) if decision else None,
         "windows": _windows(v),
         "training": _training(v),
-        "candidate_heads": _heads("family", "job", "#error over the baseline's, on validation"),
-        "candidates": [[str(r["family"]), str(r["job"]), _shown(r["error_of_baseline"])] for r in v.candidates]
-        if len(v.candidates) > 1
-        else [],
+        "candidates": _candidates(v) if len(v.candidates) > 1 else None,
         "search": _search(v.manifest.get("search")),
-        **_cross_validation(v.manifest.get("cross_validation")),
+        "folds": _folds(v.manifest.get("cross_validation")),
         "training_plots": drawn("", "importances", "curves"),
         "notes": list(v.explanation.notes),
         "lineage": _lineage(v),
         "link": v.link,
     }
-
-
-def _heads(*texts: str) -> list[dict[str, Any]]:
-    """Table heads; a `#` before the text: the column holds numbers."""
-    return [{"text": text.removeprefix("#"), "number": text.startswith("#")} for text in texts]
 
 
 def _consequence(entry: ModelEntry, decision: Decision | None) -> str:
@@ -339,42 +314,12 @@ def _consequence(entry: ModelEntry, decision: Decision | None) -> str:
     )
 
 
-def _improvements(v: Subject) -> dict[str, Any]:
-    decision = v.decision
+def _improvements(decision: Decision | None) -> Table | None:
     if decision is None:
-        return {"improvements": []}
+        return None
+    table = improvements_table("improvements", decision.checks, decision.rival, decision.rows, decision.nights)
     confidence = decision.evidence["rules"]["confidence"]
-    rows = []
-    for check in decision.checks:
-        if check.name == "improvement":
-            unit = _unit_of(v, check.output or "") if check.metric in {"mae", "rmse"} else None
-            found, reached = (_shown(value, unit) for value in (check.challenger, check.rival))
-            rows.append(
-                [
-                    check.output,
-                    check.metric,
-                    found,
-                    reached,
-                    _percent(check.improvement),
-                    _percent(check.bound),
-                    _percent(check.needed),
-                    _result(check),
-                ]
-            )
-    return {
-        "improvements": rows,
-        "improvement_heads": _heads(
-            "output",
-            "error",
-            "#this version",
-            f"#{decision.rival}",
-            "#improvement",
-            f"#at least, with {confidence:.0%} confidence",
-            "#needed",
-            "result",
-        ),
-        "improvement_caption": f"{decision.rows:,} rows of {decision.nights} nights that neither model was fitted on.",
-    }
+    return replace(table, caption=f"{table.caption} Lower bound with {percent(confidence)} confidence.")
 
 
 def _purpose(v: Subject) -> list[str]:
@@ -388,12 +333,21 @@ def _purpose(v: Subject) -> list[str]:
     ]
 
 
+def _outputs(v: Subject) -> Table:
+    columns = (Column("output", "output"), Column("says", "says"), Column("judged_by", "judged by"))
+    rows = [
+        {"output": name, "says": _says(v, name), "judged_by": f"{_metric_words(output.gate)} ({output.gate})"}
+        for name, output in v.entry.outputs.items()
+    ]
+    return Table("outputs", "What each output says.", columns, rows, stacked=True)
+
+
 def _says(v: Subject, name: str) -> str:
     output, label = v.entry.outputs[name], v.entry.label.column
     unit = f" {v.unit}" if v.unit else ""
     if isinstance(output, BinaryOutput):
         return f"the probability that {label} lies above {output.above:g}{unit}"
-    interval = f", with an interval that should hold {output.interval:.0%} of outcomes" if output.interval else ""
+    interval = f", with an interval that should hold {percent(output.interval)} of outcomes" if output.interval else ""
     return f"the {output.objective} of {label}{f' in{unit}' if unit else ''}{interval}"
 
 
@@ -407,8 +361,8 @@ def limits(v: Subject) -> list[str]:
     entry, dataset = v.entry, v.lake.dataset(v.entry.dataset)
     horizon = format_duration(entry.spine.horizon)
     found = [
-        f"Not for anything further ahead than {horizon} after its night: it was neither trained nor judged on it.",
-        f"Not for other data than {dataset.title}: a category that it has not met counts as missing.",
+        f"Not for anything further ahead than {horizon} after its night: it was neither trained nor judged on that.",
+        f"Not for data other than {dataset.title}: an unknown category counts as missing.",
         "Not as a statement of causes: changing a feature in the world need not change the outcome as the model says.",
     ]
     first, last = v.training_set["windows"]["train"]["start"], v.training_set["windows"]["test"]["end"]
@@ -452,8 +406,8 @@ def _unlabelled(v: Subject) -> list[str]:
         return []
     share = sum(missing.values()) / total
     return [
-        f"{share:.2%} of its rows ({sum(missing.values()):,} of {total:,}) never got a label and were left out: it "
-        "says nothing about such cases."
+        f"{percent(share)} of its rows ({sum(missing.values()):,} of {total:,}) never got a label and were left out: "
+        "it says nothing about such cases."
     ]
 
 
@@ -463,15 +417,15 @@ def _weak_outputs(v: Subject) -> list[str]:
         lift = v.explanation.metrics.get(f"{name}/lift")
         if lift is not None and lift <= 0.0:
             found.append(
-                f"{name}: no better than the baseline on these nights ({output.gate} {-lift:.1%} higher): use the "
+                f"{name}: no better than the baseline on these nights ({output.gate} {percent(-lift)} higher): use the "
                 "baseline instead."
             )
         if isinstance(output, RegressionOutput) and output.interval:
             share = v.explanation.metrics[f"{name}/coverage"]
             if abs(share - output.interval) > _COVERAGE_TOLERANCE:
                 found.append(
-                    f"{name}: the interval should hold {output.interval:.0%} of outcomes and held {share:.0%}: do not "
-                    "plan with its bounds."
+                    f"{name}: the interval should hold {percent(output.interval)} of outcomes and held "
+                    f"{percent(share)}: do not plan with its bounds."
                 )
     return found
 
@@ -510,29 +464,17 @@ def _metrics_words(v: Subject) -> str:
     )
 
 
-def _metrics(v: Subject, name: str) -> list[list[Any]]:
+def _metrics(v: Subject, name: str) -> Table:
     output, metrics = v.entry.outputs[name], v.explanation.metrics
-    rows: list[list[Any]] = []
     lift = metrics.get(f"{name}/lift")
-    if lift is not None:
-        rows.append(
-            [
-                f"lift ({output.gate} against the baseline's)",
-                {"text": _percent(lift), "tone": "good" if lift > 0 else "bad"},
-                "",
-            ]
-        )
+    rows = []
     for metric, words in _METRICS.items():
-        value, baseline = metrics.get(f"{name}/{metric}"), metrics.get(f"{name}/baseline_{metric}")
+        value = metrics.get(f"{name}/{metric}")
         if value is not None:
-            rows.append(
-                [
-                    f"{words} ({metric})" if metric in {"mae", "rmse", "mse"} else words,
-                    _shown(value),
-                    "" if baseline is None else _shown(baseline),
-                ]
-            )
-    return rows
+            named = f"{words} ({metric})" if metric in {"mae", "rmse", "mse"} else words
+            rows.append({"metric": named, "value": value, "baseline": metrics.get(f"{name}/baseline_{metric}")})
+    said = "Lift is not known." if lift is None else f"Lift, by {output.gate}: {percent(lift, signed=True)}."
+    return Table(f"metrics_{name}", said, (Column("metric", "metric"), _VERSION, _BASELINE), rows)
 
 
 def _metric_words(metric: str) -> str:
@@ -557,123 +499,102 @@ def _segments_words(report: SegmentReport) -> str:
 
 def _segments(v: Subject, part: OutputSegments) -> dict[str, Any]:
     binary = any(segment.rate is not None for segment in part.segments)
-    shown = part.segments[:_SHOWN_SEGMENTS]
-    heads = [
-        "segment",
-        "#rows",
-        f"#{part.metric}",
-        "#against the whole",
-        *(["#came true", "#predicted"] if binary else ["#bias"]),
-        "result",
-    ]
-    rest = len(part.segments) - len(shown)
-    whole = f"Whole: {part.metric} {_with_bounds(part.whole.value, part.whole.lower, part.whole.upper)}. Worst first"
+    shares = (Column("rate", "came true", "percent"), Column("predicted_rate", "predicted", "percent"))
+    columns = (
+        Column("segment", "segment"),
+        Column("rows", "rows", "number"),
+        Column("error", part.metric, "number"),
+        Column("ratio", "against the whole", "number"),
+        *(shares if binary else (Column("bias", "bias", "number"),)),
+        Column("result", "result", "status"),
+    )
+    rest = len(part.segments) - _SHOWN_SEGMENTS
+    whole = f"Whole: {part.metric} {with_bounds(part.whole.value, part.whole.lower, part.whole.upper)}. Worst first"
+    caption = f"{whole}; {rest} more, with lower error, in segments.json." if rest > 0 else f"{whole}."
+    rows = [_segment(segment) for segment in part.segments[:_SHOWN_SEGMENTS]]
     small = [f"{s.column} = {s.value} ({s.n})" for s in part.not_evaluated]
     more = f" and {len(small) - _SMALL_SEGMENTS_NAMED} more" if len(small) > _SMALL_SEGMENTS_NAMED else ""
     return {
         "name": part.output,
-        "heads": _heads(*heads),
-        "rows": [_segment(segment) for segment in shown],
-        "caption": f"{whole}; {rest} more, with lower error, in segments.json." if rest else f"{whole}.",
+        "table": Table(f"segments_{part.output}", caption, columns, rows, stacked=True) if rows else None,
         "small": f"{', '.join(small[:_SMALL_SEGMENTS_NAMED])}{more}." if small else "",
     }
 
 
-def _segment(s: Segment) -> list[Any]:
-    ratio = "" if s.ratio is None else f"{_with_bounds(s.ratio.value, s.ratio.lower, s.ratio.upper)}"
-    said = (
-        [_shown(s.bias)] if s.rate is None or s.predicted_rate is None else [f"{s.rate:.1%}", f"{s.predicted_rate:.1%}"]
-    )
-    unsure = s.error.lower is None
-    result = (
-        {"text": "worse", "tone": "bad"}
-        if s.worse
-        else {"text": "too few days", "tone": "unsure"}
-        if unsure
-        else "within chance, or better"
-    )
-    return [
-        f"{s.column} = {s.value}",
-        f"{s.n:,}",
-        _with_bounds(s.error.value, s.error.lower, s.error.upper),
-        ratio,
-        *said,
-        result,
-    ]
+def _segment(s: Segment) -> dict[str, Any]:
+    known = "within chance or better" if s.error.lower is not None else "too few days"
+    return {
+        "segment": f"{s.column} = {s.value}",
+        "rows": s.n,
+        "error": with_bounds(s.error.value, s.error.lower, s.error.upper),
+        "ratio": with_bounds(s.ratio.value, s.ratio.lower, s.ratio.upper) if s.ratio else None,
+        "bias": s.bias,
+        "rate": s.rate,
+        "predicted_rate": s.predicted_rate,
+        "result": "worse" if s.worse else known,
+    }
 
 
-def _features(v: Subject, strengths: Mapping[str, float]) -> list[list[Any]]:
-    columns = v.lake.catalog.feature_columns(v.entry)
+def _features(v: Subject, part: Contributions) -> Table:
+    declared = v.lake.catalog.feature_columns(v.entry)
+    columns = (
+        Column("feature", "feature"),
+        Column("meaning", "what it is"),
+        Column("strength", _strength_words(part), "number"),
+    )
     rows = []
-    for name, strength in list(strengths.items())[:_SHOWN_FEATURES]:
-        stem = name.split(" (")[0]
-        column = columns.get(name) or columns.get(f"{stem}_t0")
-        described = (
-            ""
-            if column is None
-            else _sentence(column.description.removesuffix("; the newest step"))
-            + (f" ({column.unit})" if column.unit else "")
-        )
-        rows.append([name, described, _shown(strength)])
-    return rows
+    for name, strength in list(part.strengths.items())[:_SHOWN_FEATURES]:
+        column = declared.get(name) or declared.get(f"{name.split(' (')[0]}_t0")
+        meaning = ""
+        if column is not None:
+            described = _sentence(column.description.removesuffix("; the newest step"))
+            meaning = f"{described} ({column.unit})" if column.unit else described
+        rows.append({"feature": name, "meaning": meaning, "strength": strength})
+    return Table(f"features_{part.output}", f"{part.method}.", columns, rows, stacked=True)
 
 
 def _strength_words(part: Contributions) -> str:
     return part.unit if part.unit.startswith("growth of") else f"mean distance it moves a prediction ({part.unit})"
 
 
-def _checks(decision: Decision) -> list[list[Any]]:
-    rows = []
-    segments = [check for check in decision.checks if check.name == "segment"]
-    for check in decision.checks:
-        if check.name in {"improvement", "segment"}:
-            continue
-        what = (
-            _CHECKS.get(check.name, check.name)
-            + (f": {check.output}" if check.output else "")
-            + (f" by {check.segment}" if check.segment else "")
-        )
-        rows.append([what, _shown(check.challenger), _shown(check.needed), _result(check), check.note or ""])
-    if segments:
-        worse = [check for check in segments if check.passed is False]
-        named = ", ".join(
-            f"{check.segment} ({check.output}): at least {check.bound:.2f} times"
-            for check in worse[:5]
-            if check.bound is not None
-        )
-        passed = Check("segment", passed=not worse, challenger=float(len(worse)), needed=0.0)
-        rows.append(
-            [f"segments proven worse than the rival, of {len(segments)}", str(len(worse)), "0", _result(passed), named]
-        )
-    return rows
-
-
-def _result(check: Check) -> dict[str, str]:
-    if check.passed is None:
-        return {
-            "text": "reported" if check.name in {"coverage", "champion"} else "not evaluated",
-            "tone": "soft" if check.name == "coverage" else "unsure",
-        }
-    return {"text": "passed", "tone": "good"} if check.passed else {"text": "failed", "tone": "bad"}
-
-
-def _windows(v: Subject) -> list[list[Any]]:
+def _windows(v: Subject) -> Table:
     rows, missing = v.training_set.get("rows") or {}, v.training_set.get("unlabelled") or {}
-    windows = {} if v.decision is None else v.decision.evidence["windows"].get("champion", {})
+    champion = {} if v.decision is None else v.decision.evidence["windows"].get("champion", {})
+    windows = {**v.training_set["windows"], **{f"champion's {split}": bounds for split, bounds in champion.items()}}
+    columns = (
+        Column("split", "split"),
+        Column("first", "first night", "date"),
+        Column("last", "last night", "date"),
+        Column("rows", "rows", "number"),
+        Column("missing", "left out, without a label", "number"),
+    )
     found = [
-        [split, bounds["start"], _day_before(bounds["end"]), _count(rows.get(split)), _count(missing.get(split))]
-        for split, bounds in v.training_set["windows"].items()
-    ]
-    return found + [
-        [f"champion's {split}", bounds["start"], _day_before(bounds["end"]), "", ""]
+        {
+            "split": split,
+            "first": bounds["start"],
+            "last": date.fromisoformat(bounds["end"]) - timedelta(days=1),
+            "rows": rows.get(split),
+            "missing": missing.get(split),
+        }
         for split, bounds in windows.items()
     ]
+    return Table("windows", "Nights of each split.", columns, found, stacked=True)
+
+
+def _candidates(v: Subject) -> Table:
+    columns = (
+        Column("family", "family"),
+        Column("job", "job"),
+        Column("error_of_baseline", "error over the baseline's, on validation", "number"),
+    )
+    caption = "Candidates of this training; the best on validation rows went to the gate."
+    return Table("candidates", caption, columns, v.candidates, stacked=True)
 
 
 def _training(v: Subject) -> list[tuple[str, str]]:
     manifest = v.manifest
     best = ", ".join(f"{name} {count}" for name, count in manifest["best_iteration"].items())
-    params = ", ".join(f"{name} {_plain(value)}" for name, value in sorted(manifest["params"].items()))
+    params = ", ".join(f"{name} {exact(value)}" for name, value in sorted(manifest["params"].items()))
     facts = [
         ("family", manifest["family"]),
         ("parameters", params),
@@ -690,19 +611,25 @@ def _search(search: Mapping[str, Any] | None) -> list[tuple[str, str]]:
         return []
     words = {"metric": "judged by", "best_value": "best value", "best_trial": "best trial"}
     return [
-        (words.get(name, name.replace("_", " ")), _plain(value)) for name, value in search.items() if value is not None
+        (words.get(name, name.replace("_", " ")), exact(value)) for name, value in search.items() if value is not None
     ]
 
 
-def _cross_validation(found: Mapping[str, Any] | None) -> dict[str, Any]:
+def _folds(found: Mapping[str, Any] | None) -> Table | None:
     if not found:
-        return {"folds": []}
-    rows = [[metric, _shown(mean), _shown(found["std"].get(metric))] for metric, mean in found["mean"].items()]
-    return {
-        "folds": [row for row in rows if "/baseline_" not in row[0]],
-        "fold_heads": _heads("metric", "#mean over folds", "#standard deviation"),
-        "fold_words": f"{len(found['folds'])} folds, each judged on nights after those it learned from.",
-    }
+        return None
+    columns = (
+        Column("metric", "metric"),
+        Column("mean", "mean over folds", "number"),
+        Column("deviation", "standard deviation", "number"),
+    )
+    rows = [
+        {"metric": metric, "mean": mean, "deviation": found["std"].get(metric)}
+        for metric, mean in found["mean"].items()
+        if "/baseline_" not in metric
+    ]
+    caption = f"{len(found['folds'])} folds, each judged on nights after those it learned from."
+    return Table("folds", caption, columns, rows)
 
 
 def _lineage(v: Subject) -> list[tuple[str, str]]:
@@ -724,48 +651,6 @@ def _lineage(v: Subject) -> list[tuple[str, str]]:
         ("libraries", libraries),
     ]
     return [(name, value) for name, value in facts if value]
-
-
-# ---- words -------------------------------------------------------------------------------------------------------
-
-
-def _shown(value: float | None, unit: str | None = None) -> str:
-    """Four digits; a minus sign that does not break off."""
-    if value is None:
-        return ""
-    text = f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
-    return text.replace("-", "−") + (f" {unit}" if unit else "")
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{value:+.1%}".replace("-", "−")
-
-
-def _with_bounds(value: float, lower: float | None, upper: float | None) -> str:
-    known = lower is not None and upper is not None
-    return f"{_three(value)} [{_three(lower)}, {_three(upper)}]" if known else _three(value)
-
-
-def _three(value: float | None) -> str:
-    """Three digits, a last zero included: 1.00 is not about 1."""
-    return "" if value is None else f"{value:#.3g}".rstrip(".").replace("-", "−")
-
-
-def _count(value: int | None) -> str:
-    return "" if value is None else f"{value:,}"
-
-
-def _day_before(end: str) -> str:
-    return (date.fromisoformat(end) - timedelta(days=1)).isoformat()
-
-
-def _plain(value: Any) -> str:
-    """A JSON value as a person reads it."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_plain(one)}" for name, one in value.items())
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_plain, value)) + "]"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _sentence(text: str) -> str:

@@ -424,9 +424,6 @@ def _described(history: History, marks: Sequence[Mark], features: Sequence[str],
         )
     said.append(f"Labels are judged up to {mature_until}." if mature_until else "No labels are judged yet.")
     happened = [f"{mark.night}: {mark.text}" for mark in marks]
-    said.append(
-        f"{'; '.join(happened[:12])}{'; and more' if len(happened) > 12 else ''}."
-        if happened
-        else "No version changed."
-    )
+    more = ["and more"] if len(happened) > 12 else []
+    said.append(f"{'; '.join([*happened[:12], *more])}." if happened else "No version changed.")
     return " ".join(said)

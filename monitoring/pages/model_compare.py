@@ -55,7 +55,9 @@ class Difference:
         """In units of chance, for sorting."""
         if self.chance is None:
             return -1.0
-        return abs(self.value) / self.chance if self.chance > 0 else math.inf if self.value else 0.0
+        if self.chance > 0:
+            return abs(self.value) / self.chance
+        return math.inf if self.value else 0.0
 
     @property
     def change(self) -> float | None:
@@ -72,16 +74,15 @@ def compared(first: Mapping[tuple[str, str], Average], second: Mapping[tuple[str
     for key in {key for key in first.keys() & second.keys() if key[0] != REFERENCE_MEAN}:
         a, b = first[key], second[key]
         chance = _chance(a, b)
-        change = abs(b.mean - a.mean)
-        verdict = (
-            "not_evaluated"
-            if chance is None
-            else "exceeds"
-            if change > chance and change > 1e-9 * abs(a.mean)
-            else "within"
-        )
-        found.append(Difference(*key, a, b, chance, verdict))
+        found.append(Difference(*key, a, b, chance, _verdict(a.mean, b.mean, chance)))
     return found
+
+
+def _verdict(before: float, after: float, chance: float | None) -> str:
+    if chance is None:
+        return "not_evaluated"
+    change = abs(after - before)
+    return "exceeds" if change > chance and change > 1e-9 * abs(before) else "within"
 
 
 def _chance(a: Average, b: Average) -> float | None:

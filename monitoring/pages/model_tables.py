@@ -261,18 +261,7 @@ def versions_table(
     rows = []
     for position, line in enumerate(ordered):
         following = ordered[position + 1].effective_from if position + 1 < len(ordered) else None
-        if following is not None and following <= line.effective_from:
-            until = "never scored"
-        else:
-            until = (
-                str(following - ONE_DAY)
-                if following
-                else "in force"
-                if newest is None or line.effective_from <= newest + ONE_DAY
-                else "to come"
-            )
         decision = judged.get(line.evidence_digest)
-        said = " ".join(reason.text for reason in decision.reasons) if decision else ""
         job = jobs[line.artifact_digest]
         streamed = job.get("mlflow")
         trained_by, mlflow = job.get("run_id"), streamed.get("run_id") if isinstance(streamed, Mapping) else None
@@ -281,12 +270,10 @@ def versions_table(
             {
                 "version": line.version,
                 "effective_from": line.effective_from,
-                "until": until,
+                "until": _until(line, following, newest),
                 "kind": line.kind,
                 "by": line.by,
-                "verdict": (VERDICTS[decision.verdict] + (f": {said}" if said else ""))
-                if decision
-                else "no decision is stored",
+                "verdict": _verdict(decision),
                 "trained_until": line.trained_until,
                 "card": "card" if card.is_file() else None,
                 "card_url": context.url("embedded", entry.name, "model_cards", f"{line.version}.html"),
@@ -300,6 +287,20 @@ def versions_table(
             }
         )
     return Table("versions", "Versions, the newest first.", columns, rows[::-1], empty="No version was promoted yet.")
+
+
+def _until(line: Promotion, following: date | None, newest: date | None) -> str:
+    """The last night that a line of the ledger is in force for; `following`: the first of the next line."""
+    if following is not None:
+        return str(following - ONE_DAY) if following > line.effective_from else "never scored"
+    return "in force" if newest is None or line.effective_from <= newest + ONE_DAY else "to come"
+
+
+def _verdict(decision: DecisionRecord | None) -> str:
+    if decision is None:
+        return "no decision is stored"
+    said = " ".join(reason.text for reason in decision.reasons)
+    return f"{VERDICTS[decision.verdict]}: {said}" if said else VERDICTS[decision.verdict]
 
 
 def nights_table(context: Context, history: History, mature_until: date | None) -> Table:
@@ -339,6 +340,7 @@ def nights_table(context: Context, history: History, mature_until: date | None) 
         if scored is None and not labels.known[position]:
             continue
         waiting = scored is not None and not labels.known[position] and (mature_until is None or night > mature_until)
+        unjudged = "not mature yet" if waiting else "not evaluated"
         known = any(np.isfinite(line.value[position]) for _, line, _ in outputs)
         top = filled[worst[position], position]
         row: dict[str, Any] = {
@@ -350,7 +352,7 @@ def nights_table(context: Context, history: History, mature_until: date | None) 
             "worst": names[worst[position]] if top >= 0 and names else None,
             "worst_ratio": number(top) if top >= 0 else None,
             "label_share": number(labels.value[position]),
-            "state": "judged" if known else "not mature yet" if waiting else "not evaluated",
+            "state": "judged" if known else unjudged,
         }
         for place, (_, line, baseline) in enumerate(outputs):
             row |= {

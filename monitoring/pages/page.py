@@ -81,7 +81,7 @@ class Context:
         """
         if name not in self.models:
             raise NotFound(
-                f"there is no model {shortened(name)}. There are: {', '.join(self.models) or 'none that you may see'}."
+                f"there is no model {shortened(name)}. There are: {', '.join(self.models) or 'none you may see'}."
             )
         return self.lake.model(name)
 
@@ -89,8 +89,7 @@ class Context:
         """A data set this person may see; NotFound as with `model`."""
         if name not in self.datasets:
             raise NotFound(
-                f"there is no data set {shortened(name)}. There are: "
-                f"{', '.join(self.datasets) or 'none that you may see'}."
+                f"there is no data set {shortened(name)}. There are: {', '.join(self.datasets) or 'none you may see'}."
             )
         return self.lake.dataset(name)
 
@@ -126,11 +125,6 @@ class Column:
     kind: Kind = "text"
     unit: str = ""
     link: str = ""
-
-    @property
-    def align(self) -> str:
-        """Numbers stand to the right, below each other."""
-        return "right" if self.kind in ("number", "percent", "change") else "left"
 
 
 @dataclass(frozen=True)
@@ -205,14 +199,14 @@ def read_date(text: str | None, name: str) -> date | None:
     """A date of an address, None where it was left out.
 
     Raises:
-        BadAddress: it is no date `YYYY-MM-DD`.
+        BadAddress: it is not a date `YYYY-MM-DD`.
     """
     if text is None or not text.strip():
         return None
     try:
         found = parse_data_date(text.strip())
     except BadInterval as error:
-        raise BadAddress(f"{name} is {shortened(text)}, needs a date as 2013-07-01.") from error
+        raise BadAddress(f"{name} is {shortened(text)}, needs a date such as 2013-07-01.") from error
     if not _FIRST_YEAR <= found.year <= _LAST_YEAR:
         raise BadAddress(f"{name} is {found}, needs a year from {_FIRST_YEAR} to {_LAST_YEAR}.")
     return found
@@ -230,14 +224,14 @@ def read_period(
     first, last = read_date(start, names[0]), read_date(end, names[1])
     if last is None:
         if newest is None and first is None:
-            raise NotFound("there is no night to show yet. Run the first one: `make run`, or trigger the ingest DAG.")
+            raise NotFound("there is no night to show yet. Run the first one (`make run`) or trigger the ingest DAG.")
         last = max(newest or first, first or newest)  # type: ignore[type-var]  # one of them is a date
     assert last is not None
     first = first or last - timedelta(days=nights - 1)
     if first > last:
-        raise BadAddress(f"{names[0]} is {first}, which lies after {names[1]}, {last}. Swap them.")
+        raise BadAddress(f"{names[0]} is {first}, which is after {names[1]}, {last}. Swap them.")
     if (last - first).days >= _LONGEST_PERIOD_DAYS:
-        raise BadAddress(f"{first} to {last} is longer than ten years. Ask for less.")
+        raise BadAddress(f"{first} to {last} is longer than ten years. Choose a shorter period.")
     return Interval(first, last + ONE_DAY)
 
 

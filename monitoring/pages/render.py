@@ -25,6 +25,10 @@ STATIC = {
 }
 
 
+# Of the cells of a kind of column.
+_CLASSES = {"number": "right", "percent": "right", "change": "right", "date": "date", "status": "state"}
+
+
 @functools.cache
 def static_digest(name: str) -> str:
     """First digits of a static file's SHA-256: stands in its address, so that it may be cached for good."""
@@ -32,7 +36,8 @@ def static_digest(name: str) -> str:
 
 
 @functools.cache
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """Jinja with our templates, everything escaped, an unknown name an error."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER / "templates"),
         autoescape=True,
@@ -43,6 +48,7 @@ def _environment() -> jinja2.Environment:
     environment.filters |= {
         "shown": shown,
         "cell": shown_cell,
+        "cell_class": lambda kind: _CLASSES.get(kind, "text"),
         "embedded_json": embedded_json,
         "instant": instant,
     }
@@ -56,7 +62,7 @@ def render(page: Page, context: Context, *, path: str = "", query: str = "") -> 
     Args:
         path, query: of the address it was asked by; the CSV links keep them.
     """
-    template = _environment().get_template(page.template)
+    template = environment().get_template(page.template)
     return template.render(
         {**page.values, "page": page, "context": context, "viewer": context.viewer, "path": path, "query": query}
     )
@@ -64,7 +70,7 @@ def render(page: Page, context: Context, *, path: str = "", query: str = "") -> 
 
 def login_page(login_url: str) -> str:
     """What somebody sees who is not logged in."""
-    return _environment().get_template("login.html.jinja").render({"login_url": login_url})
+    return environment().get_template("login.html.jinja").render({"login_url": login_url})
 
 
 def embedded_json(document: Any) -> Markup:
@@ -95,7 +101,7 @@ def markdown_table(table: Table) -> str:
     if not table.rows:
         return table.empty
     lines = [table.caption, "", _markdown_row(column.label for column in table.columns)]
-    lines.append(_markdown_row("---" if column.align == "left" else "---:" for column in table.columns))
+    lines.append(_markdown_row("---:" if _CLASSES.get(column.kind) == "right" else "---" for column in table.columns))
     for row in table.rows:
         cells = [markdown_text(shown_cell(row, column)) for column in table.columns]
         lines.append(_markdown_row("**failed**" if cell == "failed" else cell for cell in cells))

@@ -35,13 +35,16 @@ from lake.lineage import Publication
 from lake.metrics import metrics_table
 from monitoring import drift, performance
 from monitoring.drift import VersionReference, feature_profiles, first_available, pinned_versions, scored_versions
+from monitoring.pages.document import document
+from monitoring.pages.page import Column, Table
+from monitoring.wording import shown
 from serving.predictions import CHAMPION, predictions_table
 from training.registry.reference import SAMPLE_FILE, SAMPLE_ROWS, as_numbers
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMAT = 2
+FORMAT = 3
 _PERFORMANCE_ROWS = 100_000
 _NEW_CATEGORIES = 5
 _OTHER = "(other)"
@@ -50,26 +53,6 @@ _LARGEST = 1e12
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
 )
-# Its own background as well as its own ink: Evidently's part below may be switched to dark, or be dark already.
-_STYLE = """
-.nf { --paper: #fff; --ink: #1c2733; --soft: #55626e; --line: #e3e8ee;
-      --good: #14713a; --unsure: #6f5300; --bad: #b3261e; }
-@media (prefers-color-scheme: dark) {
-.nf { --paper: #111418; --ink: #e5eaef; --soft: #a3afbb; --line: #333d47;
-      --good: #74d495; --unsure: #f0cd66; --bad: #ff9f94; }
-}
-.nf { font: 14px/1.45 system-ui, sans-serif; max-width: 1180px; margin: 0 auto; padding: 24px 16px; overflow-x: auto; }
-.nf { background: var(--paper); color: var(--ink); }
-.nf h1 { font-size: 22px; margin: 0 0 4px; } .nf h2 { font-size: 16px; margin: 20px 0 6px; } .nf p { margin: 4px 0; }
-.nf .muted { color: var(--soft); }
-.nf table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-.nf th, .nf td { text-align: left; padding: 3px 10px 3px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-.nf th { font-weight: 600; color: var(--soft); } .nf td.number, .nf th.number { text-align: right; }
-.nf .ok { color: var(--good); }
-.nf .warning { color: var(--unsure); } .nf .failing { color: var(--bad); font-weight: 600; }
-.nf .not_evaluated { color: var(--soft); font-style: italic; }
-.nf details { margin: 8px 0; } .nf summary { cursor: pointer; }
-"""
 _ORDER = {"failing": 0, "warning": 1, "not_evaluated": 2, "ok": 3}
 _scores: ContextVar[Mapping[str, float]] = ContextVar("scores")
 
@@ -461,74 +444,50 @@ def _evidently_performance(
 
 def _whole(page: _Page, message: str | None, stamp: str, drawn: str | None = None) -> str:
     """Our part of the page, and Evidently's below it where something was drawn."""
-    head = (
-        f'<meta name="nightfleet-report" content="{stamp}"><meta http-equiv="Content-Security-Policy" '
-        f'content="{_POLICY}">'
-        f"<title>{html.escape(page.title)}</title><style>{_STYLE}</style>"
-    )
-    body = _ours(page, message)
-    if drawn is None:
-        return f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="UTF-8">{head}</head><body>{body}</body></html>\n'
-    start, opening, rest = drawn.partition("<head>")
-    if not opening:
-        raise ValueError("Evidently's page has no <head>: another version of it writes other pages")
-    before, _, after = rest.partition("<body")
-    attributes, _, inner = after.partition(">")
-    return f"{start.lstrip()}<head>{head}{before}<body{attributes}>{body}{inner}"
-
-
-def _ours(page: _Page, message: str | None) -> str:
-    facts = "".join(f'<p class="muted">{html.escape(fact)}</p>' for fact in page.facts)
-    said = f"<p><strong>{html.escape(message)}</strong></p>" if message else ""
-    notes = "".join(f"<li>{html.escape(note)}</li>" for note in page.notes)
-    noted = f"<h2>Left out, and other notes</h2><ul>{notes}</ul>" if notes else ""
     rows = sorted(
         page.rows,
         key=lambda row: (_ORDER[row["status"]], row["check"], row["column"], row["segment"], row["about_date"]),
     )
     alarming = [row for row in rows if row["status"] in {"failing", "warning"}]
-    shown = f"<h2>Beyond a limit</h2>{_table(alarming)}" if alarming else ""
-    every = f"<details><summary>All {len(rows)} numbers of this night</summary>{_table(rows)}</details>" if rows else ""
-    return f'<div class="nf"><h1>{html.escape(page.title)}</h1>{facts}{said}{shown}{noted}{every}</div>'
+    values = {
+        "title": page.title,
+        "facts": page.facts,
+        "message": message,
+        "notes": page.notes,
+        "alarming": _table("beyond", "Beyond a limit.", alarming),
+        "every": _table("all", f"All {len(rows)} numbers of this night", rows, folded=True),
+    }
+    ours = document("report.html.jinja", values, title=page.title, policy=_POLICY, stamp=stamp)
+    if drawn is None:
+        return ours.whole()
+    start, opening, rest = drawn.partition("<head>")
+    if not opening:
+        raise ValueError("Evidently's page has no <head>: another version of it writes other pages")
+    before, _, after = rest.partition("<body")
+    attributes, _, inner = after.partition(">")
+    return f"{start.lstrip()}<head>{ours.head}{before}<body{attributes}>{ours.body}{inner}"
 
 
-def _table(rows: Sequence[Row]) -> str:
-    segments = ("segment",) if any(row["segment"] for row in rows) else ()
-    heads = ("check", "column", *segments, "about", "value", "limit", "rows", "status", "reason")
-    head = "".join(f"<th{_number_class(name)}>{name}</th>" for name in heads)
-    lines = []
-    for row in rows:
-        limit = row["threshold"] if row["threshold"] is not None else None
-        bounds = (
-            f"{_shown(row['lower'])} to {_shown(row['upper'])}"
-            if row["check"] == "volume" and row["lower"] is not None
-            else _shown(limit)
-        )
-        cells = (
-            html.escape(row["check"]),
-            html.escape(row["column"]),
-            *(html.escape(row[name]) for name in segments),
-            str(row["about_date"]),
-            _shown(row["value"]),
-            bounds,
-            "" if row["n"] is None else f"{row['n']:,}",
-            f'<span class="{row["status"]}">{row["status"].replace("_", " ")}</span>',
-            html.escape(row["reason"] or ""),
-        )
-        lines.append(
-            "<tr>"
-            + "".join(f"<td{_number_class(name)}>{cell}</td>" for name, cell in zip(heads, cells, strict=True))
-            + "</tr>"
-        )
-    return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
+def _table(name: str, caption: str, rows: Sequence[Row], *, folded: bool = False) -> Table:
+    segments = (Column("segment", "segment"),) if any(row["segment"] for row in rows) else ()
+    columns = (
+        Column("check", "check"),
+        Column("column", "column"),
+        *segments,
+        Column("about_date", "about", "date"),
+        Column("value", "value", "number"),
+        Column("limit", "limit", "number"),
+        Column("n", "rows", "number"),
+        Column("status", "status", "status"),
+        Column("reason", "reason"),
+    )
+    return Table(name, caption, columns, [{**row, "limit": _limit(row)} for row in rows], folded=folded)
 
 
-def _number_class(name: str) -> str:
-    return ' class="number"' if name in {"value", "limit", "rows"} else ""
-
-
-def _shown(value: float | None) -> str:
-    return "" if value is None else f"{value:,.4g}"
+def _limit(row: Row) -> Any:
+    if row["check"] == "volume" and row["lower"] is not None:
+        return f"{shown(row['lower'])} to {shown(row['upper'])}"
+    return row["threshold"]
 
 
 def _stamp(publication: Publication) -> str:

@@ -124,16 +124,16 @@ def _reigning(lines: Sequence[Promotion]) -> int | None:
 _REQUESTS = (
     Column("as_of", "as of", "date"),
     Column("model", "model", link="model_url"),
-    Column("by", "asked by"),
+    Column("by", "requested by"),
     Column("why", "why"),
     Column("numbers", "evidence"),
-    Column("state", "led to", "status"),
+    Column("state", "outcome", "status"),
     Column("run", "training run", link="run_url"),
     Column("gate", "gate"),
     Column("word", "approval"),
     Column("version", "version", "number", link="version_url"),
     Column("effective_from", "scores from", "date"),
-    Column("gain", "what it gained on later labels"),
+    Column("gain", "gain on later labels"),
 )
 
 
@@ -141,17 +141,19 @@ def _requests_table(context: Context, led: Sequence[Led], gained: Mapping[tuple[
     rows = [_request_row(context, found, gained) for found in led]
     return Table(
         "requests",
-        "Every request of the period, the newest first, and what it led to.",
+        "Every request of the period and its outcome, newest first.",
         _REQUESTS,
         rows,
-        empty="Nothing was asked for.",
+        empty="No retraining was requested.",
+        stacked=True,
     )
 
 
 def _request_row(context: Context, led: Led, gained: Mapping[tuple[str, int], Sequence[Gain]]) -> dict[str, Any]:
     request, promotion, run = led.request, led.promotion, led.run
     entry = context.lake.model(request.model)
-    version = promotion.version if promotion else led.decision.version if led.decision else None
+    judged = promotion or led.decision
+    version = judged.version if judged else None
     return {
         "as_of": request.as_of,
         "model": entry.title,
@@ -197,9 +199,10 @@ def _gate_text(decision: DecisionRecord | None) -> str:
 def _answer_text(led: Led) -> str:
     answer = led.answer
     if answer is None:
-        return "waits for a person" if led.state == "waiting" else "" if led.asks else "not asked for"
+        unasked = "" if led.asks else "not required"
+        return "waiting for approval" if led.state == "waiting" else unasked
     if answer.answer == "lapsed":
-        return f"nobody answered until {answer.answered_at:%Y-%m-%d %H:%M} UTC"
+        return f"nobody answered by {answer.answered_at:%Y-%m-%d %H:%M} UTC"
     return f"{answer.answer} by {answer.by}: {answer.reason}"
 
 
@@ -207,11 +210,11 @@ def evidence_text(evidence: Mapping[str, Any]) -> str:
     """The numbers of a request as short clauses; whatever is not there is left out."""
     known = evidence.get("policy") if evidence.get("trigger") == "person" else evidence
     if not isinstance(known, Mapping):
-        return "the policy had not decided on that night"
+        return "the policy had not decided for that night"
     parts = []
     drift = known.get("drift")
     if isinstance(drift, Mapping) and _is_number(drift.get("share")):
-        limit = f", asks at {percent(drift['threshold'])}" if _is_number(drift.get("threshold")) else ""
+        limit = f", limit {percent(drift['threshold'])}" if _is_number(drift.get("threshold")) else ""
         parts.append(f"{percent(drift['share'])} of columns drifted{limit}")
     performance = known.get("performance")
     outputs = performance.get("outputs") if isinstance(performance, Mapping) else None
@@ -255,16 +258,13 @@ def _gain_clause(gain: Gain, named: bool) -> str:
         return f"{label}not judged yet"
     now = f"{gain.metric} over the baseline's {_pooled_text(gain.after)}"
     if gain.before is None:
-        return f"{label}{now}; nothing before it to compare with"
+        return f"{label}{now}; no earlier version to compare with"
     improvement = gain.improvement
     if improvement is None:
         return f"{label}{now}; before {_pooled_text(gain.before)}"
-    verdict = (
-        f"{percent(abs(improvement))} {'less' if improvement > 0 else 'more'} error"
-        if abs(improvement) >= 0.0005
-        else "no difference"
-    )
-    sure = "" if _apart(gain.after, gain.before) else ", within what nights differ by"
+    direction = "less" if improvement > 0 else "more"
+    verdict = f"{percent(abs(improvement))} {direction} error" if abs(improvement) >= 0.0005 else "no difference"
+    sure = "" if _apart(gain.after, gain.before) else ", within the variation between nights"
     return f"{label}{verdict}{sure}: {now}; before {_pooled_text(gain.before)}"
 
 
@@ -350,10 +350,11 @@ def _alarms_table(context: Context, alarms: Sequence[Alarm], chosen: str) -> Tab
     ]
     return Table(
         "alarms",
-        "Open alarms, the critical first, then those that nobody has answered.",
+        "Open alarms: critical first, then those nobody has answered.",
         _ALARMS,
         rows,
         empty="No alarm is open.",
+        stacked=True,
     )
 
 
@@ -387,7 +388,7 @@ _PROMOTIONS = (
     Column("by", "by"),
     Column("decided_at", "decided at", "date"),
     Column("reason", "reason"),
-    Column("gain", "what it gained on later labels"),
+    Column("gain", "gain on later labels"),
 )
 
 
@@ -411,11 +412,12 @@ def _promotions_table(
     ]
     return Table(
         "promotions",
-        "Promotions and rollbacks that took effect since then.",
+        "Promotions and rollbacks that took effect in this period.",
         _PROMOTIONS,
         rows,
         folded=True,
-        empty="No version became champion.",
+        empty="No version was promoted or rolled back.",
+        stacked=True,
     )
 
 
@@ -445,8 +447,8 @@ def _actions_table(actions: Sequence[Action]) -> Table:
         }
         for a in actions
     ]
-    caption = "What people did through these pages, refused attempts included, the newest first."
-    return Table("actions", caption, _ACTIONS, rows, empty="Nobody did anything yet.")
+    caption = "What people did through these pages, newest first; refused attempts included."
+    return Table("actions", caption, _ACTIONS, rows, empty="Nobody has done anything yet.", stacked=True)
 
 
 __all__ = ["evidence_text", "gain_text", "page"]

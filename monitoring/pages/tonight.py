@@ -18,7 +18,7 @@ def page(context: Context, *, query: Mapping[str, str]) -> Page:
     """The landing page."""
     found = standings(context.lake, context.models, context.now)
     rows = [_row(context, standing) for standing in found]
-    table = Table("tonight", _CAPTION, _COLUMNS, rows, empty="There is no model that you may see.")
+    table = Table("tonight", _CAPTION, _COLUMNS, rows, empty="There is no model you may see.", stacked=True)
     waiting = sum(s.approvals for s in found)
     tally = [(status, sum(s.status == status for s in found)) for status in STATUSES]
     nights = sorted({s.night.scored for s in found if s.night.scored})
@@ -39,8 +39,8 @@ def page(context: Context, *, query: Mapping[str, str]) -> Page:
 
 
 _CAPTION = (
-    "Every model, worst first. Errors: of the version's last matured nights, with their share of the baseline's (95 %"
-    " interval) and what its gate promised."
+    "Every model, worst first. Errors are those of the version's last matured nights, as a share of the baseline's"
+    " (95 % interval), beside what the gate promised."
 )
 
 
@@ -107,9 +107,7 @@ def _row(context: Context, standing: Standing) -> dict[str, Any]:
         "model": standing.entry.title,
         "model_url": _model_url(context, standing),
         "status": standing.status,
-        "cause": standing.causes[0].text + (f" (+{len(standing.causes) - 1})" if len(standing.causes) > 1 else "")
-        if standing.causes
-        else "",
+        "cause": _cause_text(standing),
         "night": night,
         "night_url": context.url("models", name, "nights", night) if night else "",
         "version": standing.scored.version if standing.scored else None,
@@ -126,6 +124,14 @@ def _row(context: Context, standing: Standing) -> dict[str, Any]:
         "alarms": _alarms_text(standing),
         "alarms_url": f"{retraining}#alarms" if standing.alarms else "",
     }
+
+
+def _cause_text(standing: Standing) -> str:
+    """The worst cause, and how many more there are."""
+    if not standing.causes:
+        return ""
+    worst, *others = standing.causes
+    return f"{worst.text} (+{len(others)})" if others else worst.text
 
 
 def _scored_text(scored: Scored | None, night: ModelNight) -> str:

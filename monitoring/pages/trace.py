@@ -34,6 +34,7 @@ LISTED = 50
 _LONGEST_TEXT = 300
 _OWN_NAMES = frozenset({"id", "model", "date", "format", "table"})
 _INPUTS = {"date": "date", "timestamp": "datetime-local", "float64": "number", "int32": "number", "int64": "number"}
+_FIELD_STEPS = {"int32": "1", "int64": "1", "timestamp": "1", "float64": "any"}
 _MOODS = {"good": "good", "bad": "bad", "unsure": "unsure", "plain": ""}
 
 
@@ -57,7 +58,7 @@ def reproduce_page(context: Context, form: Mapping[str, str]) -> Page:
     text = form.get("id", "").strip().lower()
     found = _matching(context, text)
     if isinstance(found, str) or len(found) != 1 or found[0].prediction_id != text:
-        raise BadAddress(f"{shortened(text)} names no prediction. Open its trace, and press the button there.")
+        raise BadAddress(f"{shortened(text)} is not a prediction id. Open the trace and press the button there.")
     steps, refusal = None, None
     try:
         steps = reproduce_apart(context.lake, text)
@@ -76,14 +77,14 @@ def _traced(
     if isinstance(found, str):
         return _form(context, query, text=text, problem=found)
     if not found:
-        models = ", ".join(context.models) or "no model that you may see"
+        models = ", ".join(context.models) or "no model you may see"
         said = (
             f"No prediction has an id that begins with {shortened(text)}. Looked at: {models}, replaced ones included."
         )
         return _form(context, query, text=text, problem=said)
     if len(found) > 1:
         said = (
-            f"{len(found)} or more predictions have an id that begins with {shortened(text)}: give more digits, or"
+            f"{len(found)} or more predictions have an id that begins with {shortened(text)}: give more digits or"
             " choose one."
         )
         return _form(context, query, text=text, problem=said, listed=found)
@@ -119,7 +120,7 @@ def _matching(context: Context, text: str) -> list[Found] | str:
     try:
         return by_id(context.lake, text, context.models)
     except NoPredictionId as error:
-        return f"{shortened(text)} is no prediction id: {_plain(error)}"
+        return f"{shortened(text)} is not a prediction id: {_plain(error)}"
 
 
 def _plain(error: NightfleetError) -> str:
@@ -286,9 +287,9 @@ def _features_table(
         Column("night", "night", "date", link="night_url"),
         Column("description", "what it is"),
     )
-    caption = f"{len(rows)} features as known in the night {traced.prediction.data_date}."
+    caption = f"{len(rows)} features as known on the night of {traced.prediction.data_date}."
     return Table(
-        "features", caption, columns, rows, folded=True, empty="No feature of this prediction can be read any more."
+        "features", caption, columns, rows, folded=True, empty="The features of this prediction can no longer be read."
     )
 
 
@@ -342,14 +343,24 @@ def _reproduced(reproduced: Mapping[str, Any] | None, personal: Collection[str])
     if reproduced is None:
         return None
     outcome = reproduced["outcome"]
-    if outcome is None:
-        return {"refusal": reproduced["refusal"], "equal": None, "steps": []}
-    steps = []
-    for step in outcome["steps"]:
-        state = "equal" if step["equal"] else "differs" if step["binding"] else "explains"
-        expected, found = _told(step, personal)
-        steps.append({"name": step["name"], "state": state, "expected": _cut(expected), "found": _cut(found)})
-    return {"refusal": None, "equal": outcome["equal"], "steps": steps}
+    rows = [_step(step, personal) for step in (outcome["steps"] if outcome else ())]
+    steps = Table("steps", "Every step, compared bit by bit.", _STEPS, rows, stacked=True)
+    return {"refusal": reproduced["refusal"], "equal": outcome["equal"] if outcome else None, "steps": steps}
+
+
+_STEPS = (
+    Column("step", "step"),
+    Column("outcome", "outcome", "status"),
+    Column("expected", "as published"),
+    Column("found", "computed again"),
+)
+
+
+def _step(step: Mapping[str, Any], personal: Collection[str]) -> dict[str, str]:
+    different = "differs" if step["binding"] else "explains"
+    expected, found = _told(step, personal)
+    outcome = "equal" if step["equal"] else different
+    return {"step": step["name"], "outcome": outcome, "expected": _cut(expected), "found": _cut(found)}
 
 
 def _told(step: Mapping[str, Any], personal: Collection[str]) -> tuple[str, str]:
@@ -401,7 +412,7 @@ def _searched(context: Context, query: Mapping[str, str]) -> Page:
     if len(found) == 1 and wanted:
         return _traced(context, found[0].prediction_id, query)
     if found:
-        about = f"{'that match' if wanted else 'of'} the night {night}" if not wanted else f"of the night {night} match"
+        about = f"of the night {night}" + (" match" if wanted else "")
         more = f", the first {LISTED} are shown: fill in more of its entity" if count > LISTED else ""
         return _form(context, query, listed=found, caption=f"{count:,} predictions of {entry.name} {about}{more}.")
     close = nearest(context.lake, entry.name, night, wanted)
@@ -412,7 +423,9 @@ def _searched(context: Context, query: Mapping[str, str]) -> Page:
     before, after = nights_around(context.lake, entry.name, night)
     nights = " and ".join(str(day) for day in (before, after) if day)
     there = (
-        f"The nearest nights with predictions: {nights}." if nights else "It has none at all yet: score a night first."
+        f"The nearest nights with predictions: {nights}."
+        if nights
+        else "It has no predictions yet: score a night first."
     )
     return _form(
         context,
@@ -482,8 +495,7 @@ def _form_values(context: Context, query: Mapping[str, str], *, text: str) -> di
                 "type": _INPUTS.get(kind, "text"),
                 "value": query.get(_field(name), ""),
             }
-            step = "1" if kind in {"int32", "int64", "timestamp"} else "any" if kind == "float64" else ""
-            fields.append(field | {"hint": "UTC" if kind == "timestamp" else "", "step": step})
+            fields.append(field | {"hint": "UTC" if kind == "timestamp" else "", "step": _FIELD_STEPS.get(kind, "")})
         ends = newest(context.lake, [chosen])
         newest_night = ends[0].data_date.isoformat() if ends else ""
     return {
@@ -540,7 +552,7 @@ def _list_table(context: Context, name: str, caption: str, found: Sequence[Found
         Column("version", "version", "number"),
         Column("replaced", "replaced at", "date"),
     )
-    return Table(name, caption, columns, rows, empty="Nothing is predicted yet: score a night first.")
+    return Table(name, caption, columns, rows, empty="There are no predictions yet: score a night first.")
 
 
 __all__ = ["TEMPLATE", "page", "reproduce_page"]

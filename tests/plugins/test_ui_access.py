@@ -410,11 +410,11 @@ def test_each_role_does_what_it_may(server: Server, who: str, action: str) -> No
     if not allowed:
         assert answer.status_code == 403, f"{who} {action}: {answer.status_code}"
         assert last.outcome.startswith("refused: ")
-        assert f"takes the role {wanted}" in last.outcome
+        assert f"needs role {wanted}" in last.outcome
     elif action in {"approve", "reject"}:
         # Nobody asks here: the role was let through, and told so.
         assert answer.status_code == 409, f"{who} {action}: {answer.status_code} {answer.text[:500]}"
-        assert "waits for an answer" in last.outcome
+        assert "is waiting for an answer" in last.outcome
     else:
         assert answer.status_code == 303, f"{who} {action}: {answer.status_code} {answer.text[-1500:]}"
         assert last.outcome == "done"
@@ -449,7 +449,7 @@ def test_a_form_that_is_not_the_person_s_own_does_nothing(server: Server, broken
     after = read_actions(server.lake, limit=1000)
     assert len(after) == len(before) + 1
     assert after[0].outcome.startswith("refused: ")
-    assert "this form was not made for you" in after[0].outcome
+    assert "this form was not issued to you" in after[0].outcome
 
 
 def test_actions_are_posts(server: Server) -> None:

@@ -153,7 +153,7 @@ def test_a_lesser_role_is_refused_and_that_is_on_record(
     lake: Lake, airflow: PlayedAirflow, name: str, role: Role
 ) -> None:
     airflow.asks()
-    with pytest.raises(NotAllowed, match=f"takes the role {ROLE_OF[name]}, you are {role}"):
+    with pytest.raises(NotAllowed, match=f"needs role {ROLE_OF[name]}; you have {role}"):
         do(lake, airflow, name, role, **FORMS[name])
     assert (last(lake).by, last(lake).role, last(lake).action) == ("anna", role, name)
     assert last(lake).outcome.startswith("refused: NotAllowed")
@@ -163,7 +163,7 @@ def test_a_lesser_role_is_refused_and_that_is_on_record(
 
 @pytest.mark.parametrize("name", sorted(ROLE_OF))
 def test_a_foreign_form_does_nothing(lake: Lake, airflow: PlayedAirflow, name: str) -> None:
-    with pytest.raises(NotAllowed, match="was not made for you by these pages"):
+    with pytest.raises(NotAllowed, match="was not issued to you by these pages"):
         do(lake, airflow, name, own_form=False, **FORMS[name])
     assert airflow.asked_by == []
     assert last(lake).outcome.startswith("refused")
@@ -244,7 +244,7 @@ def test_a_retraining_is_asked_of_airflow_as_the_person(lake: Lake, airflow: Pla
         {"reason": "the depot moved"},
     ), "as of the newest night"
     assert airflow.asked_by == ["_token=anna's"]
-    assert said == f"Asked for: a training of {MODEL} as of 2024-02-26. Its run is {run_id}."
+    assert said == f"Requested a training of {MODEL} as of 2024-02-26. Its run is {run_id}."
     assert (last(lake).subject, last(lake).reason, last(lake).outcome) == (MODEL, "the depot moved", "done")
     assert last(lake).details == {"as_of": "2024-02-26", "dag_run_id": run_id}
 

@@ -22,7 +22,17 @@
   const paint = () => document.documentElement.classList.toggle("dark", isDark());
   paint();
 
-  const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  // Tokens hold both themes' colours: what the browser makes of one is read off an element that has it.
+  const known = new Map();
+  const style = (name) => {
+    if (!known.has(name)) {
+      const probe = document.body.appendChild(document.createElement("span"));
+      probe.style.color = `var(${name})`;
+      known.set(name, getComputedStyle(probe).color);
+      probe.remove();
+    }
+    return known.get(name);
+  };
   // "var:--bad" anywhere in an option is the theme's colour of that name.
   const coloured = (value) => {
     if (typeof value === "string" && value.startsWith("var:")) return style(value.slice(4));
@@ -96,8 +106,7 @@
     const { option: given, links } = JSON.parse(document.getElementById(`${place.id}-data`).textContent);
     const { columnLinks, ...option } = spelledOut(given);
     place.style.height = `${place.dataset.height}px`;
-    const known = echarts.getInstanceByDom(place);
-    if (known) known.dispose();
+    echarts.getInstanceByDom(place)?.dispose();
     const chart = echarts.init(place, themed(), { renderer: "canvas" });
     const { format, ...tooltip } = option.tooltip ?? {};
     chart.setOption({
@@ -149,7 +158,9 @@
     const repaint = () => {
       const before = document.documentElement.classList.contains("dark");
       paint();
-      if (before !== isDark()) drawAll();
+      if (before === isDark()) return;
+      known.clear();
+      drawAll();
     };
     if (host) new MutationObserver(repaint).observe(host.documentElement, { attributes: true, attributeFilter: ["class"] });
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);

@@ -308,7 +308,7 @@ def test_an_operators_request_is_trained_waits_for_the_admin_and_is_rolled_back(
     form.locator("select[name=model]").select_option("tour_minutes")
     form.locator("[name=reason]").fill("the timetable changes on Monday")
     form.get_by_role("button").click()
-    expect(page.locator(".notice")).to_contain_text("Asked for: a training of tour_minutes")
+    expect(page.locator(".notice")).to_contain_text("Requested a training of tour_minutes")
     assert "the timetable changes on Monday" in page.inner_text("main")
 
     def waits() -> bool:
@@ -336,7 +336,7 @@ def test_an_operators_request_is_trained_waits_for_the_admin_and_is_rolled_back(
     rollback.locator("select[name=model]").select_option("tour_minutes")
     rollback.locator("[name=reason]").fill("Monday's timetable was called off")
     rollback.get_by_role("button").click()
-    expect(page.locator(".notice")).to_contain_text("goes back to")
+    expect(page.locator(".notice")).to_contain_text("Rolling tour_minutes back to")
     eventually("the former champion is back", lambda: len(ledger.read().promotions) == 3)
     newest = ledger.read().newest
     assert newest is not None

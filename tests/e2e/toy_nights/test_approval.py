@@ -44,7 +44,7 @@ def test_an_approval_days_later_promotes_from_then_on_in_the_persons_name(user: 
     """
     form = person.form(FIRST)
     assert form["subject"] == "Duration of tomorrow's tours: promote version 1, as of 2024-02-29?"
-    assert "| output | metric | challenger | rival |" in form["body"]
+    assert "| output | metric | challenger | incumbent |" in form["body"]
     assert form["params"]["reason"]["value"] == "", "the reason of the training is no reason to promote"
     assert re.search(r"Model card: \[http://", form["body"]), form["body"]
     evidence = re.search(r"Evidence: `([0-9a-f]{64})`", form["body"])

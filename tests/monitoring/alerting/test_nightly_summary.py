@@ -353,7 +353,7 @@ def test_the_run_that_is_about_to_fail_is_told_as_failed(lake: Lake) -> None:
 def test_a_request_that_waits_is_told_once(lake: Lake, http: HttpSink) -> None:
     whole_night(lake)
     record_waiting(lake, Waiting(FIRST, "r1", 0, f"{FIRST}_train", "promote version 3?", NOW, NOW + 7 * ONE_DAY))
-    assert "- waits for approval: promote version 3?" in lines_of(told(lake, http)[0])
+    assert "- waiting for approval: promote version 3?" in lines_of(told(lake, http)[0])
     whole_night(lake, T + ONE_DAY, NOW + ONE_DAY)
     summary = told(lake, http, NOW + ONE_DAY)[0]
     assert "promote version 3" not in summary

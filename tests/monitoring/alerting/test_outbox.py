@@ -142,7 +142,7 @@ def test_channels_take_the_levels_they_ask_for(lake: Lake, http: HttpSink, monke
     [everything_told] = [body["message"] for path, body in http.taken if path == "/all"]
     assert "ride_minutes_score failed for 2024-03-05: score said NoChampion: <b>none</b>\n" in everything_told
     assert f"{BASE}/dags/ride_minutes_score/runs/score%202024-03-05" in everything_told
-    assert "a promotion waits for approval: promote version 3?" in everything_told
+    assert "a promotion is waiting for approval: promote version 3?" in everything_told
 
 
 def test_a_run_that_is_cleared_and_fails_again_is_told_again_and_an_old_failure_never(lake: Lake) -> None:

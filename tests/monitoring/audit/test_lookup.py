@@ -150,7 +150,7 @@ def test_texts_become_values_of_the_column(kind: str, text: str, value: Any) -> 
 @pytest.mark.parametrize(
     ("kind", "text", "needs"),
     [
-        ("date", "tomorrow", "a date as 2013-07-01"),
+        ("date", "tomorrow", "a date such as 2013-07-01"),
         ("int32", str(2**31), "a whole number"),
         ("int64", "9" * 5000, "a whole number"),
         ("int64", "1.5", "a whole number"),

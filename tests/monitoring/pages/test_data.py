@@ -225,7 +225,7 @@ def test_nights_of_one_bulk_commit_have_no_deadline(tmp_path: Path) -> None:
 
 
 def test_an_installation_without_nights_says_what_to_do(empty: Lake) -> None:
-    assert "No night of this data set is published yet" in render(shown(empty), context_of(empty))
+    assert "No night of this data set has been published yet" in render(shown(empty), context_of(empty))
 
 
 # ---- the page --------------------------------------------------------------------------------------------------

@@ -124,7 +124,7 @@ def test_reports_are_embedded_without_an_origin_where_they_are_there(night: Lake
     drift(night, MODEL, Interval.of(NIGHT), run_id="t")
     _, text = shown(night)
     assert "<iframe" not in text
-    assert text.count("This report is not there.") == 3
+    assert text.count("This report does not exist yet.") == 3
     judge = known_from(night, MODEL, NIGHT)
     for day in (NIGHT, judge):
         drift(night, MODEL, Interval.of(day), run_id="t")
@@ -153,7 +153,7 @@ def test_nights_that_are_not_there_say_which_are(night: Lake, promoted: Lake) ->
             ),
         ):
             shown(night, asked)
-    with pytest.raises(BadAddress, match="needs a date as"):
+    with pytest.raises(BadAddress, match="needs a date such as"):
         shown(night, "yesterday")
     with pytest.raises(NotFound, match="no night of it was scored yet"):
         shown(promoted)
@@ -167,7 +167,7 @@ def test_a_night_that_was_not_measured_is_not_green(night: Lake) -> None:
     assert {row["status"] for row in found.table("night").rows} == {"not_evaluated"}
     assert not found.table("drift").rows
     assert "status-ok" not in text
-    assert "The drift of this night was not measured yet." in text
+    assert "The drift of this night has not been measured yet." in text
     assert "its drift was not measured yet" in text
 
 

@@ -313,7 +313,7 @@ def test_evidently_s_report_shows_a_hostile_carrier_as_text(toy_lake: Lake, brow
     )
     with looked_at(browser, context_of(toy_lake), path) as frame:
         assert frame.locator("h1").first.inner_text() == HOSTILE
-        assert f"carrier={HOSTILE}" in frame.locator(".nf").inner_text()
+        assert f"carrier={HOSTILE}" in frame.locator(".document").inner_text()
         frame.get_by_text("Dataset Drift").first.wait_for()  # Evidently's own script has drawn
         frame.locator("td", has_text=column).last.wait_for()
         frame.locator("tr:has(td:text-is('cat')) button, tr:has-text('cat') button").first.click()

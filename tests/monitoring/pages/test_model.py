@@ -509,7 +509,7 @@ def test_nights_without_mature_labels_are_drawn_as_not_known(fortnight: Lake) ->
     rows = page.table("nights").rows
     assert [row["state"] for row in rows[:3]] == ["not mature yet", "not mature yet", "judged"]
     assert [row["version"] for row in (rows[0], rows[-1])] == [2, 1]
-    assert "labels are judged up to 2024-03-12" in html
+    assert "labels are mature up to 2024-03-12" in html
 
 
 def test_a_night_whose_judgement_failed_is_not_evaluated_and_named_so(lake: Lake) -> None:
@@ -656,7 +656,7 @@ def test_periods_far_apart_are_not_drawn_on_one_axis(fortnight: Lake) -> None:
         fortnight, from_=str(night(7)), to=str(night(13)), compare_from="2020-01-01", compare_to="2020-01-31"
     )
     assert page.charts[0].option["xAxis"][0]["data"][0] == str(night(7))
-    assert "they lie too far apart for one axis" in html
+    assert "they are too far apart for one axis" in html
 
 
 # ---- as the stages write it --------------------------------------------------------------------------------------

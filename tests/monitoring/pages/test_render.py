@@ -113,7 +113,7 @@ def _with_template(lake: Lake, page: Page, name: str, body: str) -> str:
 
     from monitoring.pages import render as module
 
-    environment = module._environment()
+    environment = module.environment()
     loader = environment.loader
     assert loader is not None
     environment.loader = jinja2.ChoiceLoader(

@@ -161,7 +161,7 @@ def test_a_request_that_is_only_asked(lake: Lake) -> None:
         "anna",
         HOSTILE,
         "asked",
-        "the policy had not decided on that night",
+        "the policy had not decided for that night",
     )
 
 
@@ -224,7 +224,7 @@ def test_nights_after_a_rollback_are_not_the_version_s(lake: Lake) -> None:
     assert "80 %" in lines[(1, "rollback")]
     assert "before 95 %" in lines[(1, "rollback")]
     assert "5.6 % more error" in lines[(2, "promotion")]
-    assert lines[(1, "promotion")].endswith("nothing before it to compare with")
+    assert lines[(1, "promotion")].endswith("no earlier version to compare with")
 
 
 # ---- what waits, and forms by role -------------------------------------------------------------------------------
@@ -303,7 +303,7 @@ def test_the_record_shows_who_when_and_what_came_of_it(lake: Lake) -> None:
         )
     page, html = shown(lake)
     assert len(page.table("actions").rows) == retraining.ACTIONS_SHOWN
-    assert "Show more of them" in html
+    assert "Show more" in html
     assert "<script>alert" not in html
     assert len(shown(lake, actions="all")[0].table("actions").rows) == 25
 
@@ -333,7 +333,7 @@ def test_a_model_that_is_not_there(lake: Lake) -> None:
 def test_an_empty_installation(toy_lake: Lake) -> None:
     page, html = shown(toy_lake, "admin")
     assert all(not table.rows for table in page.tables)
-    assert "Nothing was asked for." in html
+    assert "No retraining was requested." in html
     assert "No alarm is open." in html
 
 
@@ -348,12 +348,12 @@ def test_evidence_in_numbers() -> None:
         "calendar": {"due_on": "2024-03-05"},
     }
     words = (
-        "43 % of columns drifted, asks at 30 %; ride_minutes mae 116 % of the baseline's (83 % at the gate, 92 %"
+        "43 % of columns drifted, limit 30 %; ride_minutes mae 116 % of the baseline's (83 % at the gate, 92 %"
         " allowed); calendar: due 2024-03-05"
     )
     assert evidence_text(policy) == words
     assert evidence_text({"trigger": "person", "policy": policy}) == words
-    assert evidence_text({"trigger": "person", "policy": None}) == "the policy had not decided on that night"
+    assert evidence_text({"trigger": "person", "policy": None}) == "the policy had not decided for that night"
 
 
 _plain = st.none() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5)

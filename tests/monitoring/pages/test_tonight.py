@@ -142,7 +142,7 @@ def test_one_column_beyond_its_limit_for_one_night_does_not_count_yet(lake: Lake
     wide = {("drift_psi", FEATURES[0]): {"value": 0.3, "status": "warning"}}
     nights(lake, wide)
     assert (standing(lake).status, [a.column for a in standing(lake).alarms]) == ("healthy", [FEATURES[0]])
-    assert "1 single warning of healthy models does not count yet." in shown(lake)[0]
+    assert "1 warning of healthy models does not count yet." in shown(lake)[0]
     from tests.monitoring.pages.fleet import night as one
 
     one(lake, NIGHT - ONE_DAY, wide)
@@ -268,7 +268,7 @@ def test_an_empty_installation(toy_lake: Lake) -> None:
     assert standings(toy_lake, [MODEL], NOW)[0].status == "not evaluated"
     assert shown(toy_lake)
     text, _ = shown(toy_lake, models=(), datasets=())
-    assert "There is no model that you may see" in text
+    assert "There is no model you may see" in text
     assert not headline([]).good
 
 

@@ -153,7 +153,7 @@ def test_several_ids_that_begin_alike_are_offered(own: Lake) -> None:
                 table.update().where(table.c.prediction_id == found).values(prediction_id=f"abcdabcd{number:024x}")
             )
     found = asked(own, id="abcdabcd")
-    assert "give more digits, or choose one" in html_of(own, found)
+    assert "give more digits or choose one" in html_of(own, found)
     assert [row["id"] for row in found.table("found").rows] == [f"abcdabcd{number:024x}" for number in (0, 1)]
 
 
@@ -234,8 +234,8 @@ def test_a_night_that_is_not_there_is_answered_with_its_neighbours(lake: Lake) -
 @pytest.mark.parametrize(
     ("query", "said"),
     [
-        ({"id": "123"}, "'123' is no prediction id: an id has 32 digits 0-9a-f"),
-        ({"id": "<script>alert(1)</script>"}, "is no prediction id"),
+        ({"id": "123"}, "'123' is not a prediction id: an id has 32 digits 0-9a-f"),
+        ({"id": "<script>alert(1)</script>"}, "is not a prediction id"),
         ({"id": "0" * 32}, "No prediction has an id that begins with"),
         ({"model": MODEL, "date": "yesterday"}, "date is 'yesterday', needs a date"),
         ({"model": MODEL, "date": NIGHT.isoformat(), "ride": "seven"}, "ride is 'seven', needs a whole number"),
@@ -263,8 +263,8 @@ def test_the_empty_page_offers_predictions_to_begin_with(lake: Lake) -> None:
 
 def test_an_installation_without_predictions_has_a_page(tmp_path: Any) -> None:
     empty = toy.toy_lake(tmp_path)
-    assert "Nothing is predicted yet" in html_of(empty, asked(empty))
-    assert "It has none at all yet" in html_of(empty, asked(empty, model=MODEL, date=NIGHT.isoformat()))
+    assert "There are no predictions yet" in html_of(empty, asked(empty))
+    assert "It has no predictions yet" in html_of(empty, asked(empty, model=MODEL, date=NIGHT.isoformat()))
 
 
 def test_fields_are_typed_as_the_catalog_says(lake: Lake) -> None:
@@ -294,7 +294,7 @@ def outcome(*steps: tuple[str, Any, Any, bool]) -> dict[str, Any]:
     [
         (
             outcome(("model bytes", "a", "a", True), ("code", "1", "2", False)),
-            ["the prediction is the same, bit by bit, in 2 steps", "explains"],
+            ["the prediction is identical, bit by bit, in 2 steps", "explains"],
             "was not reproduced",
         ),
         (
@@ -333,7 +333,7 @@ def test_the_button_says_what_came_of_it(
 @pytest.mark.parametrize("text", ["", "0" * 32, "not an id"])
 def test_a_form_that_names_no_prediction_is_refused(lake: Lake, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setattr(page_module, "reproduce_apart", lambda *_: pytest.fail("nothing may be computed"))
-    with pytest.raises(BadAddress, match="names no prediction"):
+    with pytest.raises(BadAddress, match="is not a prediction id"):
         reproduce_page(context_of(lake), {"id": text})
 
 
@@ -372,7 +372,7 @@ def test_a_step_that_differs_tells_only_what_differs_and_nothing_personal() -> N
     ]
     told = page_module._reproduced({"outcome": outcome(*steps), "refusal": None}, {"riders__name"})
     assert told is not None
-    assert [(step["expected"], step["found"]) for step in told["steps"]] == [
+    assert [(step["expected"], step["found"]) for step in told["steps"].rows] == [
         (f"name {HIDDEN}, minutes 1.0", f"name {HIDDEN}, minutes 2.0"),
         (f"riders__name {HIDDEN}", f"riders__name {HIDDEN}"),
     ]
