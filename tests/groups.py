@@ -20,7 +20,7 @@ NEEDS = {
     "docker": "needs a Docker engine and the training image",
     "service": "starts a server: Postgres, MLflow, Prometheus",
     "browser": "opens pages in Chromium",
-    "slow": "trains a network, or repeats a search",
+    "slow": "trains models, or goes through a whole data set",
 }
 _FIXTURES = {
     "docker_engine": "docker",
@@ -38,9 +38,58 @@ _FILES = {
     "tests/e2e/test_pages_year.py": "browser",
 }
 # Seconds of the groups that take long, alone on a machine of two cores: the longest begin first, so that none is left
-# over when all others are through. A new file needs no entry before it takes longer than these.
-SECONDS: dict[str, float] = {}
-_SLOW_SECONDS = 15.0
+# over when all others are through. A new file needs no entry before it takes as long as these.
+SECONDS: dict[str, float] = {
+    "tests/e2e/test_real_nights.py": 300,
+    "tests/e2e/test_trainings.py": 200,
+    "tests/e2e/three_nights": 180,
+    "tests/e2e/toy_nights": 160,
+    "tests/e2e/test_pages_year.py": 120,
+    "tests/plugins/test_ui_access.py": 100,
+    "containers": 90,
+    "tests/training/test_trainers.py": 80,
+    "tests/training/test_distributed.py": 70,
+    "tests/training/search/test_study.py": 60,
+    "tests/training/test_lstm.py": 50,
+    "tests/training/registry/test_register.py": 50,
+    "tests/monitoring/alerting/test_nightly_summary.py": 50,
+    "tests/features/test_validate.py": 46,
+    "tests/training/test_keras_resume.py": 40,
+    "tests/features/test_ingest.py": 36,
+    "tests/features/test_backfill_equals_nightly.py": 33,
+    "tests/features/test_cmapss.py": 22,
+    "tests/features/test_feature_repo.py": 20,
+    "tests/features/test_expectations.py": 18,
+    "tests/lake/test_publish.py": 18,
+}
+# What `--fast` can do without: files, and single tests of files that it cannot.
+_SLOW = {
+    "tests/cli/test_commands.py",
+    "tests/features/test_backfill_equals_nightly.py",
+    "tests/features/test_batteries.py",
+    "tests/features/test_cmapss.py",
+    "tests/features/test_expectations.py",
+    "tests/features/test_feature_repo.py::test_the_plain_feast_command_works",
+    "tests/features/test_ingest.py::test_a_whole_source_gives_the_same_nights_in_bulk_and_by_the_short_cut",
+    "tests/features/test_ingest.py::test_bulk_equals_nightly_with_late_corrected_and_future_rows",
+    "tests/features/test_offline_store.py::test_equals_the_reference",
+    "tests/features/test_training_set.py::test_no_group_is_in_two_splits_and_every_row_is_accounted_for",
+    "tests/features/test_validate.py::test_bulk_equals_nightly_and_again_is_free",
+    "tests/features/test_validate.py::test_in_bulk_the_nights_before_the_first_that_stops_are_published",
+    "tests/features/test_validate.py::test_interrupted_between_two_tables_and_run_again_it_ends_the_same",
+    "tests/monitoring/alerting/test_nightly_summary.py",
+    "tests/serving/test_real_models.py",
+    "tests/training/registry/test_explanation.py",
+    "tests/training/search/test_study.py",
+    "tests/training/test_cross_validation.py",
+    "tests/training/test_distributed.py",
+    "tests/training/test_external_memory.py",
+    "tests/training/test_keras_resume.py",
+    "tests/training/test_lstm.py",
+    "tests/training/test_sklearn_trainers.py",
+    "tests/training/test_trainers.py",
+    "tests/training/test_xgboost_resume.py",
+}
 
 
 def needs_of(item: pytest.Item) -> set[str]:
@@ -53,7 +102,7 @@ def needs_of(item: pytest.Item) -> set[str]:
     params = getattr(getattr(item, "callspec", None), "params", {}).values()
     if any(isinstance(value, str) and value == "postgres" for value in params):
         needs.add("service")
-    if SECONDS.get(file, 0.0) >= _SLOW_SECONDS:
+    if {file, f"{file}::{getattr(item, 'originalname', item.name)}"} & _SLOW:
         needs.add("slow")
     return needs
 

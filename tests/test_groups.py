@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from config.settings import ROOT
+from tests import groups
 from tests.groups import OneAirflowAtATime
 
 HEAVY = ["tests/e2e/test_real_nights.py", "tests/e2e/toy_nights", "containers"]
@@ -50,3 +52,14 @@ def test_two_workers_never_have_an_airflow_each(monkeypatch: pytest.MonkeyPatch)
             assert sum(map(bool, busy)) <= 1, order
     assert sorted(order) == sorted(node_id.rsplit("@")[1] for node_id in collection), "every test ran once"
     assert order[0] == HEAVY[0], "the first group of the list begins"
+
+
+@pytest.mark.parametrize(
+    "place", sorted({*groups.SECONDS, *groups._SLOW, *groups._FOLDERS, *groups._FILES} - {"containers"})
+)
+def test_what_is_listed_is_there(place: str) -> None:
+    file, _, name = place.partition("::")
+    assert (ROOT / file).exists(), f"tests/groups.py lists {file}, which was moved: change it there."
+    assert not name or f"def {name}(" in (ROOT / file).read_text(), (
+        f"{file} has no {name}: change it in tests/groups.py."
+    )
