@@ -72,28 +72,28 @@ def visit(browser: Browser, origin: str, *, width: int = 1440, theme: Theme = "l
     )
     context.add_init_script(f"try {{ localStorage.setItem('theme', '{theme}') }} catch {{}}")
     page = context.new_page()
-    found = Visit(context, page, origin)
+    window = Visit(context, page, origin)
 
     def guard(route: Route) -> None:
         parts = urlsplit(route.request.url)
         if f"{parts.scheme}://{parts.netloc}" == origin:
             route.continue_()
         else:
-            found.problems.append(f"a request to {route.request.url}")
+            window.problems.append(f"a request to {route.request.url}")
             route.abort()
 
     context.route(lambda url: not url.startswith(("data:", "blob:", "about:")), guard)
     context.on(
         "console",
         lambda message: (
-            found.problems.append(f"console: {message.text} ({message.location.get('url', '')})")
+            window.problems.append(f"console: {message.text} ({message.location.get('url', '')})")
             if message.type == "error"
             else None
         ),
     )
-    context.on("weberror", lambda error: found.problems.append(f"script: {error.error}"))
+    context.on("weberror", lambda error: window.problems.append(f"script: {error.error}"))
     try:
-        yield found
+        yield window
     finally:
         context.close()
 
@@ -106,7 +106,7 @@ def drawn(frame: Any) -> None:
 
 def sideways(page: Page) -> list[str]:
     """What sticks out of the window to the right and makes the page scroll sideways; empty where nothing does."""
-    found: list[str] = page.evaluate("""() => {
+    wide: list[str] = page.evaluate("""() => {
             const width = document.documentElement.clientWidth;
             if (document.documentElement.scrollWidth <= width) return [];
             const clips = (e) => getComputedStyle(e).overflowX !== 'visible';
@@ -116,7 +116,7 @@ def sideways(page: Page) -> list[str]:
               + 1 && !clipped(e))
                 .map((e) => `${e.tagName} ${e.className} ${e.textContent.trim().slice(0, 60)}`).slice(0, 5);
         }""")
-    return found
+    return wide
 
 
 def violations(page: Page) -> list[str]:
@@ -132,9 +132,9 @@ def violations(page: Page) -> list[str]:
 
 
 def _why(node: dict[str, Any]) -> str:
-    found = [check["data"] for check in node.get("any", []) if isinstance(check.get("data"), dict)]
+    contrasts = [check["data"] for check in node.get("any", []) if isinstance(check.get("data"), dict)]
     return ", ".join(
-        f"{key} {data[key]}" for data in found for key in ("fgColor", "bgColor", "contrastRatio") if key in data
+        f"{key} {data[key]}" for data in contrasts for key in ("fgColor", "bgColor", "contrastRatio") if key in data
     )
 
 
@@ -167,8 +167,8 @@ def controls(page: Any) -> list[str]:
     """What a person can use: links, buttons, fields, handles of folded parts; those that are visible and enabled, in
     the document's order.
     """
-    found: list[str] = page.evaluate(_NAMED + "visible().map(named)")
-    return found
+    usable: list[str] = page.evaluate(_NAMED + "visible().map(named)")
+    return usable
 
 
 def tabbed_through(page: Page) -> list[str]:
@@ -218,10 +218,10 @@ def same_cell(shown: str, value: str) -> bool:
     else:
         cleaned = shown.replace(",", "")
         try:
-            found = float(cleaned.removesuffix("%")) / (100 if cleaned.endswith("%") else 1)
+            shown_number = float(cleaned.removesuffix("%")) / (100 if cleaned.endswith("%") else 1)
         except ValueError:
             return False
-        return abs(found - number) <= max(6e-3 if cleaned.endswith("%") else 1e-6, 1e-3 * abs(number))
+        return abs(shown_number - number) <= max(6e-3 if cleaned.endswith("%") else 1e-6, 1e-3 * abs(number))
     if re.fullmatch(r"\d{4}-\d\d-\d\dT.*", value):
         return shown == f"{value[:10]} {value[11:16]} UTC"
     spelled = {

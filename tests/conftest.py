@@ -49,9 +49,9 @@ def missing_service(reason: str) -> None:
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
     """SQLAlchemy URL of a private, empty Postgres on a free loopback port; each test cleans up what it makes."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
+    packaged = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
     folder_of = shutil.which("initdb")
-    binaries = found[-1] if found else Path(folder_of).parent if folder_of else None
+    binaries = packaged[-1] if packaged else Path(folder_of).parent if folder_of else None
     if binaries is None:
         missing_service("Postgres is not installed (no initdb)")
     with tempfile.TemporaryDirectory(prefix="postgres-") as name, socket.socket() as probe:

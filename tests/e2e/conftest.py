@@ -68,7 +68,7 @@ class User:
     def processes(self) -> list[str]:
         """Every living process of this installation, by the home in its environment."""
         marker = f"NIGHTFLEET_HOME={self.settings.home}".encode()
-        found = []
+        living = []
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit() or int(entry.name) == os.getpid():
                 continue
@@ -77,10 +77,10 @@ class User:
                     marker in (entry / "environ").read_bytes()
                     and (entry / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
                 ):
-                    found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:120])
+                    living.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:120])
             except OSError:
                 continue
-        return found
+        return living
 
 
 def wait_for(what: str, log: Path, process: subprocess.Popen[bytes], seconds: float = 300) -> None:

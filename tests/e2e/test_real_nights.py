@@ -94,10 +94,10 @@ def test_every_night_has_its_reports_and_a_decision(real_user: User, first_run: 
 @pytest.mark.parametrize("model", list(FIRST))
 def test_a_prediction_is_traced_and_reproduced(real_user: User, first_run: Finished, model: str) -> None:
     with real_user.lake.engine.connect() as connection:
-        found = connection.execute(sa.text(f"SELECT min(prediction_id) FROM predictions_{model}")).scalar()
-    traced = real_user.command("trace", str(found), "--reproduce")
+        prediction_id = connection.execute(sa.text(f"SELECT min(prediction_id) FROM predictions_{model}")).scalar()
+    traced = real_user.command("trace", str(prediction_id), "--reproduce")
     assert traced.code == 0, traced.output
-    assert str(found)[:12] in traced.output
+    assert str(prediction_id)[:12] in traced.output
 
 
 def test_the_same_nights_again_commit_nothing(real_user: User, first_run: Finished) -> None:

@@ -49,11 +49,11 @@ def newest_run(api: AirflowApi, dag_id: str, key: str | None = None) -> str:
 
 def links(api: AirflowApi, dag_id: str, run_id: str) -> dict[str, dict[str, str | None]]:
     """By task; of a mapped one those of its first part."""
-    found = {}
+    by_task = {}
     for task in api.tasks(dag_id, run_id):
         path = f"/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}/taskInstances/{task['task_id']}/links"
-        found[task["task_id"]] = api.call("GET", path, params={"map_index": task["map_index"]}).json()["extra_links"]
-    return found
+        by_task[task["task_id"]] = api.call("GET", path, params={"map_index": task["map_index"]}).json()["extra_links"]
+    return by_task
 
 
 # ---- links ---------------------------------------------------------------------------------------------------------
@@ -61,21 +61,21 @@ def links(api: AirflowApi, dag_id: str, run_id: str) -> dict[str, dict[str, str 
 
 def test_each_task_leads_to_what_it_made(nights: ThreeNights) -> None:
     night = str(DRIFTED)
-    found = {
+    by_dag = {
         dag: links(nights.api, dag, newest_run(nights.api, dag, night))
         for dag in ("rides_ingest", "ride_minutes_score", "ride_minutes_monitor")
     }
-    assert {task: named["Data of the night"] for task, named in found["rides_ingest"].items()} == dict.fromkeys(
+    assert {task: named["Data of the night"] for task, named in by_dag["rides_ingest"].items()} == dict.fromkeys(
         ("ingest", "validate", "transform", "materialize"), f"{INSIDE}/data/rides?night={night}"
     )
-    assert found["ride_minutes_score"]["score"]["Predictions"] == f"{INSIDE}/trace?model=ride_minutes&date={night}"
+    assert by_dag["ride_minutes_score"]["score"]["Predictions"] == f"{INSIDE}/trace?model=ride_minutes&date={night}"
     for task in ("drift", "performance", "report", "decide"):
-        assert found["ride_minutes_monitor"][task]["Drift report"] == f"{INSIDE}/models/ride_minutes/nights/{night}"
+        assert by_dag["ride_minutes_monitor"][task]["Drift report"] == f"{INSIDE}/models/ride_minutes/nights/{night}"
 
 
 def test_a_failed_task_has_its_links_too(nights: ThreeNights) -> None:
-    found = links(nights.api, "ride_delay_score", newest_run(nights.api, "ride_delay_score", str(WRONG)))
-    assert found["score"]["Predictions"] == f"{INSIDE}/trace?model=ride_delay&date={WRONG}"
+    by_task = links(nights.api, "ride_delay_score", newest_run(nights.api, "ride_delay_score", str(WRONG)))
+    assert by_task["score"]["Predictions"] == f"{INSIDE}/trace?model=ride_delay&date={WRONG}"
 
 
 def test_mapped_and_parked_tasks_have_theirs(nights: ThreeNights) -> None:
@@ -84,12 +84,12 @@ def test_mapped_and_parked_tasks_have_theirs(nights: ThreeNights) -> None:
         for run in nights.api.call("GET", "/dags/tour_minutes_train/dagRuns").json()["dag_runs"]
         if run["state"] == "success"
     )
-    found = links(nights.api, "tour_minutes_train", first["dag_run_id"])
-    assert found["train"]["MLflow run"] == found["register"]["MLflow run"]
-    assert str(found["train"]["MLflow run"]).startswith(f"{nights.installation.mlflow_url}/#/runs/")
+    by_task = links(nights.api, "tour_minutes_train", first["dag_run_id"])
+    assert by_task["train"]["MLflow run"] == by_task["register"]["MLflow run"]
+    assert str(by_task["train"]["MLflow run"]).startswith(f"{nights.installation.mlflow_url}/#/runs/")
     assert (
-        found["approve"]["Model card"]
-        == found["explain"]["Model card"]
+        by_task["approve"]["Model card"]
+        == by_task["explain"]["Model card"]
         == f"{INSIDE}/embedded/tour_minutes/model_cards/1.html"
     )
 
@@ -151,12 +151,12 @@ def test_a_tab_of_a_dag_s_page_shows_its_model_or_data(
 
 def lines(nights: ThreeNights) -> list[dict[str, Any]]:
     """Every line of every task's log file."""
-    found = []
+    parsed = []
     for path in sorted((nights.lake.settings.home / "airflow" / "logs").rglob("*.log")):
         for line in Path(path).read_text(encoding="utf-8").splitlines():
             if line.startswith("{"):
-                found.append(json.loads(line))
-    return found
+                parsed.append(json.loads(line))
+    return parsed
 
 
 def test_one_night_is_followed_from_ingest_to_report(nights: ThreeNights) -> None:

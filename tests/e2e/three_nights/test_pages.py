@@ -49,16 +49,16 @@ def browser() -> Iterator[Browser]:
 @contextmanager
 def person(browser: Browser, nights: ThreeNights, role: Role, **window: Any) -> Iterator[Visit]:
     """Somebody who has logged in through Airflow's own form, and stands on Airflow's first page."""
-    with visit(browser, nights.url, **window) as found:
-        page = found.page
+    with visit(browser, nights.url, **window) as logged_in:
+        page = logged_in.page
         page.goto(nights.url)
         page.fill("input[name=username]", role)
         page.fill("input[name=password]", nights.password(role))
         page.click("button[type=submit]")
         page.get_by_role("link", name="Models").wait_for()
         # Airflow's first page asks for its settings before anybody has logged in.
-        found.problems.clear()
-        yield found
+        logged_in.problems.clear()
+        yield logged_in
 
 
 @pytest.fixture(scope="module", params=ROLES)
@@ -77,14 +77,14 @@ def viewer(browser: Browser, nights: ThreeNights) -> Iterator[Visit]:
 
 @pytest.fixture(scope="module")
 def admin(browser: Browser, nights: ThreeNights) -> Iterator[Visit]:
-    with person(browser, nights, "admin") as found:
-        yield found
+    with person(browser, nights, "admin") as window:
+        yield window
 
 
 @pytest.fixture(scope="module")
 def operator(browser: Browser, nights: ThreeNights) -> Iterator[Visit]:
-    with person(browser, nights, "operator") as found:
-        yield found
+    with person(browser, nights, "operator") as window:
+        yield window
 
 
 def inside(window: Visit) -> FrameLocator:
@@ -220,14 +220,14 @@ def test_quarantined_rows_are_browsed_with_rule_and_row(viewer: Visit, nights: T
 
 
 def test_a_prediction_is_traced_by_its_id_and_reproduced(viewer: Visit, nights: ThreeNights) -> None:
-    [[found]] = sql(
+    [[prediction_id]] = sql(
         nights, "SELECT min(prediction_id) FROM predictions_tour_minutes WHERE data_date = :day", day=str(WRONG)
     )
     page = viewer.open("/nightfleet/trace")
-    page.fill("input[name=id]", str(found))
+    page.fill("input[name=id]", str(prediction_id))
     page.keyboard.press("Enter")
-    page.wait_for_url(f"**/trace?*id={found}*")
-    assert str(found) in page.inner_text("main")
+    page.wait_for_url(f"**/trace?*id={prediction_id}*")
+    assert str(prediction_id) in page.inner_text("main")
     page.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true })")
     assert "tours/features/vehicle_daily" in page.inner_text("main")
     page.locator("form[action$='/actions/reproduce'] button").click()
@@ -246,18 +246,18 @@ def test_forms_are_there_for_those_who_may_send_them(someone: tuple[Role, Visit]
     role, window = someone
     page = window.open(f"/nightfleet/{PAGES[name]}")
     assert role in page.inner_text(".who")
-    found = {
+    actions = {
         str(action).rsplit("/", 1)[1]
         for action in page.locator("form[method=post]").evaluate_all(
             "forms => forms.map(f => f.getAttribute('action'))"
         )
     }
     if role == "viewer":
-        assert found <= {"reproduce"}
+        assert actions <= {"reproduce"}
     if role != "admin":
-        assert not found & {"approve", "reject", "rollback"}
+        assert not actions & {"approve", "reject", "rollback"}
     if name == "retraining" and role != "viewer":
-        assert {"acknowledge", "request_retraining"} <= found
+        assert {"acknowledge", "request_retraining"} <= actions
     assert window.problems == []
 
 

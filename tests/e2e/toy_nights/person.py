@@ -28,12 +28,12 @@ class Person:
         """Until the task is in that state; fails on another end."""
         deadline = time.monotonic() + _WAIT_SECONDS
         while True:
-            found = self.instances(run_id)[task]
-            if found["state"] == state:
-                return found
-            over = found["state"] in {"success", "failed", "skipped", "upstream_failed"}
-            assert not over, f"{task} of {run_id} is {found['state']}, wanted is {state}"
-            assert time.monotonic() < deadline, f"{task} of {run_id} is {found['state']} after {_WAIT_SECONDS} s"
+            instance = self.instances(run_id)[task]
+            if instance["state"] == state:
+                return instance
+            over = instance["state"] in {"success", "failed", "skipped", "upstream_failed"}
+            assert not over, f"{task} of {run_id} is {instance['state']}, wanted is {state}"
+            assert time.monotonic() < deadline, f"{task} of {run_id} is {instance['state']} after {_WAIT_SECONDS} s"
             time.sleep(0.2)  # between two questions
 
     def wait_run(self, run_id: str, state: str, dag_id: str = DAG) -> None:
@@ -58,14 +58,14 @@ class Person:
         """
         answered_try, deadline = 0, time.monotonic() + _WAIT_SECONDS
         while True:
-            found = self.instances(run_id)["approve"]
-            if found["state"] == "awaiting_input" and found["try_number"] > answered_try:
+            instance = self.instances(run_id)["approve"]
+            if instance["state"] == "awaiting_input" and instance["try_number"] > answered_try:
                 self.answer(run_id, option, **params)
-                answered_try = found["try_number"]
-            elif answered_try and found["state"] in {"success", "failed"}:
-                assert found["state"] == task_state
-                return found
-            assert time.monotonic() < deadline, f"approve of {run_id} is {found['state']}"
+                answered_try = instance["try_number"]
+            elif answered_try and instance["state"] in {"success", "failed"}:
+                assert instance["state"] == task_state
+                return instance
+            assert time.monotonic() < deadline, f"approve of {run_id} is {instance['state']}"
             time.sleep(0.2)
 
     def clear(self, run_id: str, task: str) -> None:
