@@ -12,6 +12,7 @@ from cli.installation import Installation
 from config.catalog.data import Dataset
 from config.catalog.model import ModelEntry
 from config.errors import NightfleetError
+from lake.assignment import CHAMPION
 from lake.lake import Lake
 from lake.metrics import read_metrics
 from lake.tables import quarantine_table, valid_table
@@ -103,7 +104,7 @@ def _nights(lake: Lake, model: ModelEntry, days: list[date], table: Table) -> No
     drift = {
         row["data_date"]: row
         for row in read_metrics(lake, model.name, "drift").to_pylist()
-        if row["check"] == "drift_share"
+        if row["check"] == "drift_share" and row["role"] == CHAMPION
     }
     for day in days:
         if day not in predictions:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import threading
+from collections.abc import Mapping
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,16 +19,22 @@ class RowsDigest:
 
     Each column has a hasher of its own (validity, then lengths and bytes, or fixed-width values), so that the result
     does not depend on where batches end. Null slots count as zero, every NaN as the same NaN.
+
+    Args:
+        added: columns that a table got later, with what a row of before holds in them (`LakeTable.added`): each is left
+            out of the digest while it holds just that in every row.
     """
 
-    def __init__(self, schema: pa.Schema) -> None:
+    def __init__(self, schema: pa.Schema, added: Mapping[str, str] | None = None) -> None:
         self._schema = schema
         self._hashers = [(hashlib.sha256(), hashlib.sha256(), hashlib.sha256()) for _ in schema]
+        self._as_before = dict(added or {})
         self.rows = 0
 
     def update(self, batch: pa.RecordBatch) -> None:
         """Add rows; `batch` has the schema given at the start."""
         self.rows += batch.num_rows
+        self._as_before = {name: value for name, value in self._as_before.items() if _all_hold(batch, name, value)}
         for column, (validity, lengths, values) in zip(batch.columns, self._hashers, strict=True):
             validity.update(np.asarray(column.is_valid()).tobytes())
             kind = column.type
@@ -46,12 +56,33 @@ class RowsDigest:
 
     def hexdigest(self) -> str:
         """64 hexadecimal digits."""
-        whole = hashlib.sha256(json.dumps([[f.name, str(f.type)] for f in self._schema]).encode())
+        counted = [
+            (column, parts)
+            for column, parts in zip(self._schema, self._hashers, strict=True)
+            if column.name not in self._as_before
+        ]
+        whole = hashlib.sha256(json.dumps([[column.name, str(column.type)] for column, _ in counted]).encode())
         whole.update(str(self.rows).encode())
-        for parts in self._hashers:
+        for _, parts in counted:
             for part in parts:
                 whole.update(part.digest())
         return whole.hexdigest()
+
+
+_evaluating = threading.Lock()
+
+
+@functools.cache
+def _evaluator() -> duckdb.DuckDBPyConnection:
+    return duckdb.connect()
+
+
+def _all_hold(batch: pa.RecordBatch, name: str, value: str) -> bool:
+    """Whether every row holds the value of that SQL expression, over its other columns, in a column."""
+    with _evaluating, _evaluator().cursor() as connection:
+        connection.register("batch", pa.Table.from_batches([batch]))
+        query = f'SELECT count(*) FROM batch WHERE "{name}" IS DISTINCT FROM ({value})'  # noqa: S608 (declared beside the table)
+        return connection.sql(query).fetchall() == [(0,)]
 
 
 def _text_bytes(column: pa.Array) -> bytes:

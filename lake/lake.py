@@ -20,6 +20,7 @@ from config.catalog.model import ModelEntry
 from config.settings import Settings, code_version, load_settings
 from lake.ledger import Ledger
 from lake.lineage import Lineage, Publications, create_engine
+from lake.migrations import is_former, migrate
 from lake.tables import LakeTable, feature_table
 
 
@@ -55,9 +56,15 @@ class Lake:
 
     @cached_property
     def engine(self) -> sa.Engine:
-        """The projections' database."""
+        """The projections' database, its tables brought up to date where a former version wrote them."""
         self.settings.home.mkdir(parents=True, exist_ok=True)
-        return create_engine(self.settings.database_url, read_only=self.read_only)
+        engine = create_engine(self.settings.database_url, read_only=self.read_only)
+        if is_former(engine):
+            # Whoever opens it first: a reader could not read it.
+            writer = create_engine(self.settings.database_url)
+            migrate(writer)
+            writer.dispose()
+        return engine
 
     @cached_property
     def publications(self) -> Publications:

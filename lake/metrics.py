@@ -18,6 +18,7 @@ from config.errors import NightfleetError
 from config.settings import Settings
 from lake.lake import Lake
 from lake.lineage import Input
+from lake.migrations import METRICS
 from lake.projection import project
 from lake.publish import Published, publish
 from lake.tables import DATA_DATE, LakeTable
@@ -25,7 +26,12 @@ from lake.tables import DATA_DATE, LakeTable
 Status = Literal["ok", "warning", "failing", "not_evaluated"]
 STATUSES: tuple[Status, ...] = ("ok", "warning", "failing", "not_evaluated")
 SQL_TABLE = "metrics"
-KEY = ("subject", "check", "column", "segment", "about_date")
+KEY = ("subject", "check", "column", "segment", "about_date", "role", "model_version")
+# The second answers whole by itself how long an alarm has lasted.
+INDEXES = (
+    ("subject", "data_date"),
+    ("subject", "check", "column", "segment", "about_date", "status", "data_date", "role", "model_version"),
+)
 
 METRIC_SCHEMA = pa.schema(
     [
@@ -42,6 +48,8 @@ METRIC_SCHEMA = pa.schema(
         pa.field("reason", pa.string()),
         pa.field("n", pa.int64()),
         pa.field("reference", pa.string()),
+        pa.field("role", pa.string()),
+        pa.field("model_version", pa.int64()),
         DATA_DATE,
     ]
 )
@@ -53,7 +61,8 @@ class BadMetric(NightfleetError):
 
 @dataclass(frozen=True)
 class Metric:
-    """One number about one night. `(subject, check, column, segment)` is the fingerprint of its alarm.
+    """One number about one night. `(subject, check, column, segment, role, model_version)` is the fingerprint of its
+    alarm.
 
     Attributes:
         subject: data set or model.
@@ -64,7 +73,9 @@ class Metric:
         value, lower, upper: the number, and its confidence interval where there is one.
         threshold: what `value` is held against.
         n: rows that the number rests on.
-        reference: what it is compared with, for example a model version or a window.
+        reference: what it is compared with, for people, for example a model version and the window it was trained on.
+        role, model_version: whose predictions it is about; None where it is about no version: a data set, a model's
+            runs.
     """
 
     subject: str
@@ -81,12 +92,14 @@ class Metric:
     reason: str | None = None
     n: int | None = None
     reference: str | None = None
+    role: str | None = None
+    model_version: int | None = None
 
 
 def metrics_table(settings: Settings, subject: str, group: str) -> LakeTable:
     """`<subject>/metrics/<group>`; one writer per group."""
     name = f"{subject}/metrics/{group}"
-    return LakeTable(name=name, path=settings.lake / name, schema=METRIC_SCHEMA, key=KEY)
+    return LakeTable(name=name, path=settings.lake / name, schema=METRIC_SCHEMA, key=KEY, added=METRICS)
 
 
 def metric_rows(metrics: Iterable[Metric]) -> pa.Table:
@@ -131,9 +144,7 @@ def publish_metrics(
 
 def project_metrics(lake: Lake, subject: str, group: str, interval: Interval) -> int:
     """Bring the SQL table `metrics` up to date with that group; rows written."""
-    # The second answers whole by itself how long an alarm has lasted.
-    indexes = (("subject", "data_date"), ("subject", "check", "column", "segment", "about_date", "status", "data_date"))
-    return project(lake, metrics_table(lake.settings, subject, group), SQL_TABLE, interval, indexes=indexes)
+    return project(lake, metrics_table(lake.settings, subject, group), SQL_TABLE, interval, indexes=INDEXES)
 
 
 def read_metrics(lake: Lake, subject: str, group: str, interval: Interval | None = None) -> pa.Table:

@@ -129,7 +129,7 @@ def project(
         keep_replaced: rows that are gone or changed stay, with `superseded_at` set to the replacing commit's time;
             otherwise they are deleted.
         identity: with `keep_replaced`, the columns that name a row; at most one row of an identity is current.
-        indexes: columns of each index to create with the table.
+        indexes: columns of each index; created with the table, and anew where the table has others.
     Returns:
         rows of the data dates that were written; 0 when there was nothing to do.
     Raises:
@@ -267,6 +267,19 @@ def _prepare(
                 f"  Drop the SQL table {target.name}: it is a projection, and the next run writes it anew from the "
                 "lake."
             )
+    _index_anew(connection, target, indexes)
+
+
+def _index_anew(connection: sa.Connection, target: sa.Table, indexes: Sequence[tuple[str, ...]]) -> None:
+    there = {i["name"]: tuple(i["column_names"]) for i in sa.inspect(connection).get_indexes(target.name)}
+    for number, columns in enumerate(indexes):
+        name = f"ix_{target.name}_{number}"
+        if there.get(name) == columns:
+            continue
+        index = sa.Index(name, *(target.c[c] for c in columns))
+        if name in there:
+            connection.execute(sa.schema.DropIndex(index))
+        connection.execute(sa.schema.CreateIndex(index))
 
 
 def _outdated(

@@ -148,6 +148,8 @@ def _commit(table: LakeTable, delta: DeltaTable, staged: Path, changed: list[dat
         delta,
         reader,
         mode="overwrite",
+        # Columns that the table got later: its first write since adds them.
+        schema_mode="merge" if table.added else None,
         predicate=f"data_date IN ({listed})",
         commit_properties=CommitProperties(custom_metadata=metadata, max_commit_retries=0),
         writer_properties=_writer(table.schema),
@@ -168,7 +170,7 @@ def _stage(
     table: LakeTable, rows: pa.Table | pa.RecordBatchReader, interval: Interval, staged: Path
 ) -> dict[date, tuple[str, int]]:
     """Check the rows, write them to `staged`, and return digest and row count of every data date of the interval."""
-    digests = {day: RowsDigest(table.schema) for day in interval}
+    digests = {day: RowsDigest(table.schema, table.added) for day in interval}
     with pq.ParquetWriter(staged, table.schema, compression="zstd") as writer:
         previous: pa.RecordBatch | None = None
         for batch in _ordered(table, rows):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
@@ -53,12 +53,17 @@ class LakeTable:
         name: its path below the lake, for example `flights/valid/outcomes`; the name in errors and lineage.
         schema: all columns, `data_date` among them.
         key: columns that name a row within a partition; rows are sorted by `(data_date, *key)`.
+        added: nullable columns that the table got after its first rows were written, each with a SQL expression of what
+            a row of before holds in it, over the row's other columns. Such a row reads as if it had been written with
+            that value, and has the digest that it was published with: while every row of a partition holds that value,
+            the column is no part of the digest.
     """
 
     name: str
     path: Path
     schema: pa.Schema
     key: tuple[str, ...]
+    added: Mapping[str, str] = field(default_factory=dict)
 
     def load(self, version: int | None = None) -> DeltaTable | None:
         """The Delta table as of `version` (None: newest), or None when nothing was ever committed."""
@@ -104,14 +109,23 @@ class LakeTable:
     ) -> None:
         """Make the rows of those partitions readable in DuckDB as `view`; an empty view where there are none."""
         files = self.files(dates, version)
-        columns = ", ".join(f'CAST("{f.name}" AS {_duckdb_type(f.type)}) AS "{f.name}"' for f in self.schema)
+        columns = ", ".join(f'CAST({self._value(f.name)} AS {_duckdb_type(f.type)}) AS "{f.name}"' for f in self.schema)
         if files:
             listed = ", ".join("'" + uri.replace("'", "''") + "'" for uri in files)
             source = f"read_parquet([{listed}], union_by_name=true, hive_partitioning=true, hive_types_autocast=false)"
+            if self.added:
+                # Where none of the files has them, the columns come from here.
+                nulls = ", ".join(
+                    f'CAST(NULL AS {_duckdb_type(self.schema.field(name).type)}) AS "{name}"' for name in self.added
+                )
+                source = f"(SELECT * FROM {source} UNION ALL BY NAME SELECT {nulls} WHERE false)"  # noqa: S608 (as below)
             connection.execute(f'CREATE OR REPLACE TEMP VIEW "{view}" AS SELECT {columns} FROM {source}')  # noqa: S608 (paths of our own lake, quoted)
         else:
             empty = ", ".join(f'CAST(NULL AS {_duckdb_type(f.type)}) AS "{f.name}"' for f in self.schema)
             connection.execute(f'CREATE OR REPLACE TEMP VIEW "{view}" AS SELECT {empty} WHERE false')
+
+    def _value(self, column: str) -> str:
+        return f'coalesce("{column}", {self.added[column]})' if column in self.added else f'"{column}"'
 
     def read(self, dates: Iterable[date] | None = None, version: int | None = None) -> pa.Table:
         """The rows of those partitions, sorted by `(data_date, *key)`; for small tables and tests."""
@@ -193,10 +207,22 @@ def feature_table(settings: Settings, dataset: Dataset, view: str) -> LakeTable:
     return _table(settings, f"{dataset.name}/features/{view}", fields, declared.entities)
 
 
-def _table(settings: Settings, name: str, fields: list[pa.Field], key: tuple[str, ...]) -> LakeTable:
-    return LakeTable(name=name, path=settings.lake / name, schema=pa.schema([*fields, DATA_DATE]), key=key)
+def _table(
+    settings: Settings, name: str, fields: list[pa.Field], key: tuple[str, ...], added: Mapping[str, str] | None = None
+) -> LakeTable:
+    return LakeTable(name, settings.lake / name, pa.schema([*fields, DATA_DATE]), key, added or {})
 
 
-def named_table(settings: Settings, name: str, columns: dict[str, str], key: tuple[str, ...]) -> LakeTable:
-    """Any other table of the lake (predictions, metrics, decisions…): `data_date` is added to `columns`."""
-    return _table(settings, name, list(arrow_schema(columns)), key)
+def named_table(
+    settings: Settings,
+    name: str,
+    columns: dict[str, str],
+    key: tuple[str, ...],
+    added: Mapping[str, str] | None = None,
+) -> LakeTable:
+    """Any other table of the lake (predictions, metrics, decisions…): `data_date` is added to `columns`.
+
+    Args:
+        added: those of the columns that the table got later, as in `LakeTable`.
+    """
+    return _table(settings, name, list(arrow_schema(columns)), key, added)

@@ -1,4 +1,4 @@
-"""Drift: each scored night's features and predictions against the training window of the champion that scored it."""
+"""Drift: each scored night's features and predictions against the training window of each version that scored it."""
 
 # ruff: noqa: S608 (names come from the typed catalog, quoted)
 from __future__ import annotations
@@ -20,13 +20,13 @@ from config.catalog.data import Dataset, FeatureColumn
 from config.catalog.model import ModelEntry
 from config.settings import Settings
 from features.retrieval import Retrieval, retrieve, spine_table
+from lake.assignment import CHAMPION, Assignment, scored_by
 from lake.events import logged
 from lake.lake import Lake, StageResult
 from lake.lineage import Input, Publication
 from lake.metrics import Metric, metrics_table, publish_metrics
 from lake.tables import LakeTable
-from serving.predictions import CHAMPION, predictions_table
-from serving.score import recorded_champion
+from serving.predictions import predictions_table
 from training.registry.reference import (
     READABLE_FORMATS,
     Counts,
@@ -91,17 +91,25 @@ def load_reference(settings: Settings, model: str, version: int, artifact_digest
     return VersionReference(version, artifact_digest, profile)
 
 
-def scored_versions(lake: Lake, model: str, scored: Mapping[date, Publication]) -> dict[date, VersionReference]:
-    """The version that scored each night, as the publication recorded it, with its reference."""
+References = Mapping[date, Mapping[str, VersionReference]]  # by night and role
+
+
+def references_of(
+    lake: Lake, model: str, scored: Mapping[date, Publication]
+) -> dict[date, dict[str, VersionReference]]:
+    """By night and role: the version that scored it, as the publication recorded it, with its reference."""
     loaded: dict[str, VersionReference] = {}
-    found = {}
-    for day, publication in scored.items():
-        champion = recorded_champion(publication)
-        digest = champion["artifact_digest"]
+
+    def reference(assignment: Assignment) -> VersionReference:
+        digest = assignment.artifact_digest
         if digest not in loaded:
-            loaded[digest] = load_reference(lake.settings, model, int(champion["version"]), digest)
-        found[day] = loaded[digest]
-    return found
+            loaded[digest] = load_reference(lake.settings, model, assignment.version, digest)
+        return loaded[digest]
+
+    return {
+        day: {assignment.role: reference(assignment) for assignment in scored_by(day, publication.details)}
+        for day, publication in scored.items()
+    }
 
 
 @dataclass
@@ -151,7 +159,8 @@ def _comparable(schema: pa.Schema, name: str, profile: Mapping[str, Any]) -> boo
 
 @logged("drift")
 def drift(lake: Lake, model: str, interval: Interval, *, run_id: str) -> StageResult:
-    """Publish `<model>/metrics/drift`: every column of every scored night against its champion's reference.
+    """Publish `<model>/metrics/drift`: every column of every scored night against the reference of each version that
+    scored it.
 
     Checks: `drift_psi` (or `drift_ks`), `null_rate` per feature; `prediction_drift` per output column; `volume` and
     `drift_share` of the night. A column beyond its own limit is a warning; a share of such columns at or above the
@@ -173,23 +182,24 @@ def drift(lake: Lake, model: str, interval: Interval, *, run_id: str) -> StageRe
     )
     longest = max(entry.retrain.drift.window.days, 1)
     scored = lake.publications.current(table, interval.widened(longest - 1))
-    references = scored_versions(lake, model, scored)
-    reach = max(references[day].window for day in interval)
+    references = references_of(lake, model, scored)
+    reach = max(reference.window for day in interval for reference in references[day].values())
     if reach > longest:  # a version that was trained when the catalog said a longer window
         scored = lake.publications.current(table, interval.widened(reach - 1))
-        references = scored_versions(lake, model, scored)
+        references = references_of(lake, model, scored)
     features, inputs = _count_features(lake, entry, dataset, interval, scored, references)
     predictions = _count_predictions(lake, table, interval, scored, references)
     rows: list[Metric] = []
     for day in interval:
-        night = _Judge(lake, entry, day, references, scored, features, predictions)
-        rows += night.metrics()
-        for back in range(references[day].window):
+        for role in references[day]:
+            own = {night: versions[role] for night, versions in references.items() if role in versions}
+            rows += _Judge(lake, entry, day, role, own, features, predictions[role]).metrics()
+        for back in range(_longest_window(references[day])):
             if day - back * ONE_DAY in scored:
                 inputs.setdefault(day, []).append(scored[day - back * ONE_DAY].as_input())
     unique = {day: list(dict.fromkeys(items)) for day, items in inputs.items() if day in interval}
     published = publish_metrics(lake, model, GROUP, rows, interval, run_id=run_id, inputs=unique, replaces=before)
-    shares = {m.about_date.isoformat(): m for m in rows if m.check == "drift_share"}
+    shares = {m.about_date.isoformat(): m for m in rows if m.check == "drift_share" and m.role == CHAMPION}
     details = {
         "nights": {
             day: {"drift_share": m.value, "threshold": m.threshold, "status": m.status, "reason": m.reason}
@@ -205,13 +215,17 @@ def drift(lake: Lake, model: str, interval: Interval, *, run_id: str) -> StageRe
 # ---- counting --------------------------------------------------------------------------------------------------
 
 
-def _wanted(interval: Interval, references: Mapping[date, VersionReference]) -> dict[date, dict[str, VersionReference]]:
-    """By night that must be counted: the versions whose bins it is counted in."""
+def _longest_window(versions: Mapping[str, VersionReference]) -> int:
+    return max(reference.window for reference in versions.values())
+
+
+def _wanted(interval: Interval, references: References) -> dict[date, dict[str, VersionReference]]:
+    """By night that must be counted: the versions whose bins it is counted in, by artifact digest."""
     wanted: dict[date, dict[str, VersionReference]] = {}
     for day in interval:
-        reference = references[day]
-        for back in range(reference.window):
-            wanted.setdefault(day - back * ONE_DAY, {})[reference.artifact_digest] = reference
+        for reference in references[day].values():
+            for back in range(reference.window):
+                wanted.setdefault(day - back * ONE_DAY, {})[reference.artifact_digest] = reference
     return wanted
 
 
@@ -228,7 +242,7 @@ def _count_features(
     dataset: Dataset,
     interval: Interval,
     scored: Mapping[date, Publication],
-    references: Mapping[date, VersionReference],
+    references: References,
 ) -> tuple[dict[date, _Night], dict[date, list[Input]]]:
     """Counts of every night that some window holds and that is published, and the partitions they come from."""
     wanted = _wanted(interval, references)
@@ -249,7 +263,7 @@ def _count_features(
             read |= then.inputs
     inputs: dict[date, list[Input]] = {}
     for day in interval:
-        for back in range(references[day].window):
+        for back in range(_longest_window(references[day])):
             inputs.setdefault(day, []).extend(read.get(day - back * ONE_DAY, []))
     return nights, inputs
 
@@ -329,24 +343,32 @@ def _count_predictions(
     table: LakeTable,
     interval: Interval,
     scored: Mapping[date, Publication],
-    references: Mapping[date, VersionReference],
-) -> dict[date, _Night]:
+    references: References,
+) -> dict[str, dict[date, _Night]]:
+    """By role: counts of each night's predictions in that role."""
     wanted = _wanted(interval, references)
-    nights = {day: _Night() for day in wanted if day in scored}
+    roles = sorted({role for day in interval for role in references[day]})
+    nights = {role: {day: _Night() for day in wanted if day in scored} for role in roles}
     outputs = sorted(
-        {name for r in references.values() for name in r.profile.get("predictions", {}) if name in table.schema.names}
+        {
+            name
+            for versions in references.values()
+            for reference in versions.values()
+            for name in reference.profile.get("predictions", {})
+            if name in table.schema.names
+        }
     )
     listed = ", ".join(f'"{name}"' for name in ("data_date", *outputs))
     with lake.duckdb() as connection:
-        table.register(connection, "p", nights)
-        for batch in connection.sql(
-            f"SELECT {listed} FROM p WHERE role = '{CHAMPION}' ORDER BY data_date"
-        ).to_arrow_reader(65_536):
-            for day, rows in _by_night(batch):
-                nights[day].rows += rows.num_rows
-                for reference in wanted[day].values():
-                    nights[day].add(reference, reference.profile.get("predictions", {}), rows)
-                nights[day].add_sums(outputs, rows)
+        table.register(connection, "p", [day for day in wanted if day in scored])
+        for role, counted in nights.items():
+            query = connection.sql(f"SELECT {listed} FROM p WHERE role = ? ORDER BY data_date", params=[role])
+            for batch in query.to_arrow_reader(65_536):
+                for day, rows in _by_night(batch):
+                    counted[day].rows += rows.num_rows
+                    for reference in wanted[day].values():
+                        counted[day].add(reference, reference.profile.get("predictions", {}), rows)
+                    counted[day].add_sums(outputs, rows)
     return nights
 
 
@@ -355,13 +377,13 @@ def _count_predictions(
 
 @dataclass(frozen=True)
 class _Judge:
-    """Turns the counts of one night into metrics."""
+    """Turns the counts of one night into metrics of one role; `references` and `predictions` are that role's."""
 
     lake: Lake
     entry: ModelEntry
     day: date
+    role: str
     references: Mapping[date, VersionReference]
-    scored: Mapping[date, Publication]
     features: Mapping[date, _Night]
     predictions: Mapping[date, _Night]
 
@@ -409,13 +431,15 @@ class _Judge:
             data_date=self.day,
             check=check,
             reference=self.reference.described(),
+            role=self.role,
+            model_version=self.reference.version,
             **values,
         )
 
     def _features_problem(self) -> str | None:
         if self.reference.missing:
             return self.reference.missing
-        if not self.scored[self.day].rows:
+        if not self.predictions[self.day].rows:
             return "nothing was scored in this night"
         there = [day for day in self.window if day in self.features]
         if len(there) < len(self.window):
@@ -425,12 +449,12 @@ class _Judge:
     def _predictions_problem(self) -> str | None:
         if self.reference.missing:
             return self.reference.missing
-        if not self.scored[self.day].rows:
+        if not self.predictions[self.day].rows:
             return "nothing was scored in this night"
         own = [
             day
             for day in self.window
-            if day in self.scored and self.references[day].artifact_digest == self.reference.artifact_digest
+            if day in self.references and self.references[day].artifact_digest == self.reference.artifact_digest
         ]
         if len(own) < len(self.window):
             return (
@@ -543,7 +567,7 @@ class _Judge:
 
     def _volume(self) -> Metric:
         """Rows scored in the night itself; `lower` and `upper` are the bounds."""
-        rows = self.scored[self.day].rows
+        rows = self.predictions[self.day].rows
         bounds = self.reference.profile.get("volume", {})
         lower, upper = bounds.get("lower"), bounds.get("upper")
         if lower is None or upper is None:

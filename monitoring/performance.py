@@ -22,13 +22,14 @@ from config.catalog.data import Dataset
 from config.catalog.model import BinaryOutput, ModelEntry, Output, RegressionOutput
 from features.labels import baseline_query, is_mature, label_query, register_rows
 from features.retrieval import retrieve, spine, write_parquet
+from lake.assignment import CHAMPION
 from lake.events import logged
 from lake.lake import Lake, StageResult
 from lake.lineage import Input, Publication
 from lake.metrics import Metric, metrics_table, publish_metrics
 from lake.tables import valid_table
-from monitoring.drift import VersionReference, pinned_versions, scored_versions
-from serving.predictions import CHAMPION, predictions_table
+from monitoring.drift import VersionReference, pinned_versions, references_of
+from serving.predictions import predictions_table
 from training.evaluate import THRESHOLD
 from training.registry.decision import read_decisions
 from training.registry.gate import row_losses
@@ -113,13 +114,13 @@ def performance(lake: Lake, model: str, interval: Interval, *, run_id: str) -> S
         remedy=f"Run `{dataset.name}_ingest` for it, then clear this task.",
     )
     scored = lake.publications.current(predictions_table(lake.settings, entry, dataset), Interval(oldest, interval.end))
-    versions = scored_versions(lake, model, scored)
+    references = references_of(lake, model, scored)
     ratios = gate_ratios(lake, model)
     rows: list[Metric] = []
     inputs: dict[date, list[Input]] = {}
     for night, days in judged.items():
         for day in days:
-            found, read = _night(lake, entry, dataset, day, night, scored.get(day), versions.get(day), ratios)
+            found, read = _night(lake, entry, dataset, day, night, scored.get(day), references.get(day, {}), ratios)
             rows += found
             inputs.setdefault(night, []).extend(read)
     unique = {night: list(dict.fromkeys(items)) for night, items in inputs.items()}
@@ -127,7 +128,9 @@ def performance(lake: Lake, model: str, interval: Interval, *, run_id: str) -> S
     details = {
         "judged": {night.isoformat(): [day.isoformat() for day in days] for night, days in judged.items()},
         "error_ratios": {
-            f"{m.about_date} {m.column}": m.value for m in rows if m.check == ERROR_RATIO and m.value is not None
+            f"{m.about_date} {m.column}": m.value
+            for m in rows
+            if m.check == ERROR_RATIO and m.value is not None and m.role == CHAMPION
         },
         "not_evaluated": sorted({f"{m.about_date}: {m.reason}" for m in rows if m.status == "not_evaluated"})[:20],
     }
@@ -141,26 +144,31 @@ def _night(
     about: date,
     night: date,
     publication: Publication | None,
-    version: VersionReference | None,
+    versions: Mapping[str, VersionReference],
     ratios: Mapping[int, Mapping[str, float]],
 ) -> tuple[list[Metric], list[Input]]:
-    judge = _Judge(entry, about, night, version, ratios.get(version.version, {}) if version else {})
-    if publication is None or version is None:
-        return judge.unjudged("nothing was scored for this night: no predictions are published"), []
-    if not publication.rows:
-        return judge.unjudged("nothing was scored in this night: it had no row"), [publication.as_input()]
-    label, baseline, predicted, inputs = outcomes(lake, entry, dataset, about, night)
-    segments, read = segment_values(lake, entry, dataset, publication)
-    return judge.metrics(label, baseline, predicted, segments), list(
-        dict.fromkeys([publication.as_input(), *inputs, *read])
-    )
+    """The metrics of one mature night, of every role that scored it, and what was read for them."""
+    if publication is None:
+        nobody = _Judge(entry, about, night, None, None, {})
+        return nobody.unjudged("nothing was scored for this night: no predictions are published"), []
+    metrics, inputs = [], [publication.as_input()]
+    for role, version in versions.items():
+        judge = _Judge(entry, about, night, role, version, ratios.get(version.version, {}))
+        if not publication.rows:
+            metrics += judge.unjudged("nothing was scored in this night: it had no row")
+            continue
+        label, baseline, predicted, read = outcomes(lake, entry, dataset, about, night, role=role)
+        segments, segments_read = segment_values(lake, entry, dataset, publication, role=role)
+        metrics += judge.metrics(label, baseline, predicted, segments)
+        inputs += [*read, *segments_read]
+    return metrics, list(dict.fromkeys(inputs))
 
 
 def outcomes(
-    lake: Lake, entry: ModelEntry, dataset: Dataset, about: date, night: date
+    lake: Lake, entry: ModelEntry, dataset: Dataset, about: date, night: date, *, role: str = CHAMPION
 ) -> tuple[Floats, Floats, dict[str, Floats], list[Input]]:
     """Labels known by `night` (NaN: never came), the row-wise baseline (NaN: none) and each output column, of one
-    night's rows by key.
+    night's rows of a role by key.
     """
     table = predictions_table(lake.settings, entry, dataset)
     keys = ", ".join(f'"{name}"' for name in entry.entity)
@@ -168,8 +176,7 @@ def outcomes(
     with lake.duckdb() as connection:
         table.register(connection, "published", [about])
         connection.execute(
-            f"CREATE TEMP TABLE predicted AS SELECT {keys}, data_date, {outputs} FROM published WHERE role = "
-            f"'{CHAMPION}'"
+            f"CREATE TEMP TABLE predicted AS SELECT {keys}, data_date, {outputs} FROM published WHERE role = '{role}'"
         )
         labels = label_query(lake, entry.name, connection, "predicted", as_of=night)
         # A table, not a view: the next query registers other label rows under the same name.
@@ -181,7 +188,7 @@ def outcomes(
 
 
 def segment_values(
-    lake: Lake, entry: ModelEntry, dataset: Dataset, publication: Publication
+    lake: Lake, entry: ModelEntry, dataset: Dataset, publication: Publication, *, role: str = CHAMPION
 ) -> tuple[dict[str, pa.ChunkedArray], list[Input]]:
     """The gate's segment columns of one scored night's rows, as text, by key as `outcomes` has them; and what was read
     for it.
@@ -197,7 +204,7 @@ def segment_values(
     inputs: list[Input] = []
     with lake.duckdb() as connection, lake.scratch("segments") as folder:
         predictions_table(lake.settings, entry, dataset).register(connection, "published", [about])
-        connection.execute(f"CREATE TEMP VIEW predicted AS SELECT {keys} FROM published WHERE role = '{CHAMPION}'")
+        connection.execute(f"CREATE TEMP VIEW predicted AS SELECT {keys} FROM published WHERE role = '{role}'")
         if elsewhere:
             pins, version = pinned_versions(lake, entry, publication.inputs)
             path = folder / "rows.parquet"
@@ -308,22 +315,24 @@ def _means_with_intervals(
 
 @dataclass(frozen=True)
 class _Judge:
-    """The metrics of one mature night."""
+    """The metrics of one mature night, of one version; of none where nothing was scored."""
 
     entry: ModelEntry
     about: date
     night: date
+    role: str | None
     version: VersionReference | None
     gate: Mapping[str, float]
 
     def _metric(self, check: str, **values: Any) -> Metric:
-        reference = self.version.described() if self.version else None
         return Metric(
             subject=self.entry.name,
             about_date=self.about,
             data_date=self.night,
             check=check,
-            reference=reference,
+            reference=self.version.described() if self.version else None,
+            role=self.role,
+            model_version=self.version.version if self.version else None,
             **values,
         )
 

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from config.calendar import ONE_DAY, Interval
 from config.catalog.model import ModelEntry
 from config.errors import NightfleetError, TransientError
+from lake.assignment import CHAMPION, champion_in, scored_by
 from lake.events import logged
 from lake.lake import Lake, StageResult
 from lake.lineage import Input
@@ -27,7 +28,6 @@ from lake.tables import LakeTable, named_table
 from monitoring import drift, performance
 from monitoring.policy import DriftedColumn, DriftNight, History, OutputNight, decide
 from serving.predictions import predictions_table
-from serving.score import recorded_champion
 from training.registry.decision import read_decisions
 
 POLICY, PERSON = "policy", "person"
@@ -151,8 +151,9 @@ def decide_retraining(lake: Lake, model: str, data_date: date, *, run_id: str) -
     if stored and (stored[0]["requested"] or data_date != newest):
         project_requests(lake, model)
         return _result(model, data_date, stored[0], committed=0)
-    version = int(recorded_champion(scored[data_date])["version"])
-    versions = {day: int(recorded_champion(publication)["version"]) for day, publication in scored.items()}
+    champions = {day: champion_in(scored_by(day, publication.details)) for day, publication in scored.items()}
+    versions = {day: champion.version for day, champion in champions.items() if champion is not None}
+    version = versions[data_date]
     decision = decide(
         read_history(lake, entry, data_date, versions),
         entry.retrain,
@@ -225,8 +226,10 @@ def last_training(lake: Lake, model: str, *, before: date) -> date | None:
 
 
 def read_history(lake: Lake, entry: ModelEntry, as_of: date, versions: Mapping[date, int]) -> History:
-    """What the policy looks at, from the metrics tables; `versions` says which version scored each night."""
-    shares = metrics_table(lake.settings, entry.name, drift.GROUP).read([as_of]).to_pylist()
+    """What the policy looks at, from the metrics tables: the champion's; `versions` says which version that was in each
+    night.
+    """
+    shares = _champions(metrics_table(lake.settings, entry.name, drift.GROUP).read([as_of])).to_pylist()
     drifts = [
         DriftNight(
             row["about_date"],
@@ -242,19 +245,23 @@ def read_history(lake: Lake, entry: ModelEntry, as_of: date, versions: Mapping[d
     nights = 2 * entry.retrain.performance.nights + 14
     window = Interval(as_of - timedelta(days=nights), as_of + ONE_DAY)
     checks = sorted({check for output in entry.outputs.values() for check in (output.gate, f"{output.gate}_baseline")})
-    rows = metrics_table(lake.settings, entry.name, performance.GROUP).read(window)
+    rows = _champions(metrics_table(lake.settings, entry.name, performance.GROUP).read(window))
     # Of all rows of a night: a part of them has numbers of its own.
     rows = rows.filter(
         pc.and_(pc.is_in(rows["check"], value_set=pa.array(checks, pa.string())), pc.equal(rows["segment"], ""))
     )
-    found = {(row["about_date"], row["column"], row["check"]): row for row in rows.to_pylist()}
+    measured = {(row["about_date"], row["column"], row["check"]): row for row in rows.to_pylist()}
     outputs = []
-    for (night, name, check), row in sorted(found.items()):
+    for (night, name, check), row in sorted(measured.items()):
         if name not in entry.outputs or check != entry.outputs[name].gate or night not in versions:
             continue
-        baseline = found.get((night, name, f"{check}_baseline"), {}).get("value")
+        baseline = measured.get((night, name, f"{check}_baseline"), {}).get("value")
         outputs.append(OutputNight(night, name, check, versions[night], row["value"], baseline, row["n"] or 0))
     return History(drifts, outputs)
+
+
+def _champions(rows: pa.Table) -> pa.Table:
+    return rows.filter(pc.equal(rows["role"], CHAMPION))
 
 
 def _worst_column(entry: ModelEntry, rows: Sequence[Mapping[str, Any]], night: date) -> DriftedColumn | None:

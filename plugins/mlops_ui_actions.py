@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, date
 from typing import Any
@@ -20,8 +21,15 @@ from fastapi import Request
 
 from config.errors import NightfleetError
 from monitoring.alerting.actions import REFUSED, Action, record_action
-from monitoring.alerting.alarms import AlarmNotOpen, acknowledge, fingerprint_parts, open_alarms, silence, unsilence
-from monitoring.alerting.reading import newest_nights
+from monitoring.alerting.alarms import (
+    AlarmNotOpen,
+    acknowledge,
+    alarm_names,
+    fingerprint_parts,
+    open_alarm,
+    silence,
+    unsilence,
+)
 from monitoring.pages.page import BadAddress, Context, NotAllowed, NotFound, Page, Role, read_date, shortened
 
 LONGEST_REASON = 400
@@ -124,11 +132,8 @@ def _attempt(asked: Asked, outcome: str) -> Action:
     """An action that came to nothing, as far as its form can be understood."""
     form = {name: value for name, value in asked.form.items() if name not in {"csrf_token", "back"}}
     told: dict[str, Any] = {"subject": form.get("model", ""), "reason": form.get("reason", ""), "outcome": outcome}
-    try:
-        subject, check, column, segment = fingerprint_parts(form.get("fingerprint", ""))
-        told |= {"subject": subject, "check": check, "column": column, "segment": segment}
-    except AlarmNotOpen:
-        pass
+    with suppress(AlarmNotOpen):
+        told |= alarm_names(fingerprint_parts(form.get("fingerprint", "")))
     cut = {name[:100]: value[:200] for name, value in list(form.items())[:20] if name not in {"model", "reason"}}
     return asked.action(**told, details={"form": cut})
 
@@ -176,14 +181,14 @@ async def perform(
 def _alarm(asked: Asked) -> str:
     """Fingerprint of an alarm on something this person may see."""
     fingerprint = asked.text("fingerprint", "the alarm", 4 * _LONGEST_FIELD)
-    subject = fingerprint_parts(fingerprint)[0]
+    subject = fingerprint_parts(fingerprint).subject
     if subject not in (*asked.context.models, *asked.context.datasets):
         raise NotFound(f"there is no model or data set {shortened(subject)} that you may see. Nothing was done.")
     return fingerprint
 
 
 def _words(fingerprint: str) -> str:
-    subject, check, column, segment = fingerprint_parts(fingerprint)
+    subject, check, column, segment, *_ = fingerprint_parts(fingerprint)
     return f"{check} of " + " ".join(part for part in (subject, column, segment) if part)
 
 
@@ -192,9 +197,7 @@ async def _acknowledge(asked: Asked) -> Outcome:
 
     def do() -> str:
         reason = asked.reason()
-        held = next(
-            (a for a in open_alarms(lake, [fingerprint_parts(fingerprint)[0]]) if a.fingerprint == fingerprint), None
-        )
+        held = open_alarm(lake, fingerprint)
         if (
             held is not None
             and held.acknowledged is not None
@@ -214,9 +217,7 @@ async def _silence(asked: Asked) -> Outcome:
         until, reason = asked.day("until", "the last date of the silence"), asked.reason()
         if until is None:
             raise BadForm("the last date of the silence is missing. Nothing was done. Give a date as 2013-07-01.")
-        held = next(
-            (a for a in open_alarms(lake, [fingerprint_parts(fingerprint)[0]]) if a.fingerprint == fingerprint), None
-        )
+        held = open_alarm(lake, fingerprint)
         if held is not None and held.silenced_until == until:
             return f"{_words(fingerprint)} is already silenced until {until}."
         silence(lake, fingerprint, until=until, by=viewer.name, role=viewer.role, reason=reason)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import json
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import duckdb
@@ -27,9 +27,9 @@ from config.catalog.load import load_catalog
 from config.catalog.model import BinaryOutput, ModelEntry, RegressionOutput
 from config.errors import NightfleetError
 from config.settings import Settings
+from lake.migrations import PREDICTIONS
 from lake.tables import LakeTable, named_table
 
-CHAMPION = "champion"
 DIGEST_DIGITS = 32
 _Bytes = npt.NDArray[np.uint8]
 _HEX = np.frombuffer(b"0123456789abcdef", dtype=np.uint8)
@@ -39,13 +39,17 @@ class BadPredictions(NightfleetError):
     """A predictor returned a value that must not be published."""
 
 
+class NotServedOnce(NightfleetError):
+    """An entity of a night has no served prediction, or more than one."""
+
+
 class FeatureMissing(NightfleetError):
     """A model version needs a feature that retrieval no longer gives."""
 
 
 def predictions_table(settings: Settings, model: ModelEntry, dataset: Dataset | None = None) -> LakeTable:
-    """`<model>/predictions`, key `(role, *entity)`; `dataset` is the model's, read from the catalog of `settings` when
-    left out.
+    """`<model>/predictions`, key `(role, *entity)`; of an entity's rows in a night exactly one is `served`.
+    `dataset` is the model's, read from the catalog of `settings` when left out.
     """
     dataset = dataset or load_catalog(settings).dataset(model.dataset)
     columns = {
@@ -59,7 +63,8 @@ def predictions_table(settings: Settings, model: ModelEntry, dataset: Dataset | 
     columns["target_time_utc"] = "timestamp"
     columns |= dict.fromkeys(model.output_columns, "float64")
     columns["input_digest"] = "string"
-    return named_table(settings, f"{model.name}/predictions", columns, ("role", *model.entity))
+    columns["served"] = "boolean"
+    return named_table(settings, f"{model.name}/predictions", columns, ("role", *model.entity), PREDICTIONS)
 
 
 def entity_types(model: ModelEntry, dataset: Dataset) -> dict[str, str]:
@@ -236,6 +241,25 @@ def check_outputs(model: ModelEntry, outputs: pa.Table, rows: int, *, version: i
             _count(
                 refuse, f"{name}_lower", lower, pc.greater(lower, outputs[f"{name}_upper"]), f"lie above {name}_upper"
             )
+
+
+def check_served(model: ModelEntry, parts: Sequence[pa.Table]) -> None:
+    """Refuse rows of the same entities, one part a role, in which an entity is not served exactly once.
+
+    Raises:
+        NotServedOnce: says how many entities, and of which night the first is.
+    """
+    times = np.sum(
+        [np.asarray(part["served"].to_numpy(zero_copy_only=False), dtype=np.int64) for part in parts], axis=0
+    )
+    wrong = np.flatnonzero(times != 1)
+    if len(wrong):
+        first = int(wrong[0])
+        raise NotServedOnce(
+            f"{model.name}: {len(wrong)} of {len(times)} entities are not served exactly once, the first "
+            f"{int(times[first])} times on {parts[0]['data_date'][first]}. Nothing was published. Mend the shares of "
+            "the night's assignments."
+        )
 
 
 def _count(refuse: Any, name: str, values: pa.ChunkedArray, bad: pa.ChunkedArray, what: str) -> None:

@@ -1,15 +1,18 @@
-"""Score data dates of a model, each with the champion of its own night."""
+"""Score data dates of a model, each with the versions that its own night's plan assigns."""
 
 from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
-from itertools import groupby
+from itertools import groupby, pairwise
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from config.calendar import Interval
@@ -17,21 +20,23 @@ from config.catalog.model import ModelEntry
 from config.errors import NightfleetError
 from config.settings import Settings
 from features.retrieval import retrieve
+from lake.assignment import CHAMPION, Assignment, Plan, check_plan, plan_of, recorded, scored_by
 from lake.events import logged
 from lake.lake import Lake, StageResult
-from lake.ledger import LedgerSnapshot, Promotion
+from lake.ledger import LedgerSnapshot
 from lake.lineage import Input, Publication
 from lake.publish import Published, StalePublish, publish
 from lake.tables import LakeTable
-from serving.predictions import CHAMPION, check_outputs, input_digests, prediction_ids, predictions_table
+from serving.predictions import check_outputs, check_served, input_digests, prediction_ids, predictions_table
 from serving.predictors import Predictor
 from serving.signed import ModelMissing, load_signed
 
 BATCH_ROWS = 65_536
+Planned = Callable[[LedgerSnapshot, date], Plan]
 
 
 class OtherChampion(NightfleetError):
-    """A night was scored by another champion than the ledger now gives for it."""
+    """A night was scored by other versions than its plan now gives for it."""
 
 
 class AlreadyScored(NightfleetError):
@@ -39,11 +44,11 @@ class AlreadyScored(NightfleetError):
 
 
 @dataclass(frozen=True)
-class Reign:
-    """Consecutive nights with one champion."""
+class Tenure:
+    """Consecutive nights with the same assignments."""
 
     interval: Interval
-    champion: Promotion
+    plan: Plan
 
 
 @dataclass(frozen=True)
@@ -65,37 +70,40 @@ class StaleNight:
 
 
 @logged("score")
-def score(lake: Lake, model: str, interval: Interval, *, run_id: str) -> StageResult:
-    """Publish `<model>/predictions` of the interval: one row per entity of the spine, scored by the champion of its
-    night.
+def score(lake: Lake, model: str, interval: Interval, *, run_id: str, planned: Planned = plan_of) -> StageResult:
+    """Publish `<model>/predictions` of the interval: one row per entity of the spine and assignment of its night, of
+    which exactly one is served.
 
     Rows stream from retrieval through the predictor into the table; memory does not grow with them. A night without
     entities is published empty and named in `details["empty_nights"]`, with `details["status"] == "warning"`;
     `details["empty"]` is true when no night had any.
 
+    Args:
+        planned: gives a night's assignments from the ledger; the ledger is read once.
     Raises:
         NoChampion: a night has none; nothing is computed.
+        BadPlan: a night's assignments do not serve each entity exactly once; nothing is computed.
         PartitionNotReady: an input partition is not published; nothing is written.
-        ModelMissing, UntrustedModel, ArtifactMismatch: the champion's files are not there, not signed, or not the
+        ModelMissing, UntrustedModel, ArtifactMismatch: a version's files are not there, not signed, or not the
             promoted ones.
         FeatureMissing, BadPredictions: the version needs a feature that is gone, or predicts what must not be
             published; nothing is written.
-        OtherChampion: a night was scored by another champion before; it keeps it.
+        OtherChampion: a night was scored by other versions before; it keeps them.
         AlreadyScored: a night is scored, and its rows would change now; `rescore` does that on purpose.
         StalePublish: another run published in between.
     """
-    return _score(lake, model, interval, run_id=run_id, rewrite=False)
+    return _score(lake, model, interval, run_id=run_id, rewrite=False, planned=planned)
 
 
 @logged("rescore")
-def rescore(lake: Lake, model: str, interval: Interval, *, run_id: str) -> StageResult:
-    """As `score`, but rows of scored nights may change, for example after a `restate`: still by the champion each night
+def rescore(lake: Lake, model: str, interval: Interval, *, run_id: str, planned: Planned = plan_of) -> StageResult:
+    """As `score`, but rows of scored nights may change, for example after a `restate`: still by the versions each night
     had.
 
     Raises:
         as `score`, save AlreadyScored.
     """
-    return _score(lake, model, interval, run_id=run_id, rewrite=True)
+    return _score(lake, model, interval, run_id=run_id, rewrite=True, planned=planned)
 
 
 def stale_predictions(lake: Lake, model: str) -> list[StaleNight]:
@@ -113,9 +121,9 @@ def stale_predictions(lake: Lake, model: str) -> list[StaleNight]:
     stale = []
     for day, publication in scored.items():
         changed = tuple(
-            ChangedInput(item.table, item.data_date, item.digest, found)
+            ChangedInput(item.table, item.data_date, item.digest, now)
             for item in publication.inputs
-            if (found := published[item.table].get(item.data_date)) != item.digest
+            if (now := published[item.table].get(item.data_date)) != item.digest
         )
         if changed:
             stale.append(StaleNight(day, changed))
@@ -145,26 +153,26 @@ def load_version(settings: Settings, model: str, version: int, artifact_digest: 
     return _loaded(settings, model, artifact_digest)
 
 
-def _score(lake: Lake, model: str, interval: Interval, *, run_id: str, rewrite: bool) -> StageResult:
+def _score(lake: Lake, model: str, interval: Interval, *, run_id: str, rewrite: bool, planned: Planned) -> StageResult:
     entry = lake.model(model)
     table = predictions_table(lake.settings, entry, lake.dataset(entry.dataset))
     ledger = lake.ledger(model).read()
-    reigns = _reigns(ledger, interval)
+    tenures = _tenures(model, ledger, interval, planned)
     before = lake.publications.current(table, interval)
-    _keep_attribution(table, before, reigns)
+    _keep_attribution(table, before, tenures)
     predictors = {
-        r.champion.artifact_digest: load_version(lake.settings, model, r.champion.version, r.champion.artifact_digest)
-        for r in reigns
+        a.artifact_digest: load_version(lake.settings, model, a.version, a.artifact_digest)
+        for tenure in tenures
+        for a in tenure.plan
     }
 
     seen = _Seen()
     with lake.scratch(f"score-{model}") as folder:
         retrieval = retrieve(lake, model, interval, folder=folder)
-        batches = _predicted(entry, table, _rebatched(retrieval.reader()), reigns, predictors, seen)
+        scoring = _Scoring(entry, table, tenures, predictors, seen, folder)
+        assignments = recorded((tenure.interval, tenure.plan) for tenure in tenures)
         lineage = replace(
-            lake.lineage(
-                model, run_id, role=CHAMPION, ledger_version=ledger.delta_version, champions=_champions(reigns)
-            ),
+            lake.lineage(model, run_id, ledger_version=ledger.delta_version, assignments=assignments),
             inputs={day: tuple(retrieval.inputs.get(day, ())) for day in interval},
         )
         # A scored night may only be replaced on purpose: saying that it holds nothing makes any other rows a conflict.
@@ -172,7 +180,7 @@ def _score(lake: Lake, model: str, interval: Interval, *, run_id: str, rewrite: 
         # Rows that come out equal from rewritten inputs are committed once more, so that they cite what is published
         # and are stale no longer.
         relabel = {day for day, p in before.items() if rewrite and _digests(p.inputs) != _digests(lineage.inputs[day])}
-        rows = pa.RecordBatchReader.from_batches(table.schema, batches)
+        rows = pa.RecordBatchReader.from_batches(table.schema, scoring.batches(_rebatched(retrieval.reader())))
         try:
             published = publish(
                 lake.publications,
@@ -196,62 +204,47 @@ def _score(lake: Lake, model: str, interval: Interval, *, run_id: str, rewrite: 
         str(interval),
         published.rows,
         len(published.committed),
-        _details(reigns, ledger, published, retrieval.too_late, seen),
+        _details(tenures, ledger, published, retrieval.too_late, seen),
     )
 
 
-def _reigns(ledger: LedgerSnapshot, interval: Interval) -> tuple[Reign, ...]:
-    """Consecutive nights of one champion each; raises NoChampion for a night without."""
-    nights = [(day, ledger.champion_of(day)) for day in interval]
-    reigns = []
-    for champion, group in groupby(nights, key=lambda night: night[1]):
+def _tenures(model: str, ledger: LedgerSnapshot, interval: Interval, planned: Planned) -> tuple[Tenure, ...]:
+    """Consecutive nights of one plan each; raises NoChampion for a night without a champion."""
+    nights = [(day, check_plan(model, day, planned(ledger, day))) for day in interval]
+    tenures = []
+    for plan, group in groupby(nights, key=lambda night: night[1]):
         days = [day for day, _ in group]
-        reigns.append(Reign(Interval.closed(days[0], days[-1]), champion))
-    return tuple(reigns)
+        tenures.append(Tenure(Interval.closed(days[0], days[-1]), plan))
+    return tuple(tenures)
 
 
 def _digests(inputs: Iterable[Input]) -> set[tuple[str, date, str]]:
     return {(item.table, item.data_date, item.digest) for item in inputs}
 
 
-def _champions(reigns: Sequence[Reign]) -> list[dict[str, Any]]:
-    """Reigns as they are recorded in the commit."""
-    return [
-        {
-            "first": r.interval.start.isoformat(),
-            "last": r.interval.last.isoformat(),
-            "version": r.champion.version,
-            "artifact_digest": r.champion.artifact_digest,
-            "sequence": r.champion.sequence,
-        }
-        for r in reigns
-    ]
-
-
-def recorded_champion(publication: Publication) -> dict[str, Any]:
-    """Version, artifact digest and ledger sequence that a night's rows were published with."""
-    day = publication.data_date.isoformat()
-    found: dict[str, Any] = next(c for c in publication.details["champions"] if c["first"] <= day <= c["last"])
-    return found
-
-
-def _keep_attribution(table: LakeTable, before: Mapping[date, Publication], reigns: Sequence[Reign]) -> None:
-    for reign in reigns:
-        for day in reign.interval:
+def _keep_attribution(table: LakeTable, before: Mapping[date, Publication], tenures: Sequence[Tenure]) -> None:
+    for tenure in tenures:
+        now = {(a.role, a.version, a.artifact_digest) for a in tenure.plan}
+        for day in tenure.interval:
             if day not in before:
                 continue
-            then, now = recorded_champion(before[day]), reign.champion
-            if (then["version"], then["artifact_digest"]) != (now.version, now.artifact_digest):
+            recorded_plan = scored_by(day, before[day].details)
+            if {(a.role, a.version, a.artifact_digest) for a in recorded_plan} != now:
                 raise OtherChampion(
-                    f"{table.name} for {day} was scored by version {then['version']} (artifact "
-                    f"{then['artifact_digest'][:12]}…), "
-                    f"but the ledger now gives version {now.version} (artifact {now.artifact_digest[:12]}…) for that "
-                    "night. Nothing was written: "
-                    "a scored night keeps its champion.\n"
-                    f"  A promotion or rollback took effect in the past: look at the lines of {now.model}/promotions "
-                    f"with effective_from up to {day}. "
+                    f"{table.name} for {day} was scored by {_named(recorded_plan)}, but the ledger now gives "
+                    f"{_named(tenure.plan)} for that night. Nothing was written: a scored night keeps its champion.\n"
+                    f"  A promotion or rollback took effect in the past: look at the lines of "
+                    f"{table.name.removesuffix('/predictions')}/promotions with effective_from up to {day}. "
                     "Score only nights that are not scored yet."
                 )
+
+
+def _named(plan: Plan) -> str:
+    """Versions as an error names them; the role where it is another than the champion's."""
+    return " and ".join(
+        f"{'' if a.role == CHAMPION else f'{a.role} '}version {a.version} (artifact {a.artifact_digest[:12]}…)"
+        for a in plan
+    )
 
 
 @dataclass
@@ -279,27 +272,75 @@ def _rebatched(reader: pa.RecordBatchReader) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(held)
 
 
-def _predicted(
-    entry: ModelEntry,
-    table: LakeTable,
-    pieces: Iterator[pa.Table],
-    reigns: Sequence[Reign],
-    predictors: Mapping[str, Predictor],
-    seen: _Seen,
-) -> Iterator[pa.RecordBatch]:
-    for piece in pieces:
-        for champion, rows in _by_reign(piece, reigns):
-            predictor = predictors[champion.artifact_digest]
-            scored = predict_rows(entry, champion.version, champion.artifact_digest, predictor, rows)
-            seen.rows += rows.num_rows
-            seen.values.update({name: len(rows) - rows[name].null_count for name in predictor.feature_columns})
-            yield from scored.select(table.schema.names).cast(table.schema).combine_chunks().to_batches()
+@dataclass(frozen=True)
+class _Scoring:
+    """Predictions of retrieved rows, in the order of the table's key: in a night one role after the other."""
+
+    entry: ModelEntry
+    table: LakeTable
+    tenures: Sequence[Tenure]
+    predictors: Mapping[str, Predictor]
+    seen: _Seen
+    folder: Path
+
+    def batches(self, pieces: Iterator[pa.Table]) -> Iterator[pa.RecordBatch]:
+        """Prediction rows of pieces that are sorted by `(data_date, *entity)`."""
+        waiting = _Waiting(self.folder, self.table.schema)
+        for piece in pieces:
+            for tenure, rows in _by_tenure(piece, self.tenures):
+                # One role needs no order among roles: its nights stay together, so that it is asked rarely.
+                for night in [rows] if len(tenure.plan) == 1 else _by_night(rows):
+                    yield from waiting.of_other_nights(night["data_date"][0].as_py())
+                    first, *others = self._predicted(tenure.plan, night)
+                    yield from first.to_batches()
+                    waiting.add(others)
+        yield from waiting.of_other_nights(None)
+
+    def _predicted(self, plan: Plan, rows: pa.Table) -> list[pa.Table]:
+        """The same rows as each assignment predicts them."""
+        parts = []
+        for assignment in plan:
+            predictor = self.predictors[assignment.artifact_digest]
+            scored = predict_rows(self.entry, assignment, predictor, rows)
+            self.seen.values.update({name: len(rows) - rows[name].null_count for name in predictor.feature_columns})
+            parts.append(scored.select(self.table.schema.names).cast(self.table.schema).combine_chunks())
+        self.seen.rows += rows.num_rows
+        check_served(self.entry, parts)
+        return parts
 
 
-def predict_rows(
-    entry: ModelEntry, version: int, artifact_digest: str, predictor: Predictor, rows: pa.Table
-) -> pa.Table:
-    """Prediction rows, all columns of the predictions table, for n retrieved rows.
+class _Waiting:
+    """Rows of a night's later roles, on disk until its first role is through: memory does not grow with them."""
+
+    def __init__(self, folder: Path, schema: pa.Schema) -> None:
+        self._folder, self._schema = folder, schema
+        self._night: date | None = None
+        self._writers: list[pa.RecordBatchFileWriter] = []
+
+    def add(self, parts: Sequence[pa.Table]) -> None:
+        """Keep rows of the present night, one part a role."""
+        for number, part in enumerate(parts):
+            if number == len(self._writers):
+                self._writers.append(pa.ipc.new_file(self._path(number), self._schema))
+            self._writers[number].write_table(part)
+
+    def of_other_nights(self, night: date | None) -> Iterator[pa.RecordBatch]:
+        """The rows that wait, role by role, unless they are of that night, which is the present one from now on."""
+        if night == self._night:
+            return
+        writers, self._writers, self._night = self._writers, [], night
+        for number, writer in enumerate(writers):
+            writer.close()
+            with pa.ipc.open_file(self._path(number)) as reader:
+                yield from (reader.get_batch(place) for place in range(reader.num_record_batches))
+
+    def _path(self, number: int) -> str:
+        return str(self._folder / f"waiting-{number}.arrow")
+
+
+def predict_rows(entry: ModelEntry, assignment: Assignment, predictor: Predictor, rows: pa.Table) -> pa.Table:
+    """Prediction rows, all columns of the predictions table, for n retrieved rows: served where the assignment's share
+    is not 0.
 
     Raises:
         FeatureMissing: the version reads a feature that `rows` does not have.
@@ -309,30 +350,44 @@ def predict_rows(
     features = tuple(predictor.feature_columns)
     digests = input_digests(rows, features)
     outputs = predictor.predict(rows)
+    role, version = assignment.role, assignment.version
     check_outputs(entry, outputs, rows.num_rows, version=version)
     columns: dict[str, Any] = {
-        "role": pa.repeat(CHAMPION, rows.num_rows),
+        "role": pa.repeat(role, rows.num_rows),
         "model": pa.repeat(entry.name, rows.num_rows),
         "version": pa.repeat(pa.scalar(version, pa.int64()), rows.num_rows),
-        "artifact_digest": pa.repeat(artifact_digest, rows.num_rows),
+        "artifact_digest": pa.repeat(assignment.artifact_digest, rows.num_rows),
         **{name: rows[name] for name in entry.entity},
         "target_time_utc": rows["target_time_utc"],
         **{name: outputs[name] for name in entry.output_columns},
         "input_digest": digests,
+        "served": pa.repeat(assignment.served_share > 0, rows.num_rows),
         "data_date": rows["data_date"],
     }
     scored = pa.table(columns)
-    ids = prediction_ids(scored, model=entry.name, version=version, role=CHAMPION, entity=entry.entity)
+    ids = prediction_ids(scored, model=entry.name, version=version, role=role, entity=entry.entity)
     return scored.append_column("prediction_id", ids)
 
 
-def _by_reign(piece: pa.Table, reigns: Sequence[Reign]) -> Iterator[tuple[Promotion, pa.Table]]:
-    """The rows of a sorted piece, cut where the champion changes."""
-    dates = piece["data_date"].combine_chunks().cast(pa.int32()).to_numpy()
-    for reign in reigns:
-        first, last = dates.searchsorted([_days(reign.interval.start), _days(reign.interval.end)])
+def _by_tenure(piece: pa.Table, tenures: Sequence[Tenure]) -> Iterator[tuple[Tenure, pa.Table]]:
+    """The rows of a sorted piece, cut where the plan changes."""
+    dates = _day_numbers(piece)
+    for tenure in tenures:
+        first, last = dates.searchsorted([_days(tenure.interval.start), _days(tenure.interval.end)])
         if last > first:
-            yield reign.champion, piece.slice(int(first), int(last - first))
+            yield tenure, piece.slice(int(first), int(last - first))
+
+
+def _by_night(rows: pa.Table) -> Iterator[pa.Table]:
+    """Sorted rows, cut where the night changes."""
+    cuts = [0, *(np.flatnonzero(np.diff(_day_numbers(rows))) + 1).tolist(), rows.num_rows]
+    for first, last in pairwise(cuts):
+        yield rows.slice(first, last - first)
+
+
+def _day_numbers(rows: pa.Table) -> npt.NDArray[np.int32]:
+    numbers: npt.NDArray[np.int32] = rows["data_date"].combine_chunks().cast(pa.int32()).to_numpy()
+    return numbers
 
 
 def _days(day: date) -> int:
@@ -340,7 +395,7 @@ def _days(day: date) -> int:
 
 
 def _details(
-    reigns: Sequence[Reign], ledger: LedgerSnapshot, published: Published, too_late: int, seen: _Seen
+    tenures: Sequence[Tenure], ledger: LedgerSnapshot, published: Published, too_late: int, seen: _Seen
 ) -> dict[str, Any]:
     empty_nights = [str(day) for day, publication in published.publications.items() if publication.rows == 0]
     without_values = sorted(name for name, count in seen.values.items() if count == 0) if seen.rows else []
@@ -361,7 +416,7 @@ def _details(
         "features_without_values": without_values,
         "too_late": too_late,
         "ledger_version": ledger.delta_version,
-        "versions": {str(r.interval): r.champion.version for r in reigns},
+        "versions": {str(t.interval): {a.role: a.version for a in t.plan} for t in tenures},
     }
     return details
 

@@ -20,6 +20,7 @@ from config.errors import TransientError
 from config.settings import code_version
 from lake.lake import Lake
 from lake.lineage import Lineage, as_utc
+from lake.migrations import ACTIONS
 from lake.projection import project, sql_columns
 from lake.publish import StalePublish, publish
 from lake.tables import LakeTable, named_table
@@ -43,6 +44,8 @@ _COLUMNS = {
     "reason": "string",
     "outcome": "string",
     "details": "string",
+    "model_role": "string",
+    "model_version": "int64",
 }
 _INDEXES = (("at_utc",), ("subject", "action", "at_utc"))
 
@@ -61,7 +64,8 @@ class Action:
         by, role: the person's name and role, as Airflow knows them.
         action: what was done, a word: acknowledge, silence, unsilence, request_retraining, approve, reject, rollback,
             reproduce.
-        subject: data set or model; with `check`, `column` and `segment` an alarm's fingerprint.
+        subject: data set or model; with `check`, `column`, `segment`, `model_role` (empty: none, or said before roles
+            were recorded) and `model_version` an alarm's fingerprint.
         until: last date of a silence.
         outcome: `done`, or `refused: ` and why.
         details: whatever else is worth keeping, JSON-able.
@@ -80,6 +84,8 @@ class Action:
     outcome: str = DONE
     details: Mapping[str, Any] = field(default_factory=dict)
     action_id: str = ""
+    model_role: str = ""
+    model_version: int | None = None
 
     @property
     def done(self) -> bool:
@@ -89,7 +95,7 @@ class Action:
 
 def actions_table(lake: Lake) -> LakeTable:
     """`actions`: partition T holds what people did on the UTC day T."""
-    return named_table(lake.settings, "actions", _COLUMNS, ("at_utc", "action_id"))
+    return named_table(lake.settings, "actions", _COLUMNS, ("at_utc", "action_id"), ACTIONS)
 
 
 def record_action(lake: Lake, action: Action) -> Action:
@@ -170,7 +176,8 @@ def _row(action: Action) -> dict[str, Any]:
     values: dict[str, Any] = {
         name: _text(value) if isinstance(value, str) else value for name, value in action.__dict__.items()
     }
-    return values | {"details": _details(action.details), "data_date": action.at_utc.date()}
+    told = {"details": _details(action.details), "data_date": action.at_utc.date()}
+    return values | told | {"model_role": values["model_role"] or None}
 
 
 def _details(details: Mapping[str, Any]) -> str:
@@ -186,4 +193,5 @@ def _text(value: str) -> str:
 def _action(row: Mapping[str, Any]) -> Action:
     values = {name: row[name] for name in _COLUMNS}
     at: datetime = values["at_utc"]
-    return Action(**values | {"at_utc": as_utc(at), "details": json.loads(values["details"])})
+    read = {"at_utc": as_utc(at), "details": json.loads(values["details"]), "model_role": values["model_role"] or ""}
+    return Action(**values | read)

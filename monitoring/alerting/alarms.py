@@ -1,7 +1,9 @@
 """Open alarms: what the newest night of each group of metrics says is wrong, since when, and what people said of it.
 
-An alarm's fingerprint is `(subject, check, column, segment)`. An acknowledgement holds until the alarm clears, a
-silence until its date. Read from the SQL table `metrics` by fingerprint and night, never whole.
+An alarm's fingerprint is `(subject, check, column, segment, role, model_version)`: another version of a model is
+another alarm. An acknowledgement holds until the alarm clears, a silence until its date; what people said before
+fingerprints had role and version holds for the champion's alarms, whatever their version. Read from the SQL table
+`metrics` by fingerprint and night, never whole.
 """
 
 from __future__ import annotations
@@ -9,15 +11,15 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 
 from config.errors import NightfleetError
+from lake.assignment import CHAMPION
 from lake.lake import Lake
-from lake.metrics import METRIC_SCHEMA, SQL_TABLE
-from lake.projection import projections_table, sql_columns
+from lake.metric_queries import METRICS, read_newest_nights
 from monitoring.alerting.actions import DONE, Action, read_actions, record_action
 
 Severity = Literal["warning", "critical"]
@@ -25,7 +27,6 @@ ACKNOWLEDGE, SILENCE, UNSILENCE = "acknowledge", "silence", "unsilence"
 _SEVERITIES: Mapping[str, Severity] = {"warning": "warning", "failing": "critical"}
 _WRONG = tuple(_SEVERITIES)
 _LONGEST_REASON = 1_000
-Fingerprint = tuple[str, str, str, str]
 
 
 class AlarmNotOpen(NightfleetError):
@@ -38,6 +39,23 @@ class ReasonMissing(NightfleetError):
 
 class BadSilence(NightfleetError):
     """A silence that would be over before it began."""
+
+
+class Fingerprint(NamedTuple):
+    """Names an alarm; `role` and `model_version` are empty and None where it is about no version of a model."""
+
+    subject: str
+    check: str
+    column: str = ""
+    segment: str = ""
+    role: str = ""
+    model_version: int | None = None
+
+    def covers(self, alarm: Fingerprint) -> bool:
+        """Whether what was said of this is meant of that alarm: the same; or, said before roles were recorded, the
+        champion's.
+        """
+        return self == alarm or (self.role == "" and alarm.role in ("", CHAMPION) and self[:4] == alarm[:4])
 
 
 @dataclass(frozen=True)
@@ -68,32 +86,53 @@ class Alarm:
     nights: int
     acknowledged: Action | None = None
     silenced_until: date | None = None
+    role: str = ""
+    model_version: int | None = None
+
+    @property
+    def key(self) -> Fingerprint:
+        """What is acknowledged and silenced."""
+        return Fingerprint(self.subject, self.check, self.column, self.segment, self.role, self.model_version)
 
     @property
     def fingerprint(self) -> str:
-        """`subject/check/column/segment`: what is acknowledged and silenced. A slash within a column is `%2F`."""
-        return fingerprint_text((self.subject, self.check, self.column, self.segment))
+        """`key` as text."""
+        return fingerprint_text(self.key)
+
+    @property
+    def former_fingerprint(self) -> str:
+        """The text by which it was known before roles were recorded; another version's alarm in another role has none
+        but its own.
+        """
+        return fingerprint_text(Fingerprint(*self.key[:4])) if self.role in ("", CHAMPION) else self.fingerprint
 
 
-def fingerprint_text(parts: Fingerprint) -> str:
-    """The four parts as one text, which `fingerprint_parts` takes apart again."""
-    subject, check, column, segment = parts
-    return "/".join((subject, check, column.replace("%", "%25").replace("/", "%2F"), segment))
+def fingerprint_text(key: Fingerprint) -> str:
+    """`subject/check/column/segment`, the subject followed by `:role:version` where it has them; `fingerprint_parts`
+    takes it apart again. A slash within a column is `%2F`.
+    """
+    version = "" if key.model_version is None else key.model_version
+    subject = f"{key.subject}:{key.role}:{version}" if key.role else key.subject
+    return "/".join((subject, key.check, key.column.replace("%", "%25").replace("/", "%2F"), key.segment))
 
 
 def fingerprint_parts(text: str) -> Fingerprint:
-    """Subject, check, column and segment of a fingerprint.
+    """The fingerprint that a text names.
 
     Raises:
         AlarmNotOpen: it is none.
     """
     parts = text.split("/", 3)
-    if len(parts) != 4 or not parts[0] or not parts[1]:
+    about = parts[0].split(":")
+    whole = len(parts) == 4 and about[0] and parts[1]
+    if not whole or len(about) not in (1, 3) or not (about[-1] == "" or len(about) == 1 or about[-1].isdecimal()):
         raise AlarmNotOpen(
             f"{text[:200]!r} names no alarm: a fingerprint is subject/check/column/segment, of which the last two may "
-            "be empty."
+            "be empty, or subject:role:version/check/column/segment."
         )
-    return parts[0], parts[1], parts[2].replace("%2F", "/").replace("%25", "%"), parts[3]
+    subject, role, version = about if len(about) == 3 else (about[0], "", "")
+    column = parts[2].replace("%2F", "/").replace("%25", "%")
+    return Fingerprint(subject, parts[1], column, parts[3], role, int(version) if version else None)
 
 
 def open_alarms(
@@ -107,22 +146,22 @@ def open_alarms(
     """
     if not subjects:
         return []
+    rows = _newest_rows(lake, subjects, as_of)
+    if not rows:
+        return []
     with lake.engine.connect() as connection:
-        inspector = sa.inspect(connection)
-        if not (inspector.has_table(SQL_TABLE) and inspector.has_table(projections_table.name)):
-            return []
-        rows = _newest_rows(connection, subjects, as_of)
         streaks = _streaks(connection, rows)
-    said = _said(lake, {row["subject"] for row in rows.values()})
+    said = _said(lake, {key.subject for key in rows})
     today = _today(lake, now or datetime.now(UTC))
-    found = []
+    alarms = []
     for key, row in rows.items():
         since, nights = streaks[key]
-        acknowledged, silenced_until = _standing(said.get(key, ()), since, today(key[0], row["data_date"]))
+        about_it = [action for action in said.get(key[:4], ()) if _key(action).covers(key)]
+        acknowledged, silenced_until = _standing(about_it, since, today(key.subject, row["data_date"]))
         numbers = {name: row[name] for name in ("about_date", "data_date", "value", "threshold")}
-        found.append(
+        alarms.append(
             Alarm(
-                *key,
+                **key._asdict(),
                 severity=_SEVERITIES[row["status"]],
                 reason=row["reason"] or "",
                 since=since,
@@ -135,7 +174,7 @@ def open_alarms(
     order = {name: position for position, name in enumerate(subjects)}
     quiet = {True: 1, False: 0}
     return sorted(
-        found,
+        alarms,
         key=lambda a: (
             a.severity != "critical",
             quiet[bool(a.acknowledged or a.silenced_until)],
@@ -143,6 +182,8 @@ def open_alarms(
             a.check,
             a.column,
             a.segment,
+            a.role,
+            a.model_version or 0,
         ),
     )
 
@@ -200,14 +241,23 @@ def unsilence(lake: Lake, fingerprint: str, *, by: str, role: str, reason: str, 
     return record_action(lake, _on(alarm, UNSILENCE, by, role, _checked(reason, alarm), now))
 
 
+def open_alarm(lake: Lake, fingerprint: str, *, now: datetime | None = None) -> Alarm | None:
+    """The alarm of that fingerprint, None where it is not open.
+
+    Raises:
+        AlarmNotOpen: the text is no fingerprint.
+    """
+    key = fingerprint_parts(fingerprint)
+    return next((alarm for alarm in open_alarms(lake, [key.subject], now=now) if key.covers(alarm.key)), None)
+
+
 def _open(lake: Lake, fingerprint: str, now: datetime) -> Alarm:
-    subject = fingerprint_parts(fingerprint)[0]
-    for alarm in open_alarms(lake, [subject], now=now):
-        if alarm.fingerprint == fingerprint:
-            return alarm
-    raise AlarmNotOpen(
-        f"no alarm {fingerprint[:200]!r} is open: it cleared, or never was. Look at the model's page again."
-    )
+    alarm = open_alarm(lake, fingerprint, now=now)
+    if alarm is None:
+        raise AlarmNotOpen(
+            f"no alarm {fingerprint[:200]!r} is open: it cleared, or never was. Look at the model's page again."
+        )
+    return alarm
 
 
 def _checked(reason: str, alarm: Alarm) -> str:
@@ -223,18 +273,35 @@ def _checked(reason: str, alarm: Alarm) -> str:
 def _on(alarm: Alarm, action: str, by: str, role: str, reason: str, now: datetime, until: date | None = None) -> Action:
     # The night, not the time, says which streak is meant: in a replay nights pass in seconds.
     details = {"about_date": alarm.about_date.isoformat(), "since": alarm.since.isoformat(), "severity": alarm.severity}
-    names = {"subject": alarm.subject, "check": alarm.check, "column": alarm.column, "segment": alarm.segment}
-    return Action(at_utc=now, by=by, role=role, action=action, until=until, reason=reason, details=details, **names)
+    named = alarm_names(alarm.key)
+    return Action(at_utc=now, by=by, role=role, action=action, until=until, reason=reason, details=details, **named)
 
 
-def _said(lake: Lake, subjects: Iterable[str]) -> dict[Fingerprint, list[Action]]:
-    """By alarm: what people said of it, the latest first."""
-    found: dict[Fingerprint, list[Action]] = {}
+def alarm_names(key: Fingerprint) -> dict[str, Any]:
+    """A fingerprint as the fields of an action: an action's `role` is the person's."""
+    named = key._asdict()
+    return named | {"model_role": named.pop("role")}
+
+
+def _key(action: Action) -> Fingerprint:
+    return Fingerprint(
+        action.subject, action.check, action.column, action.segment, action.model_role, action.model_version
+    )
+
+
+def action_fingerprint(action: Action) -> str:
+    """The alarm that an action was about, as text; its subject where it was about none."""
+    return fingerprint_text(_key(action)) if action.check else action.subject
+
+
+def _said(lake: Lake, subjects: Iterable[str]) -> dict[tuple[Any, ...], list[Action]]:
+    """By subject, check, column and segment: what people said of it, the latest first."""
+    said: dict[tuple[Any, ...], list[Action]] = {}
     for subject in subjects:
         for action in read_actions(lake, subject=subject, actions=(ACKNOWLEDGE, SILENCE, UNSILENCE), limit=None):
             if action.outcome == DONE:
-                found.setdefault((action.subject, action.check, action.column, action.segment), []).append(action)
-    return found
+                said.setdefault(_key(action)[:4], []).append(action)
+    return said
 
 
 def _standing(said: Iterable[Action], since: date, present: date) -> tuple[Action | None, date | None]:
@@ -273,65 +340,39 @@ def _today(lake: Lake, now: datetime) -> Any:
 # ---- SQL -------------------------------------------------------------------------------------------------------
 
 
-def _metrics() -> sa.Table:
-    return sql_columns(SQL_TABLE, METRIC_SCHEMA)
-
-
-def _same(table: Any, parts: Fingerprint) -> sa.ColumnElement[bool]:
-    return sa.and_(
-        *(table.c[name] == part for name, part in zip(("subject", "check", "column", "segment"), parts, strict=True))
-    )
-
-
-def _newest_rows(
-    connection: sa.Connection, subjects: Collection[str], as_of: date | None
-) -> dict[Fingerprint, dict[str, Any]]:
+def _newest_rows(lake: Lake, subjects: Collection[str], as_of: date | None) -> dict[Fingerprint, dict[str, Any]]:
     """Rows that are not well, of each group's newest projected night; of two about one fingerprint the later judged."""
-    p, m = projections_table.c, _metrics()
-    # Groups of a subject lie side by side in the projections' primary key, which knows empty nights, too.
-    mine = sa.or_(
-        *(
-            sa.and_(p.table_name >= f"{name}/metrics/", p.table_name < f"{name}/metrics0")
-            for name in dict.fromkeys(subjects)
-        )
-    )
-    newest = sa.select(p.table_name, sa.func.max(p.data_date).label("newest")).where(p.sql_table == SQL_TABLE, mine)
-    if as_of is not None:
-        newest = newest.where(p.data_date <= as_of)
-    groups = connection.execute(newest.group_by(p.table_name)).all()
-    rows: dict[Fingerprint, dict[str, Any]] = {}
-    for group in groups:
-        query = (
-            sa.select(m)
-            .where(m.c.source_table == group.table_name, m.c.data_date == group.newest, m.c.status.in_(_WRONG))
-            .order_by(m.c.about_date)
-        )
-        for row in connection.execute(query).mappings():
-            rows[(row["subject"], row["check"], row["column"], row["segment"])] = dict(row)
-    return rows
+    rows = read_newest_nights(lake, subjects, as_of=as_of, statuses=_WRONG, segments=True, role=None)
+    return {
+        Fingerprint(
+            row["subject"], row["check"], row["column"], row["segment"], row["role"] or "", row["model_version"]
+        ): dict(row)
+        for row in rows
+    }
 
 
 def _streaks(
     connection: sa.Connection, rows: Mapping[Fingerprint, Mapping[str, Any]]
 ) -> dict[Fingerprint, tuple[date, int]]:
     """By alarm: first night of its streak, and nights of it that were not well."""
-    m = _metrics()
+    m = METRICS.c
     # Made once: with hundreds of alarms, putting the statement together would take longer than the database does.
     names = ("subject", "check", "column", "segment")
     same = sa.and_(
-        *(m.c[name] == sa.bindparam(f"its_{name}") for name in names),
-        m.c.about_date <= sa.bindparam("about", type_=sa.Date()),
-        m.c.data_date <= sa.bindparam("judged", type_=sa.Date()),
+        *(m[name] == sa.bindparam(f"its_{name}") for name in names),
+        m.role.is_not_distinct_from(sa.bindparam("its_role", type_=sa.Text())),
+        m.model_version.is_not_distinct_from(sa.bindparam("its_version", type_=sa.BigInteger())),
+        m.about_date <= sa.bindparam("about", type_=sa.Date()),
+        m.data_date <= sa.bindparam("judged", type_=sa.Date()),
     )
-    well = sa.select(sa.func.max(m.c.about_date)).where(same, m.c.status == "ok").correlate(None).scalar_subquery()
-    streak = sa.select(sa.func.min(m.c.about_date), sa.func.count(sa.distinct(m.c.about_date))).where(
-        same, m.c.status.in_(_WRONG), m.c.about_date > sa.func.coalesce(well, date(1, 1, 1))
+    well = sa.select(sa.func.max(m.about_date)).where(same, m.status == "ok").correlate(None).scalar_subquery()
+    streak = sa.select(sa.func.min(m.about_date), sa.func.count(sa.distinct(m.about_date))).where(
+        same, m.status.in_(_WRONG), m.about_date > sa.func.coalesce(well, date(1, 1, 1))
     )
-    found = {}
+    streaks = {}
     for key, row in rows.items():
-        named = {f"its_{name}": part for name, part in zip(names, key, strict=True)}
-        since, nights = connection.execute(
-            streak, named | {"about": row["about_date"], "judged": row["data_date"]}
-        ).one()
-        found[key] = (since or row["about_date"], nights or 1)
-    return found
+        its = {f"its_{name}": part for name, part in zip(names, key[:4], strict=True)}
+        its |= {"its_role": row["role"], "its_version": row["model_version"]}
+        since, nights = connection.execute(streak, its | {"about": row["about_date"], "judged": row["data_date"]}).one()
+        streaks[key] = (since or row["about_date"], nights or 1)
+    return streaks

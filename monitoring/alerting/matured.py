@@ -5,7 +5,6 @@ rows, as independent.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -13,12 +12,11 @@ from typing import Any
 
 from config.calendar import Interval
 from lake.lake import Lake
-from monitoring.alerting.reading import read_metrics_of
+from lake.metric_queries import read_metrics_of
 from monitoring.performance import pooled_ratio
 
 CONFIDENCE = 0.95
 LEAST_NIGHTS = 3
-_VERSION = re.compile(r"version (\d+)\b")
 Key = tuple[str, str]
 
 
@@ -61,31 +59,27 @@ class Pooled:
 def judged_nights(
     lake: Lake, models: Collection[str], interval: Interval, *, by: str = "about_date"
 ) -> dict[Key, list[JudgedNight]]:
-    """Judged nights of a period by model and output, in order of the nights; one query for all models."""
+    """Nights of a period on which the champion was judged, by model and output, in order of the nights; one query for
+    all models.
+    """
     gates = {name: {output: o.gate for output, o in lake.model(name).outputs.items()} for name in models}
     checks = sorted(
         {check for outputs in gates.values() for gate in outputs.values() for check in (gate, f"{gate}_baseline")}
     )
-    found: dict[tuple[str, str, date], dict[str, Mapping[str, Any]]] = {}
+    measured: dict[tuple[str, str, date], dict[str, Mapping[str, Any]]] = {}
     columns = sorted({output for outputs in gates.values() for output in outputs})
     for row in read_metrics_of(lake, models, interval, by=by, checks=checks, columns=columns):
-        found.setdefault((row["subject"], row["column"], row["about_date"]), {})[row["check"]] = row
+        measured.setdefault((row["subject"], row["column"], row["about_date"]), {})[row["check"]] = row
     nights: dict[Key, list[JudgedNight]] = {}
-    for (model, output, night), rows in sorted(found.items()):
+    for (model, output, night), rows in sorted(measured.items()):
         gate = gates[model].get(output)
         own, base = rows.get(gate or ""), rows.get(f"{gate}_baseline")
         if own is None or base is None or own["value"] is None or base["value"] is None or not own["n"]:
             continue
         nights.setdefault((model, output), []).append(
-            JudgedNight(night, version_in(own["reference"]), own["value"], base["value"], own["n"])
+            JudgedNight(night, own["model_version"], own["value"], base["value"], own["n"])
         )
     return nights
-
-
-def version_in(reference: str | None) -> int | None:
-    """The version that the metrics table names as what a night was scored with."""
-    met = _VERSION.match(reference or "")
-    return int(met.group(1)) if met else None
 
 
 def pooled(nights: Sequence[JudgedNight], *, rooted: bool) -> Pooled | None:

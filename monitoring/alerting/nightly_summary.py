@@ -391,7 +391,7 @@ def _entry(
     left_out = dict.fromkeys(("unchanged", "acknowledged", "silenced"), 0)
     known: dict[str, str] = {}
     for alarm in alarms:
-        told = before.get(alarm.fingerprint)
+        told = before.get(alarm.fingerprint, before.get(alarm.former_fingerprint))
         if alarm.silenced_until:
             left_out["silenced"] += 1
             # Nobody was told what became of it meanwhile: that is news when the silence is over.
@@ -402,7 +402,7 @@ def _entry(
             left_out["acknowledged" if alarm.acknowledged else "unchanged"] += 1
         else:
             lines.append(alarm_line(alarm))
-    is_open = {alarm.fingerprint for alarm in alarms}
+    is_open = {text for alarm in alarms for text in (alarm.fingerprint, alarm.former_fingerprint)}
     cleared = sorted(
         fingerprint for fingerprint in before if fingerprint not in is_open and not fingerprint.startswith(_APPROVAL)
     )
@@ -418,7 +418,7 @@ def _entry(
 
 
 def _named(fingerprint: str) -> str:
-    _, check, column, segment = fingerprint_parts(fingerprint)
+    _, check, column, segment, *_ = fingerprint_parts(fingerprint)
     return check + (f" of {column}" if column else "") + (f" where {segment}" if segment else "")
 
 

@@ -21,12 +21,13 @@ from urllib.parse import quote, urlsplit
 
 import sqlalchemy as sa
 
+from config.calendar import Interval
 from config.errors import NightfleetError
 from config.settings import Channel, Level, MissingSecret, Settings, secret
+from lake.assignment import CHAMPION
 from lake.lake import Lake
 from lake.lineage import lock
-from lake.metrics import METRIC_SCHEMA, SQL_TABLE
-from lake.projection import sql_columns
+from lake.metric_queries import METRICS, fetch, these
 from monitoring.alerting.alarms import Alarm, open_alarms
 from monitoring.alerting.rules import shortened
 from monitoring.alerting.runs import FAILED, Run, read_runs, read_waiting
@@ -82,7 +83,7 @@ class Event:
     """One thing that somebody may want to be told of.
 
     Attributes:
-        key: names it; it is told once.
+        key: names it; it is told once. former_key: by which it may have been told before alarms had role and version.
         subject: data set or model; events of one subject that come together are one message.
         text: one line, of plain text.
         link: where a person looks next.
@@ -93,6 +94,12 @@ class Event:
     subject: str
     text: str
     link: str
+    former_key: str | None = None
+
+    @property
+    def keys(self) -> set[str]:
+        """Every key by which it may have been told."""
+        return {self.key} | ({self.former_key} if self.former_key else set())
 
 
 @dataclass(frozen=True)
@@ -144,23 +151,22 @@ def worth_telling(lake: Lake, alarms: Sequence[Alarm]) -> list[Alarm]:
     night (see `alerting.status`).
     """
     models = {model.name: model for model in lake.catalog.models}
-    by_check: dict[tuple[str, str], list[Alarm]] = {}
+    by_check: dict[tuple[str, str, str], list[Alarm]] = {}
     for alarm in alarms:
         if alarm.severity == "warning" and alarm.check in STATISTICAL and alarm.subject in models:
-            by_check.setdefault((alarm.subject, alarm.check), []).append(alarm)
+            by_check.setdefault((alarm.subject, alarm.check, alarm.role), []).append(alarm)
     left_out: set[str] = set()
-    for (subject, check), some in by_check.items():
-        judged = _judged_columns(lake, subject, check, max(alarm.data_date for alarm in some))
+    for (subject, check, role), some in by_check.items():
+        judged = _judged_columns(lake, subject, check, role, max(alarm.data_date for alarm in some))
         if not counts(check, [alarm.nights for alarm in some], judged, models[subject].retrain.drift.limit_quantile):
             left_out |= {alarm.fingerprint for alarm in some}
     return [alarm for alarm in alarms if alarm.fingerprint not in left_out]
 
 
-def _judged_columns(lake: Lake, subject: str, check: str, night: date) -> int:
-    m = sql_columns(SQL_TABLE, METRIC_SCHEMA).c
-    same = (m.subject == subject, m.data_date == night, m.check == check, m.segment == "", m.status != "not_evaluated")
-    with lake.engine.connect() as connection:
-        return int(connection.execute(sa.select(sa.func.count()).where(*same)).scalar_one())
+def _judged_columns(lake: Lake, subject: str, check: str, role: str, night: date) -> int:
+    same = these([subject], judged=Interval.of(night), checks=[check], role=role or CHAMPION)
+    [(judged,)] = fetch(lake, sa.select(sa.func.count()).where(*same, METRICS.c.status != "not_evaluated"))
+    return int(judged)
 
 
 def _failed_runs(lake: Lake, now: datetime) -> list[Run]:
@@ -179,8 +185,11 @@ def _failure(run: Run, base_url: str) -> Event:
 
 
 def _alarm(lake: Lake, alarm: Alarm, base_url: str) -> Event:
-    key = _key("alarm", alarm.fingerprint, str(alarm.since), alarm.severity)
-    return Event(key, alarm.severity, alarm.subject, alarm_line(alarm), alarm_link(lake, alarm, base_url))
+    key, former = (
+        _key("alarm", fingerprint, str(alarm.since), alarm.severity)
+        for fingerprint in (alarm.fingerprint, alarm.former_fingerprint)
+    )
+    return Event(key, alarm.severity, alarm.subject, alarm_line(alarm), alarm_link(lake, alarm, base_url), former)
 
 
 def alarm_link(lake: Lake, alarm: Alarm, base_url: str) -> str:
@@ -204,7 +213,8 @@ def alarm_line(alarm: Alarm) -> str:
     """An alarm in one line."""
     where = "".join((f" of {alarm.column}" if alarm.column else "", f" where {alarm.segment}" if alarm.segment else ""))
     lasts = f" (since {alarm.since}, {alarm.nights} nights)" if alarm.nights > 1 else ""
-    return line_of(f"{alarm.severity}: {alarm.check}{where}: {alarm.reason or 'no reason was given'}{lasts}")
+    who = "" if alarm.role in ("", CHAMPION) else f"{alarm.role} version {alarm.model_version}, "
+    return line_of(f"{alarm.severity}: {who}{alarm.check}{where}: {alarm.reason or 'no reason was given'}{lasts}")
 
 
 def page_link(base_url: str, *parts: str, **query: str) -> str:
@@ -255,10 +265,13 @@ def tell(lake: Lake, found: Sequence[Event], *, now: datetime) -> int:
             t = told_table.c
             known = set(
                 connection.execute(
-                    sa.select(t.event_key).where(t.channel == channel.name, t.event_key.in_([e.key for e in wanted]))
+                    sa.select(t.event_key).where(
+                        t.channel == channel.name,
+                        t.event_key.in_([key for event in wanted for key in event.keys]),
+                    )
                 ).scalars()
             )
-            new = {event.key: event for event in wanted if event.key not in known}
+            new = {event.key: event for event in wanted if known.isdisjoint(event.keys)}
             by_subject: dict[str, list[Event]] = {}
             for event in new.values():
                 by_subject.setdefault(event.subject, []).append(event)

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,12 @@ from prometheus_client.registry import Collector
 
 from config.calendar import cutoff
 from features.validate import SCORE
+from lake.assignment import champion_in
 from lake.lake import Lake
-from lake.lineage import as_utc, publications_table
-from lake.metrics import METRIC_SCHEMA, SQL_TABLE
-from lake.projection import projections_table, sql_columns
+from lake.lineage import as_utc
+from lake.metric_queries import Row, read_newest_nights
+from lake.projection import has_table
+from lake.publication_queries import newest_publications
 from lake.tables import quarantine_table, valid_table
 from monitoring.alerting.alarms import Alarm, open_alarms
 from monitoring.alerting.rules import ModelNight
@@ -42,10 +44,6 @@ RUN_STATES = ("running", "success", "failed")
 SEVERITIES = ("critical", "warning")
 ATTENTION = ("open", "acknowledged", "silenced")
 _DRIFT_SHARE = "drift_share"
-_PERFORMANCE, _DRIFT, _QUALITY = "performance", "drift", "quality"  # groups of metrics
-_AT_ONCE = 200  # tables a statement asks for: SQLite takes at most 500 parts of a union
-_metrics = sql_columns(SQL_TABLE, METRIC_SCHEMA)
-Row = Any
 
 
 def scrape(lake: Lake, accept: str | None = None, *, now: datetime | None = None) -> tuple[bytes, str]:
@@ -77,16 +75,10 @@ class ChainCollector(Collector):
         found = standings(lake, [model.name for model in lake.catalog.models], now)
         yield from _standing(found)
         nights = {standing.entry.name: standing.night for standing in found}
-        with lake.engine.connect() as connection:
-            there = set(sa.inspect(connection).get_table_names())
-            yield from _scored(
-                lake,
-                _newest_publications(connection, there, [f"{m.name}/predictions" for m in lake.catalog.models]),
-                nights,
-            )
-            yield from _data(lake, connection, there)
-            yield from _judged(lake, connection, there)
-            yield from _runs(lake, connection, there, now)
+        yield from _scored(lake, nights)
+        yield from _data(lake)
+        yield from _judged(lake)
+        yield from _runs(lake, now)
         subjects = [*(m.name for m in lake.catalog.models), *(d.name for d in lake.catalog.datasets)]
         yield _alarms(subjects, open_alarms(lake, subjects, now=now))
 
@@ -120,7 +112,8 @@ def _standing(found: Sequence[Standing]) -> Iterator[Metric]:
     yield from (status, approvals, requests)
 
 
-def _scored(lake: Lake, newest: Mapping[str, Row], nights: Mapping[str, ModelNight]) -> Iterator[Metric]:
+def _scored(lake: Lake, nights: Mapping[str, ModelNight]) -> Iterator[Metric]:
+    newest = newest_publications(lake, [f"{model.name}/predictions" for model in lake.catalog.models])
     night = GaugeMetricFamily(
         "nightfleet_model_scored_data_date_timestamp_seconds",
         "Cutoff of the newest data date that the model has scored: the end of that day in the data set's time zone.",
@@ -143,7 +136,7 @@ def _scored(lake: Lake, newest: Mapping[str, Row], nights: Mapping[str, ModelNig
     )
     version = GaugeMetricFamily(
         "nightfleet_model_scored_version",
-        "Version that scored the newest data date, by the model's own count.",
+        "Version that scored the newest data date as champion, by the model's own count.",
         labels=["model"],
     )
     training = GaugeMetricFamily(
@@ -151,30 +144,22 @@ def _scored(lake: Lake, newest: Mapping[str, Row], nights: Mapping[str, ModelNig
     )
     for model in lake.catalog.models:
         dataset = lake.dataset(model.dataset)
-        found = newest.get(f"{model.name}/predictions")
+        published = newest.get(f"{model.name}/predictions")
         judged = nights[model.name].lateness
         if judged is not None and judged.due_at is not None:
             late.add_metric([model.name], judged.late_by.total_seconds() if judged.late_by else 0.0)
-        if found is None:
+        if published is None:
             continue
-        night.add_metric([model.name], cutoff(found.data_date, dataset.time_zone).timestamp())
-        at.add_metric([model.name], as_utc(found.committed_at).timestamp())
-        rows.add_metric([model.name], found.row_count)
-        champion = _champion(found)
+        night.add_metric([model.name], cutoff(published.data_date, dataset.time_zone).timestamp())
+        at.add_metric([model.name], published.newest_at.timestamp())
+        rows.add_metric([model.name], published.rows)
+        champion = champion_in(published.scored_by)
         if champion is not None:
-            version.add_metric([model.name], champion["version"])
-            took = _training_seconds(
-                lake.settings.artifacts / model.name / champion["artifact_digest"] / "manifest.json"
-            )
+            version.add_metric([model.name], champion.version)
+            took = _training_seconds(lake.settings.artifacts / model.name / champion.artifact_digest / "manifest.json")
             if took is not None:
                 training.add_metric([model.name], took)
     yield from (night, at, rows, late, version, training)
-
-
-def _champion(publication: Row) -> Mapping[str, Any] | None:
-    day = publication.data_date.isoformat()
-    champions = json.loads(publication.details).get("champions", ())
-    return next((c for c in champions if c["first"] <= day <= c["last"]), None)
 
 
 @lru_cache(maxsize=256)
@@ -187,7 +172,7 @@ def _training_seconds(path: Path) -> float | None:
     return float(found) if isinstance(found, int | float) else None
 
 
-def _judged(lake: Lake, connection: sa.Connection, there: set[str]) -> Iterator[Metric]:
+def _judged(lake: Lake) -> Iterator[Metric]:
     drift = GaugeMetricFamily(
         "nightfleet_model_drift_ratio",
         "Share of the model's columns beyond their drift limit in the newest monitored night, 0 to 1.",
@@ -205,23 +190,22 @@ def _judged(lake: Lake, connection: sa.Connection, there: set[str]) -> Iterator[
         labels=["model", "output"],
     )
     names = {model.name: model for model in lake.catalog.models}
-    tables = [f"{name}/metrics/{group}" for name in names for group in (_DRIFT, _PERFORMANCE)]
-    for row in _newest_metrics(connection, there, tables, (_DRIFT_SHARE, ERROR_RATIO)):
-        if row.value is None:
+    for (subject, check, column), row in _newest_metrics(lake, names, (_DRIFT_SHARE, ERROR_RATIO)).items():
+        if row["value"] is None:
             continue
-        if row.check == _DRIFT_SHARE:
-            drift.add_metric([row.subject], row.value)
-        elif row.column in names[row.subject].outputs:
-            error.add_metric([row.subject, row.column], row.value)
-            if row.threshold is not None:
-                promised.add_metric([row.subject, row.column], row.threshold)
+        if check == _DRIFT_SHARE:
+            drift.add_metric([subject], row["value"])
+        elif column in names[subject].outputs:
+            error.add_metric([subject, column], row["value"])
+            if row["threshold"] is not None:
+                promised.add_metric([subject, column], row["threshold"])
     yield from (drift, error, promised)
 
 
 # ---- data sets -------------------------------------------------------------------------------------------------
 
 
-def _data(lake: Lake, connection: sa.Connection, there: set[str]) -> Iterator[Metric]:
+def _data(lake: Lake) -> Iterator[Metric]:
     night = GaugeMetricFamily(
         "nightfleet_table_data_date_timestamp_seconds",
         "Cutoff of the newest data date whose rows passed validation.",
@@ -245,26 +229,25 @@ def _data(lake: Lake, connection: sa.Connection, there: set[str]) -> Iterator[Me
         for d in lake.catalog.datasets
         for t in d.tables
     }
-    newest = _newest_publications(connection, there, [name for pair in named.values() for name in pair])
+    newest = newest_publications(lake, [name for pair in named.values() for name in pair])
     for (dataset, table), (valid, quarantine) in named.items():
         if valid in newest:
-            rows.add_metric([dataset, table], newest[valid].row_count)
+            rows.add_metric([dataset, table], newest[valid].rows)
             night.add_metric(
                 [dataset, table], cutoff(newest[valid].data_date, lake.dataset(dataset).time_zone).timestamp()
             )
         if quarantine in newest:
-            bad.add_metric([dataset, table], newest[quarantine].row_count)
-    groups = [f"{d.name}/metrics/{_QUALITY}" for d in lake.catalog.datasets]
-    for row in _newest_metrics(connection, there, groups, (SCORE,)):
-        if row.value is not None and (row.subject, row.column) in named:
-            quality.add_metric([row.subject, row.column], row.value)
+            bad.add_metric([dataset, table], newest[quarantine].rows)
+    for (subject, _, column), row in _newest_metrics(lake, [d.name for d in lake.catalog.datasets], (SCORE,)).items():
+        if row["value"] is not None and (subject, column) in named:
+            quality.add_metric([subject, column], row["value"])
     yield from (night, rows, bad, quality)
 
 
 # ---- runs and alarms -------------------------------------------------------------------------------------------
 
 
-def _runs(lake: Lake, connection: sa.Connection, there: set[str], now: datetime) -> Iterator[Metric]:
+def _runs(lake: Lake, now: datetime) -> Iterator[Metric]:
     count = GaugeMetricFamily(
         "nightfleet_runs",
         f"DAG runs that started in the last {RUNS_WINDOW.days} days, by how they stand.",
@@ -285,7 +268,7 @@ def _runs(lake: Lake, connection: sa.Connection, there: set[str], now: datetime)
         "nightfleet_run_failed", "Whether the newest ended DAG run failed: 1, else 0.", labels=["subject", "kind"]
     )
     subjects = {*(m.name for m in lake.catalog.models), *(d.name for d in lake.catalog.datasets), ""}
-    if runs_table.name in there:
+    if has_table(lake, runs_table.name):
         c = runs_table.c
         # Within the window only: bounded by the index on the start, however many years are on record.
         query = (
@@ -294,8 +277,10 @@ def _runs(lake: Lake, connection: sa.Connection, there: set[str], now: datetime)
             .order_by(c.started_at)
         )
         counted: Counter[tuple[str, str, str]] = Counter()
-        newest: dict[tuple[str, str], Row] = {}
-        for row in connection.execute(query):
+        newest: dict[tuple[str, str], Any] = {}
+        with lake.engine.connect() as connection:
+            runs = connection.execute(query).all()
+        for row in runs:
             if row.subject not in subjects or row.kind not in KINDS:
                 continue  # of a model that left the catalog
             counted[row.subject, row.kind, row.state if row.state in RUN_STATES else "running"] += 1
@@ -336,68 +321,7 @@ def _attention(alarm: Alarm) -> str:
     return "acknowledged" if alarm.acknowledged else "open"
 
 
-# ---- queries ---------------------------------------------------------------------------------------------------
-
-
-def _newest_dates(
-    connection: sa.Connection, tables: Sequence[str], table_name: Any, data_date: Any, *where: Any
-) -> dict[str, date]:
-    """The newest data date of each table, by one look at the end of its part of the primary key."""
-    found: dict[str, date] = {}
-    for start in range(0, len(tables), _AT_ONCE):
-        parts = [
-            sa.select(
-                sa.literal(name).label("name"),
-                sa.select(sa.func.max(data_date)).where(table_name == name, *where).scalar_subquery().label("newest"),
-            )
-            for name in tables[start : start + _AT_ONCE]
-        ]
-        found |= {row.name: row.newest for row in connection.execute(sa.union_all(*parts)) if row.newest is not None}
-    return found
-
-
-def _newest_publications(connection: sa.Connection, there: set[str], tables: Sequence[str]) -> dict[str, Row]:
-    """The newest publication of each table's newest data date."""
-    if publications_table.name not in there or not tables:
-        return {}
-    c = publications_table.c
-    newest = _newest_dates(connection, tables, c.table_name, c.data_date)
-    query = sa.select(c.table_name, c.data_date, c.row_count, c.committed_at, c.details).order_by(c.version)
-    rows: dict[str, Row] = {}
-    pairs = list(newest.items())
-    for start in range(0, len(pairs), _AT_ONCE):
-        for row in connection.execute(query.where(_any_of(c.table_name, c.data_date, pairs[start : start + _AT_ONCE]))):
-            rows[row.table_name] = row
-    return rows
-
-
-def _any_of(table_name: Any, data_date: Any, pairs: Sequence[tuple[str, date]]) -> Any:
-    """One of those partitions; spelled out, because SQLite looks up no pair of columns in a list by an index."""
-    return sa.or_(*(sa.and_(table_name == name, data_date == day) for name, day in pairs))
-
-
-def _newest_metrics(
-    connection: sa.Connection, there: set[str], tables: Sequence[str], checks: Sequence[str]
-) -> list[Row]:
-    """Rows of those checks, for no segment, of the newest night in each metrics table; of several nights judged then
-    the last.
-    """
-    if not {SQL_TABLE, projections_table.name} <= there or not tables:
-        return []
-    p, m = projections_table.c, _metrics.c
-    newest = _newest_dates(connection, tables, p.table_name, p.data_date, p.sql_table == SQL_TABLE)
-    wanted = list(newest.items())
-    found: dict[tuple[str, str, str], Row] = {}
-    for start in range(0, len(wanted), _AT_ONCE):
-        query = (
-            sa.select(m.subject, m.check, m.column, m.about_date, m.value, m.threshold)
-            .where(
-                _any_of(m.source_table, m.data_date, wanted[start : start + _AT_ONCE]),
-                m.check.in_(checks),
-                m.segment == "",
-            )
-            .order_by(m.about_date)
-        )
-        for row in connection.execute(query):
-            found[row.subject, row.check, row.column] = row
-    return list(found.values())
+def _newest_metrics(lake: Lake, subjects: Collection[str], checks: Sequence[str]) -> dict[tuple[str, str, str], Row]:
+    """By subject, check and column: the row of the newest night in its group; of several nights the last."""
+    rows = read_newest_nights(lake, subjects, checks=checks)
+    return {(row["subject"], row["check"], row["column"]): row for row in rows}

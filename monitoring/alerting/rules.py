@@ -19,9 +19,9 @@ from config.calendar import ONE_DAY, Interval, cutoff, data_date_of
 from config.catalog.model import BinaryOutput, ModelEntry
 from config.catalog.policy import AccuracyDrop, AlertRule, ConsecutiveFailures, LateNight
 from lake.lake import Lake, StageResult
-from lake.lineage import as_utc, publications_table
-from lake.metrics import METRIC_SCHEMA, SQL_TABLE, Metric, Status, metrics_table, publish_metrics
-from lake.projection import sql_columns
+from lake.metric_queries import METRICS, fetch, these
+from lake.metrics import Metric, Status, metrics_table, publish_metrics
+from lake.publication_queries import newest_nights, published_nights
 from lake.tables import feature_table
 from monitoring import performance
 from monitoring.alerting.runs import ENDED, FAILED, RUNNING, SUCCESS, Kind, Run, read_runs
@@ -169,9 +169,9 @@ def model_nights(
     predictions = {
         name: predictions_table(lake.settings, entry, datasets[entry.dataset]).name for name, entry in entries.items()
     }
-    newest = _newest(lake, [*predictions.values(), *(table for tables in features.values() for table in tables)])
+    newest = newest_nights(lake, [*predictions.values(), *(table for tables in features.values() for table in tables)])
     busy = _busy(lake, [*entries, *datasets], now)
-    found = {}
+    nights = {}
     for name, entry in entries.items():
         dataset = datasets[entry.dataset]
         known = [newest.get(table) for read in read_by[name] for table in features[read.name]]
@@ -182,7 +182,7 @@ def model_nights(
             dict.fromkeys(run.kind for run in busy if run.subject in (name, *(read.name for read in read_by[name])))
         )
         if expected is None:
-            found[name] = ModelNight(name, None, scored, None, running, None)
+            nights[name] = ModelNight(name, None, scored, None, running, None)
             continue
         scored_at = _first_committed(lake, predictions[name], expected) if scored and scored >= expected else None
         judged = lateness(
@@ -196,8 +196,8 @@ def model_nights(
             running=bool(running),
             has_champion=scored is not None or _has_champion(lake, name, expected),
         )
-        found[name] = ModelNight(name, expected, scored, scored_at, running, judged)
-    return found
+        nights[name] = ModelNight(name, expected, scored, scored_at, running, judged)
+    return nights
 
 
 def last_night(now: datetime, time_zone: str) -> date:
@@ -206,26 +206,9 @@ def last_night(now: datetime, time_zone: str) -> date:
     return day if cutoff(day, time_zone) <= now else day - ONE_DAY
 
 
-def _newest(lake: Lake, tables: Collection[str]) -> dict[str, date]:
-    """The newest published night of each table, from the index of publications as its writers left it."""
-    c = publications_table.c
-    query = (
-        sa.select(c.table_name, sa.func.max(c.data_date).label("newest"))
-        .where(c.table_name.in_(list(tables)))
-        .group_by(c.table_name)
-    )
-    with lake.engine.connect() as connection:
-        if not sa.inspect(connection).has_table(publications_table.name):
-            return {}
-        return {row.table_name: row.newest for row in connection.execute(query)}
-
-
 def _first_committed(lake: Lake, table: str, night: date) -> datetime | None:
-    c = publications_table.c
-    query = sa.select(sa.func.min(c.committed_at)).where(c.table_name == table, c.data_date == night)
-    with lake.engine.connect() as connection:
-        found: datetime | None = connection.execute(query).scalar()
-    return None if found is None else as_utc(found)
+    published = published_nights(lake, [table], Interval.of(night)).get(table, {})
+    return published[night].first_at if night in published else None
 
 
 def _has_champion(lake: Lake, model: str, night: date) -> bool:
@@ -327,6 +310,7 @@ class _Judge:
         rows = []
         for row in tonight:
             said: dict[str, Any] = {"about": row.about_date, "column": output, "threshold": rule.by, "n": row.n}
+            said |= {"role": row.role, "model_version": row.model_version}
             if row.value is None:
                 rows.append(
                     self._row(
@@ -367,19 +351,16 @@ class _Judge:
             )
         return rows
 
-    def _judged(self, check: str, output: str) -> list[sa.Row[tuple[object, ...]]]:
-        """Rows of that check of the whole output in the nights up to this one, the latest first."""
-        m = sql_columns(SQL_TABLE, METRIC_SCHEMA)
-        mine = (m.c.subject == self.entry.name, m.c.check == check, m.c.column == output, m.c.segment == "")
-        query = sa.select(m).where(
-            *mine, m.c.data_date <= self.night, m.c.source_table == f"{self.entry.name}/metrics/{performance.GROUP}"
+    def _judged(self, check: str, output: str) -> list[sa.Row[Any]]:
+        """Rows of that check of the champion's whole output in the nights up to this one, the latest first."""
+        c = METRICS.c
+        measured = f"{self.entry.name}/metrics/{performance.GROUP}"
+        query = (
+            sa.select(METRICS)
+            .where(*these([self.entry.name], checks=[check], columns=[output]))
+            .where(c.data_date <= self.night, c.source_table == measured)
         )
-        with self.lake.engine.connect() as connection:
-            if not sa.inspect(connection).has_table(SQL_TABLE):
-                return []
-            return list(
-                connection.execute(query.order_by(m.c.about_date.desc(), m.c.data_date.desc()).limit(_NIGHTS_LOOKED_AT))
-            )
+        return fetch(self.lake, query.order_by(c.about_date.desc(), c.data_date.desc()).limit(_NIGHTS_LOOKED_AT))
 
     def _failures(self, rule: ConsecutiveFailures, kind: Kind) -> Metric:
         read = [dataset.name for dataset in self.lake.catalog.datasets_of(self.entry)]

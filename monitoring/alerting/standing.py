@@ -4,13 +4,10 @@ is.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any
-
-import sqlalchemy as sa
 
 from config.calendar import ONE_DAY, Interval
 from config.catalog.model import BinaryOutput, ModelEntry
@@ -18,10 +15,10 @@ from config.catalog.policy import LateNight
 from features.expectations import BAD_SHARE
 from features.labels import newest_mature
 from features.validate import SCORE
+from lake.assignment import CHAMPION, champion_in
 from lake.lake import Lake
-from lake.lineage import as_utc, publications_table
-from lake.metrics import METRIC_SCHEMA, SQL_TABLE
-from lake.projection import has_table, sql_columns
+from lake.metric_queries import Row, read_metrics_of
+from lake.publication_queries import PublishedNight, published_nights
 from monitoring.alerting.alarms import Alarm, open_alarms
 from monitoring.alerting.lifecycle import Led, requests_with_outcome, waiting_for_approval
 from monitoring.alerting.matured import JudgedNight, Key, Pooled, judged_nights, last_of_version, pooled
@@ -37,7 +34,6 @@ OPEN_REQUEST_NIGHTS = 60
 _FEATURE_DRIFT = ("drift_psi", "drift_ks")
 _METRICS = {"mae": "MAE", "rmse": "RMSE", "brier": "Brier", "log_loss": "log loss"}
 _RUN_WORDS = {"ingest": "ingest", "score": "scoring", "monitor": "monitoring"}
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -157,67 +153,29 @@ def _by_subject(items: Iterable[Any], name: Any) -> dict[Any, list[Any]]:
 
 
 def _scored(lake: Lake, wanted: Mapping[str, tuple[str, date | None]]) -> dict[str, Scored]:
-    known = {name: (table, day) for name, (table, day) in wanted.items() if day is not None}
-    if not known or not has_table(lake, publications_table.name):
-        return {}
-    c = publications_table.c
-    pairs = sa.or_(*(sa.and_(c.table_name == table, c.data_date == day) for table, day in known.values()))
-    query = (
-        sa.select(c.table_name, c.data_date, c.row_count, c.details, c.committed_at).where(pairs).order_by(c.version)
-    )
-    commits: dict[str, list[Any]] = {}
-    with lake.engine.connect() as connection:
-        for row in connection.execute(query):
-            commits.setdefault(row.table_name, []).append(row)
-    return {
-        name: Scored(
-            day,
-            commits[table][-1].row_count,
-            _version(commits[table][-1].details, day),
-            as_utc(commits[table][0].committed_at),
-        )
-        for name, (table, day) in known.items()
-        if table in commits and day
-    }
-
-
-def _version(details: str, day: date) -> int | None:
-    """As `serving.score.recorded_champion`, None where it is not recorded."""
-    champions = json.loads(details).get("champions") or ()
-    return next((int(c["version"]) for c in champions if c["first"] <= day.isoformat() <= c["last"]), None)
+    published: dict[str, Mapping[date, PublishedNight]] = {}
+    for newest in sorted({day for _, day in wanted.values() if day is not None}):
+        tables = [table for table, day in wanted.values() if day == newest]
+        published |= published_nights(lake, tables, Interval.of(newest))
+    scored = {}
+    for name, (table, day) in wanted.items():
+        if day is not None and table in published:
+            night = published[table][day]
+            champion = champion_in(night.scored_by)
+            scored[name] = Scored(day, night.rows, champion.version if champion else None, night.first_at)
+    return scored
 
 
 def _night_rows(
     lake: Lake, nights: Mapping[str, date], *, checks: Collection[str] | None = None, segments: bool = True
 ) -> dict[str, list[Row]]:
     """Metrics judged in each subject's own night."""
-    found: dict[str, list[Row]] = {name: [] for name in nights}
-    if not nights or not has_table(lake, SQL_TABLE):
-        return found
-    m = sql_columns(SQL_TABLE, METRIC_SCHEMA).c
-    with lake.engine.connect() as connection:
-        for day in sorted(set(nights.values())):
-            query = sa.select(
-                m.subject,
-                m.about_date,
-                m.check,
-                m.column,
-                m.value,
-                m.lower,
-                m.upper,
-                m.threshold,
-                m.status,
-                m.reason,
-                m.n,
-            )
-            query = query.where(m.subject.in_([name for name, own in nights.items() if own == day]), m.data_date == day)
-            if checks is not None:
-                query = query.where(m.check.in_(list(checks)))
-            if not segments:
-                query = query.where(m.segment == "")
-            for row in connection.execute(query).mappings():
-                found[row["subject"]].append(dict(row))
-    return found
+    metrics: dict[str, list[Row]] = {name: [] for name in nights}
+    for day in sorted(set(nights.values())):
+        names = [name for name, own in nights.items() if own == day]
+        for row in read_metrics_of(lake, names, Interval.of(day), by="data_date", checks=checks, segments=segments):
+            metrics[row["subject"]].append(row)
+    return metrics
 
 
 def _performance_of(
@@ -235,22 +193,14 @@ def _judged(
 ) -> dict[str, dict[date, list[Row]]]:
     """By model: the judgements of the night whose labels are the newest to have matured."""
     due = {name: newest_mature(lake, name, day) for name, day in newest.items()}
-    found: dict[str, dict[date, list[Row]]] = {name: {day: []} for name, day in due.items()}
-    if not due or not has_table(lake, SQL_TABLE):
-        return found
-    m = sql_columns(SQL_TABLE, METRIC_SCHEMA).c
+    judged: dict[str, dict[date, list[Row]]] = {name: {day: []} for name, day in due.items()}
     gates = sorted({output.gate for name in due for output in entries[name].outputs.values()} | {ERROR_RATIO})
     outputs = sorted({output for name in due for output in entries[name].outputs})
-    with lake.engine.connect() as connection:
-        for day in sorted(set(due.values())):
-            names = [name for name, own in due.items() if own == day]
-            query = sa.select(m.subject, m.check, m.column, m.value, m.status, m.reason, m.data_date)
-            query = query.where(
-                m.subject.in_(names), m.about_date == day, m.check.in_(gates), m.column.in_(outputs), m.segment == ""
-            ).order_by(m.data_date)
-            for row in connection.execute(query).mappings():
-                found[row["subject"]][day].append(dict(row))
-    return found
+    for day in sorted(set(due.values())):
+        names = [name for name, own in due.items() if own == day]
+        for row in read_metrics_of(lake, names, Interval.of(day), checks=gates, columns=outputs):
+            judged[row["subject"]][day].append(row)
+    return judged
 
 
 def _failed_runs(lake: Lake, subjects: Sequence[str], since: date | None) -> dict[str, list[Run]]:
@@ -292,7 +242,9 @@ class _Judge:
         inputs = [
             alarm for name in self.datasets for alarm in read.alarms.get(name, ()) if self._reads(name, alarm.column)
         ]
-        self.alarms: list[Alarm] = [*read.alarms.get(entry.name, ()), *inputs]
+        # A version that only runs along says nothing of how the model stands.
+        own = [alarm for alarm in read.alarms.get(entry.name, ()) if alarm.role in ("", CHAMPION)]
+        self.alarms: list[Alarm] = [*own, *inputs]
         self.failed = [run for name in (*self.datasets, entry.name) for run in read.failed.get(name, ())]
         day = self.scored.data_date.isoformat() if self.scored else ""
         self.failed = [run for run in self.failed if (run.partition_key or "") >= day]

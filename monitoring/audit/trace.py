@@ -24,6 +24,7 @@ from config.errors import NightfleetError
 from config.settings import MissingSecret, code_version
 from features.retrieval import retrieve, spine_table
 from features.transform import compute_view
+from lake.assignment import Assignment, scored_by
 from lake.digest import rows_digest
 from lake.lake import Lake
 from lake.lineage import Input, Publication
@@ -31,7 +32,7 @@ from lake.signature import UntrustedModel, verify
 from lake.tables import LakeTable, feature_table
 from serving.predictions import FeatureMissing
 from serving.projection import SQL_PREFIX, sql_name
-from serving.score import load_version, predict_rows, recorded_champion
+from serving.score import load_version, predict_rows
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -186,7 +187,7 @@ def trace(lake: Lake, prediction_id: str, *, model: str | None = None) -> Trace:
     prediction, publication = _find(lake, prediction_id, model)
     entry = lake.model(prediction.model)
     version = _version(lake, prediction)
-    promotion = _promotion(lake, prediction, publication)
+    promotion = _promotion(lake, prediction, _assignment(prediction, publication))
     return Trace(
         prediction, _views(lake, entry, prediction), version, promotion, _decision(lake, prediction, promotion)
     )
@@ -204,7 +205,7 @@ def reproduce(lake: Lake, prediction_id: str) -> Reproduction:
         InputsExpired: a version that is needed was vacuumed, or its files or the model's are gone.
         UntrustedModel, ArtifactMismatch: the model is not signed, or its bytes were changed.
     """
-    prediction, _ = _find(lake, prediction_id)
+    prediction, publication = _find(lake, prediction_id)
     entry = lake.model(prediction.model)
     recorded = prediction.partition
     pins = _Pins.of(recorded.computed_from)
@@ -217,7 +218,7 @@ def reproduce(lake: Lake, prediction_id: str) -> Reproduction:
     views = _views(lake, entry, prediction)
     for view in views:
         steps += _recomputed(lake, entry, view)
-    steps += _predicted(lake, entry, prediction, pins, views)
+    steps += _predicted(lake, entry, prediction, _assignment(prediction, publication), pins, views)
     return Reproduction(prediction_id, tuple(steps))
 
 
@@ -317,7 +318,7 @@ def _any_table(lake: Lake, name: str, version: int | None = None) -> _OpenTable:
         schema = pa.schema(delta.schema().to_arrow()) if delta is not None and version is not None else pa.schema([])
     except DeltaError as error:
         raise InputsExpired(_expired(name, version or 0, str(error))) from error
-    return _OpenTable(name, path, schema, (), delta)
+    return _OpenTable(name, path, schema, (), delta=delta)
 
 
 def _publication(lake: Lake, table: _OpenTable, day: date, version: int) -> Publication:
@@ -532,11 +533,14 @@ def _signature(lake: Lake, folder: Path, prediction: TracedPrediction) -> str:
     return "valid"
 
 
-def _promotion(lake: Lake, prediction: TracedPrediction, publication: Publication) -> dict[str, Any] | None:
-    sequence = recorded_champion(publication)["sequence"]
-    return next(
-        (dict(p.__dict__) for p in lake.ledger(prediction.model).read().promotions if p.sequence == sequence), None
-    )
+def _assignment(prediction: TracedPrediction, publication: Publication) -> Assignment:
+    """The part in its night in which the row was predicted."""
+    return next(a for a in scored_by(prediction.data_date, publication.details) if a.role == prediction.role)
+
+
+def _promotion(lake: Lake, prediction: TracedPrediction, assignment: Assignment) -> dict[str, Any] | None:
+    promotions = lake.ledger(prediction.model).read().promotions
+    return next((dict(p.__dict__) for p in promotions if p.sequence == assignment.sequence), None)
 
 
 def _decision(lake: Lake, prediction: TracedPrediction, promotion: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -617,7 +621,12 @@ def _recomputed(lake: Lake, entry: ModelEntry, view: TracedView) -> list[Step]:
 
 
 def _predicted(
-    lake: Lake, entry: ModelEntry, prediction: TracedPrediction, pins: _Pins, views: Iterable[TracedView]
+    lake: Lake,
+    entry: ModelEntry,
+    prediction: TracedPrediction,
+    assignment: Assignment,
+    pins: _Pins,
+    views: Iterable[TracedView],
 ) -> list[Step]:
     view_pins = {
         view: pins.versions[table.name]
@@ -654,7 +663,7 @@ def _predicted(
         expected = {f"{view.view}__{name}": value for name, value in view.values.items()}
         steps.append(Step(f"retrieved {view.view}", expected, {name: row.get(name) for name in expected}))
     try:
-        again = predict_rows(entry, prediction.version, prediction.artifact_digest, predictor, rows).to_pylist()[0]
+        again = predict_rows(entry, assignment, predictor, rows).to_pylist()[0]
     except FeatureMissing as error:
         return [*steps, Step("features of the version", "all there", str(error))]
     steps.append(Step("input digest", prediction.input_digest, again["input_digest"]))

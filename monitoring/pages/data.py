@@ -18,9 +18,7 @@ from config.catalog.data import Dataset
 from features.expectations import BAD_SHARE, row_rules
 from features.validate import SCORE
 from lake.lake import Lake
-from lake.metrics import METRIC_SCHEMA, SQL_TABLE
-from lake.projection import has_table, sql_columns
-from monitoring.alerting.reading import Row
+from lake.metric_queries import METRICS, Row, fetch, these
 from monitoring.alerting.runs import FAILED, Run, read_runs
 from monitoring.pages.data_calendar import calendar_chart, score_charts, state_counts
 from monitoring.pages.data_nights import (
@@ -396,9 +394,7 @@ def _broken_rules(
 
 def _sums_of_rules(lake: Lake, dataset: str, period: Interval) -> list[Row]:
     """Rows and nights of each broken rule, summed by the database: a year has many thousand metrics."""
-    if not has_table(lake, SQL_TABLE):
-        return []
-    c = sql_columns(SQL_TABLE, METRIC_SCHEMA).c
+    c = METRICS.c
     on_night = sa.or_(c.check.like("row_count(%"), c.check.like("freshness(%"))
     broken = sa.or_(sa.and_(on_night, c.status.in_(["warning", "failing"])), sa.and_(sa.not_(on_night), c.value > 0))
     query = (
@@ -410,18 +406,10 @@ def _sums_of_rules(lake: Lake, dataset: str, period: Interval) -> list[Row]:
             sa.func.min(c.about_date).label("first"),
             sa.func.max(c.about_date).label("last"),
         )
-        .where(
-            c.subject == dataset,
-            c.data_date >= period.start,
-            c.data_date < period.end,
-            c.segment == "",
-            c.check.not_in([SCORE, BAD_SHARE]),
-            broken,
-        )
+        .where(*these([dataset], judged=period), c.check.not_in([SCORE, BAD_SHARE]), broken)
         .group_by(c.column, c.check)
     )
-    with lake.engine.connect() as connection:
-        return [dict(row) for row in connection.execute(query).mappings()]
+    return [dict(row._mapping) for row in fetch(lake, query)]
 
 
 # ---- Great Expectations ----------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from config.calendar import Interval
 from config.catalog.data import Dataset
 from features.validate import SCORE
 from lake.lake import Lake
-from monitoring.alerting.reading import read_metrics_of
+from lake.metric_queries import read_metrics_of
 from monitoring.pages.data_nights import STATES, Part, State
 from monitoring.pages.page import Chart
 

@@ -16,9 +16,10 @@ from config.catalog.model import ModelEntry
 from features.validate import SCORE
 from lake.lake import Lake
 from lake.lineage import publications_table
+from lake.metric_queries import read_metrics_of
 from lake.projection import has_table
+from lake.publication_queries import PublishedNight, published_nights
 from lake.tables import LakeTable, feature_table, quarantine_table, raw_table, valid_table
-from monitoring.alerting.reading import Published, published_nights, read_metrics_of
 from monitoring.alerting.runs import FAILED, Run
 from monitoring.pages.page import Context
 
@@ -72,7 +73,7 @@ class Night:
 
     data_date: date
     states: tuple[State, ...]
-    published: Published | None
+    published: PublishedNight | None
     quarantined: int | None
     score: float | None
 
@@ -83,7 +84,7 @@ class Night:
 
 
 def states_of(
-    *, published: Published | None, quarantined: int, later_first_at: datetime | None, deadline: datetime | None
+    *, published: PublishedNight | None, quarantined: int, later_first_at: datetime | None, deadline: datetime | None
 ) -> tuple[State, ...]:
     """What is true of a night, the worst first; exactly `published` or `missing` where nothing else is.
 
@@ -208,7 +209,7 @@ def nights_of(
     return found
 
 
-def _bulk(own: Mapping[date, Published]) -> set[datetime]:
+def _bulk(own: Mapping[date, PublishedNight]) -> set[datetime]:
     """Instants at which one commit published several nights for the first time."""
     seen: set[datetime] = set()
     return {one.first_at for one in own.values() if one.first_at in seen or seen.add(one.first_at)}  # type: ignore[func-returns-value]  # set.add is the point

@@ -13,11 +13,13 @@ from typing import Any
 
 from config.calendar import Interval
 from config.catalog.model import BinaryOutput, ModelEntry
+from lake.assignment import CHAMPION
 from lake.lineage import Publication
+from lake.metric_queries import Row, read_metrics_of
 from lake.metrics import metrics_table
+from lake.publication_queries import published_nights
 from monitoring import drift
-from monitoring.alerting.reading import Row, published_nights, read_metrics_of
-from monitoring.drift import MEAN, REFERENCE_MEAN, VersionReference, scored_versions
+from monitoring.drift import MEAN, REFERENCE_MEAN, VersionReference, references_of
 from monitoring.pages.embedded import MODEL_CARDS, NIGHT_REPORTS, SANDBOX, has_document
 from monitoring.pages.page import Column, Context, NotFound, Page, Table, read_date, shortened
 from monitoring.pages.story import (
@@ -81,7 +83,7 @@ def page(context: Context, *, query: Mapping[str, str], model: str, night: str) 
         raise NotFound(_no_such_night(entry, night, day, scored_nights))
     scored = context.lake.publications.current(scored_table, Interval.of(day))[day]
     measured = context.lake.publications.current(drift_table, Interval.of(day)).get(day)
-    reference = scored_versions(context.lake, entry.name, {day: scored})[day]
+    reference = references_of(context.lake, entry.name, {day: scored})[day][CHAMPION]
     rows = read_metrics_of(context.lake, [entry.name], Interval.of(day), by="data_date", checks=CHECKS)
     night_of = _Night(
         context,

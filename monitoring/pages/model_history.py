@@ -19,10 +19,13 @@ import sqlalchemy as sa
 
 from config.calendar import Interval
 from config.catalog.model import ModelEntry
+from lake.assignment import champion_in
 from lake.lake import Lake
-from lake.lineage import as_utc, publications_table
-from lake.metrics import METRIC_SCHEMA, SQL_TABLE
-from lake.projection import has_table, sql_columns
+from lake.lineage import publications_table
+from lake.metric_queries import METRICS, fetch, these
+from lake.metrics import SQL_TABLE
+from lake.projection import has_table
+from lake.publication_queries import published_nights
 from monitoring.performance import ERROR_RATIO, LABEL_SHARE
 
 Floats = npt.NDArray[np.float64]
@@ -30,7 +33,6 @@ DRIFT_CHECKS = "drift_psi", "drift_ks"
 NULL_RATE, VOLUME, DRIFT_SHARE, PREDICTION_DRIFT = "null_rate", "volume", "drift_share", "prediction_drift"
 LEAST_NIGHTS = 3  # of each period: fewer say nothing about what nights differ by
 _WORST_RATIO = 99.0
-_metrics = sql_columns(SQL_TABLE, METRIC_SCHEMA)
 _ROOTED = ("rmse", "rmse_baseline")  # a mean of several nights is the root of the mean of squares
 
 
@@ -182,18 +184,12 @@ def _gather(
     checks: Collection[str],
     wanted: tuple[str, ...],
 ) -> None:
-    c = _metrics.c
+    c = METRICS.c
     query = (
         # Nights as text: both databases write them alike, and parsing tens of thousands of dates takes longer than
         # reading them.
         sa.select(c.check, c.column, sa.cast(c.about_date, sa.String), *(c[name] for name in wanted))
-        .where(
-            c.subject == model,
-            c.check.in_(checks),
-            c.about_date >= interval.start,
-            c.about_date < interval.end,
-            c.segment == "",
-        )
+        .where(*these([model], about=interval, checks=checks))
         # A night that was judged twice counts as judged last: later rows overwrite.
         .order_by(c.check, c.column, c.about_date, c.data_date)
     )
@@ -222,30 +218,22 @@ def _empty_line(count: int) -> Line:
 
 
 def read_scored(lake: Lake, model: str, interval: Interval) -> dict[date, ScoredNight]:
-    """The published nights of a period, each with the version that scored it."""
-    if not has_table(lake, publications_table.name):
-        return {}
-    c = publications_table.c
-    query = (
-        sa.select(c.data_date, c.version, c.digest, c.row_count, c.run_id, c.committed_at, c.details)
-        .where(c.table_name == f"{model}/predictions", c.data_date >= interval.start, c.data_date < interval.end)
-        .order_by(c.data_date, c.version)
-    )
-    found = {}
-    with lake.engine.connect() as connection:
-        for row in connection.execute(query):
-            day = row.data_date.isoformat()
-            champion = next(c for c in json.loads(row.details)["champions"] if c["first"] <= day <= c["last"])
-            found[row.data_date] = ScoredNight(
-                int(champion["version"]),
-                champion["artifact_digest"],
-                row.row_count,
-                row.version,
-                row.digest,
-                row.run_id,
-                as_utc(row.committed_at),
+    """The published nights of a period, each with the version that scored it as champion."""
+    table = f"{model}/predictions"
+    scored = {}
+    for day, night in published_nights(lake, [table], interval).get(table, {}).items():
+        champion = champion_in(night.scored_by)
+        if champion is not None:
+            scored[day] = ScoredNight(
+                champion.version,
+                champion.artifact_digest,
+                night.rows,
+                night.version,
+                night.digest,
+                night.run_id,
+                night.newest_at,
             )
-    return found
+    return scored
 
 
 def inputs_of(lake: Lake, model: str, night: date) -> list[Mapping[str, Any]]:
@@ -268,37 +256,27 @@ def inputs_of(lake: Lake, model: str, night: date) -> list[Mapping[str, Any]]:
 
 def replaced_judgements(lake: Lake, model: str, interval: Interval) -> list[tuple[date, date]]:
     """Pairs of about and data date of the judgements of a night that a later one replaced; nearly always none."""
-    if not has_table(lake, SQL_TABLE):
-        return []
-    c = _metrics.c
+    c = METRICS.c
     query = sa.select(c.about_date, c.data_date).where(
-        c.subject == model,
-        c.check == LABEL_SHARE,
-        c.column == "",
-        c.segment == "",
-        c.about_date >= interval.start,
-        c.about_date < interval.end,
+        *these([model], about=interval, checks=[LABEL_SHARE], columns=[""])
     )
     newest: dict[date, date] = {}
     replaced = []
-    with lake.engine.connect() as connection:
-        for about, judged in connection.execute(query.order_by(c.about_date, c.data_date)):
-            if about in newest:
-                replaced.append((about, newest[about]))
-            newest[about] = judged
+    for about, judged in fetch(lake, query.order_by(c.about_date, c.data_date)):
+        if about in newest:
+            replaced.append((about, newest[about]))
+        newest[about] = judged
     return replaced
 
 
 def _not_replaced(pairs: Collection[tuple[date, date]]) -> Iterator[sa.ColumnElement[bool]]:
     for about, judged in pairs:
-        yield sa.not_(sa.and_(_metrics.c.about_date == about, _metrics.c.data_date == judged))
+        yield sa.not_(sa.and_(METRICS.c.about_date == about, METRICS.c.data_date == judged))
 
 
 def read_averages(lake: Lake, model: str, interval: Interval) -> dict[tuple[str, str], Average]:
     """Mean and spread between nights of each check and column over a period; nights without a value do not count."""
-    if not has_table(lake, SQL_TABLE):
-        return {}
-    c = _metrics.c
+    c = METRICS.c
     # Rows are what volume counts: weighted by itself it would be no mean.
     weight = sa.case((c.check == VOLUME, 1.0), else_=sa.cast(sa.func.coalesce(c.n, 1), sa.Double))
     power = sa.case((c.check.in_(_ROOTED), c.value * c.value), else_=c.value)
@@ -313,56 +291,39 @@ def read_averages(lake: Lake, model: str, interval: Interval) -> dict[tuple[str,
             sa.func.sum(c.value).label("total"),
             sa.func.sum(c.value * c.value).label("squares"),
         )
-        .where(
-            c.subject == model,
-            c.about_date >= interval.start,
-            c.about_date < interval.end,
-            c.segment == "",
-            c.value.is_not(None),
-        )
+        .where(*these([model], about=interval), c.value.is_not(None))
         .where(*_not_replaced(replaced_judgements(lake, model, interval)))
         .group_by(c.check, c.column)
     )
-    found = {}
-    with lake.engine.connect() as connection:
-        for row in connection.execute(query):
-            if not row.weights:
-                continue
-            mean = row.weighted / row.weights
-            variance = (row.squares - row.total**2 / row.nights) / (row.nights - 1) if row.nights > 1 else math.nan
-            found[row.check, row.column] = Average(
-                math.sqrt(max(mean, 0.0)) if row.check in _ROOTED else mean,
-                row.nights,
-                int(row.rows or 0),
-                math.sqrt(max(variance, 0.0)) if row.nights > 1 else math.nan,
-            )
-    return found
+    averages = {}
+    for row in fetch(lake, query):
+        if not row.weights:
+            continue
+        mean = row.weighted / row.weights
+        variance = (row.squares - row.total**2 / row.nights) / (row.nights - 1) if row.nights > 1 else math.nan
+        averages[row.check, row.column] = Average(
+            math.sqrt(max(mean, 0.0)) if row.check in _ROOTED else mean,
+            row.nights,
+            int(row.rows or 0),
+            math.sqrt(max(variance, 0.0)) if row.nights > 1 else math.nan,
+        )
+    return averages
 
 
 def read_segments(lake: Lake, entry: ModelEntry, interval: Interval) -> list[SegmentLoss]:
     """Loss of every segment of the gate's columns over a period, by output, column, and falling loss."""
-    if not has_table(lake, SQL_TABLE) or entry.gate.segments is None:
+    if entry.gate.segments is None:
         return []
-    c = _metrics.c
+    c = METRICS.c
     checks = sorted({name for output in entry.outputs.values() for name in (output.gate, f"{output.gate}_baseline")})
     loss = sa.case((c.check.in_(_ROOTED), c.value * c.value), else_=c.value) * c.n
     query = (
         sa.select(c.check, c.column, c.segment, sa.func.sum(c.n).label("rows"), sa.func.sum(loss).label("loss"))
-        .where(
-            c.subject == entry.name,
-            c.check.in_(checks),
-            c.segment != "",
-            c.about_date >= interval.start,
-            c.about_date < interval.end,
-            c.n > 0,
-        )
+        .where(*these([entry.name], about=interval, checks=checks, segments=True), c.segment != "", c.n > 0)
         .where(c.value.is_not(None), *_not_replaced(replaced_judgements(lake, entry.name, interval)))
         .group_by(c.check, c.column, c.segment)
     )
-    with lake.engine.connect() as connection:
-        rows = {
-            (row.check, row.column, row.segment): (int(row.rows), float(row.loss)) for row in connection.execute(query)
-        }
+    rows = {(row.check, row.column, row.segment): (int(row.rows), float(row.loss)) for row in fetch(lake, query)}
     found = []
     for (check, output, segment), (count, total) in rows.items():
         declared = entry.outputs.get(output)

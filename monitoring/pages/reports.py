@@ -29,16 +29,17 @@ from config.calendar import ONE_DAY, Interval
 from config.catalog.model import BinaryOutput, ModelEntry
 from features.retrieval import retrieve
 from lake.artifact import write_whole
+from lake.assignment import CHAMPION, scored_by
 from lake.events import logged
 from lake.lake import Lake, StageResult
 from lake.lineage import Publication
 from lake.metrics import metrics_table
 from monitoring import drift, performance
-from monitoring.drift import VersionReference, feature_profiles, first_available, pinned_versions, scored_versions
+from monitoring.drift import VersionReference, feature_profiles, first_available, pinned_versions, references_of
 from monitoring.pages.document import document
 from monitoring.pages.page import Column, Table
 from monitoring.wording import shown
-from serving.predictions import CHAMPION, predictions_table
+from serving.predictions import predictions_table
 from training.registry.reference import SAMPLE_FILE, SAMPLE_ROWS, as_numbers
 
 if TYPE_CHECKING:
@@ -97,28 +98,48 @@ def report(lake: Lake, model: str, interval: Interval, *, run_id: str) -> StageR
     files, written = [], 0
     for day in interval:
         folder = lake.settings.reports / model / day.isoformat()
-        for group, write in ((drift.GROUP, _drift_page), (performance.GROUP, _performance_page)):
-            path = folder / f"{group}.html"
+        judged = performance.maturing(lake, model, day)
+        for group, write, nights in ((drift.GROUP, _drift_page, [day]), (performance.GROUP, _performance_page, judged)):
             stamp = _stamp(measured[group][day])
-            files.append(str(path))
-            if _is_current(path, stamp):
-                continue
-            rows = metrics_table(lake.settings, model, group).read([day]).to_pylist()
-            write_whole(path, write(lake, entry, day, rows, scored, stamp))
-            written += 1
+            for role in _roles(scored, nights):
+                path = folder / (f"{group}.html" if role == CHAMPION else f"{group}-{role}.html")
+                files.append(str(path))
+                if _is_current(path, stamp):
+                    continue
+                rows = metrics_table(lake.settings, model, group).read([day]).to_pylist()
+                rows = [row for row in rows if row["role"] in (role, None)]
+                write_whole(path, write(lake, entry, day, role, rows, scored, stamp))
+                written += 1
     return StageResult("report", model, str(interval), len(files), written, {"files": files[:60], "written": written})
 
 
 # ---- pages -----------------------------------------------------------------------------------------------------
 
 
+def _roles(scored: Mapping[date, Publication], nights: Iterable[date]) -> list[str]:
+    """Roles in which some version scored one of those nights, and the champion's, whose page is always there."""
+    roles = {a.role for night in nights if night in scored for a in scored_by(night, scored[night].details)}
+    return sorted(roles | {CHAMPION})
+
+
+def _title(what: str, entry: ModelEntry, role: str) -> str:
+    return f"{what}: {entry.title}" + ("" if role == CHAMPION else f", {role}")
+
+
 def _drift_page(
-    lake: Lake, entry: ModelEntry, day: date, rows: Sequence[Row], scored: Mapping[date, Publication], stamp: str
+    lake: Lake,
+    entry: ModelEntry,
+    day: date,
+    role: str,
+    rows: Sequence[Row],
+    scored: Mapping[date, Publication],
+    stamp: str,
 ) -> str:
-    reference = scored_versions(lake, entry.name, {day: scored[day]})[day]
-    page = _Page(
-        f"Drift: {entry.title}", [f"data date {day}", reference.described(), f"{scored[day].rows:,} rows scored"], rows
-    )
+    reference = references_of(lake, entry.name, {day: scored[day]})[day][role]
+    volume = next((row["n"] for row in rows if row["check"] == "volume"), None)
+    counted = scored[day].rows if volume is None else volume
+    facts = [f"data date {day}", reference.described(), f"{counted:,} rows scored"]
+    page = _Page(_title("Drift", entry, role), facts, rows)
     share = next((row for row in rows if row["check"] == "drift_share"), None)
     if share is not None:
         page.facts.append(f"{share['status'].replace('_', ' ')}: {share['reason']}")
@@ -136,7 +157,7 @@ def _drift_page(
         )
     profiles = {**feature_profiles(lake, entry, reference), **reference.profile.get("predictions", {})}
     profiles = {name: profile for name, profile in profiles.items() if name in numbers}
-    current = _current_rows(lake, entry, day, reference, scored, profiles)
+    current = _current_rows(lake, entry, day, role, reference, scored, profiles)
     before = _reference_rows(sample, profiles)
     drawn: dict[str, tuple[Any, Any]] = {}
     for name, profile in profiles.items():
@@ -163,22 +184,27 @@ def _is_drift(row: Row) -> bool:
 
 
 def _performance_page(
-    lake: Lake, entry: ModelEntry, day: date, rows: Sequence[Row], scored: Mapping[date, Publication], stamp: str
+    lake: Lake,
+    entry: ModelEntry,
+    day: date,
+    role: str,
+    rows: Sequence[Row],
+    scored: Mapping[date, Publication],
+    stamp: str,
 ) -> str:
     dataset = lake.dataset(entry.dataset)
     nights = sorted({row["about_date"] for row in rows})
     judged = [night for night in nights if night in scored and scored[night].rows]
     about = ", ".join(map(str, nights)) or "none"
-    page = _Page(
-        f"Performance: {entry.title}", [f"data date {day}", f"nights whose labels became mature: {about}"], rows
-    )
+    facts = [f"data date {day}", f"nights whose labels became mature: {about}"]
+    page = _Page(_title("Performance", entry, role), facts, rows)
     if not nights:
         return _whole(page, "not evaluated: no night became mature in this one", stamp)
     page.facts += sorted({f"{row['about_date']} scored by {row['reference']}" for row in rows if row["reference"]})
     reasons = sorted({str(row["reason"]) for row in rows if row["status"] == "not_evaluated"})
     if not judged:
         return _whole(page, f"not evaluated: {'; '.join(reasons)}", stamp)
-    found = [performance.outcomes(lake, entry, dataset, night, day) for night in judged]
+    found = [performance.outcomes(lake, entry, dataset, night, day, role=role) for night in judged]
     label = np.concatenate([item[0] for item in found])
     predicted = {name: np.concatenate([item[2][name] for item in found]) for name in entry.outputs}
     came = ~np.isnan(label)
@@ -203,6 +229,7 @@ def _current_rows(
     lake: Lake,
     entry: ModelEntry,
     day: date,
+    role: str,
     reference: VersionReference,
     scored: Mapping[date, Publication],
     profiles: Mapping[str, Any],
@@ -228,10 +255,10 @@ def _current_rows(
         keys = ", ".join(f'"{name}"' for name in entry.entity)
         with lake.duckdb() as connection:
             table.register(connection, "p", nights)
-            query = f"SELECT {listed} FROM p WHERE role = '{CHAMPION}' ORDER BY data_date, {keys}"  # noqa: S608 (names from the typed catalog, quoted)
-            columns |= _every_nth(
-                connection.sql(query).to_arrow_reader(65_536), outputs, sum(scored[night].rows for night in nights)
-            )
+            rows = connection.sql("SELECT count(*) FROM p WHERE role = ?", params=[role]).fetchall()[0][0]
+            query = f"SELECT {listed} FROM p WHERE role = ? ORDER BY data_date, {keys}"  # noqa: S608 (names from the typed catalog, quoted)
+            reader = connection.sql(query, params=[role]).to_arrow_reader(65_536)
+            columns |= _every_nth(reader, outputs, rows)
     return columns
 
 

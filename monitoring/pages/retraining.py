@@ -9,14 +9,14 @@ from datetime import date, timedelta
 from typing import Any
 
 from config.calendar import Interval
+from lake.assignment import CHAMPION
 from lake.lake import Lake
 from lake.ledger import Promotion
 from lake.promotions import stored_promotions
 from monitoring.alerting.actions import Action, read_actions
-from monitoring.alerting.alarms import Alarm, fingerprint_text, open_alarms
+from monitoring.alerting.alarms import Alarm, action_fingerprint, open_alarms
 from monitoring.alerting.lifecycle import Gain, Led, gains, requests_with_outcome, waiting_for_approval
 from monitoring.alerting.matured import Pooled
-from monitoring.alerting.reading import newest_nights
 from monitoring.alerting.runs import FAILED
 from monitoring.pages.gate_evidence import improvements_table, other_checks_table, segments_table
 from monitoring.pages.page import Column, Context, Page, Table, read_period, shortened
@@ -368,7 +368,8 @@ def _alarm_state(alarm: Alarm) -> str:
 
 
 def _alarm_name(alarm: Alarm) -> str:
-    parts = [alarm.subject, alarm.check.replace("_", " "), alarm.column, alarm.segment]
+    role = "" if alarm.role in ("", CHAMPION) else alarm.role
+    parts = [alarm.subject, role, alarm.check.replace("_", " "), alarm.column, alarm.segment]
     return shortened(" · ".join(part for part in parts if part), 120).strip("'\"")
 
 
@@ -440,7 +441,7 @@ def _actions_table(actions: Sequence[Action]) -> Table:
             "by": a.by,
             "role": a.role,
             "action": a.action.replace("_", " "),
-            "about": fingerprint_text((a.subject, a.check, a.column, a.segment)) if a.check else a.subject,
+            "about": action_fingerprint(a),
             "until": a.until,
             "reason": a.reason,
             "outcome": a.outcome,

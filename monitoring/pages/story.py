@@ -8,23 +8,21 @@ said.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import date, timedelta
-from typing import Any
+from datetime import date
 
 import sqlalchemy as sa
 
 from config.calendar import ONE_DAY, Interval
 from config.catalog.model import ModelEntry, RegressionOutput
 from features.labels import is_mature
+from lake.assignment import champion_in, scored_by
 from lake.lake import Lake
-from lake.metrics import METRIC_SCHEMA, SQL_TABLE
-from lake.projection import has_table, sql_columns
-from monitoring.alerting.reading import published_nights, read_metrics_of
+from lake.metric_queries import METRICS, Row, fetch, read_metrics_of, these
+from lake.publication_queries import published_nights
 from monitoring.drift import MEAN, REFERENCE_MEAN
 from monitoring.performance import ERROR_RATIO, gate_ratios
 from monitoring.wording import figures, label_unit, named, percent, spaced, unit_of
 from serving.predictions import predictions_table
-from serving.score import recorded_champion
 from training.registry.records import read_gate_outputs
 
 FEATURE_DRIFT = ("drift_psi", "drift_ks")
@@ -35,8 +33,6 @@ ALARMING = ("warning", "failing")
 NIGHTS = 30
 _MOST_NAMED = 3
 _MOST_DIGITS = 6
-
-Row = Mapping[str, Any]
 
 
 # ---- how often -------------------------------------------------------------------------------------------------
@@ -51,24 +47,15 @@ def fired(lake: Lake, model: str, check: str, column: str, night: date, nights: 
 
 def fired_by_check(lake: Lake, model: str, night: date, nights: int = NIGHTS) -> dict[tuple[str, str], tuple[int, int]]:
     """`fired` of every drift check and column that was measured in those nights, by (check, column)."""
-    if not has_table(lake, SQL_TABLE):
-        return {}
-    c = sql_columns(SQL_TABLE, METRIC_SCHEMA).c
+    c = METRICS.c
     alarming = sa.func.sum(sa.case((c.status.in_(ALARMING), 1), else_=0))
     judged = sa.func.sum(sa.case((c.status != "not_evaluated", 1), else_=0))
     query = (
         sa.select(c.check, c.column, alarming, judged)
-        .where(
-            c.subject == model,
-            c.data_date > night - timedelta(days=nights),
-            c.data_date <= night,
-            c.segment == "",
-            c.check.in_(CHECKS),
-        )
+        .where(*these([model], judged=Interval.of(night).widened(nights - 1), checks=CHECKS))
         .group_by(c.check, c.column)
     )
-    with lake.engine.connect() as connection:
-        return {(check, column): (int(times), int(of)) for check, column, times, of in connection.execute(query)}
+    return {(check, column): (int(times), int(of)) for check, column, times, of in fetch(lake, query)}
 
 
 # ---- the three sentences ---------------------------------------------------------------------------------------
@@ -261,9 +248,10 @@ def _promised(lake: Lake, entry: ModelEntry, night: date) -> Mapping[str, float]
     publication = lake.publications.current(
         predictions_table(lake.settings, entry, lake.dataset(entry.dataset)), Interval.of(night)
     ).get(night)
-    if publication is None:
+    champion = champion_in(scored_by(night, publication.details)) if publication is not None else None
+    if champion is None:
         return {}
-    version = int(recorded_champion(publication)["version"])
+    version = champion.version
     outputs = read_gate_outputs(lake, {entry.name: version}).get(entry.name)
     if outputs is None:  # not projected to SQL yet: the lake knows
         return gate_ratios(lake, entry.name).get(version, {})

@@ -97,3 +97,51 @@ def test_an_empty_partition_has_a_digest_that_knows_its_schema() -> None:
     empty = RowsDigest(SCHEMA)
     assert empty.hexdigest() == rows_digest(SCHEMA.empty_table())
     assert empty.hexdigest() != RowsDigest(pa.schema([("x", pa.int64())])).hexdigest()
+
+
+# ---- columns that a table got later ----------------------------------------------------------------------------
+
+ADDED = {"flag": "true", "big": "CASE WHEN text LIKE 'v%' THEN CAST(length(text) AS BIGINT) END"}
+BEFORE = pa.schema([field for field in SCHEMA if field.name not in ADDED])
+
+
+def _as_before(row: dict[str, object]) -> dict[str, object]:
+    """The row with what a row of before holds in the later columns."""
+    text = row["text"]
+    return row | {"flag": True, "big": len(text) if isinstance(text, str) and text.startswith("v") else None}
+
+
+def _digest(table: pa.Table, cuts: list[int]) -> str:
+    digest = RowsDigest(table.schema, ADDED)
+    for batch in _chunked(table, cuts).to_batches():
+        digest.update(batch)
+    return digest.hexdigest()
+
+
+@given(
+    st.lists(ROW | ROW.map(lambda row: row | {"text": "version"}), max_size=12),
+    st.lists(st.integers(0, 50), max_size=3),
+)
+def test_rows_of_before_keep_their_digest_when_their_table_gets_columns(
+    rows: list[dict[str, object]], cuts: list[int]
+) -> None:
+    before = rows_digest(pa.Table.from_pylist(rows, schema=BEFORE))
+    assert _digest(pa.Table.from_pylist([_as_before(row) for row in rows], schema=SCHEMA), cuts) == before
+
+
+@given(st.lists(ROW, min_size=1, max_size=8), st.data())
+def test_a_row_that_differs_in_a_later_column_gives_another_digest(
+    rows: list[dict[str, object]], data: st.DataObject
+) -> None:
+    same = [_as_before(row) for row in rows]
+    place, name = data.draw(st.integers(0, len(rows) - 1)), data.draw(st.sampled_from(sorted(ADDED)))
+    value = data.draw({"flag": st.sampled_from([False, None]), "big": st.integers(100, 200)}[name])
+    changed = [row | {name: value} if number == place else row for number, row in enumerate(same)]
+    one, other = (_digest(pa.Table.from_pylist(these, schema=SCHEMA), []) for these in (same, changed))
+    assert one != other
+    # The other later column still counts for nothing.
+    kept = [field for field in SCHEMA if field.name == name or field.name not in ADDED]
+    expected = RowsDigest(pa.schema(kept))
+    for batch in pa.Table.from_pylist(changed, schema=SCHEMA).select([f.name for f in kept]).to_batches():
+        expected.update(batch)
+    assert other == expected.hexdigest()

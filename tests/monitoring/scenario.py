@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 from config.calendar import ONE_DAY, Interval
 from config.catalog.load import load_catalog
 from features.training_set import build_training_set
+from lake.assignment import Assignment, Plan
 from lake.lake import Lake
-from lake.ledger import Promotion
+from lake.ledger import LedgerSnapshot, Promotion
 from lake.tables import valid_table
-from serving.score import score
+from serving.score import Planned, score
 from tests import toy
 from tests.serving import scenario as serving
 from tests.serving.scenario import MODEL, LinearPredictor
@@ -108,6 +109,20 @@ def copy_of(lake: Lake, folder: Path) -> Lake:
     shutil.copytree(source, folder, dirs_exist_ok=True)
     settings = lake.settings.model_copy(update={"home": folder / "var", "catalogs": (folder,)})
     return Lake(settings, load_catalog(settings))
+
+
+def with_challenger(lake: Lake, folder: Path) -> Planned:
+    """A second version with its reference in the ledger, far in the future; returns a plan in which it runs along."""
+    champion(lake, folder, version=2, effective_from=HISTORY.end + 300 * ONE_DAY, slope=0.5)
+
+    def plan(ledger: LedgerSnapshot, night: date) -> Plan:
+        first, second = ledger.promotions
+        return (
+            Assignment("champion", 1, first.artifact_digest, 1.0, first.sequence),
+            Assignment("challenger", 2, second.artifact_digest, 0.0, second.sequence),
+        )
+
+    return plan
 
 
 def score_all(lake: Lake, interval: Interval = SCORED) -> None:

@@ -198,7 +198,7 @@ def test_a_segment_without_a_label_says_so_and_a_model_without_segments_has_none
         "no label came for any of its 1 rows",
     )
     path = lake.settings.catalogs[0] / "models" / f"{MODEL}.yaml"
-    path.write_text(path.read_text().replace("segments: {columns: [ride], min_rows: 20, worst: 1.5}, ", ""))
+    path.write_text(path.read_text().replace("segments: {columns: [ride], min_rows: 20, worst: 1.5},", ""))
     bare = Lake(lake.settings, load_catalog(lake.settings))
     performance(bare, MODEL, Interval.of(NIGHT), run_id="t")
     assert not segments_of(bare)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 import serving.score as scoring
@@ -22,13 +24,14 @@ from config.calendar import ONE_DAY, Interval
 from config.settings import ROOT
 from features.retrieval import retrieve
 from lake.artifact import ArtifactMismatch
+from lake.assignment import Assignment, BadPlan, Plan, plan_of, scored_by
 from lake.lake import Lake
-from lake.ledger import NoChampion
+from lake.ledger import LedgerSnapshot, NoChampion
 from lake.lineage import Input, PartitionNotReady
 from lake.publish import StalePublish
 from lake.signature import UntrustedModel
 from lake.tables import feature_table, valid_table
-from serving.predictions import BadPredictions, FeatureMissing, predictions_table
+from serving.predictions import BadPredictions, FeatureMissing, NotServedOnce, predictions_table
 from serving.score import AlreadyScored, OtherChampion, rescore, score, stale_predictions
 from serving.signed import ModelMissing
 from tests import toy
@@ -78,7 +81,7 @@ def versions_by_night(lake: Lake) -> dict[date, set[int]]:
 def test_one_row_per_entity_stamped_with_where_it_came_from(lake: Lake) -> None:
     result = score(lake, MODEL, scored_nights(), run_id="r1")
     assert (result.rows, result.committed) == (120, 4)
-    assert result.details["versions"] == {"2024-01-21..2024-01-24": 1}
+    assert result.details["versions"] == {"2024-01-21..2024-01-24": {"champion": 1}}
     assert result.details["status"] == "ok"
     rows = rows_of(lake).to_pylist()
     assert len({row["prediction_id"] for row in rows}) == 120
@@ -523,3 +526,94 @@ def test_a_full_disk_leaves_nothing_half_written(lake: Lake, undisturbed: dict[d
         assert score(full, MODEL, scored_nights(), run_id="retry").rows == 120
         assert digests_of(full) == undisturbed
         full.engine.dispose()
+
+
+# ---- several assignments a night -------------------------------------------------------------------------------
+
+
+def with_challenger(share: float = 0.0) -> scoring.Planned:
+    """The champion, and the ledger's second version beside it from LATER on."""
+
+    def plan(ledger: LedgerSnapshot, night: date) -> Plan:
+        first, second = ledger.promotions
+        if night < LATER:
+            return plan_of(ledger, night)
+        champion = Assignment("champion", 1, first.artifact_digest, 1.0 - share, first.sequence)
+        return champion, Assignment("challenger", 2, second.artifact_digest, share, second.sequence)
+
+    return plan
+
+
+@pytest.fixture
+def two(lake: Lake) -> Lake:
+    promote(lake, 2, NIGHTS.last + 30 * ONE_DAY, trained_until=date(2024, 1, 20))
+    return lake
+
+
+def test_two_assignments_give_two_rows_an_entity_of_which_one_is_served(two: Lake) -> None:
+    result = score(two, MODEL, scored_nights(), run_id="r", planned=with_challenger())
+    assert result.rows == 2 * 30 + 2 * 60
+    assert result.details["versions"] == {
+        "2024-01-21..2024-01-22": {"champion": 1},
+        "2024-01-23..2024-01-24": {"challenger": 2, "champion": 1},
+    }
+    rows = rows_of(two).to_pylist()
+    served: Counter[tuple[date, int]] = Counter()
+    for row in rows:
+        assert row["version"] == {"champion": 1, "challenger": 2}[row["role"]]
+        assert row["served"] is (row["role"] == "champion")
+        served[row["data_date"], row["ride"]] += row["served"]
+    assert set(served.values()) == {1}
+    assert len({row["prediction_id"] for row in rows}) == len(rows)
+    published = two.publications.current(predictions_table(two.settings, two.model(MODEL)), scored_nights())
+    assert {night: [a.role for a in scored_by(night, p.details)] for night, p in published.items()} == {
+        night: ["challenger", "champion"] if night >= LATER else ["champion"] for night in scored_nights()
+    }
+
+
+def test_the_challenger_changes_no_row_of_the_champion(two: Lake, tmp_path: Path) -> None:
+    alone = Lake(two.settings.model_copy(update={"home": tmp_path / "alone"}), two.catalog)
+    shutil.copytree(two.settings.home, alone.settings.home)
+    score(alone, MODEL, scored_nights(), run_id="r")
+    score(two, MODEL, scored_nights(), run_id="r", planned=with_challenger())
+    beside = rows_of(two)
+    assert beside.filter(pc.equal(beside["role"], "champion")).equals(rows_of(alone))
+
+
+def test_two_assignments_in_small_batches_and_nightly_give_the_same_rows(
+    two: Lake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    nightly = Lake(two.settings.model_copy(update={"home": tmp_path / "twin"}), two.catalog)
+    shutil.copytree(two.settings.home, nightly.settings.home)
+    score(two, MODEL, scored_nights(), run_id="bulk", planned=with_challenger())
+    monkeypatch.setattr(scoring, "BATCH_ROWS", 7)
+    for night in scored_nights():
+        score(nightly, MODEL, Interval.of(night), run_id="nightly", planned=with_challenger())
+    assert digests_of(nightly) == digests_of(two)
+    assert score(two, MODEL, scored_nights(), run_id="again", planned=with_challenger()).committed == 0
+
+
+def test_a_scored_night_gets_no_challenger_afterwards(two: Lake) -> None:
+    score(two, MODEL, scored_nights(), run_id="r")
+    before = digests_of(two)
+    with pytest.raises(OtherChampion, match="but the ledger now gives challenger version 2 .* and version 1 "):
+        score(two, MODEL, scored_nights(), run_id="r", planned=with_challenger())
+    assert digests_of(two) == before
+
+
+@pytest.mark.parametrize("share", [0.5, 1.5])
+def test_a_plan_that_does_not_serve_each_entity_once_is_refused(two: Lake, share: float) -> None:
+    with pytest.raises(
+        BadPlan, match=f"gives champion version 1 with {1 - share:g}, challenger version 2 with {share:g}"
+    ):
+        score(two, MODEL, scored_nights(), run_id="r", planned=with_challenger(share))
+    assert set(digests_of(two).values()) == {None}
+
+
+def test_rows_that_serve_an_entity_twice_are_not_published(two: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "check_plan", lambda model, night, plan: tuple(sorted(plan, key=lambda a: a.role)))
+    with pytest.raises(
+        NotServedOnce, match="30 of 30 entities are not served exactly once, the first 2 times on 2024-01-23"
+    ):
+        score(two, MODEL, scored_nights(), run_id="r", planned=with_challenger(0.5))
+    assert set(digests_of(two).values()) == {None}

@@ -16,6 +16,7 @@ from lake.metrics import Metric, publish_metrics
 from monitoring.alerting.alarms import (
     AlarmNotOpen,
     BadSilence,
+    Fingerprint,
     ReasonMissing,
     acknowledge,
     fingerprint_parts,
@@ -44,6 +45,8 @@ def row(
     segment: str = "",
     judged: int = 0,
     subject: str = MODEL,
+    role: str | None = None,
+    version: int | None = None,
 ) -> Metric:
     return Metric(
         subject,
@@ -56,6 +59,8 @@ def row(
         value=0.4,
         threshold=0.3,
         reason=f"{check} is {status}",
+        role=role,
+        model_version=version,
     )
 
 
@@ -219,10 +224,18 @@ def test_what_nobody_may_do(lake: Lake) -> None:
 
 
 @pytest.mark.parametrize(
-    "parts", [("m", "c", "", ""), ("m", "c", "a/b%2F%", "s=/x"), ("m", "c", "x", "carrier=<script>\n'")]
+    "parts",
+    [
+        ("m", "c", "", ""),
+        ("m", "c", "a/b%2F%", "s=/x"),
+        ("m", "c", "x", "carrier=<script>\n'"),
+        ("m", "c", "x:y:3", "s=:", "champion", 12),
+        ("m", "c", "", "", "challenger", None),
+    ],
 )
 def test_a_fingerprint_is_taken_apart_as_it_was_put_together(parts: Any) -> None:
-    assert fingerprint_parts(fingerprint_text(parts)) == parts
+    key = Fingerprint(*parts)
+    assert fingerprint_parts(fingerprint_text(key)) == key
 
 
 def test_hostile_names_are_values_not_sql(lake: Lake) -> None:
@@ -230,3 +243,50 @@ def test_hostile_names_are_values_not_sql(lake: Lake) -> None:
     alarm = only(lake)
     acknowledge(lake, alarm.fingerprint, **BY)
     assert only(lake).acknowledged is not None
+
+
+# ---- role and version ------------------------------------------------------------------------------------------
+
+
+def test_another_version_is_another_alarm_with_a_streak_of_its_own(lake: Lake) -> None:
+    last = nights(lake, "ww", role="champion", version=1)
+    acknowledge(lake, only(lake).fingerprint, **BY)
+    assert only(lake).acknowledged is not None
+    nights(lake, "w", start=last + ONE_DAY, role="champion", version=2)
+    alarm = only(lake)
+    assert (alarm.model_version, alarm.since, alarm.nights) == (2, last + ONE_DAY, 1)
+    assert alarm.acknowledged is None
+
+
+def test_what_is_said_of_a_challenger_is_not_said_of_the_champion(lake: Lake) -> None:
+    rows = [row(FIRST, "warning", role=role, version=version) for role, version in (("champion", 1), ("challenger", 2))]
+    publish_metrics(lake, MODEL, "drift", rows, Interval.of(FIRST), run_id="r")
+    acknowledge(lake, f"{MODEL}:challenger:2/drift_psi/x/", **BY)
+    assert {a.role: a.acknowledged is not None for a in open_alarms(lake, [MODEL])} == {
+        "champion": False,
+        "challenger": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("said", "holds"),
+    [
+        (Fingerprint("m", "c", "x"), True),  # before roles were recorded: whatever the version
+        (Fingerprint("m", "c", "x", "", "champion", 3), True),
+        (Fingerprint("m", "c", "x", "", "champion", 2), False),
+        (Fingerprint("m", "c", "x", "", "challenger", 3), False),
+        (Fingerprint("m", "c", "y"), False),
+    ],
+)
+def test_what_holds_for_the_champions_alarm(said: Fingerprint, holds: bool) -> None:
+    assert said.covers(Fingerprint("m", "c", "x", "", "champion", 3)) is holds
+
+
+def test_what_was_said_before_roles_were_recorded_is_not_meant_of_a_challenger() -> None:
+    assert not Fingerprint("m", "c").covers(Fingerprint("m", "c", "", "", "challenger", 3))
+
+
+@pytest.mark.parametrize("text", ["m:champion/c//", "m:champion:x/c//", ":champion:1/c//", "m:a:1:2/c//"])
+def test_a_text_that_is_no_fingerprint(text: str) -> None:
+    with pytest.raises(AlarmNotOpen, match="names no alarm"):
+        fingerprint_parts(text)

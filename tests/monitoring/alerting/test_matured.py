@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitoring.alerting.matured import JudgedNight, last_of_version, pooled, version_in
+from monitoring.alerting.matured import JudgedNight, last_of_version, pooled
 
 FIRST = date(2024, 3, 1)
 
@@ -68,12 +68,6 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
         assert found.upper is not None
         held += found.lower <= 0.8 <= found.upper
     assert 0.91 <= held / 400 <= 0.99
-
-
-def test_the_version_is_read_from_what_the_metrics_name() -> None:
-    assert version_in("version 12, trained on 2024-01-01 to 2024-02-01") == 12
-    assert version_in("version 3") == 3
-    assert version_in(None) is version_in("<script>") is version_in("conversion 3") is None
 
 
 def test_the_last_nights_of_a_version() -> None:

@@ -18,8 +18,8 @@ from features.validate import validate
 from lake.lake import Lake
 from lake.lineage import publications_table
 from lake.projection import _metadata as projections_metadata
+from lake.publication_queries import PublishedNight
 from lake.tables import quarantine_table, raw_table
-from monitoring.alerting.reading import Published
 from monitoring.alerting.runs import _metadata as runs_metadata
 from monitoring.pages.data import data_docs_folder, page
 from monitoring.pages.data_nights import STATES, states_of
@@ -92,7 +92,7 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
 
 # ---- states ----------------------------------------------------------------------------------------------------
 
-ONE = Published("t", FIRST, "d", 10, 1, "r", AT, AT, 1)
+ONE = PublishedNight("t", FIRST, "d", 10, 1, "r", AT, AT, 1, "{}")
 
 
 @pytest.mark.parametrize(

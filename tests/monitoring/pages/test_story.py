@@ -15,9 +15,9 @@ import sqlalchemy as sa
 from config.calendar import ONE_DAY, Interval
 from features.labels import is_mature
 from lake.lake import Lake
+from lake.metric_queries import read_metrics_of
 from lake.metrics import Metric, Status, publish_metrics, read_metrics
 from lake.tables import valid_table
-from monitoring.alerting.reading import read_metrics_of
 from monitoring.drift import drift
 from monitoring.pages.story import drift_story, fired, fired_by_check, known_from, times_limit
 from monitoring.performance import performance, segment_names
