@@ -20,6 +20,7 @@ import httpx
 from fastapi import Request
 
 from config.errors import NightfleetError
+from lake.publication_queries import newest_nights
 from monitoring.alerting.actions import REFUSED, Action, record_action
 from monitoring.alerting.alarms import (
     AlarmNotOpen,

@@ -38,9 +38,10 @@ from config.catalog.model import BinaryOutput, ModelEntry, Output
 from config.settings import Settings
 from features.expectations import BAD_SHARE
 from features.validate import SCORE
+from lake.assignment import CHAMPION, Assignment, recorded
 from lake.lake import Lake
 from lake.lineage import Lineage, _synced_table, publications_table
-from lake.metrics import METRIC_SCHEMA, SQL_TABLE, metrics_table
+from lake.metrics import INDEXES, METRIC_SCHEMA, SQL_TABLE, metrics_table
 from lake.projection import _metadata as projection_metadata
 from lake.projection import _prepare, projections_table, sql_columns
 from lake.publish import publish
@@ -245,6 +246,11 @@ class Story:
             - 1
         )
 
+    @property
+    def champions(self) -> list[int]:
+        """Number of the champion of every night."""
+        return [self.versions[int(place)].number for place in self.reigns]
+
     def reference(self, night: int) -> str:
         """How the metrics table names what a night is compared with."""
         version = self.versions[int(self.reigns[night])]
@@ -280,8 +286,12 @@ def _digest(*parts: object) -> str:
 class _Rows:
     """Rows of the SQL table `metrics`, gathered column by column and night by night."""
 
-    def __init__(self, source: str, subject: str, nights: Sequence[date]) -> None:
+    def __init__(
+        self, source: str, subject: str, nights: Sequence[date], versions: Sequence[int] | None = None
+    ) -> None:
+        """`versions`: the champion's of each night; None: about no version."""
         self._head = (source, 1, subject)
+        self._versions = versions
         self._days = [day.isoformat() for day in nights]
         self.rows: list[tuple[Any, ...]] = []
 
@@ -322,6 +332,8 @@ class _Rows:
                     None if reason is None else reason[i],
                     int(n[i]) if isinstance(n, np.ndarray) else n,
                     None if reference is None else reference[i],
+                    None if self._versions is None else CHAMPION,
+                    None if self._versions is None else self._versions[i],
                     days[i + judged_after],
                 )
             )
@@ -340,7 +352,7 @@ def _volumes(story: Story) -> npt.NDArray[np.int64]:
 
 def _drift_rows(story: Story) -> _Rows:
     entry, count = story.entry, story.scored
-    rows = _Rows(f"{entry.name}/metrics/drift", entry.name, story.nights)
+    rows = _Rows(f"{entry.name}/metrics/drift", entry.name, story.nights, story.champions)
     random = np.random.default_rng([story.seed, story.number, 2])
     position = np.arange(count)
     volume = _volumes(story)[:count]
@@ -419,7 +431,7 @@ def _drift_rows(story: Story) -> _Rows:
 
 def _performance_rows(story: Story) -> _Rows:
     entry, count = story.entry, story.scored - 2
-    rows = _Rows(f"{entry.name}/metrics/performance", entry.name, story.nights)
+    rows = _Rows(f"{entry.name}/metrics/performance", entry.name, story.nights, story.champions)
     random = np.random.default_rng([story.seed, story.number, 3])
     position = np.arange(count)
     volume = _volumes(story)[:count]
@@ -660,14 +672,9 @@ def _model_publications(lake: Lake, story: Story) -> Iterator[tuple[LakeTable, l
     for i in range(story.scored):
         version = story.versions[int(reigns[i])]
         day = story.nights[i].isoformat()
-        champion = {
-            "version": version.number,
-            "artifact_digest": version.digest,
-            "sequence": version.number,
-            "first": day,
-            "last": day,
-        }
-        details = {"role": "champion", "ledger_version": version.number, "champions": [champion]}
+        champion = Assignment(CHAMPION, version.number, version.digest, 1.0, version.number)
+        assignments = recorded([(Interval.of(story.nights[i]), [champion])])
+        details = {"ledger_version": version.number, "assignments": assignments}
         inputs = [_input(f"{dataset.name}/features/{view}", story.nights[i], i + 1) for view in entry.features]
         rows.append(
             _publication(
@@ -1093,7 +1100,8 @@ def _predictions(lake: Lake, story: Story, connection: sa.Connection, *, nights:
                 "source_table": table.name,
                 "delta_version": i + 1,
                 "prediction_id": prediction_id(entry.name, day, k),
-                "role": "champion",
+                "role": CHAMPION,
+                "served": True,
             }
             row |= {
                 "model": entry.name,
@@ -1288,9 +1296,7 @@ def fill(home: Path, *, nights: int = NIGHTS, last: date = LAST, seed: int = 7) 
     bad = {dataset: _bad_rows(lake.dataset(dataset), place, nights, seed) for place, dataset in enumerate(DATASETS)}
     with lake.engine.connect() as connection, connection.begin():
         projection_metadata.create_all(connection, tables=[projections_table])
-        _prepare(
-            connection, metrics, (), (("subject", "data_date"), ("subject", "check", "column", "segment", "about_date"))
-        )
+        _prepare(connection, metrics, (), INDEXES)
         for place, dataset in enumerate(DATASETS):
             _insert(connection, metrics, columns, _quality_rows(lake.dataset(dataset), bad[dataset], days).rows)
             for table, rows in _dataset_publications(lake, lake.dataset(dataset), place, bad[dataset], days, seed):

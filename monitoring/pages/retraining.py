@@ -13,6 +13,7 @@ from lake.assignment import CHAMPION
 from lake.lake import Lake
 from lake.ledger import Promotion
 from lake.promotions import stored_promotions
+from lake.publication_queries import newest_nights
 from monitoring.alerting.actions import Action, read_actions
 from monitoring.alerting.alarms import Alarm, action_fingerprint, open_alarms
 from monitoring.alerting.lifecycle import Gain, Led, gains, requests_with_outcome, waiting_for_approval

@@ -64,11 +64,9 @@ def test_groups_of_a_subject_do_not_touch_each_other(lake: Lake) -> None:
 
 def test_the_indexes_serve_a_night_and_an_alarm(lake: Lake) -> None:
     publish_metrics(lake, "rides", "drift", [metric()], NIGHT, run_id="r")
-    found = {tuple(index["column_names"]) for index in sa.inspect(lake.engine).get_indexes("metrics")}
-    assert {
-        ("subject", "data_date"),
-        ("subject", "check", "column", "segment", "about_date", "status", "data_date"),
-    } <= found
+    indexes = {tuple(index["column_names"]) for index in sa.inspect(lake.engine).get_indexes("metrics")}
+    alarm = ("subject", "check", "column", "segment", "about_date", "status", "data_date", "role", "model_version")
+    assert {("subject", "data_date"), alarm} <= indexes
 
 
 def test_a_night_without_metrics_is_published_empty(toy_lake: Lake) -> None:
@@ -100,10 +98,22 @@ def test_a_table_may_leave_out_what_it_does_not_have_and_nan_is_null(toy_lake: L
     assert found["about_date"] == date(2024, 2, 28)
 
 
-def test_the_key_has_the_night_it_is_about(toy_lake: Lake) -> None:
-    assert metrics_table(toy_lake.settings, "rides", "x").key == ("subject", "check", "column", "segment", "about_date")
+def test_the_key_has_the_night_it_is_about_role_and_version(toy_lake: Lake) -> None:
+    key = ("subject", "check", "column", "segment", "about_date", "role", "model_version")
+    assert metrics_table(toy_lake.settings, "rides", "x").key == key
     rows = [Metric("rides", day, NIGHT.start, "mae", "ok", value=1.0) for day in TWO]
     assert publish_metrics(toy_lake, "rides", "performance", rows, NIGHT, run_id="r").rows == 2
+
+
+def test_two_versions_measure_the_same_night(lake: Lake) -> None:
+    rows = [
+        metric("mae", value=float(version), role=role, model_version=version)
+        for role, version in (("champion", 1), ("challenger", 2))
+    ]
+    assert publish_metrics(lake, "rides", "performance", rows, NIGHT, run_id="r").rows == 2
+    with lake.engine.connect() as connection:
+        found = connection.execute(sa.text("SELECT role, model_version, value FROM metrics ORDER BY value")).all()
+    assert [tuple(row) for row in found] == [("champion", 1, 1.0), ("challenger", 2, 2.0)]
 
 
 @pytest.mark.parametrize(

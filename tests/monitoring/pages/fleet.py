@@ -23,6 +23,10 @@ FEATURES = ("vehicle_daily__rides_7d", "vehicle_daily__minutes_7d")
 OUTPUTS = {"ride_minutes": ("mae", 10.0), "long_probability": ("brier", 0.2)}
 COLUMNS = ("ride_minutes", "ride_minutes_lower", "ride_minutes_upper", "long_probability")
 REFERENCE = "version 1, trained on 2024-01-15 to 2024-02-09"
+VERSION: dict[str, dict[str, Any]] = {
+    MODEL: {"reference": REFERENCE, "role": "champion", "model_version": 1},
+    DATASET: {},
+}
 Spoiled = Mapping[tuple[str, str], Mapping[str, Any]]
 
 
@@ -39,7 +43,7 @@ def night(lake: Lake, day: date = NIGHT, spoiled: Spoiled | None = None, *, left
 
     def row(subject: str, check: str, column: str = "", about: date = day, **values: Any) -> Metric:
         told: dict[str, Any] = (
-            {"status": "ok", "n": 40, "reference": REFERENCE} | values | dict(changes.pop((check, column), {}))
+            {"status": "ok", "n": 40} | VERSION[subject] | values | dict(changes.pop((check, column), {}))
         )
         return Metric(subject, about, day, check, column=column, **told)
 
