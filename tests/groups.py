@@ -57,10 +57,13 @@ SECONDS: dict[str, float] = {
     "tests/training/test_keras_resume.py": 40,
     "tests/features/test_ingest.py": 36,
     "tests/features/test_backfill_equals_nightly.py": 33,
+    "tests/training/registry/test_leakage.py": 28,
     "tests/features/test_cmapss.py": 22,
     "tests/features/test_feature_repo.py": 20,
     "tests/features/test_expectations.py": 18,
     "tests/lake/test_publish.py": 18,
+    "tests/training/registry/test_gate_whole.py": 16,
+    "tests/serving/predictors/test_lstm.py": 16,
 }
 # What `--fast` can do without: files, and single tests of files that it cannot.
 _SLOW = {
@@ -78,8 +81,13 @@ _SLOW = {
     "tests/features/test_validate.py::test_in_bulk_the_nights_before_the_first_that_stops_are_published",
     "tests/features/test_validate.py::test_interrupted_between_two_tables_and_run_again_it_ends_the_same",
     "tests/monitoring/alerting/test_nightly_summary.py",
+    "tests/monitoring/audit/test_reproduction.py",
+    "tests/serving/predictors/test_lstm.py",
     "tests/serving/test_real_models.py",
     "tests/training/registry/test_explanation.py",
+    "tests/training/registry/test_gate_whole.py",
+    "tests/training/registry/test_leakage.py::test_honest_features_pass",
+    "tests/training/registry/test_leakage.py::test_the_same_view_run_night_by_night_cannot_leak",
     "tests/training/search/test_study.py",
     "tests/training/test_cross_validation.py",
     "tests/training/test_distributed.py",
