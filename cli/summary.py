@@ -72,14 +72,14 @@ def _champion(lake: Lake, model: ModelEntry, table: Table) -> None:
     checks = [check for check in decision.checks if check.name == "improvement"] if decision else []
     for i, check in enumerate(checks):
         shown = (model.name, f"version {newest.version}, from {newest.effective_from}") if i == 0 else ("", "")
-        rival = decision.rival if decision else ""
+        incumbent = decision.incumbent if decision else ""
         table.add_row(
             *shown,
             f"{check.output} {check.metric}",
             _number(check.challenger),
-            _number(check.rival),
+            _number(check.incumbent),
             _percent(check.improvement),
-            rival,
+            incumbent,
         )
     if not checks:
         table.add_row(

@@ -15,9 +15,11 @@ RUN /opt/venv/bin/pip install --quiet --no-cache-dir --disable-pip-version-check
     && /opt/venv/bin/pip uninstall --quiet --yes uv && rm -rf /root/.cache
 
 COPY config/__init__.py config/calendar.py config/durations.py config/errors.py /app/config/
-COPY config/catalog/__init__.py config/catalog/base.py config/catalog/trainer.py /app/config/catalog/
+COPY config/catalog/__init__.py config/catalog/base.py config/catalog/output.py config/catalog/trainer.py /app/config/catalog/
 COPY lake/__init__.py lake/artifact.py /app/lake/
 COPY serving/__init__.py /app/serving/
+COPY serving/kinds /app/serving/kinds
+COPY serving/metrics /app/serving/metrics
 COPY serving/predictors /app/serving/predictors
 COPY training/*.py /app/training/
 COPY training/search /app/training/search

@@ -18,6 +18,7 @@ from config.calendar import ONE_DAY, Interval, cutoff
 from config.catalog.base import BadCatalog
 from config.catalog.data import Dataset
 from config.catalog.model import ModelEntry
+from config.errors import NightfleetError
 from features.known import KnownTable, known_table
 from features.retrieval import horizon_end, spine
 from lake.lake import Lake
@@ -25,6 +26,10 @@ from lake.lineage import Input
 from lake.tables import ARROW_TYPES, valid_table
 
 _WEEK = 7 * ONE_DAY
+
+
+class UnknownClass(NightfleetError):
+    """A label is none of the values that the catalog lists for it."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,8 @@ def labels(lake: Lake, model: str, interval: Interval, *, as_of: date) -> pa.Tab
     """The label of every row the nights of `interval` score, by its newest revision that had arrived on `as_of`.
 
     Returns:
-        The entity columns, data_date, and label (float64), null where none had come; sorted by `(data_date, *entity)`.
+        The entity columns, data_date, and label, null where none had come: float64, a text as its position among the
+        classes of the catalog; sorted by `(data_date, *entity)`.
     """
     return _over_spine(lake, model, interval, as_of=as_of, name="label")
 
@@ -168,13 +174,45 @@ def _register_labels(
         low -= _WEEK + ONE_DAY
     known = known_table(lake, table, last, column=span, low=low, high=high, version=version)
     known.register(connection, "label_rows", dataset.tables[entry.label.table].key)
+    _check_values(connection, entry)
     columns = ", ".join(f'"{name}"' for name in entry.entity)
     connection.execute(
-        f'CREATE OR REPLACE TEMP VIEW known_labels AS SELECT {columns}, CAST("{entry.label.column}" AS DOUBLE) AS '
+        f"CREATE OR REPLACE TEMP VIEW known_labels AS SELECT {columns}, {label_as_number(entry)} AS "
         "label, data_date, superseded_on "
         "FROM label_rows"
     )
     return known
+
+
+def label_as_number(entry: ModelEntry) -> str:
+    """SQL of the label as a double: itself, or for a text its position among the values that it may take."""
+    column = f'"{entry.label.column}"'
+    if not any(isinstance(value, str) for value in entry.label_values):
+        return f"CAST({column} AS DOUBLE)"
+    cases = " ".join(f"WHEN {_literal(value)} THEN {number}" for number, value in enumerate(entry.label_values))
+    return f"CAST(CASE {column} {cases} END AS DOUBLE)"
+
+
+def _check_values(connection: duckdb.DuckDBPyConnection, entry: ModelEntry) -> None:
+    """Refuse a label that is none of the values that the catalog lists; a null is a label that has not come."""
+    if not entry.label_values:
+        return
+    column, table = f'"{entry.label.column}"', entry.label.table
+    listed = ", ".join(_literal(value) for value in entry.label_values)
+    unknown = connection.execute(
+        f"SELECT {column}, count(*) FROM label_rows WHERE {column} NOT IN ({listed}) GROUP BY ALL ORDER BY ALL LIMIT 1"
+    ).fetchone()
+    if unknown is not None:
+        raise UnknownClass(
+            f"{unknown[1]} rows of {table} hold the label {entry.label.column} = {unknown[0]!r}, which is none of "
+            f"{', '.join(map(str, entry.label_values))}.\n"
+            f"  Add it to `classes` of the outputs of {entry.name} and train again, or let a check of {table} put such "
+            f"rows into quarantine (rule in_set on {entry.label.column})."
+        )
+
+
+def _literal(value: str | int) -> str:
+    return str(value) if isinstance(value, int) else "'" + value.replace("'", "''") + "'"
 
 
 def _span(connection: duckdb.DuckDBPyConnection, entry: ModelEntry, rows: str) -> tuple[str, date | None, date | None]:

@@ -35,6 +35,7 @@ from training.registry.reference import (
     count_bins,
     exact_sum,
     is_averaged,
+    is_categorical,
     window_values,
 )
 
@@ -188,7 +189,7 @@ def drift(lake: Lake, model: str, interval: Interval, *, run_id: str) -> StageRe
         scored = lake.publications.current(table, interval.widened(reach - 1))
         references = references_of(lake, model, scored)
     features, inputs = _count_features(lake, entry, dataset, interval, scored, references)
-    predictions = _count_predictions(lake, table, interval, scored, references)
+    predictions = _count_predictions(lake, entry, table, interval, scored, references)
     rows: list[Metric] = []
     for day in interval:
         for role in references[day]:
@@ -340,6 +341,7 @@ def _by_night(batch: pa.RecordBatch) -> Iterator[tuple[date, pa.RecordBatch]]:
 
 def _count_predictions(
     lake: Lake,
+    entry: ModelEntry,
     table: LakeTable,
     interval: Interval,
     scored: Mapping[date, Publication],
@@ -358,7 +360,10 @@ def _count_predictions(
             if name in table.schema.names
         }
     )
-    listed = ", ".join(f'"{name}"' for name in ("data_date", *outputs))
+    # A class is compared by its values, even where it is a number.
+    texts = {name for name, kind in entry.drift_types.items() if is_categorical(kind)}
+    columns = (f'CAST("{name}" AS VARCHAR) AS "{name}"' if name in texts else f'"{name}"' for name in outputs)
+    listed = ", ".join(['"data_date"', *columns])
     with lake.duckdb() as connection:
         table.register(connection, "p", [day for day in wanted if day in scored])
         for role, counted in nights.items():
@@ -512,7 +517,7 @@ class _Judge:
         """As the catalog says; of a column that it no longer has, as what was read says."""
         if name in self.declared:
             return is_averaged(self.declared[name].type)
-        return name in self.entry.output_columns or any(
+        return is_averaged(self.entry.drift_types.get(name, "")) or any(
             name in nights[day].sums for day in self.window if day in nights
         )
 

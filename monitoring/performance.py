@@ -6,10 +6,9 @@ would have said.
 from __future__ import annotations
 
 import hashlib
-import math
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date
 from typing import Any
 
@@ -19,7 +18,8 @@ import pyarrow as pa
 
 from config.calendar import ONE_DAY, Interval
 from config.catalog.data import Dataset
-from config.catalog.model import BinaryOutput, ModelEntry, Output, RegressionOutput
+from config.catalog.model import ModelEntry
+from config.catalog.output import Measurement, OutputKind, RowMetric
 from features.labels import baseline_query, is_mature, label_query, register_rows
 from features.retrieval import retrieve, spine, write_parquet
 from lake.assignment import CHAMPION
@@ -29,22 +29,17 @@ from lake.lineage import Input, Publication
 from lake.metrics import Metric, metrics_table, publish_metrics
 from lake.tables import valid_table
 from monitoring.drift import VersionReference, pinned_versions, references_of
+from serving.metrics.intervals import CONFIDENT, Bounded, rounded
 from serving.predictions import predictions_table
-from training.evaluate import THRESHOLD
 from training.registry.decision import read_decisions
-from training.registry.gate import row_losses
 from training.registry.segments import NULL
 
 GROUP = "performance"
 ERROR_RATIO = "error_ratio"
 LABEL_SHARE = "label_share"
-ACCURACY = "accuracy"
 LEAST_LABEL_SHARE = 0.5
 LARGEST_SEGMENTS = 50  # of a column; the rest are one segment, so that sums over segments are sums over all rows
 OTHER = "(other)"
-COVERAGE_TOLERANCE = 0.1
-_CONFIDENT = 1.959963984540054  # two-sided 95 % of a normal distribution
-_DECIMALS = 6
 _LONGEST_SEGMENT = 120  # characters of a value: an index entry of Postgres holds some 2,700 bytes
 
 Floats = npt.NDArray[np.float64]
@@ -86,12 +81,11 @@ def performance(lake: Lake, model: str, interval: Interval, *, run_id: str) -> S
     """Publish `<model>/metrics/performance`: night T judges the data dates whose labels became mature in T, as they
     were scored.
 
-    A row's `about_date` is the night judged, its `data_date` is T. Checks, per output: `mae`, `rmse`, `bias`,
-    `interval_coverage`; `brier`, `log_loss`, `auc`, `bias`, `accuracy` (a probability of at least 0.5 says yes); the
-    gate's metric of the baseline (`<metric>_baseline`) and `error_ratio`, the former over the latter, against the same
-    ratio at the gate. `label_share` is the share of scored rows whose label came. `lower` and `upper` are a 95 %
-    interval that takes rows as independent: nights differ by more. What cannot be judged is `not_evaluated` with its
-    reason.
+    A row's `about_date` is the night judged, its `data_date` is T. Checks, per output: those that its kind measures
+    (serving/kinds); the gate's metric of the baseline (`<metric>_baseline`) and `error_ratio`, the former over the
+    latter, against the same ratio at the gate. `label_share` is the share of scored rows whose label came. `lower` and
+    `upper` are a 95 % interval that takes rows as independent: nights differ by more. What cannot be judged is
+    `not_evaluated` with its reason.
 
     The gate's metric and that of the baseline are measured per segment, too, of each of the gate's segment columns:
     `segment` is `<column>=<value>` (see `segment_names`), `n` its rows with a label. The 50 with the most of them stand
@@ -167,12 +161,12 @@ def _night(
 def outcomes(
     lake: Lake, entry: ModelEntry, dataset: Dataset, about: date, night: date, *, role: str = CHAMPION
 ) -> tuple[Floats, Floats, dict[str, Floats], list[Input]]:
-    """Labels known by `night` (NaN: never came), the row-wise baseline (NaN: none) and each output column, of one
-    night's rows of a role by key.
+    """Labels known by `night` (NaN: never came), the row-wise baseline (NaN: none) and each column that outputs are
+    judged by, of one night's rows of a role by key.
     """
     table = predictions_table(lake.settings, entry, dataset)
     keys = ", ".join(f'"{name}"' for name in entry.entity)
-    outputs = ", ".join(f'"{name}"' for name in entry.output_columns)
+    outputs = ", ".join(f'"{name}"' for name in entry.judged_columns)
     with lake.duckdb() as connection:
         table.register(connection, "published", [about])
         connection.execute(
@@ -243,38 +237,6 @@ def _shown_value(value: str) -> str:
     return f"{cleaned} #{hashlib.sha256(value.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
 
-def _rounded(value: float) -> float:
-    return round(float(value), _DECIMALS)
-
-
-def _mean_with_interval(values: Floats) -> tuple[float, float, float]:
-    """Mean and its 95 % interval, rows taken as independent."""
-    mean = float(values.mean())
-    half = _CONFIDENT * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else float("nan")
-    return _rounded(mean), _rounded(mean - half), _rounded(mean + half)
-
-
-def share_with_interval(hits: int, rows: int) -> tuple[float, float, float]:
-    """A share and its 95 % interval by Wilson (1927), which does not claim to be certain where all rows came out
-    alike.
-    """
-    share, square = hits / rows, _CONFIDENT**2
-    middle = (share + square / (2 * rows)) / (1 + square / rows)
-    half = _CONFIDENT * math.sqrt(share * (1 - share) / rows + square / (4 * rows**2)) / (1 + square / rows)
-    return _rounded(share), _rounded(max(middle - half, 0.0)), _rounded(min(middle + half, 1.0))
-
-
-def area_under_curve(event: npt.NDArray[np.bool_], score: Floats) -> float | None:
-    """Probability that an event scores above a non-event, ties counted half; None where one kind is missing."""
-    positives = int(event.sum())
-    negatives = len(event) - positives
-    if not positives or not negatives:
-        return None
-    _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    return float((ranks[event].sum() - positives * (positives + 1) / 2) / (positives * negatives))
-
-
 def _largest_segments(
     column: str, values: pa.ChunkedArray, came: npt.NDArray[np.bool_]
 ) -> tuple[list[str], npt.NDArray[np.int64]]:
@@ -295,22 +257,19 @@ def _largest_segments(
 
 
 def _means_with_intervals(
-    values: Floats, codes: npt.NDArray[np.int64], counts: npt.NDArray[np.int64], *, rooted: bool
-) -> list[tuple[float, float, float]]:
-    """Mean of each segment's values with its 95 % interval (NaN for a single row), rows taken as independent; the root
-    of them for a rooted metric.
+    metric: RowMetric, losses: Floats, codes: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]
+) -> list[Bounded]:
+    """The metric in each segment with its 95 % interval (NaN for a single row), rows taken as independent.
 
     `bincount` adds in the order of the rows, which is that of their keys.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
-        means = np.bincount(codes, weights=values, minlength=len(counts)) / counts
-        squares = np.bincount(codes, weights=np.square(values - means[codes]), minlength=len(counts))
-        half = _CONFIDENT * np.sqrt(squares / (counts - 1)) / np.sqrt(counts)
+        means = np.bincount(codes, weights=losses, minlength=len(counts)) / counts
+        squares = np.bincount(codes, weights=np.square(losses - means[codes]), minlength=len(counts))
+        half = CONFIDENT * np.sqrt(squares / (counts - 1)) / np.sqrt(counts)
         half[counts < 2] = np.nan  # one row has no spread
-        bounds = [means, means - half, means + half]
-        if rooted:
-            bounds = [np.sqrt(np.maximum(bound, 0.0)) for bound in bounds]
-    return [(_rounded(mean), _rounded(lower), _rounded(upper)) for mean, lower, upper in zip(*bounds, strict=True)]
+        bounds = [metric.of_mean(bound) for bound in (means, means - half, means + half)]
+    return [(rounded(mean), rounded(lower), rounded(upper)) for mean, lower, upper in zip(*bounds, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -340,7 +299,7 @@ class _Judge:
         """One row an output, so that the night is visible."""
         rows = [self._metric(LABEL_SHARE, status="not_evaluated", reason=why)]
         for name, output in self.entry.outputs.items():
-            checks = (output.gate, ERROR_RATIO, *((ACCURACY,) if isinstance(output, BinaryOutput) else ()))
+            checks = (output.gate, ERROR_RATIO, *output.headlines)
             rows += [self._metric(check, column=name, status="not_evaluated", reason=why) for check in checks]
         return rows
 
@@ -350,7 +309,7 @@ class _Judge:
         """All rows about the night; arrays have one element a scored row."""
         came = ~np.isnan(label)
         total, count = len(label), int(came.sum())
-        share = _rounded(count / total)
+        share = rounded(count / total)
         missing = f"the label of {total - count:,} of {total:,} rows never came" if count < total else None
         status = "ok" if share >= LEAST_LABEL_SHARE else "warning"
         rows = [
@@ -360,81 +319,26 @@ class _Judge:
             why = f"no label came for any of the {total:,} rows"
             return rows + [m for m in self.unjudged(why) if m.check != LABEL_SHARE]
         actual, trivial = label[came], baseline[came]
+        said = {column: values[came] for column, values in predicted.items()}
         for name, output in self.entry.outputs.items():
-            found = {column: values[came] for column, values in predicted.items()}
-            rows += self._errors(name, output, actual, found)
-            rows += self._beside_baseline(name, output, actual, found[name], trivial)
+            rows += [self._measured(name, one) for one in output.measurements(name, actual, said)]
+            rows += self._beside_baseline(name, output, actual, output.judged(name, said), trivial)
         for column, values in segments.items():
-            rows += self._by_segment(
-                column, values, came, actual, {name: values[came] for name, values in predicted.items()}, trivial
-            )
+            rows += self._by_segment(column, values, came, actual, said, trivial)
         return rows
 
-    def _errors(self, name: str, output: Output, actual: Floats, found: Mapping[str, Floats]) -> list[Metric]:
-        predicted = found[name]
-        if isinstance(output, BinaryOutput):
-            event = actual > output.above
-            likelihood = np.clip(np.where(event, predicted, 1.0 - predicted), 1e-15, 1.0)
-            share, lower, upper = share_with_interval(int(((predicted >= THRESHOLD) == event).sum()), len(event))
-            rows = [
-                self._mean("brier", name, np.square(predicted - event)),
-                self._mean("log_loss", name, -np.log(likelihood)),
-                self._mean("bias", name, predicted - event),
-                self._metric(ACCURACY, column=name, value=share, lower=lower, upper=upper, n=len(event), status="ok"),
-            ]
-            area = area_under_curve(event, predicted)
-            if area is None:
-                why = (
-                    f"all {len(event):,} rows came out alike ({'above' if event.any() else 'not above'}"
-                    f" {output.above:g}), so nothing can be ranked"
-                )
-                return [*rows, self._metric("auc", column=name, n=len(event), status="not_evaluated", reason=why)]
-            return [*rows, self._metric("auc", column=name, value=_rounded(area), n=len(event), status="ok")]
-        error = predicted - actual
-        squared = _mean_with_interval(np.square(error))
-        root = [_rounded(math.sqrt(max(value, 0.0))) for value in squared]
-        rows = [
-            self._mean("mae", name, np.abs(error)),
-            self._metric("rmse", column=name, value=root[0], lower=root[1], upper=root[2], n=len(error), status="ok")
-            if len(error) > 1
-            else self._metric("rmse", column=name, value=root[0], n=1, status="ok"),
-            self._mean("bias", name, error),
-        ]
-        if output.interval:
-            inside = (actual >= found[f"{name}_lower"]) & (actual <= found[f"{name}_upper"])
-            rows.append(self._coverage(name, output.interval, inside))
-        return rows
-
-    def _mean(self, check: str, name: str, values: Floats) -> Metric:
-        mean, lower, upper = _mean_with_interval(values)
-        return self._metric(check, column=name, value=mean, lower=lower, upper=upper, n=len(values), status="ok")
-
-    def _coverage(self, name: str, wanted: float, inside: npt.NDArray[np.bool_]) -> Metric:
-        share, lower, upper = _mean_with_interval(inside.astype(np.float64))
-        short = not math.isnan(upper) and upper < wanted - COVERAGE_TOLERANCE
-        reason = f"the interval should hold {wanted:.0%} of outcomes, it held {share:.0%}" if short else None
-        values = {
-            "value": share,
-            "lower": max(lower, 0.0),
-            "upper": min(upper, 1.0),
-            "threshold": wanted,
-            "n": len(inside),
-        }
-        return self._metric(
-            "interval_coverage", column=name, status="warning" if short else "ok", reason=reason, **values
-        )
+    def _measured(self, name: str, measurement: Measurement) -> Metric:
+        return self._metric(**asdict(measurement), column=name)
 
     def _beside_baseline(
-        self, name: str, output: Output, actual: Floats, predicted: Floats, trivial: Floats
+        self, name: str, output: OutputKind, actual: Floats, judged: Floats, trivial: Floats
     ) -> list[Metric]:
         check = f"{output.gate}_baseline"
         said, why = self._baseline(name, output, trivial)
         if said is None:
             return [self._metric(c, column=name, status="not_evaluated", reason=why) for c in (check, ERROR_RATIO)]
-        losses = [row_losses(output, actual, values) for values in (predicted, said)]
         own, base = (
-            _rounded(math.sqrt(values.mean())) if output.gate == "rmse" else _rounded(values.mean())
-            for values in losses
+            rounded(output.metric.of_mean(output.row_losses(actual, values).mean())) for values in (judged, said)
         )
         rows = [self._metric(check, column=name, value=base, n=len(actual), status="ok")]
         if not base:
@@ -448,7 +352,7 @@ class _Judge:
                     reason="the baseline made no error at all",
                 ),
             ]
-        ratio = _rounded(own / base)
+        ratio = rounded(own / base)
         at_gate = self.gate.get(name)
         if at_gate is None:
             why = f"the gate left no ratio to compare with for version {self.version.version if self.version else '?'}"
@@ -456,7 +360,7 @@ class _Judge:
                 *rows,
                 self._metric(ERROR_RATIO, column=name, value=ratio, n=len(actual), status="not_evaluated", reason=why),
             ]
-        bound = _rounded(at_gate * (1 + self.entry.retrain.performance.worse_by))
+        bound = rounded(at_gate * (1 + self.entry.retrain.performance.worse_by))
         worse = ratio > bound
         reason = (
             f"{output.gate} over the baseline's is {ratio:.3f} in this night, it was {at_gate:.3f} at the gate"
@@ -494,13 +398,11 @@ class _Judge:
         rows = []
         for output_name, output in self.entry.outputs.items():
             said, _ = self._baseline(output_name, output, trivial)
-            sides = [(output.gate, predicted[output_name])] + (
+            sides = [(output.gate, output.judged(output_name, predicted))] + (
                 [(f"{output.gate}_baseline", said)] if said is not None else []
             )
-            for check, numbers in sides:
-                means = _means_with_intervals(
-                    row_losses(output, actual, numbers), labelled, counts, rooted=output.gate == "rmse"
-                )
+            for check, judged in sides:
+                means = _means_with_intervals(output.metric, output.row_losses(actual, judged), labelled, counts)
                 for segment, count, all_rows, (value, lower, upper) in zip(names, counts, scored, means, strict=True):
                     told = {"column": output_name, "segment": segment, "n": int(count)}
                     if not count:
@@ -510,7 +412,7 @@ class _Judge:
                     rows.append(self._metric(check, value=value, lower=lower, upper=upper, status="ok", **told))
         return rows
 
-    def _baseline(self, name: str, output: Output, trivial: Floats) -> tuple[Floats | None, str | None]:
+    def _baseline(self, name: str, output: OutputKind, trivial: Floats) -> tuple[Floats | None, str | None]:
         """What the baseline said of each row: as at the gate, row by row where it is one, else a number of the training
         window.
         """
@@ -518,25 +420,7 @@ class _Judge:
         missing = (
             self.version.missing if self.version else None
         ) or "the reference of this version holds no facts about its labels"
-        if isinstance(output, BinaryOutput):
-            rate = facts.get("rates", {}).get(name)
-            return (None, missing) if rate is None else (np.full(len(trivial), float(rate)), None)
-        assert isinstance(output, RegressionOutput)
-        constant = facts.get("mean" if self.entry.gate.baseline == "mean" else "median")
+        constant = output.stored_constant(facts, name, self.entry.gate.baseline)
         if constant is None:
             return None, missing
-        return np.where(np.isnan(trivial), float(constant), trivial), None
-
-
-def pooled_ratio(own: Sequence[tuple[float, int]], base: Sequence[tuple[float, int]], *, rooted: bool) -> float | None:
-    """Error over baseline of several nights together, from each night's (error, rows); None without rows or with a
-    faultless baseline.
-
-    `rooted`: the error is a root of a mean of squares (rmse), so squares are pooled.
-    """
-    power = 2 if rooted else 1
-    above = sum(value**power * rows for value, rows in own)
-    below = sum(value**power * rows for value, rows in base)
-    if below <= 0:
-        return None
-    return float((above / below) ** (1 / power))
+        return output.baseline(constant, len(trivial), trivial), None

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from config.calendar import ONE_DAY
 from config.catalog.policy import Retrain
-from monitoring.performance import pooled_ratio
+from serving.metrics import metric_named
 
 Trigger = Literal["performance", "drift", "calendar", "none"]
 # Part of the last mature nights that must have been judged: two nights out of fourteen say little about the fourteen.
@@ -223,7 +223,7 @@ def _performance(
             continue
         own = [(n.error, n.rows) for n in judged if n.error is not None]
         base = [(n.baseline, n.rows) for n in judged if n.baseline is not None]
-        ratio = pooled_ratio(own, base, rooted=judged[0].metric == "rmse")
+        ratio = metric_named(judged[0].metric).pooled_ratio(own, base)
         if ratio is None:
             unjudged.append(f"the baseline of {output} made no error")
             continue

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from typing import Any
 
-from config.catalog.model import ModelEntry, RegressionOutput
+from config.catalog.model import ModelEntry
 from lake.lake import Lake
 
 NOTHING = "–"
@@ -26,8 +26,10 @@ def unit_of(lake: Lake, entry: ModelEntry, column: str) -> str:
     features = lake.catalog.feature_columns(entry)
     if column in features:
         return features[column].unit or ""
-    output = next((o for name, o in entry.outputs.items() if column in (name, f"{name}_lower", f"{name}_upper")), None)
-    return label_unit(lake, entry) if isinstance(output, RegressionOutput) else ""
+    units: dict[str, str] = {}
+    for name, output in entry.outputs.items():
+        units |= output.units(name, label_unit(lake, entry))
+    return units.get(column, "")
 
 
 def label_unit(lake: Lake, entry: ModelEntry) -> str:

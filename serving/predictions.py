@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 from config.catalog.data import Dataset
 from config.catalog.load import load_catalog
-from config.catalog.model import BinaryOutput, ModelEntry, RegressionOutput
+from config.catalog.model import ModelEntry
 from config.errors import NightfleetError
 from config.settings import Settings
 from lake.migrations import PREDICTIONS
@@ -61,7 +61,7 @@ def predictions_table(settings: Settings, model: ModelEntry, dataset: Dataset | 
     }
     columns |= entity_types(model, dataset)
     columns["target_time_utc"] = "timestamp"
-    columns |= dict.fromkeys(model.output_columns, "float64")
+    columns |= model.output_types
     columns["input_digest"] = "string"
     columns["served"] = "boolean"
     return named_table(settings, f"{model.name}/predictions", columns, ("role", *model.entity), PREDICTIONS)
@@ -198,8 +198,7 @@ def _hex(digests: _Bytes) -> pa.Array:
 
 
 def check_outputs(model: ModelEntry, outputs: pa.Table, rows: int, *, version: int) -> None:
-    """Refuse outputs that are not one finite number per row, probabilities outside [0, 1], intervals whose lower end
-    lies above the upper.
+    """Refuse outputs that are not judged by finite numbers, one a row, and what the kind of an output does not allow.
 
     Raises:
         BadPredictions: names the output, how many rows, and the first value met.
@@ -218,7 +217,7 @@ def check_outputs(model: ModelEntry, outputs: pa.Table, rows: int, *, version: i
             f"predicted columns {outputs.column_names} of {outputs.num_rows} rows, needs {list(model.output_columns)} "
             f"of {rows} rows"
         )
-    for name in model.output_columns:
+    for name in model.judged_columns:
         _count(
             refuse,
             name,
@@ -227,20 +226,8 @@ def check_outputs(model: ModelEntry, outputs: pa.Table, rows: int, *, version: i
             "are not finite numbers",
         )
     for name, output in model.outputs.items():
-        values = outputs[name]
-        if isinstance(output, BinaryOutput):
-            _count(
-                refuse,
-                name,
-                values,
-                pc.or_(pc.less(values, 0.0), pc.greater(values, 1.0)),
-                "are no probabilities in [0, 1]",
-            )
-        elif isinstance(output, RegressionOutput) and output.interval:
-            lower = outputs[f"{name}_lower"]
-            _count(
-                refuse, f"{name}_lower", lower, pc.greater(lower, outputs[f"{name}_upper"]), f"lie above {name}_upper"
-            )
+        for defect in output.defects(name, outputs):
+            _count(refuse, defect.column, outputs[defect.column], defect.bad, defect.what)
 
 
 def check_served(model: ModelEntry, parts: Sequence[pa.Table]) -> None:

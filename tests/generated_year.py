@@ -34,7 +34,8 @@ from config.calendar import ONE_DAY, Interval, cutoff
 from config.catalog.checks import check_name
 from config.catalog.data import Dataset
 from config.catalog.load import load_catalog
-from config.catalog.model import BinaryOutput, ModelEntry, Output
+from config.catalog.model import ModelEntry
+from config.catalog.output import OutputKind
 from config.settings import Settings
 from features.expectations import BAD_SHARE
 from features.validate import SCORE
@@ -50,7 +51,7 @@ from monitoring.alerting.lifecycle import project_records
 from monitoring.alerting.runs import _metadata as runs_metadata
 from monitoring.alerting.runs import runs_table, waiting_table
 from monitoring.drift import MEAN, REFERENCE_MEAN
-from monitoring.performance import ACCURACY, ERROR_RATIO, LABEL_SHARE
+from monitoring.performance import ERROR_RATIO, LABEL_SHARE
 from serving.predictions import predictions_table
 from serving.projection import sql_name
 
@@ -451,7 +452,7 @@ def _performance_rows(story: Story) -> _Rows:
 def _output_rows(
     rows: _Rows,
     name: str,
-    output: Output,
+    output: OutputKind,
     random: np.random.Generator,
     season: Floats,
     worse: Floats,
@@ -459,7 +460,7 @@ def _output_rows(
     shared: dict[str, Any],
 ) -> None:
     count = len(season)
-    binary = isinstance(output, BinaryOutput)
+    binary = output.task == "event"
     level = 0.15 if binary else 18.0
     noise = random.normal(1, 0.05, count)
     baseline = level * 1.2 * season * noise
@@ -475,7 +476,7 @@ def _output_rows(
     if binary:
         measured("log_loss", 3 * error, 3 * half)
         measured("bias", random.normal(0, 0.01, count), np.full(count, 0.01))
-        measured(ACCURACY, np.clip(0.86 - 0.4 * worse + random.normal(0, 0.01, count), 0, 1), np.full(count, 0.02))
+        measured("accuracy", np.clip(0.86 - 0.4 * worse + random.normal(0, 0.01, count), 0, 1), np.full(count, 0.02))
         measured("auc", np.clip(0.78 - 0.3 * worse + random.normal(0, 0.01, count), 0.5, 1))
     else:
         measured("rmse", 1.4 * error, 1.4 * half)
@@ -859,21 +860,27 @@ def _requests(lake: Lake, story: Story) -> None:
 
 
 _UNMEASURED: dict[str, Any] = dict.fromkeys(
-    ("output", "metric", "segment", "challenger", "rival", "improvement", "bound", "needed", "rows", "note")
+    ("output", "metric", "segment", "challenger", "incumbent", "improvement", "bound", "needed", "rows", "note")
 )
 
 
-def _evidence(story: Story, version: int, as_of: date, verdict: str, rival: int | None) -> dict[str, Any]:
+def _evidence(story: Story, version: int, as_of: date, verdict: str, incumbent: int | None) -> dict[str, Any]:
     good = verdict == "promote"
     checks: list[dict[str, Any]] = []
     outputs: dict[str, Any] = {}
     for name, output in story.entry.outputs.items():
-        base = 0.18 if isinstance(output, BinaryOutput) else 21.6
+        base = 0.18 if output.task == "event" else 21.6
         own = base / 1.2 * (1 if good else 1.3)
-        beaten = base / 1.2 * 1.06 if rival else base
+        beaten = base / 1.2 * 1.06 if incumbent else base
         improvement = 1 - own / beaten
-        outputs[name] = {"metric": output.gate, "challenger": own, "baseline": base, "rival": beaten}
-        told = {"output": name, "metric": output.gate, "challenger": own, "rival": beaten, "improvement": improvement}
+        outputs[name] = {"metric": output.gate, "challenger": own, "baseline": base, "incumbent": beaten}
+        told = {
+            "output": name,
+            "metric": output.gate,
+            "challenger": own,
+            "incumbent": beaten,
+            "improvement": improvement,
+        }
         checks.append(
             {"name": "improvement", "passed": good, **told, "bound": improvement - 0.03, "needed": 0.0, "rows": 9_000}
         )
@@ -909,9 +916,9 @@ def _evidence(story: Story, version: int, as_of: date, verdict: str, rival: int 
         }
     )
     text = (
-        "Better than its rival by more than 0 % with 95 % confidence."
+        "Better than its incumbent by more than 0 % with 95 % confidence."
         if good
-        else "The error grew by 8 % against its rival; not to be worse was needed."
+        else "The error grew by 8 % against its incumbent; not to be worse was needed."
     )
     nights = [as_of - timedelta(days=k + 2) for k in range(14)][::-1]
     return {
@@ -922,9 +929,9 @@ def _evidence(story: Story, version: int, as_of: date, verdict: str, rival: int 
         "reasons": [{"code": "better" if good else "not_better", "text": text}],
         "checks": [_UNMEASURED | check for check in checks],
         "subject": {"artifact_digest": _digest(story.entry.name, version)},
-        "rival": {
-            "name": f"champion version {rival}" if rival else "baseline median",
-            "version": rival,
+        "incumbent": {
+            "name": f"champion version {incumbent}" if incumbent else "baseline median",
+            "version": incumbent,
             "artifact_digest": None,
             "unusable_champion": None,
         },
@@ -961,7 +968,7 @@ def _decisions(lake: Lake, story: Story) -> None:
             "version": decision.version,
             "judgement": 1,
             "verdict": decision.verdict,
-            "rival": decision.rival,
+            "rival": decision.incumbent,
             "nights": decision.nights,
         }
         row |= {

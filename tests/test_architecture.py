@@ -34,8 +34,14 @@ ROOMS = (
 STAGES = ROOMS[: ROOMS.index("plugins")]
 FOLDERS = tuple(room for room in ROOMS if "." not in room)
 MAY_IMPORT = {room: ROOMS[: number + 1] for number, room in enumerate(ROOMS)} | {"cli": (*STAGES, "cli")}
-# Where the training container begins: the entry point, and what it loads by the family's name.
-TRAINER_ENTRIES = ("training/__main__.py", "training/trainers/*.py", "serving/predictors/*.py")
+# Where the training container begins: the entry point, and what it loads by the name of a family, kind or metric.
+TRAINER_ENTRIES = (
+    "training/__main__.py",
+    "training/trainers/*.py",
+    "serving/predictors/*.py",
+    "serving/kinds/*.py",
+    "serving/metrics/*.py",
+)
 
 
 class Import(NamedTuple):
@@ -261,3 +267,24 @@ def test_no_file_but_its_own_asks_for_the_kind_of_a_spine() -> None:
                 f"{path.relative_to(ROOT)} names {kind}. What is particular to a kind of spine is an attribute or a "
                 "method of each class in config/catalog/spine.py."
             )
+
+
+def test_no_file_but_its_own_asks_for_the_kind_of_an_output() -> None:
+    own = ROOT / "serving" / "kinds"
+    kinds = {path.stem for path in own.glob("*.py")} - {"__init__"}
+    assert len(kinds) > 2
+    base = ROOT / "config" / "catalog" / "output.py"
+    for path in (path for path in _files() if path.parent != own):
+        for node in ast.walk(_tree(path)):
+            if isinstance(node, ast.Compare):
+                named = {n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+                assert not named & kinds, (
+                    f"{path.relative_to(ROOT)}:{node.lineno} compares with the kind {min(named & kinds)!r}. What "
+                    "is particular to a kind is an attribute or a method of each class in serving/kinds."
+                )
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance":
+                kind = ast.unparse(node.args[1])
+                assert path == base or "Output" not in kind, (
+                    f"{path.relative_to(ROOT)}:{node.lineno} asks isinstance of {kind}. What is particular to a kind "
+                    "is an attribute or a method of each class in serving/kinds."
+                )

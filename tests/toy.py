@@ -101,8 +101,7 @@ outputs:
   long_probability: {kind: binary, above: 30, gate: brier}
 trainer: {family: xgboost, params: {n_estimators: 20, max_depth: 3}, seed: 7, device: cpu}
 split: {train: 21 days, validation: 5 days, test: 7 days, embargo: 1 day}
-gate: {better_by: 0.0, confidence: 0.95, min_days: 5,
-  segments: {columns: [depot], min_rows: 20, worst: 1.5}, baseline: median}
+gate: {better_by: 0.0, min_days: 5, segments: {columns: [depot], min_rows: 20, worst: 1.5}, baseline: median}
 retrain: {every: 28 days, cooldown: 7 days}
 """
 

@@ -33,6 +33,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from config.catalog.output import outputs_of
 from config.catalog.trainer import Trainer
 from config.errors import NightfleetError, TransientError
 from lake.artifact import file_digest, folder_digests
@@ -86,7 +87,7 @@ def run(job_dir: Path, cluster: Cluster | None = None) -> Path:
     entry, trainer = job["entry"], job["entry"]["trainer"]
     family = str(trainer["family"])
     params = validated_params(family, job["params"])
-    check_outputs(job["model"], family, entry["outputs"])
+    check_outputs(job["model"], family, outputs_of(entry["outputs"]))
     # Two containers may have the same process id: the worker's number tells them apart.
     own = f"{index}-{os.getpid()}"
     partial = job_dir / f"model.partial-{own}"
@@ -206,7 +207,7 @@ def _decided(
         return Checkpoints(folder / name, _fit_identity(job, contract.params), seconds)
 
     def after_fold(fold: int, metrics: list[dict[str, float]]) -> None:
-        judged = [f"{name}/{output['gate']}" for name, output in contract.outputs.items()]
+        judged = [f"{name}/{output.gate}" for name, output in contract.kinds.items()]
         progress.line(
             f"cross-validation: fold {fold} of {asked.folds}: "
             + ", ".join(f"{name} {metrics[-1][name]:.5g}" for name in judged)
@@ -237,10 +238,10 @@ def _validate(
         for batch in batches(training_set, [*contract.features, "split"])
     )
     predictions = pa.concat_tables([predictor.predict(part) for part in parts if part.num_rows])
-    metrics = evaluate(contract.outputs, label, predictions) | baseline_metrics(
-        contract.outputs, fitted_on, label, baseline
+    metrics = evaluate(contract.kinds, label, predictions) | baseline_metrics(
+        contract.kinds, fitted_on, label, baseline
     )
-    return metrics | lifts(contract.outputs, metrics)
+    return metrics | lifts(contract.kinds, metrics)
 
 
 def _end_with(parent_pid: int) -> None:

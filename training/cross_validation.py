@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from config.calendar import ONE_DAY
 from config.catalog.trainer import CrossValidation
@@ -165,10 +164,7 @@ def _judge(contract: Contract, folder: Path, judged: Rows) -> dict[str, float]:
         raise TrainingDiverged(
             f"{contract.model}: the fitted model predicts values that are NaN or infinite. Lower `learning_rate`."
         )
-    predictions = pa.table(
-        {name: pa.array(scores[:, i].astype(np.float64)) for i, name in enumerate(contract.output_columns)}
-    )
-    return evaluate(contract.outputs, judged.label, predictions)
+    return evaluate(contract.kinds, judged.label, contract.published(scores))
 
 
 def _ends_of(fold: Fold) -> Iterable[tuple[str, tuple[int, int]]]:

@@ -181,6 +181,10 @@ def _label_misfits(model: ModelEntry, dataset: Dataset) -> Iterator[Misfit]:
     for name in (*model.entity, model.label.column):
         if name not in dataset.tables[table].columns:
             yield Misfit("label", name, f"is no column of table {table}")
+    for name, output in model.outputs.items():
+        problem = output.label_problem(model.label.column, dataset.tables[table].columns[model.label.column].type)
+        if problem:
+            yield Misfit("outputs", name, problem)
 
 
 def _feature_misfits(model: ModelEntry, dataset: Dataset, catalog: Catalog) -> Iterator[Misfit]:

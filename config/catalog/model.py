@@ -9,6 +9,7 @@ from pydantic import AliasChoices, Field, model_validator
 
 from config.catalog.base import Model, Name
 from config.catalog.data import AirflowKnobs
+from config.catalog.output import Output
 from config.catalog.policy import AccuracyDrop, AlertRule, ConsecutiveFailures, LateNight, Retrain
 from config.catalog.spine import AnySpine
 from config.catalog.trainer import Trainer
@@ -21,26 +22,6 @@ class Label(Model):
     table: str
     column: str
     matures_after: Duration
-
-
-class RegressionOutput(Model):
-    """A number in the label's unit; with `interval`, also `<name>_lower` and `<name>_upper`."""
-
-    kind: Literal["regression"]
-    objective: Literal["median", "mean"] = "median"
-    interval: float | None = Field(None, gt=0, lt=1, description="share of outcomes the interval should hold")
-    gate: Literal["mae", "rmse"] = "mae"
-
-
-class BinaryOutput(Model):
-    """The calibrated probability that the label lies above `above`."""
-
-    kind: Literal["binary"]
-    above: float
-    gate: Literal["brier", "log_loss"] = "brier"
-
-
-Output = Annotated[RegressionOutput | BinaryOutput, Field(discriminator="kind")]
 
 
 class Split(Model):
@@ -64,7 +45,7 @@ class Split(Model):
 
 
 class SegmentGate(Model):
-    """A segment fails the gate when its error exceeds `worst` times the rival's."""
+    """A segment fails the gate when its error exceeds `worst` times the incumbent's."""
 
     columns: tuple[str, ...] = Field(min_length=1)
     min_rows: int = Field(200, ge=1)
@@ -156,12 +137,41 @@ class ModelEntry(Model):
         """Columns that name what is predicted."""
         return self.spine.entity
 
+    @model_validator(mode="after")
+    def _outputs(self) -> Self:
+        columns = [column for name, output in self.outputs.items() for column in output.columns(name)]
+        for column in columns:
+            if columns.count(column) > 1:
+                raise ValueError(f"outputs: two of them would publish the column {column!r}; rename one")
+        values = {output.label_values for output in self.outputs.values() if output.label_values}
+        if len(values) > 1:
+            raise ValueError("outputs: they take different values of the label; give all of them the same classes")
+        return self
+
+    @property
+    def output_types(self) -> dict[str, str]:
+        """Columns of a prediction, in order, with their types."""
+        return {column: kind for name, output in self.outputs.items() for column, kind in output.columns(name).items()}
+
     @property
     def output_columns(self) -> tuple[str, ...]:
         """Columns of a prediction, in order."""
-        columns: list[str] = []
+        return tuple(self.output_types)
+
+    @property
+    def drift_types(self) -> dict[str, str]:
+        """As `output_types`, the types by which the drift of each column is measured."""
+        kinds: dict[str, str] = {}
         for name, output in self.outputs.items():
-            columns.append(name)
-            if isinstance(output, RegressionOutput) and output.interval:
-                columns += [f"{name}_lower", f"{name}_upper"]
-        return tuple(columns)
+            kinds |= output.drift_types(name)
+        return kinds
+
+    @property
+    def judged_columns(self) -> tuple[str, ...]:
+        """Those of them that outputs are judged by, all numbers."""
+        return tuple(column for name, output in self.outputs.items() for column in output.judged_columns(name))
+
+    @property
+    def label_values(self) -> tuple[str | int, ...]:
+        """All values that the label may take; none for a label that may be any number."""
+        return next((output.label_values for output in self.outputs.values() if output.label_values), ())

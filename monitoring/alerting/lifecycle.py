@@ -230,7 +230,7 @@ def _gain(
     ended: date | None,
     nights: Mapping[Key, Sequence[JudgedNight]],
 ) -> Gain:
-    metric = lake.model(promotion.model).outputs[output].gate
+    metric = lake.model(promotion.model).outputs[output].metric
     known = nights.get((promotion.model, output), ())
     mine = [
         n
@@ -240,7 +240,6 @@ def _gain(
     theirs = [
         n for n in known if former is not None and n.version == former.version and n.night < promotion.effective_from
     ]
-    rooted = metric == "rmse"
-    after = pooled(mine[:GAIN_NIGHTS], rooted=rooted) if mine else None
-    before = pooled(theirs[-GAIN_NIGHTS:], rooted=rooted) if theirs else None
-    return Gain(output, metric, after, before)
+    after = pooled(mine[:GAIN_NIGHTS], metric) if mine else None
+    before = pooled(theirs[-GAIN_NIGHTS:], metric) if theirs else None
+    return Gain(output, metric.name, after, before)

@@ -11,9 +11,9 @@ from datetime import date
 from typing import Any
 
 from config.calendar import Interval
+from config.catalog.output import Metric
 from lake.lake import Lake
 from lake.metric_queries import read_metrics_of
-from monitoring.performance import pooled_ratio
 
 CONFIDENCE = 0.95
 LEAST_NIGHTS = 3
@@ -82,27 +82,24 @@ def judged_nights(
     return nights
 
 
-def pooled(nights: Sequence[JudgedNight], *, rooted: bool) -> Pooled | None:
+def pooled(nights: Sequence[JudgedNight], metric: Metric) -> Pooled | None:
     """Those nights together; None without one, or where the baseline made no error.
 
     The interval comes from how much the nights differ (a ratio of sums, linearised), with Student's t for few of them.
 
     Args:
-        rooted: the error is a root of a mean of squares (rmse), so squares are added up.
+        metric: of the errors; says what of them can be added up.
     """
-    ratio = pooled_ratio([(n.error, n.rows) for n in nights], [(n.baseline, n.rows) for n in nights], rooted=rooted)
-    if ratio is None:
+    errors, baselines = [(n.error, n.rows) for n in nights], [(n.baseline, n.rows) for n in nights]
+    ratio, error = metric.pooled_ratio(errors, baselines), metric.pooled(errors)
+    if ratio is None or error is None:
         return None
-    power = 2 if rooted else 1
-    own = [n.error**power * n.rows for n in nights]
-    base = [n.baseline**power * n.rows for n in nights]
-    rows = sum(n.rows for n in nights)
     lower = upper = None
     if len(nights) >= LEAST_NIGHTS:
-        half = _half_width(own, base)
-        inner = ratio**power
-        lower, upper = (max(inner + sign * half, 0.0) ** (1 / power) for sign in (-1, 1))
-    error = (sum(own) / rows) ** (1 / power)
+        own, base = ([metric.as_mean(value) * rows for value, rows in side] for side in (errors, baselines))
+        half, inner = _half_width(own, base), metric.as_mean(ratio)
+        lower, upper = (float(metric.of_mean(max(inner + sign * half, 0.0))) for sign in (-1, 1))
+    rows = sum(n.rows for n in nights)
     return Pooled(
         ratio, lower, upper, error, len(nights), rows, min(n.night for n in nights), max(n.night for n in nights)
     )

@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 import sqlalchemy as sa
 
 from config.calendar import ONE_DAY, Interval, cutoff, data_date_of
-from config.catalog.model import BinaryOutput, ModelEntry
+from config.catalog.model import ModelEntry
 from config.catalog.policy import AccuracyDrop, AlertRule, ConsecutiveFailures, LateNight
 from lake.lake import Lake, StageResult
 from lake.metric_queries import METRICS, fetch, these
@@ -291,12 +291,12 @@ class _Judge:
     def _drops(self, rule: AccuracyDrop) -> list[Metric]:
         wanted = rule.outputs
         if wanted is None:
-            binary = tuple(name for name, output in self.entry.outputs.items() if isinstance(output, BinaryOutput))
-            wanted = binary if rule.check == "accuracy" else tuple(self.entry.outputs)
+            deciding = tuple(name for name, output in self.entry.outputs.items() if rule.check in output.headlines)
+            wanted = deciding if rule.check == "accuracy" else tuple(self.entry.outputs)
         if not wanted:
             why = (
-                f"no output of the model is binary ({', '.join(self.entry.outputs)} is a number), so there is no"
-                " accuracy"
+                f"no output of the model decides between outcomes ({', '.join(self.entry.outputs)} is a number), so "
+                "there is no accuracy"
             )
             return [self._row(rule, "not_evaluated", threshold=rule.by, reason=why)]
         return [row for output in wanted for row in self._drops_of(rule, output)]

@@ -10,7 +10,7 @@ from datetime import date, datetime, timedelta
 from typing import Any
 
 from config.calendar import ONE_DAY, Interval
-from config.catalog.model import BinaryOutput, ModelEntry
+from config.catalog.model import ModelEntry
 from config.catalog.policy import LateNight
 from features.expectations import BAD_SHARE
 from features.labels import newest_mature
@@ -32,7 +32,6 @@ from training.registry.records import DecisionRecord, read_gate_outputs
 
 OPEN_REQUEST_NIGHTS = 60
 _FEATURE_DRIFT = ("drift_psi", "drift_ks")
-_METRICS = {"mae": "MAE", "rmse": "RMSE", "brier": "Brier", "log_loss": "log loss"}
 _RUN_WORDS = {"ingest": "ingest", "score": "scoring", "monitor": "monitoring"}
 
 
@@ -487,13 +486,13 @@ class _Judge:
             known = self.read.errors.get((self.entry.name, name), ())
             found = pooled(
                 last_of_version(known, self.scored.version, self.entry.retrain.performance.nights),
-                rooted=output.gate == "rmse",
+                output.metric,
             )
-            unit = "" if isinstance(output, BinaryOutput) else label_unit(self.lake, self.entry)
+            unit = output.metric_unit(label_unit(self.lake, self.entry))
             parts.append(
                 _error_text(
                     name if gates.count(output.gate) > 1 else "",
-                    output.gate,
+                    output.metric.title,
                     found,
                     unit,
                     promised.get(name),
@@ -504,7 +503,7 @@ class _Judge:
 
 
 def _error_text(
-    name: str, gate: str, found: Pooled | None, unit: str, promised: Mapping[str, Any] | None, version: int | None
+    name: str, metric: str, found: Pooled | None, unit: str, promised: Mapping[str, Any] | None, version: int | None
 ) -> str:
     label = f"{name}: " if name else ""
     if found is None:
@@ -518,10 +517,7 @@ def _error_text(
     promise = (
         f"promised {per_hundred(challenger / baseline)}" if challenger is not None and baseline else "nothing promised"
     )
-    return (
-        f"{label}{_METRICS.get(gate, gate)} {figures(found.error)}{spaced(unit)},"
-        f" {_percent(found.ratio)}{interval}, {promise}"
-    )
+    return f"{label}{metric} {figures(found.error)}{spaced(unit)}, {_percent(found.ratio)}{interval}, {promise}"
 
 
 # ---- words ----------------------------------------------------------------------------------------------------------

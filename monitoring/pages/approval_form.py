@@ -38,7 +38,7 @@ def approval_form(lake: Lake, model: str, decision: Mapping[str, Any], *, model_
     champion = f"version {newest.version}, since {newest.effective_from}" if newest else "none yet"
     nights = stored.evidence["test"]["nights"]
     tables = (
-        improvements_table("improvements", stored.checks, stored.rival, stored.rows, len(nights)),
+        improvements_table("improvements", stored.checks, stored.incumbent, stored.rows, len(nights)),
         segments_table("segments", stored.checks),
         other_checks_table("checks", stored.checks),
     )
@@ -48,7 +48,7 @@ def approval_form(lake: Lake, model: str, decision: Mapping[str, Any], *, model_
         "",
         f"- Model: {markdown_text(entry.title)} (`{model}`), version {stored.version}, trained on what was known on "
         f"{stored.as_of}",
-        f"- Champion: {champion}. Judged against: {markdown_text(stored.rival)}",
+        f"- Champion: {champion}. Judged against: {markdown_text(stored.incumbent)}",
         f"- Test nights: {f'{nights[0]} to {nights[-1]}' if nights else 'none'}",
         f"- Model card: {_link(model_card)}",
         f"- Evidence: `{stored.evidence_digest}`",

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from config.calendar import Interval
-from config.catalog.model import BinaryOutput, ModelEntry
+from config.catalog.model import ModelEntry
 from lake.assignment import CHAMPION
 from lake.lineage import Publication
 from lake.metric_queries import Row, read_metrics_of
@@ -35,7 +35,7 @@ from monitoring.pages.story import (
     known_from,
     times_limit,
 )
-from monitoring.wording import named, unit_of
+from monitoring.wording import label_unit, named, unit_of
 from serving.predictions import predictions_table
 
 TEMPLATE = "drift_report.html.jinja"
@@ -199,11 +199,10 @@ class _Night:
         }
 
     def _unit(self, name: str) -> str:
-        return (
-            "probability"
-            if isinstance(self.entry.outputs.get(name), BinaryOutput)
-            else unit_of(self.context.lake, self.entry, name)
-        )
+        output = self.entry.outputs.get(name)
+        label = label_unit(self.context.lake, self.entry)
+        own = {} if output is None else output.units(name, label, probability="probability")
+        return own.get(name) or unit_of(self.context.lake, self.entry, name)
 
     def alarms(self) -> Table:
         """The checks of the night as a whole."""

@@ -87,7 +87,7 @@ def other_checks_table(name: str, checks: Sequence[Check]) -> Table:
 
 def _errors(check: Check) -> dict[str, Any]:
     row = {name: getattr(check, name) for name in ("output", "metric", "challenger", "improvement", "bound", "needed")}
-    return row | {"incumbent": check.rival, "result": _result(check)}
+    return row | {"incumbent": check.incumbent, "result": _result(check)}
 
 
 def _result(check: Check) -> str:

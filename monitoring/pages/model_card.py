@@ -15,7 +15,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
-from config.catalog.model import BinaryOutput, ModelEntry, RegressionOutput
+from config.catalog.model import ModelEntry
 from config.durations import format_duration
 from config.settings import Settings
 from lake.artifact import write_whole
@@ -43,7 +43,6 @@ TEMPLATE = "model_card.html.jinja"
 _SHOWN_FEATURES = 8
 _SHOWN_SEGMENTS = 12
 _SMALL_SEGMENTS_NAMED = 20
-_COVERAGE_TOLERANCE = 0.05
 _YEAR = timedelta(days=365)
 _FULL_WIDTH = frozenset({"residuals", "contributions", "importances", "curves"})
 _LINKED = ("http://", "https://", "mailto:")
@@ -54,28 +53,6 @@ _VERDICTS = {
     "refuse": "Refused by the gate",
     "not_evaluated": "Not evaluated: the gate could not judge it",
     "none": "Not judged yet",
-}
-_METRICS = {
-    "mae": "mean absolute error",
-    "rmse": "root mean squared error",
-    "mse": "mean squared error",
-    "median_absolute_error": "median absolute error",
-    "r2": "R², share of the variance explained",
-    "bias": "bias, predicted minus real",
-    "coverage": "share of outcomes inside the interval",
-    "width": "mean width of the interval",
-    "brier": "Brier score",
-    "log_loss": "log loss",
-    "roc_auc": "ROC AUC, 0.5 is guessing",
-    "average_precision": "average precision",
-    "accuracy": "accuracy at 0.5",
-    "precision": "precision at 0.5",
-    "recall": "recall at 0.5",
-    "f1": "F1 at 0.5",
-    "rate": "share of events",
-    "predicted_rate": "predicted share of events",
-    "ndcg": "NDCG of a night's order",
-    "mrr": "mean reciprocal rank of a night's highest",
 }
 # What may stand beside each other as shared columns.
 _VERSION = Column("value", "this version", "number")
@@ -273,7 +250,7 @@ def _card(v: Subject, folder: Path) -> dict[str, Any]:
         "quality": [
             {
                 "name": name,
-                "unit": _unit_of(v, name),
+                "unit": v.entry.outputs[name].units(name, v.unit or "").get(name),
                 "metrics": _metrics(v, name),
                 "plots": drawn(name, "calibration", "confusion", "residuals", "gain"),
             }
@@ -317,7 +294,7 @@ def _consequence(entry: ModelEntry, decision: Decision | None) -> str:
 def _improvements(decision: Decision | None) -> Table | None:
     if decision is None:
         return None
-    table = improvements_table("improvements", decision.checks, decision.rival, decision.rows, decision.nights)
+    table = improvements_table("improvements", decision.checks, decision.incumbent, decision.rows, decision.nights)
     confidence = decision.evidence["rules"]["confidence"]
     return replace(table, caption=f"{table.caption} Lower bound with {percent(confidence)} confidence.")
 
@@ -336,19 +313,14 @@ def _purpose(v: Subject) -> list[str]:
 def _outputs(v: Subject) -> Table:
     columns = (Column("output", "output"), Column("says", "says"), Column("judged_by", "judged by"))
     rows = [
-        {"output": name, "says": _says(v, name), "judged_by": f"{_metric_words(output.gate)} ({output.gate})"}
+        {"output": name, "says": _says(v, name), "judged_by": f"{output.metric.words} ({output.gate})"}
         for name, output in v.entry.outputs.items()
     ]
     return Table("outputs", "What each output says.", columns, rows, stacked=True)
 
 
 def _says(v: Subject, name: str) -> str:
-    output, label = v.entry.outputs[name], v.entry.label.column
-    unit = f" {v.unit}" if v.unit else ""
-    if isinstance(output, BinaryOutput):
-        return f"the probability that {label} lies above {output.above:g}{unit}"
-    interval = f", with an interval that should hold {percent(output.interval)} of outcomes" if output.interval else ""
-    return f"the {output.objective} of {label}{f' in{unit}' if unit else ''}{interval}"
+    return v.entry.outputs[name].says(v.entry.label.column, v.unit or "")
 
 
 # ---- limits ------------------------------------------------------------------------------------------------------
@@ -420,13 +392,7 @@ def _weak_outputs(v: Subject) -> list[str]:
                 f"{name}: no better than the baseline on these nights ({output.gate} {percent(-lift)} higher): use the "
                 "baseline instead."
             )
-        if isinstance(output, RegressionOutput) and output.interval:
-            share = v.explanation.metrics[f"{name}/coverage"]
-            if abs(share - output.interval) > _COVERAGE_TOLERANCE:
-                found.append(
-                    f"{name}: the interval should hold {percent(output.interval)} of outcomes and held "
-                    f"{percent(share)}: do not plan with its bounds."
-                )
+        found += output.weaknesses(name, v.explanation.metrics)
     return found
 
 
@@ -468,21 +434,12 @@ def _metrics(v: Subject, name: str) -> Table:
     output, metrics = v.entry.outputs[name], v.explanation.metrics
     lift = metrics.get(f"{name}/lift")
     rows = []
-    for metric, words in _METRICS.items():
+    for metric, words in output.figure_words().items():
         value = metrics.get(f"{name}/{metric}")
         if value is not None:
-            named = f"{words} ({metric})" if metric in {"mae", "rmse", "mse"} else words
-            rows.append({"metric": named, "value": value, "baseline": metrics.get(f"{name}/baseline_{metric}")})
+            rows.append({"metric": words, "value": value, "baseline": metrics.get(f"{name}/baseline_{metric}")})
     said = "Lift is not known." if lift is None else f"Lift, by {output.gate}: {percent(lift, signed=True)}."
     return Table(f"metrics_{name}", said, (Column("metric", "metric"), _VERSION, _BASELINE), rows)
-
-
-def _metric_words(metric: str) -> str:
-    return _METRICS[metric]
-
-
-def _unit_of(v: Subject, output: str) -> str | None:
-    return v.unit if isinstance(v.entry.outputs.get(output), RegressionOutput) else None
 
 
 def _segments_words(report: SegmentReport) -> str:

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from config.calendar import Interval
-from config.catalog.model import RegressionOutput
 from monitoring.pages.model_axis import LEFT, MARKS, NARROW_LEFT, RIGHT, Axis, Mark, Reign, Stack, numbers, plain
 from monitoring.pages.model_history import VOLUME, History
 from monitoring.pages.page import Chart
@@ -58,7 +57,7 @@ def time_lines(
             name,
             promises.get(name, {}),
             mature_until,
-            unit if isinstance(output, RegressionOutput) else "",
+            output.metric_unit(unit),
         )
     _labels(stack, history, mature_until)
     _volume(stack, history)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 
 from config.calendar import ONE_DAY, Interval
-from config.catalog.model import ModelEntry, RegressionOutput
+from config.catalog.model import ModelEntry
 from lake.lake import Lake
 from lake.ledger import Promotion
 from monitoring.drift import MEAN, REFERENCE_MEAN
@@ -176,8 +176,7 @@ def _units(lake: Lake, entry: ModelEntry) -> dict[str, str]:
     units = {name: column.unit or "" for name, column in lake.catalog.feature_columns(entry).items()}
     label = lake.dataset(entry.dataset).tables[entry.label.table].columns[entry.label.column].unit or ""
     for name, output in entry.outputs.items():
-        if isinstance(output, RegressionOutput):
-            units |= dict.fromkeys((name, f"{name}_lower", f"{name}_upper"), label)
+        units |= output.units(name, label)
     return units
 
 

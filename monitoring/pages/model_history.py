@@ -27,13 +27,13 @@ from lake.metrics import SQL_TABLE
 from lake.projection import has_table
 from lake.publication_queries import published_nights
 from monitoring.performance import ERROR_RATIO, LABEL_SHARE
+from serving.metrics import rooted_checks
 
 Floats = npt.NDArray[np.float64]
 DRIFT_CHECKS = "drift_psi", "drift_ks"
 NULL_RATE, VOLUME, DRIFT_SHARE, PREDICTION_DRIFT = "null_rate", "volume", "drift_share", "prediction_drift"
 LEAST_NIGHTS = 3  # of each period: fewer say nothing about what nights differ by
 _WORST_RATIO = 99.0
-_ROOTED = ("rmse", "rmse_baseline")  # a mean of several nights is the root of the mean of squares
 
 
 @dataclass(frozen=True)
@@ -279,7 +279,8 @@ def read_averages(lake: Lake, model: str, interval: Interval) -> dict[tuple[str,
     c = METRICS.c
     # Rows are what volume counts: weighted by itself it would be no mean.
     weight = sa.case((c.check == VOLUME, 1.0), else_=sa.cast(sa.func.coalesce(c.n, 1), sa.Double))
-    power = sa.case((c.check.in_(_ROOTED), c.value * c.value), else_=c.value)
+    rooted = rooted_checks()
+    power = sa.case((c.check.in_(rooted), c.value * c.value), else_=c.value)
     query = (
         sa.select(
             c.check,
@@ -302,7 +303,7 @@ def read_averages(lake: Lake, model: str, interval: Interval) -> dict[tuple[str,
         mean = row.weighted / row.weights
         variance = (row.squares - row.total**2 / row.nights) / (row.nights - 1) if row.nights > 1 else math.nan
         averages[row.check, row.column] = Average(
-            math.sqrt(max(mean, 0.0)) if row.check in _ROOTED else mean,
+            math.sqrt(max(mean, 0.0)) if row.check in rooted else mean,
             row.nights,
             int(row.rows or 0),
             math.sqrt(max(variance, 0.0)) if row.nights > 1 else math.nan,
@@ -316,7 +317,7 @@ def read_segments(lake: Lake, entry: ModelEntry, interval: Interval) -> list[Seg
         return []
     c = METRICS.c
     checks = sorted({name for output in entry.outputs.values() for name in (output.gate, f"{output.gate}_baseline")})
-    loss = sa.case((c.check.in_(_ROOTED), c.value * c.value), else_=c.value) * c.n
+    loss = sa.case((c.check.in_(rooted_checks()), c.value * c.value), else_=c.value) * c.n
     query = (
         sa.select(c.check, c.column, c.segment, sa.func.sum(c.n).label("rows"), sa.func.sum(loss).label("loss"))
         .where(*these([entry.name], about=interval, checks=checks, segments=True), c.segment != "", c.n > 0)
@@ -329,30 +330,24 @@ def read_segments(lake: Lake, entry: ModelEntry, interval: Interval) -> list[Seg
         declared = entry.outputs.get(output)
         if declared is None or check != declared.gate:
             continue
-        rooted = check in _ROOTED
         name = next(
             (column for column in entry.gate.segments.columns if segment.startswith(f"{column}=")),
             segment.partition("=")[0],
         )
         beside = rows.get((f"{check}_baseline", output, segment))
-        baseline = None if beside is None else _error(beside[1], beside[0], rooted=rooted)
+        baseline = None if beside is None else float(declared.metric.of_mean(beside[1] / beside[0]))
         found.append(
             SegmentLoss(
                 output,
                 name,
                 segment.removeprefix(f"{name}="),
                 count,
-                _error(total, count, rooted=rooted),
+                float(declared.metric.of_mean(total / count)),
                 total,
                 baseline,
             )
         )
     return sorted(found, key=lambda s: (list(entry.outputs).index(s.output), s.column, -s.loss, s.value))
-
-
-def _error(loss: float, rows: int, *, rooted: bool) -> float:
-    mean = loss / rows
-    return math.sqrt(max(mean, 0.0)) if rooted else mean
 
 
 def number(value: float) -> float | None:

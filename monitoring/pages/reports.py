@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from config.calendar import ONE_DAY, Interval
-from config.catalog.model import BinaryOutput, ModelEntry
+from config.catalog.model import ModelEntry
 from features.retrieval import retrieve
 from lake.artifact import write_whole
 from lake.assignment import CHAMPION, scored_by
@@ -206,7 +206,7 @@ def _performance_page(
         return _whole(page, f"not evaluated: {'; '.join(reasons)}", stamp)
     found = [performance.outcomes(lake, entry, dataset, night, day, role=role) for night in judged]
     label = np.concatenate([item[0] for item in found])
-    predicted = {name: np.concatenate([item[2][name] for item in found]) for name in entry.outputs}
+    predicted = {name: np.concatenate([item[2][name] for item in found]) for name in entry.judged_columns}
     came = ~np.isnan(label)
     if not came.any():
         return _whole(page, f"not evaluated: {'; '.join(reasons)}", stamp)
@@ -421,47 +421,34 @@ def _evidently_performance(
     notes: list[str],
 ) -> str | None:
     os.environ.setdefault("DO_NOT_TRACK", "1")
+    import evidently
+    import evidently.presets
     import pandas as pd
-    from evidently import BinaryClassification, DataDefinition, Dataset, Regression, Report
-    from evidently.presets import ClassificationPreset, RegressionPreset
 
     columns: dict[str, Any] = {}
-    regressions, classifications = [], []
+    definitions: dict[str, list[Any]] = {"regression": [], "classification": []}
     presets: list[
         Any
     ] = []  # without include_tests=False, which these presets of this version of Evidently do not survive
+    said: list[str] = []
     for name, output in entry.outputs.items():
         safe = html.escape(name)
-        if isinstance(output, BinaryOutput):
-            event = label > output.above
-            if event.all() or not event.any():
-                notes.append(f"{name} is not drawn: all {len(event):,} rows came out alike, so nothing can be ranked")
-                continue
-            actual = f"{safe}: label above {output.above:g}"
-            columns |= {actual: event.astype(np.int64), safe: predicted[name]}
-            classifications.append(BinaryClassification(name=safe, target=actual, prediction_probas=safe, pos_label=1))
-            presets.append(ClassificationPreset(classification_name=safe))
-        else:
-            if np.count_nonzero(label) < 2:
-                notes.append(
-                    f"{name} is not drawn: fewer than two labels differ from zero, and Evidently divides by them"
-                )
-                continue
-            if np.abs(predicted[name]).max() > _LARGEST:
-                notes.append(f"{name} is not drawn: some predictions lie beyond {_LARGEST:.0e}")
-                continue
-            actual = f"{safe}: label"
-            columns |= {actual: label, safe: predicted[name]}
-            regressions.append(Regression(name=safe, target=actual, prediction=safe))
-            presets.append(RegressionPreset(regression_name=safe))
+        task = output.evidently(name, safe, label, predicted)
+        if isinstance(task, str):
+            notes.append(f"{name} is not drawn: {task}")
+            continue
+        columns |= task.columns
+        family = "regression" if task.preset == "RegressionPreset" else "classification"
+        definitions[family].append(getattr(evidently, task.definition)(name=safe, **task.arguments))
+        presets.append(getattr(evidently.presets, task.preset)(**{f"{family}_name": safe}))
+        said += task.notes
     if not presets:
         return None
-    if regressions:
-        notes.append("Evidently's MAPE divides each error by its label: it means nothing where labels come near zero")
-    definition = DataDefinition(regression=regressions or None, classification=classifications or None)
+    notes += dict.fromkeys(said)
+    definition = evidently.DataDefinition(**{family: tasks or None for family, tasks in definitions.items()})
     with np.errstate(all="ignore"):
-        snapshot = Report(presets, include_tests=False).run(
-            Dataset.from_pandas(pd.DataFrame(columns), data_definition=definition), None
+        snapshot = evidently.Report(presets, include_tests=False).run(
+            evidently.Dataset.from_pandas(pd.DataFrame(columns), data_definition=definition), None
         )
     return str(snapshot.get_html_str(as_iframe=False))
 

@@ -13,7 +13,7 @@ from datetime import date
 import sqlalchemy as sa
 
 from config.calendar import ONE_DAY, Interval
-from config.catalog.model import ModelEntry, RegressionOutput
+from config.catalog.model import ModelEntry
 from features.labels import is_mature
 from lake.assignment import champion_in, scored_by
 from lake.lake import Lake
@@ -216,7 +216,7 @@ def _performance(lake: Lake, entry: ModelEntry, night: date) -> str:
     promised = _promised(lake, entry, night)
     for name, output in entry.outputs.items():
         ratio, own, base = (rows.get((check, name)) for check in (ERROR_RATIO, output.gate, f"{output.gate}_baseline"))
-        unit = spaced(label_unit(lake, entry)) if isinstance(output, RegressionOutput) else ""
+        unit = spaced(output.metric_unit(label_unit(lake, entry)))
         if own is None or own["value"] is None:
             why = (own or ratio or {}).get("reason") or "it was not measured"
             parts.append(f"{output.gate} of {name} is not known, {why}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from config.catalog.model import BinaryOutput, ModelEntry
+from config.catalog.model import ModelEntry
 from config.errors import NightfleetError
 from monitoring.audit.lookup import (
     BadEntityValue,
@@ -224,17 +224,10 @@ def _overview(
     unit = context.lake.dataset(entry.dataset).tables[entry.label.table].columns[entry.label.column].unit or ""
     outputs = []
     for name, output in entry.outputs.items():
-        row: dict[str, Any] = {"name": name, "value": p.outputs.get(name), "share": None}
-        if isinstance(output, BinaryOutput):
-            row |= {
-                "kind": "percent",
-                "unit": "",
-                "about": f"that {entry.label.column} lies above {output.above:g} {unit}".rstrip(),
-            }
-        else:
-            low, high = p.outputs.get(f"{name}_lower"), p.outputs.get(f"{name}_upper")
-            row |= {"kind": "number", "unit": unit, "about": entry.label.column, "lower": low, "upper": high}
-            row["share"] = output.interval if low is not None and high is not None else None
+        answer = output.answer(name, p.outputs, entry.label.column, unit)
+        row = {"name": name, "kind": answer.form} | {
+            part: getattr(answer, part) for part in ("value", "about", "unit", "lower", "upper", "share", "beside")
+        }
         outputs.append(row)
     return {
         "id": p.prediction_id,

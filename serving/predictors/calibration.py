@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,34 @@ def calibrated(logits: Floats, calibration: Mapping[str, Any]) -> Floats:
             return result
         case unknown:
             raise ValueError(f"calibration {unknown!r} is none of none, platt, isotonic")
+
+
+def class_odds(shares: Floats, least: float) -> Floats:
+    """Log odds of each class against all others, from shares (rows, classes); shares nearer to 0 or 1 than `least` are
+    no certainty.
+    """
+    kept = np.clip(shares, least, 1.0 - least)
+    odds: Floats = np.log(kept / (1.0 - kept))
+    return odds
+
+
+def softmax(margins: Floats) -> Floats:
+    """Shares of classes from margins, (rows, classes), without overflow."""
+    raised = np.exp(margins - margins.max(axis=1, keepdims=True))
+    shares: Floats = raised / raised.sum(axis=1, keepdims=True)
+    return shares
+
+
+def calibrated_classes(odds: Floats, calibrations: Sequence[Mapping[str, Any]]) -> Floats:
+    """Probabilities of classes that add up to 1: each calibrated against all others (Zadrozny and Elkan 2002).
+
+    Args:
+        odds: of `class_odds`.
+        calibrations: one a class, as `calibrated` takes them.
+    """
+    apart = np.column_stack([calibrated(odds[:, k], calibration) for k, calibration in enumerate(calibrations)])
+    total = apart.sum(axis=1, keepdims=True)
+    return np.where(total > 0.0, apart / np.where(total > 0.0, total, 1.0), 1.0 / apart.shape[1])
 
 
 def ordered_interval(center: Floats, lower: Floats, upper: Floats, widen_by: float) -> tuple[Floats, Floats]:

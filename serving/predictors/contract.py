@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from config.catalog.output import OutputKind, outputs_of
 from config.errors import NightfleetError
 
 CONTRACT_FILE = "contract.json"
@@ -79,6 +81,27 @@ class Contract:
     as_of: str
     seed: int
     params: Mapping[str, Any]
+
+    @functools.cached_property
+    def kinds(self) -> dict[str, OutputKind]:
+        """The outputs as objects."""
+        return outputs_of(self.outputs)
+
+    @functools.cached_property
+    def raw_columns(self) -> tuple[str, ...]:
+        """Columns that a model computes, in order; what is published follows from them."""
+        return tuple(column for name, output in self.kinds.items() for column in output.raw_columns(name))
+
+    def published(self, scores: Scores) -> pa.Table:
+        """The columns of a prediction, from what a model computed, (rows, raw columns)."""
+        columns: dict[str, pa.Array] = {}
+        start = 0
+        for name, output in self.kinds.items():
+            end = start + len(output.raw_columns(name))
+            raw = np.asarray(scores[:, start:end], dtype=np.float64)
+            columns |= {column: pa.array(values) for column, values in output.published(name, raw).items()}
+            start = end
+        return pa.table(columns)
 
     def write(self, folder: Path) -> None:
         """Write it as `contract.json`; equal contracts give equal bytes."""
@@ -202,13 +225,13 @@ class Predictor(ABC):
             batch: any number of rows, none included, with at least the columns of `feature_columns`; others are
                 ignored.
         Returns:
-            `output_columns` as float64 in the unit of the label (a probability in [0, 1]), row by row in the order
-            given.
+            `output_columns`, row by row in the order given: numbers as float64 in the unit of the label, probabilities
+            in [0, 1], a class as the label has it.
         Raises:
             BadFeatures: a column is missing or of another type.
             PredictionsNotFinite: the model predicted NaN or infinity.
         """
-        scores = np.empty((batch.num_rows, len(self.output_columns)), dtype=np.float64)
+        scores = np.empty((batch.num_rows, len(self.contract.raw_columns)), dtype=np.float64)
         for start in range(0, batch.num_rows, self.chunk_rows):
             part = batch.slice(start, self.chunk_rows)
             scores[start : start + part.num_rows] = self.scores(self.contract.matrix(part))
@@ -218,16 +241,16 @@ class Predictor(ABC):
         if not finite.all():
             column = int(np.argmin(finite))
             bad = int((~np.isfinite(scores[:, column])).sum())
+            name = self.contract.raw_columns[column]
             raise PredictionsNotFinite(
-                f"{self.contract.model} predicted {bad} of {batch.num_rows} values of {self.output_columns[column]!r} "
-                "as NaN or infinite. "
+                f"{self.contract.model} predicted {bad} of {batch.num_rows} values of {name!r} as NaN or infinite. "
                 "Nothing was written. Roll the model back, and look at the features of those rows."
             )
-        return pa.table({name: pa.array(scores[:, i]) for i, name in enumerate(self.output_columns)})
+        return self.contract.published(scores)
 
     @abstractmethod
     def scores(self, matrix: Matrix) -> Scores:
-        """Predictions, float64 of shape (rows, output columns), of a matrix made by `Contract.matrix`."""
+        """What the model computes, float64 of shape (rows, `contract.raw_columns`), from `Contract.matrix`."""
 
 
 def write_json(path: Path, document: Any) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serving.predictors.calibration import calibrated, ordered_interval
+from serving.predictors.calibration import calibrated, calibrated_classes, class_odds, ordered_interval
 from serving.predictors.contract import BadModelFile, Contract, Matrix, Predictor, Scores, read_json
 from serving.predictors.shapley import Sample, Shapley, affordable_rows, owners, tree_values
 from serving.predictors.sklearn_model import FOLDS, PRELOADED, TREE, Floats, column_origins, read_model
@@ -48,6 +48,9 @@ class RandomForestPredictor(Predictor):
             if "calibration" in detail:
                 columns.append(calibrated(log_odds(means[:, 0]), detail["calibration"]))
                 continue
+            if "class_calibrations" in detail:
+                columns.append(calibrated_classes(log_odds(means), detail["class_calibrations"]))
+                continue
             columns.append(means[:, 0])
             if "interval" in detail:
                 columns += ordered_interval(means[:, 0], means[:, 1], means[:, 2], detail["interval"]["widen_by"])
@@ -59,17 +62,19 @@ def encoded(encoder: Any, matrix: Matrix) -> npt.NDArray[np.float32]:
     return np.ascontiguousarray(encoder.transform(matrix), dtype=np.float32)
 
 
-def forest_trees(forest: Any, bounds: Floats | None, first: int = 0) -> list[Tree]:
-    """Each tree from number `first` on, with what its nodes say, float64 of shape (nodes, 1 or 3): centre, or share of
-    rows above; lower; upper bound.
+def forest_trees(forest: Any, bounds: Floats | None, first: int = 0, *, every_class: bool = False) -> list[Tree]:
+    """Each tree from number `first` on, with what its nodes say, float64 of shape (nodes, 1, 3 or classes): centre, or
+    share of rows above; lower; upper bound; or the share of each class.
 
     Args:
         bounds: (nodes of these trees, 2), or None without an interval.
+        every_class: the forest tells classes apart, not an event from its absence.
     """
     trees, start = [], 0
     for estimator in forest.estimators_[first:]:
         tree = estimator.tree_
-        said = tree.value[:, 0, -1:]  # of two classes, the share of the second
+        # Of an event, the share of the second class.
+        said = tree.value[:, 0, :] if every_class else tree.value[:, 0, -1:]
         if bounds is not None:
             said = np.hstack([said, bounds[start : start + tree.node_count]])
             start += tree.node_count
@@ -82,7 +87,7 @@ def forest_trees(forest: Any, bounds: Floats | None, first: int = 0) -> list[Tre
 
 
 def summed(trees: Iterable[Tree], matrix: npt.NDArray[np.float32]) -> Floats:
-    """Sum over the trees of what they say about each encoded row, float64 of shape (rows, 1 or 3)."""
+    """Sum over the trees of what they say about each encoded row, float64 of shape (rows, 1, 3 or classes)."""
     total: Any = 0.0
     for tree, said in trees:
         total = total + said.take(tree.apply(matrix), axis=0)
@@ -99,10 +104,8 @@ def _summed_by_threads(trees: list[Tree], matrix: npt.NDArray[np.float32], threa
 
 
 def log_odds(share: Floats) -> Floats:
-    """Raw scores of shares of rows above."""
-    kept = np.clip(share, _LEAST_SHARE, 1.0 - _LEAST_SHARE)
-    odds: Floats = np.log(kept / (1.0 - kept))
-    return odds
+    """Raw scores of shares of rows above, or of each class."""
+    return class_odds(share, _LEAST_SHARE)
 
 
 def load(folder: Path, contract: Contract) -> RandomForestPredictor:
@@ -110,24 +113,32 @@ def load(folder: Path, contract: Contract) -> RandomForestPredictor:
     details = read_json(folder / DETAILS_FILE)
     forests = {}
     for name, detail in details["outputs"].items():
-        model = _read(folder, detail)
+        model = _read(folder, contract, name, detail)
         bounds = np.load(folder / detail["interval"]["file"], allow_pickle=False) if "interval" in detail else None
-        forests[name] = (model["encode"], forest_trees(model["model"], bounds))
+        every_class = contract.kinds[name].task == "classes"
+        forests[name] = (model["encode"], forest_trees(model["model"], bounds, every_class=every_class))
     return RandomForestPredictor(contract, forests, details)
 
 
 def explain(folder: Path, contract: Contract, sample: Sample) -> Shapley:
-    """Contributions of every feature to what the leaves say, by Tree SHAP."""
-    models = {name: _read(folder, detail) for name, detail in read_json(folder / DETAILS_FILE)["outputs"].items()}
+    """Contributions of every feature to what the leaves say, of classes to the share of the one said, by Tree SHAP."""
+    details = read_json(folder / DETAILS_FILE)["outputs"]
+    models = {name: _read(folder, contract, name, detail) for name, detail in details.items()}
     sample = sample.thinned(affordable_rows(*(model["model"] for model in models.values())))
     values = {}
     for name, model in models.items():
-        raw = tree_values(model["model"], encoded(model["encode"], sample.matrix))
-        of_columns = raw[:, :, -1] if raw.ndim == 3 else raw  # of two classes, the second
+        columns = encoded(model["encode"], sample.matrix)
+        raw = tree_values(model["model"], columns)
+        if contract.kinds[name].task == "classes":
+            trees = forest_trees(model["model"], None, every_class=True)
+            shares = summed(trees, columns) / len(trees)
+            said = calibrated_classes(log_odds(shares), details[name]["class_calibrations"]).argmax(axis=1)
+            raw = raw[np.arange(len(raw)), :, said]
+        of_columns = raw[:, :, -1] if raw.ndim == 3 else raw  # of an event and its absence, the event
         values[name] = of_columns @ owners(contract, column_origins(contract, model["encode"]))
     return Shapley("Shapley values of the trees (Tree SHAP)", sample.matrix, values, "probability before calibration")
 
 
-def _read(folder: Path, detail: Mapping[str, Any]) -> Any:
-    kind = "RandomForestClassifier" if "calibration" in detail else "RandomForestRegressor"
+def _read(folder: Path, contract: Contract, name: str, detail: Mapping[str, Any]) -> Any:
+    kind = "RandomForestRegressor" if contract.kinds[name].task == "number" else "RandomForestClassifier"
     return read_model(folder / detail["file"], kind, TRUSTED)

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from serving.predictors.calibration import calibrated, ordered_interval
+from serving.predictors.calibration import calibrated, calibrated_classes, class_odds, ordered_interval, softmax
 from serving.predictors.contract import Contract, Matrix, Predictor, Scores, read_json
 from serving.predictors.shapley import Sample, Shapley, slope
 
 DETAILS_FILE = "xgboost.json"
 PRELOAD = ("xgboost",)
+_LEAST_SHARE = 1e-9
 
 
 class XgboostPredictor(Predictor):
@@ -32,6 +33,9 @@ class XgboostPredictor(Predictor):
             if "calibration" in detail:
                 columns.append(calibrated(margin, detail["calibration"]))
                 continue
+            if "class_calibrations" in detail:
+                columns.append(calibrated_classes(margin_odds(margin), detail["class_calibrations"]))
+                continue
             columns.append(margin)
             if "interval" in detail:
                 bounds = self._margin(detail["interval"]["file"], matrix)
@@ -47,6 +51,11 @@ class XgboostPredictor(Predictor):
         )
 
 
+def margin_odds(margins: Any) -> Any:
+    """Log odds of each class against all others, from margins, (rows, classes)."""
+    return class_odds(softmax(margins), _LEAST_SHARE)
+
+
 def load(folder: Path, contract: Contract) -> XgboostPredictor:
     """Load boosters and details from a verified folder."""
     details = read_json(folder / DETAILS_FILE)
@@ -57,15 +66,21 @@ def load(folder: Path, contract: Contract) -> XgboostPredictor:
 
 
 def explain(folder: Path, contract: Contract, sample: Sample) -> Shapley:
-    """Contributions of every feature to the boosters' raw scores, by their own Tree SHAP."""
+    """Contributions of every feature to the boosters' raw scores, by their own Tree SHAP; of classes to that of the one
+    said.
+    """
     import xgboost as xgb
 
     types = ["c" if spec.categories is not None else "q" for spec in contract.features.values()]
     matrix = xgb.DMatrix(sample.matrix, feature_names=list(contract.features), feature_types=types, missing=np.nan)
     values = {}
     for name, detail in read_json(folder / DETAILS_FILE)["outputs"].items():
-        raw = _booster(folder / detail["file"]).predict(matrix, pred_contribs=True)[:, :-1].astype(np.float64)
-        values[name] = raw * (slope(detail["calibration"]) if "calibration" in detail else 1.0)
+        raw = _booster(folder / detail["file"]).predict(matrix, pred_contribs=True).astype(np.float64)
+        if "class_calibrations" in detail:
+            odds = margin_odds(raw.sum(axis=2))
+            said = calibrated_classes(odds, detail["class_calibrations"]).argmax(axis=1)
+            raw = raw[np.arange(len(raw)), said]
+        values[name] = raw[:, :-1] * (slope(detail["calibration"]) if "calibration" in detail else 1.0)
     return Shapley("Shapley values of the trees (Tree SHAP)", sample.matrix, values)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -199,7 +201,11 @@ def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
         ),
         ("gate.better_than", 1, ["gate.better_than = 1: unknown key"]),
         ("split.train", "a month", ["split.train = 'a month'", "a duration reads like"]),
-        ("outputs.ride_minutes.kind", "guess", ["outputs.ride_minutes", "'regression', 'binary'"]),
+        (
+            "outputs.ride_minutes.kind",
+            "guess",
+            ["outputs.ride_minutes", "'binary', 'multiclass', 'regression'"],
+        ),
         ("trainer.seed", "seven", ["trainer.seed = 'seven'"]),
         ("model", "Ride Minutes", ["model = 'Ride Minutes'", "String should match pattern"]),
     ],
@@ -393,3 +399,33 @@ def test_every_model_has_the_alert_rules_of_the_specification(tmp_path: Path) ->
 )
 def test_a_wrong_alert_rule_is_refused(tmp_path: Path, alerts: Any, words: str) -> None:
     assert words in refusal(tmp_path, model=changed(toy.MODEL_YAML, "alerts", alerts))
+
+
+def test_the_catalog_stays_light() -> None:
+    heavy = "[name for name in ('numpy', 'pyarrow', 'pandas', 'sklearn') if name in sys.modules]"
+    code = f"import sys; from config.catalog.load import load_catalog; assert load_catalog().models; print({heavy})"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]", "every task of Airflow reads the catalog first: import such where they compute"
+
+
+@pytest.mark.parametrize(
+    ("outputs", "words"),
+    [
+        ("{p: {kind: multiclass, classes: [a, b]}}", ["outputs = 'p'", "minutes is a float64", "a, b need string"]),
+        ("{p: {kind: multiclass, classes: [1, 2]}}", ["outputs = 'p'", "minutes is a float64", "int32 or int64"]),
+        ("{p: {kind: multiclass, classes: [a]}}", ["outputs.p.classes"]),
+        ("{p: {kind: multiclass, classes: [a b, A-B]}}", ["would be published as <output>_a_b, which is taken"]),
+        ("{p: {kind: binary}}", ["outputs.p.above", "Field required"]),
+        ("{p: {above: 1}}", ["outputs.p", "`kind` is missing, needs one of 'binary', 'multiclass', 'regression'"]),
+        (
+            "{p: {kind: regression, interval: 0.8}, p_lower: {kind: binary, above: 1}}",
+            ["two of them would publish the column 'p_lower'"],
+        ),
+    ],
+)
+def test_outputs_that_do_not_fit_are_refused(tmp_path: Path, outputs: str, words: list[str]) -> None:
+    text = toy.MODEL_YAML
+    text = text[: text.index("outputs:")] + f"outputs: {outputs}\n" + text[text.index("trainer:") :]
+    message = refusal(tmp_path, model=text)
+    for word in words:
+        assert word in message

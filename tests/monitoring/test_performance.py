@@ -19,14 +19,11 @@ from lake.metrics import metrics_table, read_metrics
 from lake.tables import valid_table
 from monitoring.drift import drift
 from monitoring.performance import (
-    area_under_curve,
     gate_ratios,
     maturing,
     performance,
-    pooled_ratio,
     segment_names,
     segment_values,
-    share_with_interval,
 )
 from monitoring.retraining_requests import read_history
 from serving.predictions import predictions_table
@@ -229,13 +226,6 @@ def test_hostile_values_have_short_names_that_differ():
         name.encode()
 
 
-def test_shares_never_claim_to_be_certain():
-    assert share_with_interval(3, 3) == pytest.approx((1.0, 0.438503, 1.0))
-    assert share_with_interval(0, 3) == pytest.approx((0.0, 0.0, 0.561497))
-    share, lower, upper = share_with_interval(60, 100)
-    assert (share, round(lower, 4), round(upper, 4)) == (0.6, 0.5020, 0.6906)
-
-
 def test_the_policy_looks_at_whole_nights_not_at_their_segments(night: Lake):
     performance(night, MODEL, SCORED, run_id="t")
     drift(night, MODEL, Interval.of(NIGHT), run_id="t")
@@ -367,17 +357,3 @@ def test_outcomes_must_be_published(promoted: Lake):
         match=r"(?s)outcomes has no partition 2024-02-21.*Performance of ride_minutes needs it. Run `rides_ingest`",
     ):
         performance(promoted, MODEL, Interval.of(date(2024, 2, 21)), run_id="t")
-
-
-def test_area_under_the_curve_with_ties():
-    rng = np.random.default_rng(5)
-    event = rng.random(300) < 0.3
-    score = np.round(rng.random(300) + 0.2 * event, 1)
-    assert area_under_curve(event, score.astype(np.float64)) == pytest.approx(roc_auc_score(event, score))
-    assert area_under_curve(np.zeros(3, dtype=bool), np.ones(3)) is None
-
-
-def test_pooled_ratio_weighs_rows_and_squares_of_rooted_errors():
-    assert pooled_ratio([(2.0, 1), (4.0, 3)], [(4.0, 1), (4.0, 3)], rooted=False) == pytest.approx(14 / 16)
-    assert pooled_ratio([(3.0, 1), (4.0, 1)], [(5.0, 2)], rooted=True) == pytest.approx(np.sqrt(25 / 50))
-    assert pooled_ratio([], [], rooted=False) is None

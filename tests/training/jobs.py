@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from config.catalog.output import output_of
 from serving.predictors import FAMILIES
 from training.job_file import job_identity
 from training.trainers import family_of
@@ -31,12 +32,12 @@ OUTPUTS: dict[str, Any] = {
 }
 OUTPUT_COLUMNS = ["minutes", "minutes_lower", "minutes_upper", "late_probability"]
 QUICK: dict[str, dict[str, Any]] = {family: dict(family_of(family).QUICK) for family in FAMILIES}
-PROBABILITIES_ALONE = tuple(family for family in FAMILIES if "regression" not in family_of(family).LEARNS)
 
 
 def outputs_of(family: str) -> dict[str, Any]:
     """Those of the toy's outputs that a family can learn."""
-    return {name: output for name, output in OUTPUTS.items() if output["kind"] in family_of(family).LEARNS}
+    learns = family_of(family).LEARNS
+    return {name: document for name, document in OUTPUTS.items() if output_of(document).task in learns}
 
 
 def training_rows(count: int = 1500, seed: int = 1) -> pa.Table:

@@ -32,42 +32,42 @@ def day_weights(days: int, *, seed: int, resamples: int = RESAMPLES) -> Floats:
     return drawn.astype(np.float64)
 
 
-def error_ratio(challenger: Floats, rival: Floats, *, root: bool = False) -> Floats:
-    """Challenger's error over the rival's, elementwise, from sums of losses over the same rows.
+def error_ratio(challenger: Floats, incumbent: Floats, *, root: bool = False) -> Floats:
+    """Challenger's error over the incumbent's, elementwise, from sums of losses over the same rows.
 
-    Two perfect models are equal (1); against a perfect rival any loss is infinitely worse.
+    Two perfect models are equal (1); against a perfect incumbent any loss is infinitely worse.
 
     Args:
-        challenger, rival: sums of non-negative losses, same shape.
+        challenger, incumbent: sums of non-negative losses, same shape.
         root: take the square root, for a metric that is one (rmse).
     """
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.where(rival > 0, challenger / rival, np.where(challenger > 0, np.inf, 1.0))
+        ratio = np.where(incumbent > 0, challenger / incumbent, np.where(challenger > 0, np.inf, 1.0))
     return np.sqrt(ratio) if root else ratio
 
 
 def improvement_bound(
-    challenger: Floats, rival: Floats, weights: Floats, *, confidence: float, root: bool = False
+    challenger: Floats, incumbent: Floats, weights: Floats, *, confidence: float, root: bool = False
 ) -> float:
-    """The value that the relative improvement `1 - error_challenger / error_rival` exceeds with `confidence`.
+    """The value that the relative improvement `1 - error_challenger / error_incumbent` exceeds with `confidence`.
 
     Args:
-        challenger, rival: sums of losses per day over the same rows, shape `(days,)`.
+        challenger, incumbent: sums of losses per day over the same rows, shape `(days,)`.
         weights: of `day_weights`, shape `(resamples, days)`.
         confidence: for example 0.95: the 5 % quantile over the draws is the bound.
     """
-    ratio = error_ratio(weights @ challenger, weights @ rival, root=root)
+    ratio = error_ratio(weights @ challenger, weights @ incumbent, root=root)
     # An order statistic, not an interpolation: defined where a draw is infinite, and never better than what was drawn.
     return float(np.quantile(1.0 - ratio, 1.0 - confidence, method="lower"))
 
 
 def ratio_lower_bounds(
-    challenger: Floats, rival: Floats, weights: Floats, *, confidence: float, root: bool = False
+    challenger: Floats, incumbent: Floats, weights: Floats, *, confidence: float, root: bool = False
 ) -> Floats:
     """For each segment the value that its error ratio exceeds with `confidence`.
 
     Args:
-        challenger, rival: sums of losses per day and segment, shape `(days, segments)`.
+        challenger, incumbent: sums of losses per day and segment, shape `(days, segments)`.
         weights: shape `(resamples, days)`.
     Returns:
         Shape `(segments,)`.
@@ -75,6 +75,6 @@ def ratio_lower_bounds(
     bounds = np.empty(challenger.shape[1])
     for start in range(0, challenger.shape[1], _COLUMNS_AT_ONCE):
         part = slice(start, start + _COLUMNS_AT_ONCE)
-        ratio = error_ratio(weights @ challenger[:, part], weights @ rival[:, part], root=root)
+        ratio = error_ratio(weights @ challenger[:, part], weights @ incumbent[:, part], root=root)
         bounds[part] = np.quantile(ratio, 1.0 - confidence, axis=0, method="lower")
     return bounds

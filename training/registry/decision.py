@@ -24,6 +24,7 @@ ReasonCode = Literal[
     "better", "not_better", "segment_worse", "leakage", "schema", "not_finite", "latency", "too_few_nights"
 ]
 SQL_TABLE = "decisions"
+_FORMER_KEY = "rival"  # in evidence that was stored under another word: its bytes, which the ledger cites, stay
 _ATTEMPTS = 5
 
 
@@ -52,8 +53,8 @@ class Check:
 
     Attributes:
         name: improvement, segment, segments_too_small, schema, finite, latency, leakage, nights, coverage, champion.
-        challenger, rival: errors in the metric's unit; for a check without a metric, challenger is the value met.
-        improvement: `1 - challenger / rival`.
+        challenger, incumbent: errors in the metric's unit; for a check without a metric, challenger is the value met.
+        improvement: `1 - challenger / incumbent`.
         bound: improvement: what the improvement exceeds with the gate's confidence; segment: what the error ratio
             exceeds.
         needed: improvement: least bound that passes; elsewhere the largest value that does.
@@ -66,12 +67,17 @@ class Check:
     metric: str | None = None
     segment: str | None = None
     challenger: float | None = None
-    rival: float | None = None
+    incumbent: float | None = None
     improvement: float | None = None
     bound: float | None = None
     needed: float | None = None
     rows: int | None = None
     note: str | None = None
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Check:
+        """From its fields as JSON, also of one that was stored under the former word."""
+        return cls(**_renamed(document))
 
 
 @dataclass(frozen=True)
@@ -80,8 +86,8 @@ class Decision:
 
     Attributes:
         as_of: the night whose knowledge the version was trained and judged on.
-        rival: what it was compared with, in words: `champion version 3`, `baseline median`.
-        rival_version: the champion's version, None against the baseline.
+        incumbent: what it was compared with, in words: `champion version 3`, `baseline median`.
+        incumbent_version: the champion's version, None against the baseline.
         nights, rows: of the test.
         evidence: everything the verdict rests on, verdict, reasons and checks included, as JSON.
         evidence_digest: SHA-256 of the evidence as canonical JSON; the ledger cites it.
@@ -93,8 +99,8 @@ class Decision:
     verdict: Verdict
     reasons: tuple[Reason, ...]
     checks: tuple[Check, ...]
-    rival: str
-    rival_version: int | None
+    incumbent: str
+    incumbent_version: int | None
     nights: int
     rows: int
     evidence: Mapping[str, Any]
@@ -109,9 +115,9 @@ class Decision:
             as_of=date.fromisoformat(evidence["as_of"]),
             verdict=evidence["verdict"],
             reasons=tuple(Reason(**reason) for reason in evidence["reasons"]),
-            checks=tuple(Check(**check) for check in evidence["checks"]),
-            rival=evidence["rival"]["name"],
-            rival_version=evidence["rival"]["version"],
+            checks=tuple(Check.of(check) for check in evidence["checks"]),
+            incumbent=incumbent_of(evidence)["name"],
+            incumbent_version=incumbent_of(evidence)["version"],
             nights=len(evidence["test"]["nights"]),
             rows=evidence["test"]["rows"],
             evidence=evidence,
@@ -126,11 +132,21 @@ class Decision:
             "as_of": self.as_of.isoformat(),
             "verdict": self.verdict,
             "reasons": [reason.text for reason in self.reasons],
-            "rival": self.rival,
+            "incumbent": self.incumbent,
             "nights": self.nights,
             "rows": self.rows,
             "evidence_digest": self.evidence_digest,
         }
+
+
+def incumbent_of(evidence: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Who a challenger was judged against, from a decision's evidence; decisions stored before say `rival`."""
+    incumbent: Mapping[str, Any] = _renamed(evidence)["incumbent"]
+    return incumbent
+
+
+def _renamed(document: Mapping[str, Any]) -> dict[str, Any]:
+    return {"incumbent" if key == _FORMER_KEY else key: value for key, value in document.items()}
 
 
 def decisions_table(lake: Lake, model: str) -> LakeTable:
@@ -141,7 +157,7 @@ def decisions_table(lake: Lake, model: str) -> LakeTable:
         "version": "int64",
         "judgement": "int64",
         "verdict": "string",
-        "rival": "string",
+        "rival": "string",  # the incumbent: the column was named so when the first decisions were stored
         "nights": "int64",
         "rows": "int64",
         "reasons": "string",
@@ -205,7 +221,7 @@ def store_decision(lake: Lake, evidence: Mapping[str, Any], *, run_id: str, inpu
             if (
                 other.version == decision.version
                 and other.evidence["subject"] == evidence["subject"]
-                and other.evidence["rival"] == evidence["rival"]
+                and incumbent_of(other.evidence) == incumbent_of(evidence)
             ):
                 project_decisions(lake, model)
                 return other
@@ -214,7 +230,7 @@ def store_decision(lake: Lake, evidence: Mapping[str, Any], *, run_id: str, inpu
             "version": decision.version,
             "judgement": number,
             "verdict": decision.verdict,
-            "rival": decision.rival,
+            "rival": decision.incumbent,
             "nights": decision.nights,
             "rows": decision.rows,
             "reasons": _text(evidence["reasons"]),

@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from config.catalog.model import BinaryOutput, ModelEntry, Output, RegressionOutput
+from config.catalog.model import ModelEntry
+from config.catalog.output import OutputKind
 from config.errors import NightfleetError
 from lake.artifact import file_digest
 from lake.lake import Lake
@@ -29,11 +30,11 @@ from serving.predictors.contract import Contract, Matrix, Predictor, read_json, 
 from serving.predictors.shapley import SAMPLE_ROWS, Sample, evenly
 from serving.signed import load_signed
 from training.__main__ import IMPORTANCES_FILE
-from training.evaluate import THRESHOLD, baseline_metrics, baseline_values, column, evaluate, lifts
+from training.evaluate import baseline_metrics, evaluate, judged_values, lifts
 from training.progress import CURVES_FILE
 from training.registry import plots
 from training.registry.decision import Decision
-from training.registry.gate import TEST_FILE, row_losses
+from training.registry.gate import TEST_FILE
 from training.registry.job import TRAINING_SET_FILE, gate_folder
 from training.registry.reference import SAMPLE_FILE
 from training.registry.register import Registered, artifact_folder, predict_file
@@ -143,13 +144,13 @@ def explain(
     fitted_on = _training_labels(job_dir)
     trivial = _row_baseline(entry, rows)
     constant = "mean" if entry.gate.baseline == "mean" else "median"
-    outputs = {name: output.model_dump(mode="json") for name, output in entry.outputs.items()}
     days = rows["data_date"].cast(pa.int32()).to_numpy()
-    metrics = evaluate(outputs, label, predictions, days) | baseline_metrics(
-        outputs, fitted_on, label, trivial, constant=constant
+    metrics = evaluate(entry.outputs, label, predictions, days) | baseline_metrics(
+        entry.outputs, fitted_on, label, trivial, constant=constant
     )
-    metrics |= lifts(outputs, metrics)
-    report = segment_report(entry, rows, label, {name: column(predictions, name) for name in entry.outputs})
+    metrics |= lifts(entry.outputs, metrics)
+    judged = _judged_by_output(entry, predictions)
+    report = segment_report(entry, rows, label, judged)
 
     subject = _Subject.of(
         entry,
@@ -164,13 +165,8 @@ def explain(
     drawn = _Drawn(folder, title, subject.unit)
     for name, output in entry.outputs.items():
         drawn.contributions(found[name], subject)
-        drawn.quality(
-            name,
-            output,
-            label,
-            column(predictions, name),
-            baseline_values(outputs[name], fitted_on, len(label), trivial, constant=constant),
-        )
+        baseline = output.baseline(output.constant(fitted_on, constant), len(label), trivial)
+        drawn.quality(name, output, label, judged[name], baseline)
     drawn.segments(report)
     drawn.training(read_json(version_folder / IMPORTANCES_FILE), read_json(version_folder / CURVES_FILE))
     explanation = Explanation(
@@ -332,7 +328,7 @@ def _contributions(subject: _Subject) -> dict[str, _Found]:
         grouped = np.column_stack(
             [shapley.values[name][:, list(columns)].sum(axis=1) for columns in subject.groups.values()]
         )
-        unit = shapley.probability_unit if isinstance(output, BinaryOutput) else subject.unit or "the label's unit"
+        unit = output.contribution_unit(subject.unit, shapley.probability_unit)
         strengths = _largest_first(subject.groups, np.abs(grouped).mean(axis=0))
         parts[name] = _Found(Contributions(name, method, unit, len(shapley.rows), strengths), grouped, shapley.rows)
     return parts
@@ -346,12 +342,11 @@ def _largest_first(names: Mapping[str, Any], strengths: Floats) -> dict[str, flo
 def _permutations(subject: _Subject) -> dict[str, _Found]:
     """How much each output's error grows when one feature's values are shuffled among the sampled rows."""
     random = np.random.default_rng(subject.contract.seed)
-    positions = {name: subject.contract.output_columns.index(name) for name in subject.entry.outputs}
 
     def errors(matrix: Matrix) -> dict[str, float]:
-        scores = subject.predictor.scores(matrix)
+        judged = _judged_by_output(subject.entry, subject.contract.published(subject.predictor.scores(matrix)))
         return {
-            name: _error(output, subject.label, scores[:, positions[name]])
+            name: float(output.metric.of_mean(output.row_losses(subject.label, judged[name]).mean()))
             for name, output in subject.entry.outputs.items()
         }
 
@@ -371,17 +366,18 @@ def _permutations(subject: _Subject) -> dict[str, _Found]:
     )
     found = {}
     for name, output in subject.entry.outputs.items():
-        unit = f"growth of {output.gate}" + (
-            f" ({subject.unit})" if subject.unit and isinstance(output, RegressionOutput) else ""
-        )
+        unit = output.metric_unit(subject.unit or "")
+        unit = f"growth of {output.gate}" + (f" ({unit})" if unit else "")
         strengths = _largest_first(subject.groups, np.maximum(growth[name], 0.0))
         found[name] = _Found(Contributions(name, method, unit, len(subject.matrix), strengths), None, subject.matrix)
     return found
 
 
-def _error(output: Output, label: Floats, predicted: Floats) -> float:
-    mean = float(row_losses(output, label, predicted).mean())
-    return float(np.sqrt(mean)) if output.gate == "rmse" else mean
+def _judged_by_output(entry: ModelEntry, predictions: pa.Table) -> dict[str, Floats]:
+    """Predictions of each output as its metrics take them."""
+    return {
+        name: output.judged(name, judged_values(output, name, predictions)) for name, output in entry.outputs.items()
+    }
 
 
 # ---- plots -------------------------------------------------------------------------------------------------------
@@ -427,37 +423,13 @@ class _Drawn:
             names, found.values, features, path, title=title, unit=summary.unit, categorical=categorical
         )
 
-    def quality(self, name: str, output: Output, label: Floats, predicted: Floats, baseline: Floats) -> None:
-        """Calibration, decisions and gain of a probability; residuals and distances of a number."""
-        if isinstance(output, RegressionOutput):
-            path = self._place(
-                "residuals", name, f"Predicted minus real of {name}, against the prediction and as a histogram."
-            )
-            plots.residual_plot(label, predicted, path, title=f"{name}: residuals", unit=self._unit)
-            path = self._place(
-                "gain", name, f"Share of rows within each distance of the truth, {name} and the baseline."
-            )
-            plots.tolerance_plot(
-                label, predicted, baseline, path, title=f"{name}: how near, beside the baseline", unit=self._unit
-            )
-            return
-        truth = np.where(label > output.above, 1.0, 0.0)
-        event = f"above {output.above:g}" + (f" {self._unit}" if self._unit else "")
-        path = self._place("calibration", name, f"How often the event came true for each predicted {name}.")
-        plots.calibration_plot(truth, predicted, path, title=f"{name}: calibration")
-        path = self._place(
-            "confusion", name, f"Decisions of {name} at the threshold {THRESHOLD:g} against what happened."
-        )
-        plots.confusion_plot(
-            truth, predicted, path, title=f"{name}: decisions at {THRESHOLD:g}", threshold=THRESHOLD, event=event
-        )
-        if truth.any():
-            path = self._place(
-                "gain", name, f"Share of the events among the rows with the highest {name}, beside guessing."
-            )
-            plots.gain_plot(truth, predicted, path, title=f"{name}: gain over the baseline")
-        else:
-            self.notes.append(f"{name}: no test row lies {event}, so there is no gain to draw")
+    def quality(self, name: str, output: OutputKind, label: Floats, judged: Floats, baseline: Floats) -> None:
+        """How good the output is, as its kind is best seen."""
+        drawings, notes = output.drawings(name, label, judged, baseline, self._unit)
+        for drawing in drawings:
+            path = self._place(drawing.kind, name, drawing.alt)
+            plots.QUALITY_PLOTS[drawing.plot](path=path, **drawing.arguments)
+        self.notes += notes
 
     def segments(self, report: SegmentReport) -> None:
         """Each output's worst segments."""

@@ -4,10 +4,11 @@ Both models predict the same rows, those of the nights after the training and va
 predictors that score every night. Days are resampled, not rows, and each output's improvement must reach `better_by`
 with the catalog's confidence. A first champion passes the same test against the trivial baseline.
 
-Segments. A segment refuses when the challenger is worse there than `worst` times the rival *with the same confidence*:
-the lower bound of the error ratio lies above it. The ratio itself would refuse on noise: with two dozen segments of a
-few hundred rows in two weeks, some lie 5 % above a rival that is no better. The rule holds for first champions too,
-whose rival is the baseline: being better on the whole is no licence to be proven worse than guessing for one carrier.
+Segments. A segment refuses when the challenger is worse there than `worst` times the incumbent *with the same
+confidence*: the lower bound of the error ratio lies above it. The ratio itself would refuse on noise: with two dozen
+segments of a few hundred rows in two weeks, some lie 5 % above an incumbent that is no better. The rule holds for first
+champions too, whose incumbent is the baseline: being better on the whole is no licence to be proven worse than guessing
+for one carrier.
 
 A decision is stored once with all its evidence, and never rewritten; the same judgement asked for again is the same
 decision.
@@ -31,7 +32,8 @@ import pyarrow.parquet as pq
 
 import serving.predictors
 from config.calendar import BadInterval, Interval
-from config.catalog.model import BinaryOutput, ModelEntry, Output, RegressionOutput
+from config.catalog.model import ModelEntry
+from config.catalog.output import OutputKind
 from config.errors import NightfleetError
 from lake.artifact import file_digest
 from lake.lake import Lake
@@ -39,6 +41,7 @@ from lake.ledger import LedgerSnapshot, Promotion
 from lake.lineage import Input
 from serving.predictors.contract import BadFeatures, PredictionsNotFinite, Predictor
 from serving.signed import load_signed
+from training.evaluate import judged_values
 from training.registry import leakage
 from training.registry.bootstrap import RESAMPLES, day_weights, error_ratio, improvement_bound, ratio_lower_bounds
 from training.registry.decision import (
@@ -47,6 +50,7 @@ from training.registry.decision import (
     Reason,
     ReasonCode,
     Verdict,
+    incumbent_of,
     read_decisions,
     store_decision,
     stored_decisions,
@@ -73,7 +77,6 @@ TEST_FILE = "test_set.parquet"
 _BATCH_ROWS = 65_536
 _WARM_UP_ROWS = 64
 _SMALL_SEGMENTS_NAMED = 30
-_ROOTED = frozenset({"rmse"})
 
 
 class GateEvidenceMissing(NightfleetError):
@@ -244,7 +247,7 @@ def _verify_set(judged: _JudgedSet, registered: Registered, lake: Lake) -> None:
 
 
 def _champion(snapshot: LedgerSnapshot, version: int) -> Promotion | None:
-    """The newest promotion of another version: a version that was promoted since is not its own rival."""
+    """The newest promotion of another version: a version that was promoted since is not its own incumbent."""
     others = [p for p in snapshot.promotions if p.version != version]
     return max(others, key=lambda p: (p.effective_from, p.sequence), default=None)
 
@@ -258,7 +261,7 @@ def _already_judged(
     champion: Promotion | None,
     snapshot: LedgerSnapshot,
 ) -> Decision | None:
-    """The decision on the same files with the same rules against the same rival; one that the ledger cites stands
+    """The decision on the same files with the same rules against the same incumbent; one that the ledger cites stands
     whoever reigns now.
     """
     cited = {p.evidence_digest for p in snapshot.promotions}
@@ -268,13 +271,13 @@ def _already_judged(
         if d.version == version and d.evidence["subject"] == subject
     ]
     for decision in reversed(same):
-        if decision.evidence_digest in cited or decision.rival_version == _against(decision, champion):
+        if decision.evidence_digest in cited or decision.incumbent_version == _against(decision, champion):
             return decision
     return None
 
 
 def _against(decision: Decision, champion: Promotion | None) -> int | None:
-    unusable = decision.evidence["rival"].get("unusable_champion")
+    unusable = incumbent_of(decision.evidence).get("unusable_champion")
     if unusable is not None and champion is not None and unusable["version"] == champion.version:
         return None
     return champion.version if champion else None
@@ -283,7 +286,7 @@ def _against(decision: Decision, champion: Promotion | None) -> int | None:
 # ---- the judgement -----------------------------------------------------------------------------------------------
 
 
-class _Rival:
+class _Incumbent:
     """What the challenger is compared with: a champion's predictor, or the baseline."""
 
     def __init__(self, champion: Promotion | None, predictor: Predictor | None, baseline: str) -> None:
@@ -337,14 +340,14 @@ class _Judgement:
 
         verify_origin(self._lake, entry.name, self._registered.version, self._registered.artifact_digest)
         challenger = load_signed(settings, entry.name, self._registered.artifact_digest)
-        rival = self._rival()
+        incumbent = self._incumbent()
         rows = 0
         if self._schema_holds(challenger):
             constants = _baseline_constants(entry, judged.training_path)
-            scored = self._score(challenger, rival, constants)
+            scored = self._score(challenger, incumbent, constants)
             if scored is not None:
                 rows = scored.judged_rows(nights)
-                self._measure(scored, rival, nights, enough)
+                self._measure(scored, incumbent, nights, enough)
         self._check_nights(nights, present, seen_until, enough)
         self._audit()
         refused = [r for r in self._reasons if r.code not in {"better", "too_few_nights"}]
@@ -354,10 +357,10 @@ class _Judgement:
             if verdict != "promote"
             else self._reasons
         )
-        unusable = (
-            {"version": self._champion.version, "why": rival.unusable} if self._champion and rival.unusable else None
-        )
-        against = self._champion if self._champion and rival.predictor is not None else None
+        unusable = None
+        if self._champion and incumbent.unusable:
+            unusable = {"version": self._champion.version, "why": incumbent.unusable}
+        against = self._champion if self._champion and incumbent.predictor is not None else None
         return {
             "model": entry.name,
             "version": self._registered.version,
@@ -366,8 +369,8 @@ class _Judgement:
             "reasons": [asdict(reason) for reason in kept],
             "checks": [asdict(check) for check in self._checks],
             "subject": dict(subject),
-            "rival": {
-                "name": rival.name,
+            "incumbent": {
+                "name": incumbent.name,
                 "version": against.version if against else None,
                 "artifact_digest": against.artifact_digest if against else None,
                 "unusable_champion": unusable,
@@ -386,11 +389,11 @@ class _Judgement:
             **self._details,
         }
 
-    def _rival(self) -> _Rival:
+    def _incumbent(self) -> _Incumbent:
         if self._champion is None:
-            return _Rival(None, None, self._entry.gate.baseline)
+            return _Incumbent(None, None, self._entry.gate.baseline)
         verify_origin(self._lake, self._entry.name, self._champion.version, self._champion.artifact_digest)
-        return _Rival(
+        return _Incumbent(
             self._champion,
             load_signed(self._lake.settings, self._entry.name, self._champion.artifact_digest),
             self._entry.gate.baseline,
@@ -430,7 +433,7 @@ class _Judgement:
             )
         return not problems
 
-    def _score(self, challenger: Predictor, rival: _Rival, constants: Mapping[str, float]) -> _Scored | None:
+    def _score(self, challenger: Predictor, incumbent: _Incumbent, constants: Mapping[str, Any]) -> _Scored | None:
         """Losses of challenger, baseline and champion on every test row; None where the challenger gave no finite
         numbers.
         """
@@ -438,7 +441,7 @@ class _Judgement:
         segments = entry.gate.segments.columns if entry.gate.segments else ()
         scored = _Scored(entry, segments)
         features = set(challenger.feature_columns) | (
-            set(rival.predictor.feature_columns) if rival.predictor else set()
+            set(incumbent.predictor.feature_columns) if incumbent.predictor else set()
         )
         seconds, bad, warm = 0.0, "", False
         for batch in _batches(self._judged.test_path, {*features, "data_date", "label", "baseline", *segments}):
@@ -452,7 +455,7 @@ class _Judgement:
             except PredictionsNotFinite as error:
                 bad = str(error).splitlines()[0]
                 break
-            infinite = {name: int((~np.isfinite(_numbers(predicted, name))).sum()) for name in entry.output_columns}
+            infinite = {name: int((~np.isfinite(_numbers(predicted, name))).sum()) for name in entry.judged_columns}
             if any(infinite.values()):
                 worst = max(infinite, key=lambda name: infinite[name])
                 bad = f"{infinite[worst]} of {batch.num_rows} values of {worst} are NaN or infinite."
@@ -460,7 +463,7 @@ class _Judgement:
             if predicted.num_rows != batch.num_rows:
                 bad = f"It gave {predicted.num_rows} predictions for {batch.num_rows} rows."
                 break
-            champion = self._champion_predictions(rival, batch)
+            champion = self._champion_predictions(incumbent, batch)
             scored.add(batch, predicted, champion, constants)
         self._checks.append(Check("finite", passed=not bad, note=bad or None, rows=scored.rows))
         if bad:
@@ -472,8 +475,8 @@ class _Judgement:
                 "with labelled rows."
             )
         self._check_latency(seconds, scored.rows)
-        if rival.unusable:
-            rival.predictor, rival.name = None, f"baseline {entry.gate.baseline}"
+        if incumbent.unusable:
+            incumbent.predictor, incumbent.name = None, f"baseline {entry.gate.baseline}"
         self._details["coverage"] = scored.coverage()
         for output, found in scored.coverage().items():
             note = f"{found['crossed']} rows with lower above upper" if found["crossed"] else None
@@ -490,23 +493,23 @@ class _Judgement:
             )
         return scored
 
-    def _champion_predictions(self, rival: _Rival, batch: pa.RecordBatch) -> pa.Table | None:
+    def _champion_predictions(self, incumbent: _Incumbent, batch: pa.RecordBatch) -> pa.Table | None:
         """The champion's, or None where there is none or it cannot score these rows.
 
         A champion that lacks a feature of today's catalog, or gives no number, cannot score the next night either: it
         would block its own successor for ever. The baseline takes its place, and the decision says so.
         """
-        if rival.predictor is None or rival.unusable:
+        if incumbent.predictor is None or incumbent.unusable:
             return None
         try:
-            return rival.predictor.predict(batch)
+            return incumbent.predictor.predict(batch)
         except (BadFeatures, PredictionsNotFinite) as error:
-            rival.unusable = str(error).splitlines()[0]
+            incumbent.unusable = str(error).splitlines()[0]
             self._checks.append(
                 Check(
                     "champion",
                     passed=None,
-                    note=f"cannot score these rows, so the rival is the baseline: {rival.unusable}",
+                    note=f"cannot score these rows, so the incumbent is the baseline: {incumbent.unusable}",
                 )
             )
             return None
@@ -573,18 +576,18 @@ class _Judgement:
 
     # -- improvement and segments
 
-    def _measure(self, scored: _Scored, rival: _Rival, nights: Sequence[date], enough: bool) -> None:
+    def _measure(self, scored: _Scored, incumbent: _Incumbent, nights: Sequence[date], enough: bool) -> None:
         entry, rules = self._entry, self._entry.gate
         mask, day = scored.nights(nights)
         weights = day_weights(len(nights), seed=entry.trainer.seed) if enough else None
-        against_champion = rival.predictor is not None
+        against_champion = incumbent.predictor is not None
         self._details["outputs"] = {}
         for name, output in entry.outputs.items():
-            root = output.gate in _ROOTED
+            root = output.metric.rooted
             losses = scored.losses(name, mask)
             theirs = losses.champion if against_champion else losses.baseline
             by_day = [_sums(day, values, len(nights)) for values in (losses.challenger, theirs, losses.baseline)]
-            found, reached, trivial = (_error(values, len(day), root) for values in by_day)
+            found, reached, trivial = (_error(output, values, len(day)) for values in by_day)
             improvement = 1.0 - float(error_ratio(by_day[0].sum(), by_day[1].sum(), root=root))
             bound = (
                 improvement_bound(by_day[0], by_day[1], weights, confidence=rules.confidence, root=root)
@@ -595,7 +598,7 @@ class _Judgement:
             self._details["outputs"][name] = {
                 "metric": output.gate,
                 "challenger": found,
-                "rival": reached,
+                "incumbent": reached,
                 "baseline": trivial,
             }
             self._checks.append(
@@ -605,7 +608,7 @@ class _Judgement:
                     output=name,
                     metric=output.gate,
                     challenger=found,
-                    rival=reached,
+                    incumbent=reached,
                     improvement=_plain_float(improvement),
                     bound=None if bound is None else _plain_float(bound),
                     needed=rules.better_by,
@@ -613,48 +616,43 @@ class _Judgement:
                 )
             )
             if bound is not None:
-                self._say_improvement(name, output, rival, found, reached, bound)
-                self._measure_segments(name, output, scored, losses.challenger, theirs, mask, day, weights, rival)
+                self._say_improvement(name, output, incumbent, found, reached, bound)
+                self._measure_segments(name, output, scored, losses.challenger, theirs, mask, day, weights, incumbent)
 
     def _say_improvement(
-        self, name: str, output: Output, rival: _Rival, found: float, reached: float, bound: float
+        self, name: str, output: OutputKind, incumbent: _Incumbent, found: float, reached: float, bound: float
     ) -> None:
         rules = self._entry.gate
-        versus = f"{name}: {output.gate} {found:.4g} against {reached:.4g} of {self._rival_words(rival, output)}"
+        versus = (
+            f"{name}: {output.gate} {found:.4g} against {reached:.4g} of {self._incumbent_words(incumbent, output)}"
+        )
         sure = f"with {rules.confidence:.0%} confidence the improvement is at least {bound:+.1%}"
         if bound >= rules.better_by:
             self._reasons.append(Reason("better", f"{versus}; {sure}, {rules.better_by:+.1%} is needed."))
         else:
             self._refuse("not_better", f"{versus}; {sure}, but {rules.better_by:+.1%} is needed.")
 
-    def _rival_words(self, rival: _Rival, output: Output) -> str:
-        if rival.predictor is not None:
-            return rival.name
-        baseline = self._entry.gate.baseline
-        if isinstance(output, BinaryOutput):
-            return "the baseline (rate of the training window)"
-        return (
-            f"the baseline ({baseline.replace('_', ' ')})"
-            if "_" in baseline
-            else f"the baseline ({baseline} of the training window)"
-        )
+    def _incumbent_words(self, incumbent: _Incumbent, output: OutputKind) -> str:
+        if incumbent.predictor is not None:
+            return incumbent.name
+        return output.baseline_words(self._entry.gate.baseline)
 
     def _measure_segments(
         self,
         name: str,
-        output: Output,
+        output: OutputKind,
         scored: _Scored,
         challenger: Floats,
         theirs: Floats,
         mask: npt.NDArray[np.bool_],
         day: npt.NDArray[np.int64],
         weights: Floats | None,
-        rival: _Rival,
+        incumbent: _Incumbent,
     ) -> None:
         rules = self._entry.gate.segments
         if rules is None or weights is None:
             return
-        root = output.gate in _ROOTED
+        root = output.metric.rooted
         days = weights.shape[1]
         for column in rules.columns:
             values, codes = scored.segment(column, mask)
@@ -688,7 +686,7 @@ class _Judgement:
             bounds = ratio_lower_bounds(sums[0], sums[1], weights, confidence=self._entry.gate.confidence, root=root)
             for position, index in enumerate(large):
                 ratio, bound, count = float(ratios[position]), float(bounds[position]), int(rows[index])
-                found, reached = _error(sums[0][:, position], count, root), _error(sums[1][:, position], count, root)
+                found, reached = (_error(output, side[:, position], count) for side in sums)
                 worse = bound > rules.worst
                 self._checks.append(
                     Check(
@@ -698,7 +696,7 @@ class _Judgement:
                         metric=output.gate,
                         segment=f"{column}={values[index]}",
                         challenger=found,
-                        rival=reached,
+                        incumbent=reached,
                         improvement=_plain_float(1.0 - ratio),
                         bound=_plain_float(bound),
                         needed=rules.worst,
@@ -710,9 +708,9 @@ class _Judgement:
                         "segment_worse",
                         f"{name} where {column} is {values[index]} ({count} rows): {output.gate} {found:.4g} against "
                         f"{reached:.4g} of "
-                        f"{self._rival_words(rival, output)}; "
-                        f"with {self._entry.gate.confidence:.0%} confidence at least {bound:.2f} times the rival's, "
-                        f"at most {rules.worst:g} times is allowed.",
+                        f"{self._incumbent_words(incumbent, output)}; "
+                        f"with {self._entry.gate.confidence:.0%} confidence at least {bound:.2f} times the "
+                        f"incumbent's, at most {rules.worst:g} times is allowed.",
                     )
 
 
@@ -729,41 +727,46 @@ class _Scored:
         self.rows = 0
 
     def add(
-        self, batch: pa.RecordBatch, predicted: pa.Table, champion: pa.Table | None, constants: Mapping[str, float]
+        self, batch: pa.RecordBatch, predicted: pa.Table, champion: pa.Table | None, constants: Mapping[str, Any]
     ) -> None:
         self.rows += batch.num_rows
         self._days.append(batch["data_date"].cast(pa.int32()).cast(pa.int64()).to_numpy(zero_copy_only=False))
         label = batch["label"].to_numpy(zero_copy_only=False).astype(np.float64)
+        by_row = self._by_row(batch)
         for column, values in self._segments.items():
             values.append(pc.fill_null(batch[column].cast(pa.string()), "(null)"))
         for name, output in self._entry.outputs.items():
             losses = self._losses[name]
-            losses.challenger.append(row_losses(output, label, _numbers(predicted, name)))
-            losses.baseline.append(row_losses(output, label, self._baseline(output, batch, constants[name])))
+            columns = judged_values(output, name, predicted)
+            losses.challenger.append(output.row_losses(label, output.judged(name, columns)))
+            losses.baseline.append(output.row_losses(label, output.baseline(constants[name], len(label), by_row)))
             if champion is not None:
-                losses.champion.append(row_losses(output, label, _numbers(champion, name)))
-            if isinstance(output, RegressionOutput) and output.interval:
-                lower, upper = _numbers(predicted, f"{name}_lower"), _numbers(predicted, f"{name}_upper")
+                theirs = output.judged(name, judged_values(output, name, champion))
+                losses.champion.append(output.row_losses(label, theirs))
+            bounds = output.interval_bounds(name)
+            if bounds is not None:
+                lower, upper = columns[bounds[0]], columns[bounds[1]]
                 self._inside[name] += int(((label >= lower) & (label <= upper)).sum())
                 self._crossed[name] += int((lower > upper).sum())
 
-    def _baseline(self, output: Output, batch: pa.RecordBatch, constant: float) -> Floats:
-        values = np.full(batch.num_rows, constant)
-        if self._entry.gate.baseline == "same_hour_last_week" and isinstance(output, RegressionOutput):
-            rows = batch["baseline"].cast(pa.float64()).to_numpy(zero_copy_only=False)
-            return np.where(np.isnan(rows), values, rows)
-        return values
+    def _by_row(self, batch: pa.RecordBatch) -> Floats | None:
+        """The baseline's value of each row where the gate has one that differs by row."""
+        if self._entry.gate.baseline != "same_hour_last_week":
+            return None
+        rows: Floats = batch["baseline"].cast(pa.float64()).to_numpy(zero_copy_only=False)
+        return rows
 
     def coverage(self) -> dict[str, dict[str, Any]]:
         """Share of labels inside the interval, of each output that has one."""
+        wanted = {name: output.interval_bounds(name) for name, output in self._entry.outputs.items()}
         return {
             name: {
-                "wanted": output.interval,
+                "wanted": bounds[2],
                 "found": self._inside[name] / max(self.rows, 1),
                 "crossed": self._crossed[name],
             }
-            for name, output in self._entry.outputs.items()
-            if isinstance(output, RegressionOutput) and output.interval
+            for name, bounds in wanted.items()
+            if bounds is not None
         }
 
     def nights(self, nights: Sequence[date]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
@@ -800,20 +803,8 @@ class _RowLosses:
     champion: Floats
 
 
-def row_losses(output: Output, label: Floats, predicted: Floats) -> Floats:
-    """What each row adds to the output's gate metric, before the mean (and the root, for rmse). Shape (rows,)."""
-    if isinstance(output, BinaryOutput):
-        event = label > output.above
-        if output.gate == "log_loss":
-            likelihood = np.clip(np.where(event, predicted, 1.0 - predicted), 1e-15, 1.0)
-            return np.asarray(-np.log(likelihood))
-        return np.square(predicted - event)
-    error = predicted - label
-    return np.square(error) if output.gate == "rmse" else np.abs(error)
-
-
-def _baseline_constants(entry: ModelEntry, training_path: Path) -> dict[str, float]:
-    """What a baseline predicts for every row: median or mean of the training window's labels, or their rate."""
+def _baseline_constants(entry: ModelEntry, training_path: Path) -> dict[str, Any]:
+    """What a baseline predicts for every row of each output, from the training window's labels."""
     rows = pq.read_table(training_path, columns=["split", "label"])
     label = rows.filter(pc.equal(rows["split"], "train"))["label"].to_numpy().astype(np.float64)
     if not len(label):
@@ -821,11 +812,7 @@ def _baseline_constants(entry: ModelEntry, training_path: Path) -> dict[str, flo
             f"{training_path} holds no row of split train, so there is no baseline to beat. Nothing was judged. Train "
             "again."
         )
-    regression = float(label.mean()) if entry.gate.baseline == "mean" else float(np.median(label))
-    return {
-        name: float((label > output.above).mean()) if isinstance(output, BinaryOutput) else regression
-        for name, output in entry.outputs.items()
-    }
+    return {name: output.constant(label, entry.gate.baseline) for name, output in entry.outputs.items()}
 
 
 def _batches(path: Path, columns: set[str]) -> Iterator[pa.RecordBatch]:
@@ -846,9 +833,8 @@ def _sums(codes: npt.NDArray[np.int64], values: Floats, count: int) -> Floats:
     return np.bincount(codes, weights=values, minlength=count).astype(np.float64)
 
 
-def _error(sums: Floats, rows: int, root: bool) -> float:
-    mean = float(sums.sum()) / max(rows, 1)
-    return float(np.sqrt(mean)) if root else mean
+def _error(output: OutputKind, sums: Floats, rows: int) -> float:
+    return float(output.metric.of_mean(float(sums.sum()) / max(rows, 1)))
 
 
 def _plain_float(value: float) -> float:

@@ -71,7 +71,7 @@ def prepare_jobs(
     for trainer in trainers:
         params = validated_params(trainer.family, {**trainer.params, **(overrides or {})})
         check_search(trainer, overrides or ())
-        check_outputs(model, trainer.family, {name: {"kind": output.kind} for name, output in entry.outputs.items()})
+        check_outputs(model, trainer.family, entry.outputs)
         named = [model, as_of.isoformat(), run_id, trainer.model_dump(mode="json"), overrides or {}]
         digits = hashlib.sha256(json.dumps(named, sort_keys=True, default=str).encode()).hexdigest()[:12]
         wanted.append((trainer, params, lake.settings.jobs / model / f"{as_of.isoformat()}-{digits}"))

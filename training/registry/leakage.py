@@ -28,7 +28,7 @@ from config.catalog.data import Dataset
 from config.catalog.load import ModelView
 from config.catalog.model import ModelEntry
 from config.errors import NightfleetError
-from features.labels import is_mature
+from features.labels import is_mature, label_as_number
 from features.retrieval import spine_table
 from features.transform import compute_view, inputs_of_view
 from lake.lake import Lake, register_nights
@@ -252,7 +252,7 @@ def _audit_labels(
     connection.execute(f"""
         CREATE OR REPLACE TEMP VIEW label_audit AS
         WITH known AS (
-            SELECT {entity}, CAST("{entry.label.column}" AS DOUBLE) AS known_label
+            SELECT {entity}, {label_as_number(entry)} AS known_label
             FROM (SELECT * FROM label_rows WHERE known_at_utc <= TIMESTAMPTZ '{instant}') SEMI JOIN rows
               USING ({entity})
             QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY data_date DESC, revision DESC) = 1

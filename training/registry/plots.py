@@ -5,7 +5,7 @@ Drawn on matplotlib's figures without pyplot, which keeps state of its own; equa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ CONTRIBUTING_FEATURES = 12
 CALIBRATION_BINS = 10
 _SCATTERED_ROWS = 3_000
 _FEW_ROWS = 600
+_NUMBERED_CLASSES = 12
 _DPI = 110
 _CONFIDENT = 1.959963984540054  # two-sided 95 % of a normal distribution
 
@@ -217,6 +218,42 @@ def confusion_plot(truth: Floats, probability: Floats, path: Path, *, title: str
     _save(figure, path)
 
 
+def classes_plot(
+    truth: npt.NDArray[np.int64],
+    said: npt.NDArray[np.int64],
+    path: Path,
+    *,
+    classes: Sequence[str],
+    title: str,
+) -> None:
+    """Draw how often each class was said of the rows of each class, as counts and as shares of what really happened.
+
+    Args:
+        truth, said: positions in `classes`, (rows,).
+    """
+    size = len(classes)
+    counts = np.bincount(truth * size + said, minlength=size * size).reshape(size, size)
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
+    figure = _figure(2.2 + 0.9 * size, 1.8 + 0.7 * size)
+    axes = figure.add_subplot()
+    axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
+    for row in range(size if size <= _NUMBERED_CLASSES else 0):
+        for side in range(size):
+            color = "white" if shares[row, side] > 0.55 else "#1c2733"
+            shown = f"{counts[row, side]:,}\n{shares[row, side]:.0%}"
+            axes.text(side, row, shown, ha="center", va="center", fontsize=8, color=color)
+    names = [_short(name) for name in classes]
+    axes.set_xticks(range(size), names, rotation=90 if size > 6 else 0)
+    axes.set_yticks(range(size), names)
+    axes.set_title(_plain(title), fontsize=10.5, loc="left")
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("really")
+    axes.spines[:].set_visible(False)
+    axes.tick_params(which="both", length=0)
+    _save(figure, path)
+
+
 def residual_plot(label: Floats, predicted: Floats, path: Path, *, title: str, unit: str | None) -> None:
     """Draw what was predicted minus what came true: against the prediction, with the median of each tenth of the rows,
     and as a histogram.
@@ -313,6 +350,17 @@ def tolerance_plot(
     axes.set_ylim(0.0, 1.02)
     _style(axes, title, _with_unit("distance from the truth, at most", unit), "share of rows within it")
     _save(figure, path)
+
+
+# What an output's kind may have drawn of its quality.
+QUALITY_PLOTS: dict[str, Callable[..., None]] = {
+    "calibration": calibration_plot,
+    "classes": classes_plot,
+    "confusion": confusion_plot,
+    "gain": gain_plot,
+    "residual": residual_plot,
+    "tolerance": tolerance_plot,
+}
 
 
 def curves_plot(curves: Mapping[str, Sequence[Sequence[float]]], path: Path, *, title: str) -> bool:

@@ -23,7 +23,7 @@ from lake.promotions import project_promotions
 from lake.tables import named_table
 from serving.predictors import read_manifest
 from training.registry.approval import ReasonMissing, approval_of
-from training.registry.decision import Decision, read_decisions
+from training.registry.decision import Decision, incumbent_of, read_decisions
 from training.registry.gate import registered_from_json
 from training.registry.origin import verify_origin
 from training.registry.register import Registered, artifact_folder
@@ -117,7 +117,7 @@ def promote(lake: Lake, decision: Decision, registered: Registered, *, by: str) 
     if promotion is None:
         if lake.model(decision.model).approval == "required":
             by = f"{approval_of(lake, decision, run_id=by).by} ({by})"
-        _check_rival(decision, seen)
+        _check_incumbent(decision, seen)
         _check_files(lake, decision.model, decision.version, registered.artifact_digest)
         decided_at = datetime.now(UTC)
         line = Promotion(
@@ -345,16 +345,16 @@ def _check_same(decision: Decision, registered: Registered) -> None:
         )
 
 
-def _check_rival(decision: Decision, seen: LedgerSnapshot) -> None:
+def _check_incumbent(decision: Decision, seen: LedgerSnapshot) -> None:
     """The champion now is the one the challenger was measured against, whether or not that one could score."""
     newest = seen.newest
     now = newest.version if newest is not None else None
-    unusable = decision.evidence["rival"].get("unusable_champion")
-    then = unusable["version"] if unusable else decision.rival_version
+    unusable = incumbent_of(decision.evidence).get("unusable_champion")
+    then = unusable["version"] if unusable else decision.incumbent_version
     if now != then and now != decision.version:
         raise StaleDecision(
-            f"{decision.model} version {decision.version} was judged against {decision.rival}, but version {now} is "
-            "champion now. "
+            f"{decision.model} version {decision.version} was judged against {decision.incumbent}, but version {now} "
+            "is champion now. "
             f"Nothing was promoted. Clear the gate's task to judge against version {now}."
         )
 

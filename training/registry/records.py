@@ -60,7 +60,7 @@ def read_decisions_of(lake: Lake, models: Collection[str], interval: Interval | 
             as_of=row["data_date"],
             incumbent=row["rival"],
             reasons=tuple(Reason(**reason) for reason in json.loads(row["reasons"])),
-            checks=tuple(Check(**check) for check in json.loads(row["checks"])),
+            checks=tuple(Check.of(check) for check in json.loads(row["checks"])),
             **{name: row[name] for name in ("version", "judgement", "verdict", "nights", "rows", "evidence_digest")},
         )
         for row in rows
@@ -81,7 +81,7 @@ def read_evidence(lake: Lake, evidence_digest: str) -> Mapping[str, Any] | None:
 
 def read_gate_outputs(lake: Lake, versions: Mapping[str, int]) -> dict[str, Mapping[str, Any]]:
     """By model, of the version named: what the gate's newest judgement measured of each output: `metric`, `challenger`,
-    `rival`, `baseline`.
+    `incumbent` (`rival` in decisions stored before), `baseline`.
     """
     table = _decisions(lake)
     if not versions or not has_table(lake, table.name):

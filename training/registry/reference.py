@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from config.catalog.model import BinaryOutput, ModelEntry
+from config.catalog.model import ModelEntry
 from config.errors import NightfleetError
 
 FORMAT = 2  # since 2 a numeric column has its mean; profiles of 1 are read, without it
@@ -406,8 +406,8 @@ def _volume(volumes: npt.NDArray[Any]) -> dict[str, Any]:
 
 
 def _label_facts(training_path: Path, train: pa.ChunkedArray, entry: ModelEntry) -> dict[str, Any]:
-    """What somebody without a model would say of every row: median and mean of the train split's labels, and each
-    binary output's rate.
+    """What somebody without a model would say of every row: median and mean of the train split's labels, and the
+    rates of outputs that are probabilities.
     """
     if "label" not in pq.read_schema(training_path).names:
         return {}
@@ -415,12 +415,12 @@ def _label_facts(training_path: Path, train: pa.ChunkedArray, entry: ModelEntry)
     labels = labels[~np.isnan(labels)]
     if not len(labels):
         return {}
-    rates = {
-        name: float((labels > output.above).mean())
-        for name, output in entry.outputs.items()
-        if isinstance(output, BinaryOutput)
+    rates = {name: output.rate(labels) for name, output in entry.outputs.items()}
+    return {
+        "median": float(np.median(labels)),
+        "mean": float(labels.mean()),
+        "rates": {name: rate for name, rate in rates.items() if rate is not None},
     }
-    return {"median": float(np.median(labels)), "mean": float(labels.mean()), "rates": rates}
 
 
 def _prediction_split(frame: pa.Table) -> str | None:
@@ -445,11 +445,10 @@ def _prediction_profiles(
     split = _prediction_split(frame)
     keep = pc.equal(frame["split"], split) if split else pa.array(np.ones(frame.num_rows, dtype=bool))
     nights, days = _nights_of(frame["data_date"].filter(keep))
-    profiled = {}
-    for name in entry.output_columns:
-        column = predictions[name].filter(keep)
-        profiled[name] = _profile(column, "float64", nights, len(days), **settings) | {"split": split or "all"}
-    return profiled
+    return {
+        name: _profile(predictions[name].filter(keep), kind, nights, len(days), **settings) | {"split": split or "all"}
+        for name, kind in entry.drift_types.items()
+    }
 
 
 def write_reference_sample(training_path: Path, folder: Path, seed: int, predictions: pa.Table | None = None) -> Path:

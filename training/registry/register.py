@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from config.catalog.output import outputs_of
 from config.errors import NightfleetError
 from config.settings import ROOT, Settings
 from lake.artifact import combined_digest, verify_files
@@ -39,14 +40,20 @@ _BATCH_ROWS = 65_536
 _PACKED_CODE = (
     "config/__init__.py",
     "config/errors.py",
+    "config/catalog/__init__.py",
+    "config/catalog/base.py",
+    "config/catalog/output.py",
     "lake/__init__.py",
     "lake/artifact.py",
     "serving/__init__.py",
+    "serving/kinds",
+    "serving/metrics",
     "serving/predictors",
 )
 # Whole numbers as double, so that a missing one can be NaN: pandas keeps such a column as floats, which MLflow refuses
 # as long.
 _MLFLOW_TYPES = {"string": "string", "int32": "double", "int64": "double", "float64": "double", "boolean": "boolean"}
+_OUTPUT_TYPES = {"string": "string", "int64": "long", "float64": "double"}
 log = logging.getLogger(__name__)
 
 
@@ -311,9 +318,11 @@ def _log_pyfunc(
     from mlflow.types.schema import ColSpec, Schema
 
     features = {name: spec["type"] for name, spec in manifest["feature_columns"].items()}
+    outputs = outputs_of(manifest["outputs"])
+    published = {column: kind for name, output in outputs.items() for column, kind in output.columns(name).items()}
     signature = ModelSignature(
         inputs=Schema([ColSpec(_MLFLOW_TYPES[kind], name, required=False) for name, kind in features.items()]),
-        outputs=Schema([ColSpec("double", name) for name in manifest["output_columns"]]),
+        outputs=Schema([ColSpec(_OUTPUT_TYPES[kind], name) for name, kind in published.items()]),
     )
     example = next(
         pq.ParquetFile(training_path).iter_batches(batch_size=EXAMPLE_ROWS, columns=list(features))

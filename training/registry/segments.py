@@ -1,7 +1,7 @@
 """Bias by segment: is the model worse for some carrier, place or machine than for all rows together?
 
 The segments are those of the gate, and what `split.groups` holds out whole. Where the gate compares a segment with the
-rival's error there, this compares it with the model's own error over all rows. Days are resampled, as at the gate.
+incumbent's error there, this compares it with the model's own error over all rows. Days are resampled, as at the gate.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from config.catalog.model import BinaryOutput, ModelEntry, Output, SegmentGate
+from config.catalog.model import ModelEntry, SegmentGate
+from config.catalog.output import OutputKind
 from training.registry.bootstrap import RESAMPLES, day_weights
-from training.registry.gate import row_losses
 
 Floats = npt.NDArray[np.float64]
 SEGMENTS_FILE = "segments.json"
@@ -26,7 +26,6 @@ CONFIDENCE = 0.95
 NULL = "(null)"
 _MIN_DAYS = 2  # one day resampled is that day: it would claim to be certain
 _COLUMNS_AT_ONCE = 256
-_ROOTED = frozenset({"rmse"})
 _FEW = 10  # a quantile of fewer draws is none
 
 
@@ -49,7 +48,7 @@ class Segment:
         error: in the unit of the gate's metric.
         ratio: error over the error of all rows; None where that is 0.
         bias: mean of prediction minus label, in the label's unit; for a probability predicted rate minus rate.
-        rate, predicted_rate: of a binary output's event, else None.
+        rate, predicted_rate: of the event that an output says a probability of, else None.
         worse: the whole interval of the ratio lies above 1.
     """
 
@@ -127,7 +126,7 @@ def segment_report(
     Args:
         rows: `data_date` and the columns of `segment_columns`, at least one row.
         label: (rows,).
-        predictions: each output's, (rows,).
+        predictions: of each output as its metrics take them.
     """
     days, day = np.unique(rows["data_date"].cast(pa.int32()).to_numpy(), return_inverse=True)
     weights = day_weights(len(days), seed=entry.trainer.seed) if len(days) >= _MIN_DAYS else None
@@ -152,25 +151,23 @@ class _Measured:
 
     def __init__(
         self,
-        output: Output,
+        output: OutputKind,
         label: Floats,
-        predicted: Floats,
+        judged: Floats,
         day: npt.NDArray[np.int64],
         days: int,
         weights: Floats | None,
     ) -> None:
         self._output, self._day, self._days, self._weights = output, day, days, weights
-        self._losses = row_losses(output, label, predicted)
-        self._event = np.where(label > output.above, 1.0, 0.0) if isinstance(output, BinaryOutput) else None
-        self._predicted = predicted
-        self._bias = predicted - (label if self._event is None else self._event)
-        self._root = output.gate in _ROOTED
+        self._losses = output.row_losses(label, judged)
+        self._pair = output.event(label, judged)
+        self._bias = output.bias(label, judged)
         self._sums, self._rows = _by_day(day, days, np.zeros_like(day), 1, self._losses)
 
     def _error(self, sums: Floats, rows: Floats) -> Floats:
         with np.errstate(divide="ignore", invalid="ignore"):
-            mean = sums / rows
-        return np.sqrt(mean) if self._root else mean
+            errors: Floats = self._output.metric.of_mean(sums / rows)
+        return errors
 
     def whole(self) -> Bounds:
         """The error of all rows."""
@@ -185,10 +182,12 @@ class _Measured:
             return []
         all_sums, all_rows = _by_day(self._day, self._days, codes, len(values), self._losses)
         counts = np.bincount(codes, minlength=len(values))
-        bias, predicted = (
-            np.bincount(codes, weights=numbers, minlength=len(values)) for numbers in (self._bias, self._predicted)
-        )
-        events = None if self._event is None else np.bincount(codes, weights=self._event, minlength=len(values))
+
+        def means(numbers: Floats) -> Floats:
+            return np.bincount(codes, weights=numbers, minlength=len(values)) / np.maximum(counts, 1)
+
+        bias = means(self._bias)
+        events, said = (None, None) if self._pair is None else (means(self._pair[0]), means(self._pair[1]))
         whole = self._error(self._sums.sum(axis=0), self._rows.sum(axis=0))
         found = []
         for start in range(0, len(chosen), _COLUMNS_AT_ONCE):
@@ -213,9 +212,9 @@ class _Measured:
                         days=int((rows[:, position] > 0).sum()),
                         error=error[position],
                         ratio=against,
-                        bias=float(bias[index] / counts[index]),
-                        rate=None if events is None else float(events[index] / counts[index]),
-                        predicted_rate=None if events is None else float(predicted[index] / counts[index]),
+                        bias=float(bias[index]),
+                        rate=None if events is None else float(events[index]),
+                        predicted_rate=None if said is None else float(said[index]),
                         worse=against is not None and against.lower is not None and against.lower > 1.0,
                     )
                 )

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 from pydantic import ValidationError
 
 from config.catalog.trainer import ChoiceSpace, Search, Space, Trainer, UniformSpace
+from serving.metrics import NAMES, metric_named
 from serving.predictors import Contract
 from serving.predictors.contract import write_json
 from training.evaluate import evaluate
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 STUDY_FOLDER = "study"
 SEARCH_FILE = "search.json"
-# Of all metrics, those of which less is better.
-_ERRORS = ("mae", "mse", "rmse", "median_absolute_error", "brier", "log_loss")
 _STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running"}
 
 
@@ -376,10 +374,11 @@ def _metric(asked: Search, contract: Contract, label: Floats) -> str:
     Raises:
         BadParameter: there is no such metric.
     """
-    name, output = next(iter(contract.outputs.items()))
-    metric = asked.metric or f"{name}/{output['gate']}"
-    trivial = pa.table({column: np.full(len(label), 0.5) for column in contract.output_columns})
-    known = [found for found in evaluate(contract.outputs, label, trivial) if found.split("/")[1] in _ERRORS]
+    name, output = next(iter(contract.kinds.items()))
+    metric = asked.metric or f"{name}/{output.gate}"
+    trivial = contract.published(np.full((len(label), len(contract.raw_columns)), 0.5))
+    errors = {name for name in NAMES if not metric_named(name).greater_is_better}
+    known = [figure for figure in evaluate(contract.kinds, label, trivial) if figure.split("/")[1] in errors]
     if metric not in known:
         raise BadParameter(
             f"search.metric is {metric!r}, which is no metric of {contract.model} that should be low. Known: "

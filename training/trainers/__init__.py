@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from config.catalog.output import OutputKind, Task, kind_named, known_kinds
 from config.errors import NightfleetError
 from serving.predictors import FAMILIES, check_family
 from serving.predictors.contract import Contract, Matrix
@@ -118,14 +119,14 @@ class Family(Protocol):
 
     Attributes:
         Params: what a catalog or a form may set.
-        LEARNS: output kinds it can learn, as the catalog names them.
+        LEARNS: what it can learn; each output kind says which of it its outputs are.
         ROUNDS: the parameter that says how many points its curve has at most; None where the curve says nothing of a
             fit that has not ended.
         QUICK: parameters with which it learns a thousand rows in seconds: the tests train with them.
     """
 
     Params: type[FamilyParams]
-    LEARNS: tuple[str, ...]
+    LEARNS: tuple[Task, ...]
     ROUNDS: str | None
     QUICK: Mapping[str, Any]
 
@@ -145,7 +146,7 @@ def family_of(name: str) -> Family:
     return family
 
 
-def check_outputs(model: str, family: str, outputs: Mapping[str, Mapping[str, Any]]) -> None:
+def check_outputs(model: str, family: str, outputs: Mapping[str, OutputKind]) -> None:
     """Check that a family can learn every output.
 
     Raises:
@@ -154,11 +155,11 @@ def check_outputs(model: str, family: str, outputs: Mapping[str, Mapping[str, An
     """
     learns = family_of(family).LEARNS
     for name, output in outputs.items():
-        kind = output["kind"]
-        if kind not in learns:
-            able = [other for other in FAMILIES if kind in family_of(other).LEARNS]
+        if output.task not in learns:
+            able = [other for other in FAMILIES if output.task in family_of(other).LEARNS]
+            known = " and ".join(kind for kind in known_kinds() if kind_named(kind).task in learns)
             raise TrainingImpossible(
-                f"{model}: the family {family} learns {' and '.join(learns)} outputs, {name!r} is {kind}. Name a "
+                f"{model}: the family {family} learns {known} outputs, {name!r} is {output.kind}. Name a "
                 f"family that learns it ({', '.join(able) or 'there is none'}) in `trainer.family`, or leave the "
                 "output out."
             )
@@ -183,6 +184,19 @@ def validated_params(family: str, params: Mapping[str, Any]) -> dict[str, Any]:
             f"the {family} parameter {name} is {problem.get('input')!r}: {problem['msg']}. Mend `trainer.params`, or "
             "the form's override."
         ) from error
+
+
+def truth_to_learn(contract: Contract, name: str, rows: Rows, split: str = "train") -> Floats:
+    """What came true of an output, of rows that can teach it: 0 or 1, or the position of a class, (rows,).
+
+    Raises:
+        TrainingImpossible: all are alike, or a class is missing.
+    """
+    output = contract.kinds[name]
+    why = output.unlearnable(rows.label, {"train": "training rows", "validation": "validation rows"}[split])
+    if why is not None:
+        raise TrainingImpossible(f"{contract.model}: {why}, so {name!r} cannot be learned. Widen `split.{split}`.")
+    return output.truth(rows.label)
 
 
 def normalised(importances: Mapping[str, float], contract: Contract) -> dict[str, float]:

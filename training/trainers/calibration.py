@@ -43,6 +43,16 @@ def fit_calibration(logits: Floats, truth: Floats, method: Method) -> dict[str, 
     return _platt(logits, truth, positives)
 
 
+def fit_class_calibrations(odds: Floats, truth: Floats, method: Method) -> list[dict[str, Any]]:
+    """A calibration for each class against all others, as `calibrated_classes` takes them.
+
+    Args:
+        odds: log odds of validation rows, (rows, classes).
+        truth: position of the class of each.
+    """
+    return [fit_calibration(odds[:, k], np.where(truth == k, 1.0, 0.0), method) for k in range(odds.shape[1])]
+
+
 def _platt(logits: Floats, truth: Floats, positives: float) -> dict[str, Any]:
     """Platt scaling by Newton's method, with Platt's smoothed targets."""
     negatives = len(truth) - positives

@@ -11,19 +11,19 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
+from config.catalog.output import Task
+from serving.metrics.log_loss import METRIC
 from serving.predictors.calibration import calibrated
 from serving.predictors.contract import Contract, write_json
 from serving.predictors.isolation_forest import DETAILS_FILE, MODEL_FILE, TRUSTED, anomaly_scores
 from serving.predictors.sklearn_model import read_model
-from training.trainers import FamilyParams, Fitted, Floats, Rows, Run, normalised
+from training.trainers import FamilyParams, Fitted, Floats, Rows, Run, normalised, truth_to_learn
 from training.trainers.calibration import fit_calibration
 from training.trainers.sklearn_rows import (
     LIBRARIES,
-    above_both_ways,
     cpu_alone,
     design,
     linear_encoder,
-    log_loss,
     steps_of,
     write_model,
 )
@@ -45,7 +45,7 @@ class Params(FamilyParams):
     threads: int = Field(2, ge=1, description="trees that grow at once; the forest is the same with any number")
 
 
-LEARNS: tuple[str, ...] = ("binary",)
+LEARNS: tuple[Task, ...] = ("event",)
 ROUNDS: str | None = "n_estimators"
 QUICK: dict[str, Any] = {"n_estimators": 20, "threads": 1}
 
@@ -68,7 +68,7 @@ def train(
     """
     chosen = Params(**params)
     used = cpu_alone("isolation_forest", contract, run)
-    truths = {name: above_both_ways(contract, name, validation, "validation") for name in contract.outputs}
+    truths = {name: truth_to_learn(contract, name, validation, "validation") for name in contract.outputs}
     pipeline = _grow(contract, fit, validation, truths, chosen, run)
     write_model(pipeline, folder / MODEL_FILE)
     anomaly = anomaly_scores(pipeline, validation.matrix)
@@ -118,10 +118,8 @@ def _grow(
         forest.set_params(n_estimators=trees).fit(columns)
         anomaly = anomaly_scores(pipeline, validation.matrix[shown])
         for name, truth in truths.items():
-            value = log_loss(
-                np.clip(calibrated(anomaly, fit_calibration(anomaly, truth[shown], "platt")), 1e-9, 1.0 - 1e-9),
-                truth[shown],
-            )
+            said = calibrated(anomaly, fit_calibration(anomaly, truth[shown], "platt"))
+            value = METRIC.value(truth[shown], said)
             run.progress.point(f"validation/{name}/logloss", trees, value)
             run.progress.line(
                 f"isolation forest: {trees} of {chosen.n_estimators} trees, validation logloss of {name} {value:.5g}"

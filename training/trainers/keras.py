@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
+from config.catalog.output import Task
 from serving.predictors.contract import Contract
 from serving.predictors.keras import CHUNK_ROWS, Encoding
 from training.trainers import Fitted, Rows, Run
@@ -23,7 +24,7 @@ class Params(NetworkParams):
     hidden: tuple[int, ...] = Field((128, 64), min_length=1, description="units of each dense layer")
 
 
-LEARNS: tuple[str, ...] = ("regression", "binary")
+LEARNS: tuple[Task, ...] = ("number", "event")
 ROUNDS: str | None = "epochs"
 QUICK: dict[str, Any] = {"hidden": [16], "epochs": 20, "learning_rate": 0.02, "patience": 5, "max_levels": 10}
 

@@ -101,10 +101,7 @@ def output_width(contract: Contract) -> int:
 def targets(contract: Contract, rows: Rows, base: Floats, scale: float) -> Any:
     """What the network should give, float32 (rows, outputs): the residual in units of `scale`, or 0 and 1."""
     residual = (rows.label - base) / scale
-    columns = [
-        np.where(rows.label > o["above"], 1.0, 0.0) if o["kind"] == "binary" else residual
-        for o in contract.outputs.values()
-    ]
+    columns = [output.truth(rows.label) if output.task == "event" else residual for output in contract.kinds.values()]
     return np.column_stack(columns).astype(np.float32)
 
 
@@ -119,7 +116,7 @@ def row_losses(contract: Contract) -> Callable[[Any, Any], Any]:
         for column, (name, output) in enumerate(contract.outputs.items()):
             wanted, position = truth[:, column], positions[name]
             center = raw[:, position]
-            if output["kind"] == "binary":
+            if contract.kinds[name].task == "event":
                 total += ops.softplus(center) - wanted * center
                 continue
             error = wanted - center
@@ -143,8 +140,8 @@ def output_details(
     details: dict[str, Any] = {}
     for name, position in output_positions(contract).items():
         output = contract.outputs[name]
-        if output["kind"] == "binary":
-            truth = np.where(label > output["above"], 1.0, 0.0)
+        if contract.kinds[name].task == "event":
+            truth = contract.kinds[name].truth(label)
             details[name] = {"calibration": fit_calibration(raw[:, position], truth, calibration)}
             continue
         details[name] = {}
@@ -196,7 +193,7 @@ def importances(
     generator = np.random.default_rng(seed)
     chosen = np.sort(generator.permutation(len(validation.label))[:_IMPORTANCE_ROWS])
     matrix, label = np.asarray(validation.matrix[chosen]), validation.label[chosen]
-    columns = {name: contract.output_columns.index(name) for name in contract.outputs}
+    columns = {name: contract.raw_columns.index(name) for name in contract.outputs}
     names = list(contract.features)
     joined = {name for group in together.values() for name in group}
     groups = [[name] for name in names if name not in joined] + [list(group) for group in together.values()]
@@ -204,15 +201,8 @@ def importances(
     def errors(candidate: Any) -> dict[str, float]:
         scores = predict(candidate)
         return {
-            name: float(
-                np.mean(
-                    np.abs(
-                        scores[:, columns[name]]
-                        - (np.where(label > o["above"], 1.0, 0.0) if o["kind"] == "binary" else label)
-                    )
-                )
-            )
-            for name, o in contract.outputs.items()
+            name: float(np.mean(np.abs(scores[:, columns[name]] - output.truth(label))))
+            for name, output in contract.kinds.items()
         }
 
     whole = errors(matrix)

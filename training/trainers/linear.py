@@ -9,16 +9,15 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from config.catalog.output import Task
 from serving.predictors.calibration import ordered_interval
 from serving.predictors.contract import Contract, write_json
 from serving.predictors.linear import DETAILS_FILE, MODEL_FILE
 from serving.predictors.sklearn_model import linear_scores
-from training.trainers import FamilyParams, Fitted, Floats, Rows, Run, TrainingDiverged
+from training.trainers import FamilyParams, Fitted, Floats, Rows, Run, TrainingDiverged, truth_to_learn
 from training.trainers.calibration import Method, fit_calibration, fit_widening
 from training.trainers.sklearn_rows import (
     LIBRARIES,
-    above,
-    above_both_ways,
     cpu_alone,
     design,
     linear_encoder,
@@ -46,7 +45,7 @@ class Params(FamilyParams):
     calibration: Method = "platt"
 
 
-LEARNS: tuple[str, ...] = ("regression", "binary")
+LEARNS: tuple[Task, ...] = ("number", "event")
 ROUNDS: str | None = None
 QUICK: dict[str, Any] = {}
 
@@ -76,9 +75,7 @@ def train(
     chosen = Params(**params)
     used = cpu_alone("linear", contract, run)
     truths = {
-        name: above_both_ways(contract, name, fit)
-        for name, output in contract.outputs.items()
-        if output["kind"] == "binary"
+        name: truth_to_learn(contract, name, fit) for name, output in contract.kinds.items() if output.task == "event"
     }
     encoder = linear_encoder(contract, chosen.max_categories)
     rows: list[Floats] = []  # of coefficients, the intercept last
@@ -134,7 +131,7 @@ def train(
         details[name] = {}
         if name in truths:
             details[name]["calibration"] = fit_calibration(
-                raw[:, position], above(contract, name, validation), chosen.calibration
+                raw[:, position], contract.kinds[name].truth(validation.label), chosen.calibration
             )
         elif share := contract.outputs[name].get("interval"):
             lower, upper = ordered_interval(raw[:, position], raw[:, position + 1], raw[:, position + 2], 0.0)

@@ -10,21 +10,20 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from config.catalog.output import Task
+from serving.metrics.log_loss import METRIC
 from serving.predictors.calibration import sigmoid
 from serving.predictors.contract import Contract, write_json
 from serving.predictors.logistic import DETAILS_FILE, TRUSTED
 from serving.predictors.sklearn_model import linear_scores, read_model
-from training.trainers import FamilyParams, Fitted, Floats, Rows, Run, TrainingDiverged
+from training.trainers import FamilyParams, Fitted, Floats, Rows, Run, TrainingDiverged, truth_to_learn
 from training.trainers.calibration import Method, fit_calibration
 from training.trainers.sklearn_rows import (
     LIBRARIES,
-    above,
-    above_both_ways,
     cpu_alone,
     design,
     linear_encoder,
     linear_importances,
-    log_loss,
     write_model,
 )
 
@@ -44,7 +43,7 @@ class Params(FamilyParams):
     calibration: Method = "platt"
 
 
-LEARNS: tuple[str, ...] = ("binary",)
+LEARNS: tuple[Task, ...] = ("event",)
 ROUNDS: str | None = None
 QUICK: dict[str, Any] = {}
 
@@ -67,14 +66,14 @@ def train(
 
     chosen = Params(**params)
     used = cpu_alone("logistic", contract, run)
-    truths = {name: above_both_ways(contract, name, fit) for name in contract.outputs}
+    truths = {name: truth_to_learn(contract, name, fit) for name in contract.outputs}
     encoder = linear_encoder(contract, chosen.max_categories)
     details, iterations, importances = {}, {}, {}
     with threadpool_limits(1):  # sums depend on how many threads share them
         columns, held_out = design(encoder, fit.matrix, fit=True), design(encoder, validation.matrix)
         deviations = columns.std(axis=0)
         for name, truth in truths.items():
-            held_out_truth = above(contract, name, validation)
+            held_out_truth = contract.kinds[name].truth(validation.label)
             model, iterations[name] = _descend(name, (columns, truth), (held_out, held_out_truth), chosen, run)
             pipeline = Pipeline([("encode", encoder), ("model", model)])
             write_model(pipeline, folder / f"{name}.skops")
@@ -113,7 +112,7 @@ def _descend(
         taken = int(model.n_iter_[0])
         done += taken
         logits = held_out[0] @ model.coef_[0] + model.intercept_[0]
-        value = log_loss(sigmoid(np.clip(logits, -30.0, 30.0)), held_out[1])
+        value = METRIC.value(held_out[1], sigmoid(np.clip(logits, -30.0, 30.0)))
         if not np.isfinite(value):
             raise TrainingDiverged(
                 f"logistic {name}: validation logloss is {value} in step {done}. Lower `C`, and look for extreme "

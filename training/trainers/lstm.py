@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from config.catalog.output import Task
 from serving.predictors.contract import Contract
 from serving.predictors.lstm import LstmPredictor, SequenceEncoding, history_length
 from training.trainers import Fitted, Rows, Run, TrainingImpossible
@@ -29,7 +30,7 @@ class Params(NetworkParams):
     gradient_clip: float = Field(1.0, ge=0, description="largest norm of all gradients together; 0: not limited")
 
 
-LEARNS: tuple[str, ...] = ("regression", "binary")
+LEARNS: tuple[Task, ...] = ("number", "event")
 ROUNDS: str | None = "epochs"
 QUICK: dict[str, Any] = {
     "units": [8],

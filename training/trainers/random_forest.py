@@ -10,19 +10,21 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from config.catalog.output import OutputKind, Task
+from serving.metrics.log_loss import METRIC as LOG_LOSS
+from serving.metrics.mae import METRIC as MAE
+from serving.metrics.rmse import METRIC as RMSE
 from serving.predictors.calibration import ordered_interval, sigmoid
 from serving.predictors.contract import Contract, write_json
 from serving.predictors.random_forest import DETAILS_FILE, TRUSTED, encoded, forest_trees, log_odds, summed
 from serving.predictors.sklearn_model import column_origins, read_model
-from training.trainers import FamilyParams, Fitted, Floats, Rows, Run, normalised
-from training.trainers.calibration import Method, fit_calibration, fit_widening
+from training.trainers import FamilyParams, Fitted, Floats, Rows, Run, normalised, truth_to_learn
+from training.trainers.calibration import Method, fit_calibration, fit_class_calibrations, fit_widening
 from training.trainers.sklearn_rows import (
     LIBRARIES,
-    above,
-    above_both_ways,
     cpu_alone,
-    log_loss,
     steps_of,
+    summed_by_feature,
     tree_encoder,
     write_model,
 )
@@ -53,7 +55,7 @@ class Params(FamilyParams):
     threads: int = Field(2, ge=1, description="trees that grow at once; the forest is the same with any number")
 
 
-LEARNS: tuple[str, ...] = ("regression", "binary")
+LEARNS: tuple[Task, ...] = ("number", "event", "classes")
 ROUNDS: str | None = "n_estimators"
 QUICK: dict[str, Any] = {"n_estimators": 30, "threads": 1}
 
@@ -81,23 +83,27 @@ def train(
     used = cpu_alone("random_forest", contract, run)
     # Refused before the first forest has grown.
     targets = {
-        name: above_both_ways(contract, name, fit) if o["kind"] == "binary" else fit.label
-        for name, o in contract.outputs.items()
+        name: fit.label if output.task == "number" else truth_to_learn(contract, name, fit)
+        for name, output in contract.kinds.items()
     }
     importances: dict[str, dict[str, float]] = {}
     details: dict[str, dict[str, Any]] = {}
     for name, output in contract.outputs.items():
-        binary = output["kind"] == "binary"
-        encoder = tree_encoder(contract, binary=binary, rows=len(fit.label))
+        kind = contract.kinds[name]
+        encoder = tree_encoder(contract, kind.task, len(fit.label))
         matrix = np.ascontiguousarray(encoder.fit_transform(fit.matrix, targets[name]), dtype=np.float32)
-        held_out_target = above(contract, name, validation) if binary else validation.label
+        held_out_target = kind.truth(validation.label)
         forest, bounds, means = _grow(
-            name, output, matrix, targets[name], encoded(encoder, validation.matrix), held_out_target, chosen, run
+            name, kind, output, matrix, targets[name], encoded(encoder, validation.matrix), held_out_target, chosen, run
         )
         write_model(Pipeline([("encode", encoder), ("model", forest)]), folder / f"{name}.skops")
         details[name] = {"file": f"{name}.skops"}
-        if binary:
+        if kind.task == "event":
             details[name]["calibration"] = fit_calibration(log_odds(means[:, 0]), held_out_target, chosen.calibration)
+        elif kind.task == "classes":
+            details[name]["class_calibrations"] = fit_class_calibrations(
+                log_odds(means), held_out_target, chosen.calibration
+            )
         elif bounds is not None:
             np.save(folder / f"{name}_interval.npy", bounds, allow_pickle=False)
             lower, upper = ordered_interval(means[:, 0], means[:, 1], means[:, 2], 0.0)
@@ -106,7 +112,7 @@ def train(
                 "widen_by": fit_widening(validation.label, lower, upper, output["interval"]),
             }
         importances[name] = normalised(
-            dict(zip(column_origins(contract, encoder), forest.feature_importances_, strict=True)), contract
+            summed_by_feature(contract, column_origins(contract, encoder), forest.feature_importances_), contract
         )
     write_json(folder / DETAILS_FILE, {"outputs": details})
     return Fitted(used, dict.fromkeys(contract.outputs, chosen.n_estimators), importances, LIBRARIES)
@@ -114,6 +120,7 @@ def train(
 
 def _grow(
     name: str,
+    kind: OutputKind,
     output: Mapping[str, Any],
     matrix: npt.NDArray[np.float32],
     target: Floats,
@@ -129,11 +136,11 @@ def _grow(
     """
     from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
-    binary = output["kind"] == "binary"
+    classifier, every_class = kind.task != "number", kind.task == "classes"
     shape = chosen.model_dump(
         include={"max_depth", "min_samples_split", "min_samples_leaf", "max_features", "max_leaf_nodes"}
     )
-    forest = (RandomForestClassifier if binary else RandomForestRegressor)(
+    forest = (RandomForestClassifier if classifier else RandomForestRegressor)(
         **shape,
         max_samples=chosen.max_samples if chosen.max_samples < 1.0 else None,
         random_state=run.seed,
@@ -148,7 +155,7 @@ def _grow(
         forest = read_model(saved.folder / _FOREST_FILE, type(forest).__name__, TRUSTED)["model"]
         bounds = np.load(saved.folder / _BOUNDS_FILE, allow_pickle=False) if bounds is not None else None
         grown = len(forest.estimators_)
-        total = summed(forest_trees(forest, bounds), held_out)
+        total = summed(forest_trees(forest, bounds, every_class=every_class), held_out)
         run.progress.line(f"random forest {name}: goes on from {grown} trees")
     by_label = np.argsort(target, kind="stable")
     for trees in steps_of(chosen.n_estimators, _STEPS):
@@ -164,10 +171,10 @@ def _grow(
             for estimator, (leaves, quantiles) in zip(forest.estimators_[grown:], fresh, strict=True):
                 estimator.tree_.value[leaves, 0, 0] = quantiles[leaves, 0]
         fresh_bounds = np.concatenate([quantiles[:, -2:] for _, quantiles in fresh]) if bounds is not None else None
-        total = total + summed(forest_trees(forest, fresh_bounds, grown), held_out)
+        total = total + summed(forest_trees(forest, fresh_bounds, grown, every_class=every_class), held_out)
         bounds = np.concatenate([bounds, fresh_bounds]) if bounds is not None else None
         grown = trees
-        metric, value = _error(output, total[:, 0] / trees, held_out_target)
+        metric, value = _error(kind, output, total / trees, held_out_target)
         run.progress.point(f"validation/{name}/{metric}", trees, value)
         run.progress.line(
             f"random forest {name}: {trees} of {chosen.n_estimators} trees, validation {metric} {value:.5g}"
@@ -213,9 +220,12 @@ def _leaf_quantiles(
     return leaves, quantiles
 
 
-def _error(output: Mapping[str, Any], said: Floats, target: Floats) -> tuple[str, float]:
-    if output["kind"] == "binary":
-        return "logloss", log_loss(sigmoid(log_odds(said)), target)
+def _error(kind: OutputKind, output: Mapping[str, Any], said: Floats, target: Floats) -> tuple[str, float]:
+    """Name and value of a curve's point, from what the trees say, (rows, 1, 3 or classes)."""
+    if kind.task == "classes":
+        return "mlogloss", LOG_LOSS.value(target, said)
+    if kind.task == "event":
+        return "logloss", LOG_LOSS.value(target, sigmoid(log_odds(said[:, 0])))
     if output["objective"] == "median":
-        return "mae", float(np.abs(said - target).mean())
-    return "rmse", float(np.sqrt(np.square(said - target).mean()))
+        return "mae", MAE.value(target, said[:, 0])
+    return "rmse", RMSE.value(target, said[:, 0])

@@ -8,15 +8,17 @@ import io
 import json
 import math
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from config.catalog.output import Task
 from serving.predictors.contract import Contract, Matrix
 from serving.predictors.sklearn_model import column_origins
-from training.trainers import Floats, NoGpu, Rows, Run, TrainingImpossible, normalised
+from training.trainers import Floats, NoGpu, Run, TrainingImpossible, normalised
 
 LIBRARIES = ("scikit-learn", "skops", "numpy", "pyarrow")
 # A standardised number is cut at so many deviations, as the neural networks' are: one absurd value is no absurd
@@ -24,6 +26,7 @@ LIBRARIES = ("scikit-learn", "skops", "numpy", "pyarrow")
 _CUT_AT = 10.0
 _FOLDS = 5
 _SCHEMA = "schema.json"
+_TARGET_TYPES: dict[Task, str] = {"number": "continuous", "event": "binary", "classes": "multiclass"}
 
 
 def cpu_alone(family: str, contract: Contract, run: Run) -> str:
@@ -46,36 +49,9 @@ def cpu_alone(family: str, contract: Contract, run: Run) -> str:
     return "cpu"
 
 
-def above(contract: Contract, name: str, rows: Rows) -> Floats:
-    """1 where the label lies above the bound of a binary output, else 0."""
-    return np.where(rows.label > contract.outputs[name]["above"], 1.0, 0.0)
-
-
-def above_both_ways(contract: Contract, name: str, rows: Rows, split: str = "train") -> Floats:
-    """As `above`, of rows that must hold both classes.
-
-    Raises:
-        TrainingImpossible: they hold one.
-    """
-    truth = above(contract, name, rows)
-    if truth.min() == truth.max():
-        side, rows_of = "above" if truth[0] else "at or below", {"train": "training", "validation": "validation"}[split]
-        raise TrainingImpossible(
-            f"{contract.model}: all {len(truth)} {rows_of} rows lie {side} {contract.outputs[name]['above']:g}, so "
-            f"{name!r} cannot be learned. "
-            f"Widen `split.{split}`."
-        )
-    return truth
-
-
-def log_loss(probability: Floats, truth: Floats) -> float:
-    """Mean cross-entropy of probabilities inside (0, 1)."""
-    return float(-np.mean(np.where(truth > 0.5, np.log(probability), np.log1p(-probability))))
-
-
-def tree_encoder(contract: Contract, *, binary: bool, rows: int) -> Any:
+def tree_encoder(contract: Contract, task: Task, rows: int) -> Any:
     """For trees: numbers as they are, NaN included; a category becomes the mean target of its training rows, shrunk
-    towards the whole mean.
+    towards the whole mean; of classes one column for each, the share of rows that are of it.
 
     A training row's own number comes from the other folds, blocks of rows as they follow each other, so that it does
     not hold its own target.
@@ -85,8 +61,16 @@ def tree_encoder(contract: Contract, *, binary: bool, rows: int) -> Any:
     from sklearn.preprocessing import TargetEncoder
 
     numbers, categories = _kinds(contract)
-    means = TargetEncoder(target_type="binary" if binary else "continuous", cv=KFold(max(2, min(_FOLDS, rows))))
+    means = TargetEncoder(target_type=_TARGET_TYPES[task], cv=KFold(max(2, min(_FOLDS, rows))))
     return ColumnTransformer([("numbers", "passthrough", numbers), ("categories", means, categories)])
+
+
+def summed_by_feature(contract: Contract, columns: Sequence[str], values: Any) -> dict[str, float]:
+    """Values of encoded columns, summed by the feature behind each."""
+    shares = dict.fromkeys(contract.features, 0.0)
+    for feature, value in zip(columns, values, strict=True):
+        shares[feature] += float(value)
+    return shares
 
 
 def linear_encoder(contract: Contract, max_categories: int) -> Any:

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from config.catalog.output import Task
 from serving.predictors.calibration import ordered_interval
 from serving.predictors.contract import Contract, write_json
-from serving.predictors.xgboost import DETAILS_FILE
+from serving.predictors.xgboost import DETAILS_FILE, margin_odds
 from training.rows import slices
 from training.trainers import (
     FamilyParams,
@@ -29,10 +30,10 @@ from training.trainers import (
     Rows,
     Run,
     TrainingDiverged,
-    TrainingImpossible,
     normalised,
+    truth_to_learn,
 )
-from training.trainers.calibration import Method, fit_calibration, fit_widening
+from training.trainers.calibration import Method, fit_calibration, fit_class_calibrations, fit_widening
 
 _SAY_EVERY = 50
 _BOOSTER_FILE, _CURVES_FILE = "booster.ubj", "curves.json"
@@ -57,7 +58,7 @@ class Params(FamilyParams):
     threads: int = Field(2, ge=1)
 
 
-LEARNS: tuple[str, ...] = ("regression", "binary")
+LEARNS: tuple[Task, ...] = ("number", "event", "classes")
 ROUNDS: str | None = "n_estimators"
 QUICK: dict[str, Any] = {
     "n_estimators": 40,
@@ -147,19 +148,22 @@ def train(
     importances: dict[str, dict[str, float]] = {}
     details: dict[str, dict[str, Any]] = {}
     for name, output in contract.outputs.items():
-        if output["kind"] == "binary":
-            truth, held_out_truth = (np.where(rows.label > output["above"], 1.0, 0.0) for rows in (fit, validation))
-            if truth.min() == truth.max():
-                side = "above" if truth[0] else "at or below"
-                raise TrainingImpossible(
-                    f"{contract.model}: all {len(truth)} training rows lie {side} {output['above']:g}, so {name!r} "
-                    "cannot be learned. Widen `split.train`."
-                )
+        kind = contract.kinds[name]
+        if kind.task == "event":
+            truth, held_out_truth = truth_to_learn(contract, name, fit), kind.truth(validation.label)
             booster = boost(name, {"objective": "binary:logistic"}, "logloss", truth, held_out_truth)
-            logits = _margin(booster, validation)
             details[name] = {
                 "file": f"{name}.ubj",
-                "calibration": fit_calibration(logits, held_out_truth, chosen.calibration),
+                "calibration": fit_calibration(_margin(booster, validation), held_out_truth, chosen.calibration),
+            }
+        elif kind.task == "classes":
+            truth, held_out_truth = truth_to_learn(contract, name, fit), kind.truth(validation.label)
+            softmax = {"objective": "multi:softprob", "num_class": len(kind.label_values)}
+            booster = boost(name, softmax, "mlogloss", truth, held_out_truth)
+            odds = margin_odds(_margin(booster, validation))
+            details[name] = {
+                "file": f"{name}.ubj",
+                "class_calibrations": fit_class_calibrations(odds, held_out_truth, chosen.calibration),
             }
         else:
             median = output["objective"] == "median"

@@ -9,8 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from config.catalog.output import Metric
 from monitoring.alerting.matured import JudgedNight, last_of_version, pooled
+from serving.metrics import metric_named
 
+MAE, RMSE = metric_named("mae"), metric_named("rmse")
 FIRST = date(2024, 3, 1)
 
 
@@ -22,7 +25,7 @@ def nights(errors: list[float], baselines: list[float], rows: list[int], version
 
 
 def test_nights_weigh_by_their_rows() -> None:
-    found = pooled(nights([1.0, 4.0], [2.0, 2.0], [300, 100]), rooted=False)
+    found = pooled(nights([1.0, 4.0], [2.0, 2.0], [300, 100]), MAE)
     assert found is not None
     assert found.ratio == pytest.approx((300 + 400) / 800)
     assert found.error == pytest.approx(700 / 400)
@@ -31,24 +34,24 @@ def test_nights_weigh_by_their_rows() -> None:
 
 
 def test_roots_are_added_as_squares() -> None:
-    found = pooled(nights([3.0, 4.0], [5.0, 5.0], [10, 10]), rooted=True)
+    found = pooled(nights([3.0, 4.0], [5.0, 5.0], [10, 10]), RMSE)
     assert found is not None
     assert found.ratio == pytest.approx(np.sqrt(12.5) / 5)
     assert found.error == pytest.approx(np.sqrt(12.5))
 
 
 def test_nothing_to_pool() -> None:
-    assert pooled([], rooted=False) is None
-    assert pooled(nights([1.0], [0.0], [10]), rooted=False) is None, "a faultless baseline"
+    assert pooled([], MAE) is None
+    assert pooled(nights([1.0], [0.0], [10]), MAE) is None, "a faultless baseline"
 
 
 @given(
     st.lists(st.tuples(st.floats(0.1, 100), st.floats(0.1, 100), st.integers(1, 10_000)), min_size=3, max_size=40),
-    st.booleans(),
+    st.sampled_from([MAE, RMSE]),
 )
-def test_the_interval_holds_the_ratio(found: list[tuple[float, float, int]], rooted: bool) -> None:
+def test_the_interval_holds_the_ratio(found: list[tuple[float, float, int]], metric: Metric) -> None:
     errors, baselines, rows = (list(column) for column in zip(*found, strict=True))
-    result = pooled(nights(errors, baselines, rows), rooted=rooted)  # type: ignore[arg-type]
+    result = pooled(nights(errors, baselines, rows), metric)  # type: ignore[arg-type]
     assert result is not None
     assert result.lower is not None
     assert result.upper is not None
@@ -62,7 +65,7 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
     for _ in range(400):
         base = random.uniform(10, 30, 14)
         error = base * 0.8 * random.normal(1, 0.1, 14)
-        found = pooled(nights(error.tolist(), base.tolist(), random.integers(500, 1500, 14).tolist()), rooted=False)
+        found = pooled(nights(error.tolist(), base.tolist(), random.integers(500, 1500, 14).tolist()), MAE)
         assert found is not None
         assert found.lower is not None
         assert found.upper is not None

@@ -60,7 +60,7 @@ def test_the_form_shows_the_stored_evidence(lake: Lake) -> None:
     assert check.challenger is not None
     assert check.bound is not None
     row = next(line for line in form.body.splitlines() if line.startswith("| ride\\_minutes | mae |"))
-    assert f"| {check.challenger:.4g} | {check.rival:.4g} |" in row
+    assert f"| {check.challenger:.4g} | {check.incumbent:.4g} |" in row
     assert f"| {percent(check.bound, signed=True)} |" in row
     assert row.endswith("| passed |")
 

@@ -152,7 +152,7 @@ def test_the_gate_s_figures_are_on_it(written: dict[str, Any], judged: tuple[Pat
             assert check.bound is not None
             assert percent(check.bound, signed=True) in text
             assert f"{check.challenger:.4g}" in text
-            assert f"{check.rival:.4g}" in text
+            assert f"{check.incumbent:.4g}" in text
 
 
 def test_it_holds_all_it_needs(written: dict[str, Any]) -> None:

@@ -28,58 +28,58 @@ def test_a_model_never_improves_on_itself(sums: np.ndarray, confidence: float, r
     assert improvement_bound(sums, sums, WEIGHTS, confidence=confidence, root=root) == 0.0
 
 
-@given(challenger=losses, rival=losses, more=losses, root=st.booleans())
+@given(challenger=losses, incumbent=losses, more=losses, root=st.booleans())
 @settings(max_examples=50, deadline=None)
 def test_more_loss_never_raises_the_bound(
-    challenger: np.ndarray, rival: np.ndarray, more: np.ndarray, root: bool
+    challenger: np.ndarray, incumbent: np.ndarray, more: np.ndarray, root: bool
 ) -> None:
-    before = improvement_bound(challenger, rival, WEIGHTS, confidence=0.95, root=root)
-    after = improvement_bound(challenger + more, rival, WEIGHTS, confidence=0.95, root=root)
+    before = improvement_bound(challenger, incumbent, WEIGHTS, confidence=0.95, root=root)
+    after = improvement_bound(challenger + more, incumbent, WEIGHTS, confidence=0.95, root=root)
     assert after <= before
 
 
-@given(challenger=losses, rival=losses, low=st.floats(0.51, 0.8), high=st.floats(0.8, 0.99))
+@given(challenger=losses, incumbent=losses, low=st.floats(0.51, 0.8), high=st.floats(0.8, 0.99))
 @settings(max_examples=50, deadline=None)
 def test_more_confidence_never_raises_the_bound(
-    challenger: np.ndarray, rival: np.ndarray, low: float, high: float
+    challenger: np.ndarray, incumbent: np.ndarray, low: float, high: float
 ) -> None:
-    assert improvement_bound(challenger, rival, WEIGHTS, confidence=high) <= improvement_bound(
-        challenger, rival, WEIGHTS, confidence=low
+    assert improvement_bound(challenger, incumbent, WEIGHTS, confidence=high) <= improvement_bound(
+        challenger, incumbent, WEIGHTS, confidence=low
     )
 
 
-@given(challenger=losses, rival=losses)
+@given(challenger=losses, incumbent=losses)
 @settings(max_examples=50, deadline=None)
 def test_the_bound_lies_within_what_single_days_show_and_below_the_estimate(
-    challenger: np.ndarray, rival: np.ndarray
+    challenger: np.ndarray, incumbent: np.ndarray
 ) -> None:
-    bound = improvement_bound(challenger, rival, WEIGHTS, confidence=0.95)
-    by_day = 1 - challenger / rival
+    bound = improvement_bound(challenger, incumbent, WEIGHTS, confidence=0.95)
+    by_day = 1 - challenger / incumbent
     assert by_day.min() - 1e-9 <= bound <= by_day.max() + 1e-9
 
 
-@given(challenger=losses, rival=losses, root=st.booleans())
+@given(challenger=losses, incumbent=losses, root=st.booleans())
 @settings(max_examples=50, deadline=None)
-def test_segments_are_bounded_like_the_whole(challenger: np.ndarray, rival: np.ndarray, root: bool) -> None:
-    """A segment's lower ratio bound, with challenger and rival swapped, mirrors the improvement's own bound."""
+def test_segments_are_bounded_like_the_whole(challenger: np.ndarray, incumbent: np.ndarray, root: bool) -> None:
+    """A segment's lower ratio bound, with challenger and incumbent swapped, mirrors the improvement's own bound."""
     two = np.column_stack([challenger, challenger])
-    bounds = ratio_lower_bounds(two, np.column_stack([rival, challenger]), WEIGHTS, confidence=0.95, root=root)
-    point = float(error_ratio(challenger.sum(), rival.sum(), root=root))
-    assert bounds[0] <= np.quantile(error_ratio(WEIGHTS @ challenger, WEIGHTS @ rival, root=root), 0.5) + 1e-12
+    bounds = ratio_lower_bounds(two, np.column_stack([incumbent, challenger]), WEIGHTS, confidence=0.95, root=root)
+    point = float(error_ratio(challenger.sum(), incumbent.sum(), root=root))
+    assert bounds[0] <= np.quantile(error_ratio(WEIGHTS @ challenger, WEIGHTS @ incumbent, root=root), 0.5) + 1e-12
     assert bounds[1] == 1.0
     assert point > 0
 
 
 def test_one_bad_day_among_good_ones_does_not_carry_the_bound() -> None:
     """Better on 13 days and far worse on one: resampled rows would pass it, resampled days do not."""
-    rival, challenger = np.full(DAYS, 100.0), np.full(DAYS, 95.0)
-    assert improvement_bound(challenger, rival, WEIGHTS, confidence=0.95) == pytest.approx(0.05)
+    incumbent, challenger = np.full(DAYS, 100.0), np.full(DAYS, 95.0)
+    assert improvement_bound(challenger, incumbent, WEIGHTS, confidence=0.95) == pytest.approx(0.05)
     challenger[3] = 160.0
-    assert challenger.sum() < rival.sum() + 1
-    assert improvement_bound(challenger, rival, WEIGHTS, confidence=0.95) < 0
+    assert challenger.sum() < incumbent.sum() + 1
+    assert improvement_bound(challenger, incumbent, WEIGHTS, confidence=0.95) < 0
 
 
-def test_perfect_rivals() -> None:
+def test_perfect_incumbents() -> None:
     nothing, something = np.zeros(DAYS), np.ones(DAYS)
     assert improvement_bound(nothing, nothing, WEIGHTS, confidence=0.95) == 0.0
     assert improvement_bound(something, nothing, WEIGHTS, confidence=0.95) == -np.inf

@@ -115,18 +115,18 @@ def test_contributions_add_up_to_the_way_from_one_prediction_to_another(
     scores = subject.predictor.scores(found.rows)
     features = list(subject.contract.features)
     for name, output in subject.entry.outputs.items():
-        values, predicted = found.values[name], scores[:, subject.predictor.output_columns.index(name)]
+        values, predicted = found.values[name], scores[:, subject.contract.raw_columns.index(name)]
         assert values.shape == (len(found.rows), len(features))
         assert (again.values[name] == values).all(), "equal input gave another explanation"
         way = values.sum(axis=1)
-        if output.kind == "binary" and family in {"random_forest", "isolation_forest"}:
+        if output.task == "event" and family in {"random_forest", "isolation_forest"}:
             # In another unit, which calibration turns into probabilities in the same order.
             assert (np.diff(predicted[np.argsort(way)]) >= -1e-9).all()
         elif family in {"keras", "lstm"}:  # expected gradients are drawn: near, not equal
-            wanted = logit(predicted) if output.kind == "binary" else predicted
+            wanted = logit(predicted) if output.task == "event" else predicted
             assert np.abs(way - way.mean() - (wanted - wanted.mean())).mean() < 0.05 * np.ptp(wanted)
         else:
-            wanted = logit(predicted) if output.kind == "binary" else predicted
+            wanted = logit(predicted) if output.task == "event" else predicted
             assert way - way.mean() == pytest.approx(wanted - wanted.mean(), rel=1e-3, abs=1e-3)
         mine = dict(zip(features, values.T, strict=True))
         assert np.abs(mine["v__empty"]).max() == pytest.approx(0, abs=1e-9)

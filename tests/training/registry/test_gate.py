@@ -12,12 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from config.calendar import ONE_DAY, Interval
 from config.catalog.load import load_catalog
-from config.catalog.model import BinaryOutput, RegressionOutput
 from lake.artifact import ArtifactMismatch
 from lake.lake import Lake
 from lake.ledger import Promotion
@@ -37,7 +34,7 @@ from tests.training.registry.versions import (
 )
 from training.registry import decision as decision_module
 from training.registry.decision import Decision, DecisionDamaged, decisions_table, read_decisions
-from training.registry.gate import GateEvidenceChanged, GateEvidenceMissing, judge, judge_registered, row_losses
+from training.registry.gate import GateEvidenceChanged, GateEvidenceMissing, judge, judge_registered
 from training.registry.leakage import Audit, Finding
 from training.registry.register import Registered
 
@@ -92,7 +89,12 @@ def test_a_first_champion_that_beats_the_baseline_is_promoted(toy_lake: Lake) ->
     decision = judge(toy_lake, MODEL, job, make_version(toy_lake, job, 1), run_id="run")
     assert decision.verdict == "promote"
     assert codes(decision) == {"better"}
-    assert (decision.rival, decision.rival_version, decision.nights, decision.rows) == ("baseline median", None, 7, 420)
+    assert (decision.incumbent, decision.incumbent_version, decision.nights, decision.rows) == (
+        "baseline median",
+        None,
+        7,
+        420,
+    )
     assert "ride_minutes: mae 1 against" in text(decision)
     assert "of the baseline (median of the training window)" in text(decision)
     assert "with 95% confidence the improvement is at least +9" in text(decision)
@@ -127,7 +129,7 @@ def test_a_challenger_better_than_the_champion_is_promoted(toy_lake: Lake) -> No
     second = write_set(toy_lake, "two")
     decision = judge(toy_lake, MODEL, second, make_version(toy_lake, second, 2, miss=4.0, unsure=0.3), run_id="run")
     assert decision.verdict == "promote"
-    assert (decision.rival, decision.rival_version) == ("champion version 1", 1)
+    assert (decision.incumbent, decision.incumbent_version) == ("champion version 1", 1)
     assert (
         "mae 4 against 5 of champion version 1; with 95% confidence the improvement is at least +20.0%, +0.0% is "
         "needed." in text(decision)
@@ -181,8 +183,8 @@ def test_better_on_average_but_proven_worse_in_a_segment(toy_lake: Lake) -> None
     assert codes(decision) == {"segment_worse"}
     assert "ride_minutes where depot is south (" in text(decision)
     assert (
-        "mae 8 against 5 of champion version 1; with 95% confidence at least 1.60 times the rival's, at most 1.5 times "
-        "is allowed." in text(decision)
+        "mae 8 against 5 of champion version 1; with 95% confidence at least 1.60 times the incumbent's, at most 1.5 "
+        "times is allowed." in text(decision)
     )
     passed = {
         check.segment: check.passed
@@ -424,7 +426,7 @@ def test_same_hour_last_week_falls_back_to_the_training_median_where_it_is_null(
     median = np.median(fitted.filter(pc.equal(fitted["split"], "train"))["label"].to_numpy())
     guess = pc.fill_null(test["baseline"], median).to_numpy()
     assert test["baseline"].null_count == 42
-    assert decision.evidence["outputs"]["ride_minutes"]["rival"] == pytest.approx(
+    assert decision.evidence["outputs"]["ride_minutes"]["incumbent"] == pytest.approx(
         np.abs(guess - test["label"].to_numpy()).mean()
     )
     assert "of the baseline (same hour last week)" in text(decision)
@@ -440,7 +442,7 @@ def test_the_mean_as_baseline(tmp_path: Path) -> None:
         ),
     )
     decision = judge(lake, MODEL, job, make_version(lake, job, 1), run_id="run")
-    assert decision.rival == "baseline mean"
+    assert decision.incumbent == "baseline mean"
     assert "(mean of the training window)" in text(decision)
 
 
@@ -451,11 +453,11 @@ def test_a_champion_that_lacks_todays_features_gives_way_to_the_baseline(toy_lak
     job = write_set(toy_lake, "one")
     crown(toy_lake, make_version(toy_lake, job, 1, features=FEATURES | {"vehicle_daily__gone": "float64"}))
     decision = judge(toy_lake, MODEL, job, make_version(toy_lake, job, 2), run_id="run")
-    assert (decision.verdict, decision.rival, decision.rival_version) == ("promote", "baseline median", None)
-    assert decision.evidence["rival"]["unusable_champion"]["version"] == 1
+    assert (decision.verdict, decision.incumbent, decision.incumbent_version) == ("promote", "baseline median", None)
+    assert decision.evidence["incumbent"]["unusable_champion"]["version"] == 1
     [said] = [check.note for check in decision.checks if check.name == "champion"]
     assert said is not None
-    assert "cannot score these rows, so the rival is the baseline" in said
+    assert "cannot score these rows, so the incumbent is the baseline" in said
     assert "vehicle_daily__gone" in said
 
 
@@ -495,12 +497,12 @@ def test_a_decision_the_ledger_cites_stands_whoever_reigns_now(toy_lake: Lake) -
     line = crown(toy_lake, registered)
     assert (
         judge(toy_lake, MODEL, job, registered, run_id="run") == decision
-    )  # it is champion now, and not its own rival
+    )  # it is champion now, and not its own incumbent
     ledger.append(replace(line, version=9, evidence_digest=decision.evidence_digest), seen=ledger.read())
     assert judge(toy_lake, MODEL, job, registered, run_id="run") == decision
 
 
-def test_other_rules_or_another_rival_are_another_judgement(toy_lake: Lake, tmp_path: Path) -> None:
+def test_other_rules_or_another_incumbent_are_another_judgement(toy_lake: Lake, tmp_path: Path) -> None:
     job = write_set(toy_lake, "one")
     registered = make_version(toy_lake, job, 2)
     first = judge(toy_lake, MODEL, job, registered, run_id="run")
@@ -554,27 +556,3 @@ def test_as_json_for_airflow(toy_lake: Lake) -> None:
     assert found["verdict"] == "promote"
     assert all(isinstance(reason, str) for reason in found["reasons"])
     assert found["evidence_digest"] == read_decisions(toy_lake, MODEL)[0].evidence_digest
-
-
-# ---- losses ------------------------------------------------------------------------------------------------------
-
-
-def test_losses_by_hand() -> None:
-    label, predicted = np.array([10.0, 40.0]), np.array([12.0, 35.0])
-    assert row_losses(RegressionOutput(kind="regression", gate="mae"), label, predicted).tolist() == [2.0, 5.0]
-    assert row_losses(RegressionOutput(kind="regression", gate="rmse"), label, predicted).tolist() == [4.0, 25.0]
-    chance = np.array([0.2, 0.7])
-    assert row_losses(BinaryOutput(kind="binary", above=30, gate="brier"), label, chance) == pytest.approx([0.04, 0.09])
-    assert row_losses(BinaryOutput(kind="binary", above=30, gate="log_loss"), label, chance) == pytest.approx(
-        [-np.log(0.8), -np.log(0.7)]
-    )
-
-
-@given(label=st.floats(-1e6, 1e6), predicted=st.floats(0, 1), gate=st.sampled_from(["brier", "log_loss"]))
-def test_losses_of_probabilities_are_finite_and_zero_only_when_certain_and_right(
-    label: float, predicted: float, gate: Any
-) -> None:
-    [loss] = row_losses(BinaryOutput(kind="binary", above=0, gate=gate), np.array([label]), np.array([predicted]))
-    assert np.isfinite(loss)
-    assert loss >= 0
-    assert (loss == 0) <= (abs(predicted - (label > 0)) < 1e-6)

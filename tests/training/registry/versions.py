@@ -152,7 +152,7 @@ def make_version(
         model=MODEL,
         family="xgboost",
         features={name: FeatureSpec(kind) for name, kind in features.items()},
-        outputs={},
+        outputs={name: output.model_dump(mode="json") for name, output in lake.model(MODEL).outputs.items()},
         output_columns=outputs,
         training_set_digest=described["training_digest"],
         as_of=described["as_of"],

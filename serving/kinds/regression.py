@@ -1,0 +1,239 @@
+"""A number in the label's unit, with an interval where one is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from config.catalog.output import Answer, Defect, Drawing, EvidentlyTask, Measurement, OutputKind
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import pyarrow as pa
+
+    Floats = npt.NDArray[np.float64]
+
+# Below the wanted share by more than this, the bounds of a night are called too narrow.
+COVERAGE_TOLERANCE = 0.1
+# Off the wanted share by more than this, the model card warns of the bounds.
+_CARD_TOLERANCE = 0.05
+# Evidently squares what it draws, and counts it in bins.
+_LARGEST_DRAWN = 1e12
+
+
+class Output(OutputKind):
+    """A number in the label's unit; with `interval`, also `<name>_lower` and `<name>_upper`."""
+
+    task = "number"
+    measured = ("mae", "rmse", "mse", "median_absolute_error", "r2")
+    facts = {  # noqa: RUF012 (pydantic reads it as what it is, a class variable)
+        "bias": "bias, predicted minus real",
+        "coverage": "share of outcomes inside the interval",
+        "width": "mean width of the interval",
+        "ndcg": "NDCG of a night's order",
+        "mrr": "mean reciprocal rank of a night's highest",
+    }
+
+    kind: Literal["regression"] = "regression"
+    objective: Literal["median", "mean"] = "median"
+    interval: float | None = Field(None, gt=0, lt=1, description="share of outcomes the interval should hold")
+    gate: Literal["mae", "rmse"] = "mae"
+
+    def columns(self, name: str) -> dict[str, str]:
+        """The number, and the bounds of an interval."""
+        return dict.fromkeys((name, *(f"{name}_{bound}" for bound in ("lower", "upper") if self.interval)), "float64")
+
+    def defects(self, name: str, rows: pa.Table) -> list[Defect]:
+        """A lower bound above the upper."""
+        import pyarrow.compute as pc
+
+        bounds = self.interval_bounds(name)
+        if bounds is None:
+            return []
+        lower, upper, _ = bounds
+        return [Defect(lower, pc.greater(rows[lower], rows[upper]), f"lie above {upper}")]
+
+    def units(self, name: str, label_unit: str, *, probability: str = "") -> dict[str, str]:
+        """The label's."""
+        return dict.fromkeys(self.columns(name), label_unit)
+
+    def interval_bounds(self, name: str) -> tuple[str, str, float] | None:
+        """See `OutputKind.interval_bounds`."""
+        return (f"{name}_lower", f"{name}_upper", self.interval) if self.interval else None
+
+    # ---- judging
+
+    def evaluation(self, name: str, label: Floats, columns: Mapping[str, Floats]) -> dict[str, float]:
+        """Metrics, `bias` (prediction minus truth), and of an interval `coverage` (share inside) and `width`, in the
+        label's unit.
+        """
+        from serving.metrics import metric_named
+
+        predicted = columns[name]
+        values = {metric: metric_named(metric).value(label, predicted) for metric in self.measured}
+        found = {metric: value for metric, value in values.items() if value is not None}
+        found["bias"] = float((predicted - label).mean())
+        bounds = self.interval_bounds(name)
+        if bounds is not None:
+            lower, upper = columns[bounds[0]], columns[bounds[1]]
+            found |= {
+                "coverage": float(((label >= lower) & (label <= upper)).mean()),
+                "width": float((upper - lower).mean()),
+            }
+        return found
+
+    def relevance(self, groups: npt.NDArray[Any], label: Floats) -> Floats:
+        """How far a label lies above the lowest of its group."""
+        from serving.metrics.ranking import above_lowest
+
+        return above_lowest(groups, label)
+
+    def measurements(self, name: str, label: Floats, columns: Mapping[str, Floats]) -> list[Measurement]:
+        """`mae`, `rmse`, `bias`, and `interval_coverage` of an interval."""
+        import numpy as np
+
+        from serving.metrics.intervals import mean_with_interval, rounded
+
+        error = columns[name] - label
+        rows = len(error)
+
+        def mean(check: str, values: Floats) -> Measurement:
+            value, lower, upper = mean_with_interval(values)
+            return Measurement(check, rows, value=value, lower=lower, upper=upper)
+
+        root, low, high = (rounded(max(value, 0.0) ** 0.5) for value in mean_with_interval(np.square(error)))
+        rooted = Measurement("rmse", rows, value=root, lower=low, upper=high)
+        found = [
+            mean("mae", np.abs(error)),
+            rooted if rows > 1 else Measurement("rmse", rows, value=root),
+            mean("bias", error),
+        ]
+        bounds = self.interval_bounds(name)
+        if bounds is not None:
+            lower, upper, wanted = bounds
+            found.append(_coverage(wanted, (label >= columns[lower]) & (label <= columns[upper])))
+        return found
+
+    # ---- baseline
+
+    def constant(self, label: Floats, rule: str | None) -> float:
+        """Median or mean of the labels; of a baseline row by row the median stands in where it says nothing."""
+        import numpy as np
+
+        return float(label.mean()) if (rule or self.objective) == "mean" else float(np.median(label))
+
+    def stored_constant(self, facts: Mapping[str, Any], name: str, rule: str) -> float | None:
+        """See `OutputKind.stored_constant`."""
+        value = facts.get("mean" if rule == "mean" else "median")
+        return None if value is None else float(value)
+
+    def baseline(self, constant: Any, rows: int, by_row: Floats | None) -> Floats:
+        """See `OutputKind.baseline`."""
+        import numpy as np
+
+        return np.full(rows, float(constant)) if by_row is None else np.where(np.isnan(by_row), constant, by_row)
+
+    def baseline_words(self, rule: str) -> str:
+        """See `OutputKind.baseline_words`."""
+        said = rule.replace("_", " ") if "_" in rule else f"{rule} of the training window"
+        return f"the baseline ({said})"
+
+    # ---- words and pictures
+
+    def says(self, label: str, unit: str) -> str:
+        """See `OutputKind.says`."""
+        interval = f", with an interval that should hold {_percent(self.interval)} of outcomes" if self.interval else ""
+        return f"the {self.objective} of {label}{f' in {unit}' if unit else ''}{interval}"
+
+    def answer(self, name: str, values: Mapping[str, Any], label: str, unit: str) -> Answer:
+        """See `OutputKind.answer`."""
+        low, high = values.get(f"{name}_lower"), values.get(f"{name}_upper")
+        share = self.interval if low is not None and high is not None else None
+        return Answer(values.get(name), "number", label, unit, low, high, share)
+
+    def drawings(
+        self, name: str, label: Floats, judged: Floats, baseline: Floats, unit: str | None
+    ) -> tuple[list[Drawing], list[str]]:
+        """Residuals, and how near the predictions are beside the baseline's."""
+        residuals = Drawing(
+            "residuals",
+            "residual",
+            f"Predicted minus real of {name}, against the prediction and as a histogram.",
+            {"label": label, "predicted": judged, "title": f"{name}: residuals", "unit": unit},
+        )
+        gain = Drawing(
+            "gain",
+            "tolerance",
+            f"Share of rows within each distance of the truth, {name} and the baseline.",
+            {
+                "label": label,
+                "predicted": judged,
+                "baseline": baseline,
+                "title": f"{name}: how near, beside the baseline",
+                "unit": unit,
+            },
+        )
+        return [residuals, gain], []
+
+    def evidently(self, name: str, shown: str, label: Floats, columns: Mapping[str, Floats]) -> EvidentlyTask | str:
+        """See `OutputKind.evidently`."""
+        import numpy as np
+
+        if np.count_nonzero(label) < 2:
+            return "fewer than two labels differ from zero, and Evidently divides by them"
+        if np.abs(columns[name]).max() > _LARGEST_DRAWN:
+            return f"some predictions lie beyond {_LARGEST_DRAWN:.0e}"
+        actual = f"{shown}: label"
+        note = "Evidently's MAPE divides each error by its label: it means nothing where labels come near zero"
+        return EvidentlyTask(
+            "Regression",
+            "RegressionPreset",
+            {actual: label, shown: columns[name]},
+            {"target": actual, "prediction": shown},
+            (note,),
+        )
+
+    def contribution_unit(self, label_unit: str | None, probability_unit: str) -> str:
+        """The label's."""
+        return label_unit or "the label's unit"
+
+    def weaknesses(self, name: str, metrics: Mapping[str, float]) -> list[str]:
+        """An interval that does not hold what it should."""
+        if not self.interval:
+            return []
+        share = metrics[f"{name}/coverage"]
+        if abs(share - self.interval) <= _CARD_TOLERANCE:
+            return []
+        return [
+            f"{name}: the interval should hold {_percent(self.interval)} of outcomes and held {_percent(share)}: do "
+            "not plan with its bounds."
+        ]
+
+
+def _coverage(wanted: float, inside: npt.NDArray[np.bool_]) -> Measurement:
+    import math
+
+    import numpy as np
+
+    from serving.metrics.intervals import mean_with_interval
+
+    share, lower, upper = mean_with_interval(inside.astype(np.float64))
+    short = not math.isnan(upper) and upper < wanted - COVERAGE_TOLERANCE
+    return Measurement(
+        "interval_coverage",
+        len(inside),
+        status="warning" if short else "ok",
+        value=share,
+        lower=max(lower, 0.0),
+        upper=min(upper, 1.0),
+        threshold=wanted,
+        reason=f"the interval should hold {wanted:.0%} of outcomes, it held {share:.0%}" if short else None,
+    )
+
+
+def _percent(share: float) -> str:
+    """As people read it: two digits that count."""
+    return f"{100 * share:.2g} %"

@@ -1,0 +1,72 @@
+"""Numbers with an interval: their metrics against scikit-learn's, and what they refuse."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics as sk
+
+from serving.kinds.regression import Output
+
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def regression_metrics(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    return Output().evaluation("y", truth, {"y": predicted})
+
+
+@settings(max_examples=40, deadline=None)
+@given(SEEDS, st.integers(2, 300), st.floats(1e-3, 1e6))
+def test_regression_metrics_equal_scikit_learn(seed: int, count: int, scale: float) -> None:
+    random = np.random.default_rng(seed)
+    truth, predicted = random.normal(size=count) * scale, random.normal(size=count) * scale
+    assert regression_metrics(truth, predicted) == pytest.approx(
+        {
+            "mae": sk.mean_absolute_error(truth, predicted),
+            "mse": sk.mean_squared_error(truth, predicted),
+            "rmse": sk.root_mean_squared_error(truth, predicted),
+            "median_absolute_error": sk.median_absolute_error(truth, predicted),
+            "r2": sk.r2_score(truth, predicted),
+            "bias": (predicted - truth).mean(),
+        }
+    )
+
+
+def test_equal_labels_have_no_r2() -> None:
+    found = regression_metrics(np.full(3, 0.1), np.array([0.1, 0.2, 0.3]))
+    assert "r2" not in found
+    assert found["mae"] == pytest.approx(0.1)
+
+
+def test_losses_by_hand() -> None:
+    label, predicted = np.array([10.0, 40.0]), np.array([12.0, 35.0])
+    assert Output(gate="mae").row_losses(label, predicted).tolist() == [2.0, 5.0]
+    assert Output(gate="rmse").row_losses(label, predicted).tolist() == [4.0, 25.0]
+
+
+def test_a_lower_bound_above_the_upper_is_a_defect() -> None:
+    rows = pa.table({"y": [1.0, 1.0], "y_lower": [0.0, 2.5], "y_upper": [2.0, 2.0]})
+    [defect] = Output(interval=0.8).defects("y", rows)
+    assert (defect.column, defect.bad.to_pylist(), defect.what) == ("y_lower", [False, True], "lie above y_upper")
+    assert Output().defects("y", rows) == []
+
+
+def test_the_baseline_is_the_row_s_own_value_or_the_constant() -> None:
+    output = Output(objective="median")
+    label = np.array([0.0, 0.0, 9.0])
+    assert (output.constant(label, None), output.constant(label, "mean")) == (0.0, 3.0)
+    assert Output(objective="mean").constant(label, None) == 3.0
+    assert output.baseline(2.0, 2, np.array([1.0, np.nan])).tolist() == [1.0, 2.0]
+    assert output.baseline(2.0, 2, None).tolist() == [2.0, 2.0]
+    assert output.stored_constant({"median": 1.0, "mean": 2.0}, "y", "mean") == 2.0
+    assert output.stored_constant({"median": 1.0, "mean": 2.0}, "y", "same_hour_last_week") == 1.0
+
+
+def test_an_interval_that_misses_its_share_is_warned_of() -> None:
+    output = Output(interval=0.8)
+    assert output.weaknesses("y", {"y/coverage": 0.76}) == []
+    [warning] = output.weaknesses("y", {"y/coverage": 0.6})
+    assert "should hold 80 % of outcomes and held 60 %" in warning
