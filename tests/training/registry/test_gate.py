@@ -51,10 +51,11 @@ def oracles(monkeypatch: pytest.MonkeyPatch) -> None:
 def with_gate(folder: Path, **rules: Any) -> Lake:
     """A toy lake whose model has other gate rules."""
     text = {"better_by": "0.0", "confidence": "0.95", "min_days": "5", "baseline": "median"} | rules
-    line = next(line for line in toy.MODEL_YAML.splitlines() if line.startswith("gate:"))
+    model = toy.MODEL_YAML
+    written = model[model.index("gate: {better_by") : model.index("retrain:")]
     segments = text.pop("segments", "{columns: [depot], min_rows: 20, worst: 1.5}")
     gate = ", ".join(f"{key}: {value}" for key, value in text.items())
-    return toy.toy_lake(folder, model=toy.MODEL_YAML.replace(line, f"gate: {{{gate}, segments: {segments}}}"))
+    return toy.toy_lake(folder, model=model.replace(written, f"gate: {{{gate}, segments: {segments}}}\n"))
 
 
 def crown(lake: Lake, registered: Registered, *, effective_from: date = AS_OF + ONE_DAY) -> Promotion:
