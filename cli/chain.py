@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from pathlib import Path
@@ -209,16 +209,7 @@ class Chain:
             expected = set(wanted)
             if nights:
                 runs |= self._night_runs(nights)
-                for name, day in nights.items():
-                    for model in self._lake.catalog.models_of(name):
-                        if not all(nights.get(read.name) == day for read in self._lake.catalog.datasets_of(model)):
-                            continue  # a night of another data set is not among these
-                        expected.add(f"{model.name}_score")
-                        if not self._without_champion(f"{model.name}_score", day):
-                            expected.add(f"{model.name}_monitor")
-                expected |= {
-                    dag_id.removesuffix("_monitor") + "_train" for dag_id in runs if self._requested(step, dag_id)
-                }
+                expected |= self._following(step, nights, runs)
             self._update(step, runs)
             self._mark_waiting(step)
             self._redraw(step)
@@ -227,9 +218,7 @@ class Chain:
                 run.state in {"running", "queued"} and run.dag_id not in self._waiting for run in step.runs.values()
             )
             if not (patient and running):
-                for view in step.runs.values():
-                    if not self._settled(view):
-                        self._raise_if_failed(view)
+                self._raise_failures(step)
             if expected <= {run.dag_id for run in step.runs.values() if self._settled(run)} | self._waiting:
                 step.seconds = time.monotonic() - step.began
                 self._redraw(step)
@@ -244,6 +233,27 @@ class Chain:
                     "DAG is paused."
                 )
             time.sleep(POLL_SECONDS)
+
+    def _following(self, step: Step, nights: dict[str, date], runs: Iterable[str]) -> set[str]:
+        """DAGs that must run after the nights' ingests: scoring, monitoring where there is a champion, and the
+        trainings that a monitor asked for.
+        """
+        following = set()
+        for name, day in nights.items():
+            for model in self._lake.catalog.models_of(name):
+                if not all(nights.get(read.name) == day for read in self._lake.catalog.datasets_of(model)):
+                    continue  # a night of another data set is not among these
+                following.add(f"{model.name}_score")
+                if not self._without_champion(f"{model.name}_score", day):
+                    following.add(f"{model.name}_monitor")
+        return following | {
+            dag_id.removesuffix("_monitor") + "_train" for dag_id in runs if self._requested(step, dag_id)
+        }
+
+    def _raise_failures(self, step: Step) -> None:
+        for view in step.runs.values():
+            if not self._settled(view):
+                self._raise_if_failed(view)
 
     def _night_runs(self, nights: dict[str, date]) -> dict[str, dict[str, Any]]:
         runs: dict[str, dict[str, Any]] = {}

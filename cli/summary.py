@@ -117,7 +117,9 @@ def _nights(lake: Lake, model: ModelEntry, days: list[date], table: Table) -> No
             drifted = f"not evaluated: {found['reason']}"
         else:
             drifted = f"{found['value']:.0%} of columns over their limit ({found['status']})"
-        verdict = ("requested: " if decided["requested"] else "no: ") + decided["reason"] if decided else ""
+        verdict = ""
+        if decided:
+            verdict = ("requested: " if decided["requested"] else "no: ") + decided["reason"]
         table.add_row(model.name, str(day), f"{predictions[day].rows:,}", drifted, verdict)
 
 

@@ -389,7 +389,9 @@ def _metrics(dataset: str, entry: Table, table: _Marked, night: TableNight) -> I
         if not night.rows:
             return metric(check, "not_evaluated", column, threshold=warn, n=0, reason="the night has no rows")
         share = count / night.rows
-        status: Status = "failing" if share > stop else "warning" if share > warn else "ok"
+        status: Status = "warning" if share > warn else "ok"
+        if share > stop:
+            status = "failing"
         reason = f"{count} of {night.rows} rows" if count else None
         return metric(
             check,
@@ -410,7 +412,9 @@ def _metrics(dataset: str, entry: Table, table: _Marked, night: TableNight) -> I
         if check.value is None:
             yield metric(name, "not_evaluated", column, n=night.rows, reason=check.reason)
         else:
-            status: Status = "ok" if check.holds else "warning" if check.rule.severity == "warn" else "failing"
+            status: Status = "ok"
+            if not check.holds:
+                status = "warning" if check.rule.severity == "warn" else "failing"
             yield metric(
                 name,
                 status,

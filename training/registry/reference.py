@@ -259,7 +259,7 @@ def count_bins(
 
 def _pack(number: float) -> float | str:
     """JSON has no infinity."""
-    return number if math.isfinite(number) else ("inf" if number > 0 else "-inf")
+    return number if math.isfinite(number) else str(number)
 
 
 def _unpack(value: float | str) -> float:

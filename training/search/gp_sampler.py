@@ -83,7 +83,7 @@ class GaussianProcessSampler(BaseSampler):
 
     def _candidates(self, generator: np.random.Generator, best: Mapping[str, Any]) -> list[dict[str, Any]]:
         anywhere = generator.random((_CANDIDATES, len(self._space)))
-        found = [
+        candidates = [
             dict(zip(self._space, (_value(d, u) for d, u in zip(self._space.values(), row, strict=True)), strict=True))
             for row in anywhere
         ]
@@ -93,14 +93,13 @@ class GaussianProcessSampler(BaseSampler):
             nearby: dict[str, Any] = {}
             for (name, distribution), middle, moved in zip(self._space.items(), centre, row, strict=True):
                 # A choice has no neighbours: it stays, or now and then is any.
-                stays = isinstance(distribution, CategoricalDistribution) and abs(moved) < 1.5
-                nearby[name] = (
-                    best[name]
-                    if stays
-                    else _value(distribution, generator.random() if math.isnan(middle) else middle + step * moved)
-                )
-            found.append(nearby)
-        return found
+                if isinstance(distribution, CategoricalDistribution) and abs(moved) < 1.5:
+                    nearby[name] = best[name]
+                    continue
+                position = generator.random() if math.isnan(middle) else middle + step * moved
+                nearby[name] = _value(distribution, position)
+            candidates.append(nearby)
+        return candidates
 
     def _coordinates(self, params: Mapping[str, Any]) -> list[float]:
         row: list[float] = []

@@ -141,39 +141,7 @@ def run_trial(task: Task, fit: Rows, validation: Rows, number: int, varied: Mapp
     scratch.mkdir(parents=True)
     outcome = Outcome("failed")
     try:
-        params = task.params(varied)
-        if task.threads is not None and "threads" in params:
-            params["threads"] = task.threads
-        contract = dataclasses.replace(task.contract, params=params)
-        identity = hashlib.sha256(
-            json.dumps([contract.training_set_digest, params, task.seed], sort_keys=True).encode()
-        ).hexdigest()
-
-        def checkpoints_of(name: str) -> Checkpoints:
-            return Checkpoints(folder / name, identity, task.checkpoint_seconds)
-
-        progress = Progress(say_line=lambda line: None)
-        output, every = task.metric.split("/")[0], max(1, task.last_step(params) // _POINTS)
-        if task.cross_validation:
-            run = Run(task.seed, task.device, progress, checkpoints_of("folds"), scratch)
-
-            def after_fold(fold: int, metrics: list[dict[str, float]]) -> None:
-                if watch(fold, float(np.mean([found[task.metric] for found in metrics]))):
-                    raise TrialPruned
-
-            found = cross_validate(
-                task.cross_validation,
-                contract,
-                (fit, validation),
-                run=run,
-                checkpoints_of=checkpoints_of,
-                after_fold=after_fold,
-            )
-            outcome = Outcome("complete", found["mean"][task.metric], "", found["mean"], found)
-        else:
-            run = Run(task.seed, task.device, TrialProgress(output, every, watch), checkpoints_of("fit"), scratch)
-            metrics = fit_and_judge(contract, fit, validation, validation, scratch, run)
-            outcome = Outcome("complete", metrics[task.metric], "", metrics)
+        outcome = _judged(task, fit, validation, folder, scratch, varied, watch)
         if not math.isfinite(outcome.value):
             outcome = Outcome("failed", reason=f"{task.metric} is {outcome.value}")
     except TrialPruned:
@@ -187,6 +155,47 @@ def run_trial(task: Task, fit: Rows, validation: Rows, number: int, varied: Mapp
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return dataclasses.replace(outcome, seconds=round(time.monotonic() - started, 3))
+
+
+def _judged(
+    task: Task, fit: Rows, validation: Rows, folder: Path, scratch: Path, varied: Mapping[str, Any], watch: Watch
+) -> Outcome:
+    """The trial's metrics, on validation or over the folds.
+
+    Raises:
+        TrialPruned: `watch` gave it up.
+    """
+    params = task.params(varied)
+    if task.threads is not None and "threads" in params:
+        params["threads"] = task.threads
+    contract = dataclasses.replace(task.contract, params=params)
+    identity = hashlib.sha256(
+        json.dumps([contract.training_set_digest, params, task.seed], sort_keys=True).encode()
+    ).hexdigest()
+
+    def checkpoints_of(name: str) -> Checkpoints:
+        return Checkpoints(folder / name, identity, task.checkpoint_seconds)
+
+    def after_fold(fold: int, metrics: list[dict[str, float]]) -> None:
+        if watch(fold, float(np.mean([of_fold[task.metric] for of_fold in metrics]))):
+            raise TrialPruned
+
+    if not task.cross_validation:
+        output, every = task.metric.split("/")[0], max(1, task.last_step(params) // _POINTS)
+        run = Run(task.seed, task.device, TrialProgress(output, every, watch), checkpoints_of("fit"), scratch)
+        metrics = fit_and_judge(contract, fit, validation, validation, scratch, run)
+        return Outcome("complete", metrics[task.metric], "", metrics)
+    quiet = Progress(say_line=lambda line: None)
+    run = Run(task.seed, task.device, quiet, checkpoints_of("folds"), scratch)
+    folds = cross_validate(
+        task.cross_validation,
+        contract,
+        (fit, validation),
+        run=run,
+        checkpoints_of=checkpoints_of,
+        after_fold=after_fold,
+    )
+    return Outcome("complete", folds["mean"][task.metric], "", folds["mean"], folds)
 
 
 class InTurn:

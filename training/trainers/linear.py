@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,45 +79,24 @@ def train(
         name: truth_to_learn(contract, name, fit) for name, output in contract.kinds.items() if output.task == "event"
     }
     encoder = linear_encoder(contract, chosen.max_categories)
-    rows: list[Floats] = []  # of coefficients, the intercept last
+    rows: dict[str, Floats] = {}
     iterations: dict[str, int] = {}
     with threadpool_limits(1):  # sums depend on how many threads share them
         columns, held_out = design(encoder, fit.matrix, fit=True), design(encoder, validation.matrix)
-        middle, scale = float(np.median(fit.label)), float(np.std(fit.label)) or 1.0
-        target, held_out_target = (fit.label - middle) / scale, (validation.label - middle) / scale
-
-        def least_squares(wanted: Floats) -> Floats:
-            model = Ridge(alpha=chosen.alpha).fit(columns, wanted)
-            return np.append(model.coef_, model.intercept_)
-
+        labels = _Labels.of(fit, validation)
         for name, output in contract.outputs.items():
             if name in truths:
-                # The log odds of two normal clouds of equal shape are a line through this score.
-                weights = least_squares(truths[name])
-                odds = fit_calibration(columns @ weights[:-1] + weights[-1], truths[name], "platt")
-                rows.append(odds["slope"] * weights)
-                rows[-1][-1] += odds["intercept"]
-                iterations[name] = 1
+                rows[name], iterations[name] = _log_odds(columns, truths[name], chosen), 1
                 continue
-            stages = {name: 0.5 if output["objective"] == "median" else None}
-            if output.get("interval"):
-                tail = (1.0 - output["interval"]) / 2.0
-                stages |= {f"{name}_lower": tail, f"{name}_upper": 1.0 - tail}
-            for stage, level in stages.items():
-                weights, iterations[stage] = least_squares(target), 1
-                if level is not None:
-                    weights, iterations[stage] = _quantile(
-                        stage, level, weights, (columns, target), (held_out, held_out_target, scale), chosen, run
-                    )
-                rows.append(weights * scale)
-                rows[-1][-1] += middle
-    if not np.isfinite(rows).all():
+            for stage, level in _stages(name, output).items():
+                rows[stage], iterations[stage] = _number(stage, level, columns, held_out, labels, chosen, run)
+    stacked = np.vstack(list(rows.values()))
+    if not np.isfinite(stacked).all():
         raise TrainingDiverged(
             f"{contract.model}: a linear model's coefficients are not finite. Raise `alpha`, and look for extreme "
             "labels."
         )
     model = Ridge(alpha=chosen.alpha)
-    stacked = np.vstack(rows)
     model.coef_, model.intercept_, model.n_features_in_ = (
         stacked[:, :-1].copy(),
         stacked[:, -1].copy(),
@@ -143,6 +123,63 @@ def train(
         for name, position in positions.items()
     }
     return Fitted(used, iterations, importances, LIBRARIES, {"inputs": columns.shape[1]})
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """Labels of training and validation rows around their middle, in units of their deviation."""
+
+    middle: float
+    scale: float
+    fit: Floats
+    validation: Floats
+
+    @classmethod
+    def of(cls, fit: Rows, validation: Rows) -> _Labels:
+        middle, scale = float(np.median(fit.label)), float(np.std(fit.label)) or 1.0
+        return cls(middle, scale, (fit.label - middle) / scale, (validation.label - middle) / scale)
+
+
+def _stages(name: str, output: Mapping[str, Any]) -> dict[str, float | None]:
+    """What is fitted for a number, in the order of the rows: the quantile it is, None for the mean."""
+    stages: dict[str, float | None] = {name: 0.5 if output["objective"] == "median" else None}
+    if output.get("interval"):
+        tail = (1.0 - output["interval"]) / 2.0
+        stages |= {f"{name}_lower": tail, f"{name}_upper": 1.0 - tail}
+    return stages
+
+
+def _least_squares(columns: Floats, wanted: Floats, chosen: Params) -> Floats:
+    """Coefficients of a ridge regression, the intercept last."""
+    from sklearn.linear_model import Ridge
+
+    model = Ridge(alpha=chosen.alpha).fit(columns, wanted)
+    return np.append(model.coef_, model.intercept_)
+
+
+def _log_odds(columns: Floats, truth: Floats, chosen: Params) -> Floats:
+    """Coefficients of a probability's log odds, the intercept last: those of two normal clouds of equal shape are a
+    line through the score of a ridge regression.
+    """
+    weights = _least_squares(columns, truth, chosen)
+    odds = fit_calibration(columns @ weights[:-1] + weights[-1], truth, "platt")
+    row: Floats = odds["slope"] * weights
+    row[-1] += odds["intercept"]
+    return row
+
+
+def _number(
+    stage: str, level: float | None, columns: Floats, held_out: Floats, labels: _Labels, chosen: Params, run: Run
+) -> tuple[Floats, int]:
+    """Coefficients in the label's unit, the intercept last, and the regressions it took."""
+    weights, iterations = _least_squares(columns, labels.fit, chosen), 1
+    if level is not None:
+        weights, iterations = _quantile(
+            stage, level, weights, (columns, labels.fit), (held_out, labels.validation, labels.scale), chosen, run
+        )
+    row = weights * labels.scale
+    row[-1] += labels.middle
+    return row, iterations
 
 
 def _positions(contract: Contract) -> dict[str, int]:

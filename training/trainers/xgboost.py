@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -191,10 +191,23 @@ def train(
 
 @dataclass
 class _Boosted:
-    """A booster and how it came so far: per split and metric, one value a round."""
+    """A booster and how it came so far.
+
+    Attributes:
+        curves: per split and metric, one value a round.
+        best: the first round with the lowest validation metric, counted from 1; 0 before the first.
+        lowest: that metric.
+    """
 
     booster: Any
-    curves: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    curves: dict[str, dict[str, list[float]]]
+    best: int = field(init=False)
+    lowest: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        judged = self.judged()
+        self.lowest = min(judged, default=np.inf)
+        self.best = judged.index(self.lowest) + 1 if judged else 0
 
     def judged(self) -> list[float]:
         """The validation curve that early stopping follows."""
@@ -205,71 +218,89 @@ class _Boosted:
         """Rounds done."""
         return len(self.judged())
 
-    @property
-    def best(self) -> int:
-        """The first round with the lowest validation metric, counted from 1; 0 before the first."""
-        values = self.judged()
-        return int(np.argmin(values)) + 1 if values else 0
+    def each_curve(self) -> Iterator[tuple[str, str, list[float]]]:
+        """Split, metric and values of every curve."""
+        for split, metrics in self.curves.items():
+            for metric, values in metrics.items():
+                yield split, metric, values
+
+    def follow(self) -> None:
+        """Take note of the newest round."""
+        newest = self.judged()[-1]
+        if newest < self.lowest:
+            self.best, self.lowest = self.rounds, newest
 
 
 def _boosted(name: str, settings: Mapping[str, Any], matrix: Any, held_out: Any, chosen: Params, run: Run) -> _Boosted:
     """Boost until early stopping or the last round, from the stage's checkpoint if there is one."""
     import xgboost as xgb
 
-    found = run.checkpoints.load(name)
-    booster = xgb.Booster(
-        dict(settings), [matrix, held_out], model_file=found.folder / _BOOSTER_FILE if found else None
-    )
-    boosted = _Boosted(booster, json.loads((found.folder / _CURVES_FILE).read_text(encoding="utf-8")) if found else {})
-    for split, metrics in boosted.curves.items():
-        for metric, values in metrics.items():
-            for step, value in enumerate(values, 1):
-                run.progress.point(f"{split}/{name}/{metric}", step, value)
-    if found and found.finished:
+    boosted, finished = _resumed(name, settings, matrix, held_out, run)
+    if finished:
         return boosted
-    if found:
-        run.progress.line(f"xgboost {name}: goes on after round {boosted.rounds}, from a checkpoint")
-
-    def save(*, finished: bool) -> None:
-        def write(folder: Path) -> None:
-            booster.save_model(folder / _BOOSTER_FILE)
-            (folder / _CURVES_FILE).write_text(json.dumps(boosted.curves), encoding="utf-8")
-
-        run.checkpoints.save(name, write, {"round": boosted.rounds}, finished=finished)
-
     # Its own loop, not `xgb.train`: there the rounds of a continued booster count from 0, and so would what they
     # sample.
     container = xgb.callback.CallbackContainer([])
     container.history = boosted.curves
-    best, lowest = boosted.best, min(boosted.judged(), default=np.inf)
     for done in range(boosted.rounds, chosen.n_estimators):
-        if done and done - best >= chosen.early_stopping_rounds:
+        if done and done - boosted.best >= chosen.early_stopping_rounds:
             break
-        _forget_sampling(booster, settings["tree_method"])
-        booster.update(matrix, done)
-        container.after_iteration(booster, done, matrix, [(matrix, "train"), (held_out, "validation")])
-        for split, metrics in boosted.curves.items():
-            for metric, values in metrics.items():
-                if not np.isfinite(values[-1]):
-                    kept = run.checkpoints.load(name)
-                    last_good = f" The checkpoint of round {kept.state['round']} is kept." if kept else ""
-                    raise TrainingDiverged(
-                        f"xgboost {name}: {split} {metric} is {values[-1]} in round {done + 1}.{last_good} Lower "
-                        "`learning_rate`, and look for extreme labels."
-                    )
-                run.progress.point(f"{split}/{name}/{metric}", done + 1, values[-1])
-                if split == "validation":
-                    if values[-1] < lowest:
-                        best, lowest = done + 1, values[-1]
-                    if (done + 1) % _SAY_EVERY == 0:
-                        run.progress.line(
-                            f"xgboost {name}: round {done + 1} of {chosen.n_estimators}, validation {metric} "
-                            f"{values[-1]:.5g}"
-                        )
+        _forget_sampling(boosted.booster, settings["tree_method"])
+        boosted.booster.update(matrix, done)
+        container.after_iteration(boosted.booster, done, matrix, [(matrix, "train"), (held_out, "validation")])
+        _report(name, boosted, chosen, run)
+        boosted.follow()
         if run.checkpoints.due():
-            save(finished=False)
-    save(finished=True)
+            _save(name, boosted, run, finished=False)
+    _save(name, boosted, run, finished=True)
     return boosted
+
+
+def _resumed(name: str, settings: Mapping[str, Any], matrix: Any, held_out: Any, run: Run) -> tuple[_Boosted, bool]:
+    """A new booster, or that of the stage's checkpoint with its curves told again; and whether it has ended."""
+    import xgboost as xgb
+
+    saved = run.checkpoints.load(name)
+    if saved is None:
+        return _Boosted(xgb.Booster(dict(settings), [matrix, held_out]), {}), False
+    booster = xgb.Booster(dict(settings), [matrix, held_out], model_file=saved.folder / _BOOSTER_FILE)
+    boosted = _Boosted(booster, json.loads((saved.folder / _CURVES_FILE).read_text(encoding="utf-8")))
+    for split, metric, values in boosted.each_curve():
+        for step, value in enumerate(values, 1):
+            run.progress.point(f"{split}/{name}/{metric}", step, value)
+    if not saved.finished:
+        run.progress.line(f"xgboost {name}: goes on after round {boosted.rounds}, from a checkpoint")
+    return boosted, saved.finished
+
+
+def _report(name: str, boosted: _Boosted, chosen: Params, run: Run) -> None:
+    """Tell the newest point of every curve.
+
+    Raises:
+        TrainingDiverged: it is no number.
+    """
+    done = boosted.rounds
+    for split, metric, values in boosted.each_curve():
+        if not np.isfinite(values[-1]):
+            kept = run.checkpoints.load(name)
+            last_good = f" The checkpoint of round {kept.state['round']} is kept." if kept else ""
+            raise TrainingDiverged(
+                f"xgboost {name}: {split} {metric} is {values[-1]} in round {done}.{last_good} Lower `learning_rate`, "
+                "and look for extreme labels."
+            )
+        run.progress.point(f"{split}/{name}/{metric}", done, values[-1])
+        if split == "validation" and done % _SAY_EVERY == 0:
+            run.progress.line(
+                f"xgboost {name}: round {done} of {chosen.n_estimators}, validation {metric} {values[-1]:.5g}"
+            )
+
+
+def _save(name: str, boosted: _Boosted, run: Run, *, finished: bool) -> None:
+    def write(folder: Path) -> None:
+        boosted.booster.save_model(folder / _BOOSTER_FILE)
+        (folder / _CURVES_FILE).write_text(json.dumps(boosted.curves), encoding="utf-8")
+
+    run.checkpoints.save(name, write, {"round": boosted.rounds}, finished=finished)
 
 
 def _forget_sampling(booster: Any, method: str) -> None:
