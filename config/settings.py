@@ -325,14 +325,14 @@ IMAGE_FILES = (
 
 
 @functools.cache
-def image_code() -> str:
-    """Digest, 16 digits, of the files that the training image is built from; a label of the image, and part of a
-    training's identity.
+def image_code(root: Path = ROOT) -> str:
+    """Digest, 16 digits, of the files below `root` that the training image is built from; a label of the image, and
+    part of a training's identity.
     """
     digest = hashlib.sha256()
     for pattern in IMAGE_FILES:
-        for path in sorted(ROOT.glob(pattern)):
-            digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
+        for path in sorted(root.glob(pattern)):
+            digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 

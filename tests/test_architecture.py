@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import pytest
-
 from config.settings import IMAGE_FILES
 from serving.predictors import FAMILIES
 
@@ -162,12 +160,6 @@ def test_the_training_image_holds_what_the_trainer_imports_and_nothing_else() ->
         f"the training image holds {needless}, which no trainer imports: an edit there would retrain equal jobs. "
         "Take it out of IMAGE_FILES (config/settings.py) and out of docker/training.Dockerfile."
     )
-
-
-@pytest.mark.parametrize("entry", ["monitoring/pages/tonight.py", "config/catalog/policy.py", "config/settings.py"])
-def test_an_edit_of_a_page_or_an_alert_rule_keeps_the_image(entry: str) -> None:
-    assert (ROOT / entry).exists()
-    assert ROOT / entry not in {path for pattern in IMAGE_FILES for path in ROOT.glob(pattern)}
 
 
 def test_only_settings_read_the_environment() -> None:
