@@ -45,7 +45,7 @@ def _only_one(settings: Settings) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise AlreadyRunning(
-                f"another `run` or `up` works in {settings.home}. Stop it (Ctrl-C in its terminal), or set "
+                f"another `run` or `up` is running in {settings.home}. Stop it (Ctrl-C in its terminal), or set "
                 "NIGHTFLEET_HOME to another folder."
             ) from error
         yield
@@ -65,7 +65,7 @@ def _stop(_number: int, _frame: object) -> None:
 def run(
     nights: Annotated[int, typer.Option(min=1, help="How many nights to run.")] = 3,
     start: Annotated[str, typer.Option("--from", help="First night, YYYY-MM-DD; each data set's own by default.")] = "",
-    only: Annotated[list[str] | None, typer.Option(help="This data set alone; may be given again.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Only this data set; may be repeated.")] = None,
 ) -> None:
     """Start Airflow and MLflow, load history, train first champions, run night after night, sum up, stop."""
     from cli.run import run_nights
@@ -132,7 +132,7 @@ def rescore(model: str, start: str, end: str) -> None:
 
 @app.command()
 def restate(dataset: str, start: str, end: str) -> None:
-    """Rewrite DATASET's data dates START to END from its sources as they are now, and what is computed from them."""
+    """Rewrite DATASET's data dates START to END from its sources as they are now, and recompute what follows."""
     from cli.chain import validated_until
     from features.ingest import restate as restate_raw
     from features.materialize import materialize
@@ -225,7 +225,7 @@ def _new_model(
 
 @app.command()
 def doctor() -> None:
-    """Say what is missing on this machine, for which capability, and the command that mends it."""
+    """Say what is missing on this machine, for which capability, and the command that fixes it."""
     from cli.doctor import examine, render
 
     findings = examine(load_settings())

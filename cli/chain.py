@@ -498,7 +498,7 @@ def make_plan(lake: Lake, nights: int, start: date | None, only: list[str] | Non
         bounds = "; ".join(f"{d.name} {d.replay.first} to {d.replay.last}" for d in lake.catalog.datasets if d.replay)
         raise NothingToReplay(
             f"no replay has a night left to run (asked: {start or 'the next one'}). The replays: {bounds or 'none'}. "
-            "`make clean` starts anew."
+            "`make clean` starts over."
         )
     longest = max(len(days) for days in schedules.values())
     waves = tuple({name: days[i] for name, days in schedules.items() if i < len(days)} for i in range(longest))

@@ -1,4 +1,4 @@
-"""What is missing on this machine, for which capability, and the command that mends it."""
+"""What is missing on this machine, for which capability, and the command that fixes it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _NEEDED_DISK_GB = 5.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One capability: what it needs, whether that is there, and the command that mends it."""
+    """One capability: what it needs, whether that is there, and the command that fixes it."""
 
     capability: str
     needs: str
     found: str
     present: bool
     required: bool
-    mend: str
+    fix: str
 
 
 def _packages() -> tuple[bool, str]:
@@ -103,7 +103,7 @@ def _catalogs(settings: Settings) -> Iterator[Finding]:
             "\n".join(wrong) or counts,
             not wrong,
             True,
-            "mend the file it names",
+            "fix the file it names",
         )
 
 
@@ -172,9 +172,9 @@ def examine(settings: Settings) -> list[Finding]:
         ),
     ]
 
-    def add(capability: str, needs: str, look: Callable[[], tuple[bool, str]], required: bool, mend: str) -> None:
+    def add(capability: str, needs: str, look: Callable[[], tuple[bool, str]], required: bool, fix: str) -> None:
         present, text = look()
-        found.append(Finding(capability, needs, text, present, required, mend))
+        found.append(Finding(capability, needs, text, present, required, fix))
 
     add("everything", "the locked packages", _packages, True, "make setup")
     found += _catalogs(settings)
@@ -204,7 +204,7 @@ def examine(settings: Settings) -> list[Finding]:
         "channels that can be reached",
         lambda: _notifications(settings),
         False,
-        "name them in the profile, with the secrets they name",
+        "name them in the profile, with the secrets they refer to",
     )
     add("tests on Postgres", "Postgres server binaries", _command("initdb"), False, "apt-get install postgresql")
     add("tests of the pages", "Chromium", _command("chromium"), False, "apt-get install chromium")
@@ -215,7 +215,7 @@ def examine(settings: Settings) -> list[Finding]:
 def render(findings: list[Finding]) -> Table:
     """The findings as a table; the mending command stands where something is missing."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for column in ("", "capability", "needs", "found", "mend with"):
+    for column in ("", "capability", "needs", "found", "fix with"):
         table.add_column(column)
     for finding in findings:
         table.add_row(
@@ -223,7 +223,7 @@ def render(findings: list[Finding]) -> Table:
             finding.capability,
             finding.needs,
             escape(finding.found),
-            "" if finding.present else finding.mend,
+            "" if finding.present else finding.fix,
         )
     return table
 

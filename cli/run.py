@@ -142,7 +142,7 @@ def keep_up(settings: Settings, console: Console, *, replay_seconds: float | Non
             soft_wrap=True,
         )
         console.print(
-            f"         users operator and viewer see the same with fewer buttons; their passwords lie in {folder}",
+            f"         users operator and viewer see the same with fewer buttons; their passwords are in {folder}",
             soft_wrap=True,
         )
         console.print(f"Airflow  {installation.airflow_url}")
@@ -165,7 +165,7 @@ def keep_up(settings: Settings, console: Console, *, replay_seconds: float | Non
             while time.monotonic() - released < replay_seconds:
                 supervisor.check()
                 time.sleep(0.5)
-        console.print("the replays are through; everything stays up until Ctrl-C")
+        console.print("the replays have ended; everything stays up until Ctrl-C")
         while True:
             supervisor.check()
             time.sleep(1.0)

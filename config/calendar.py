@@ -40,9 +40,13 @@ def parse_data_date(text: str) -> date:
     try:
         parsed = date.fromisoformat(text)
     except (TypeError, ValueError) as error:
-        raise BadInterval(f"{text!r} is no data date. Give it as YYYY-MM-DD, for example 2013-07-01.") from error
+        raise BadInterval(
+            f"{text!r} is not a valid data date. Give it as YYYY-MM-DD, for example 2013-07-01."
+        ) from error
     if parsed.isoformat() != text:
-        raise BadInterval(f"{text!r} is no data date. Give it as YYYY-MM-DD, for example {parsed.isoformat()}.")
+        raise BadInterval(
+            f"{text!r} is not a valid data date. Give it as YYYY-MM-DD, for example {parsed.isoformat()}."
+        )
     return parsed
 
 
@@ -56,7 +60,7 @@ class Interval:
     def __post_init__(self) -> None:
         if self.end <= self.start:
             raise BadInterval(
-                f"the interval [{self.start}, {self.end}) holds no data date. Give an end after its start."
+                f"the interval [{self.start}, {self.end}) contains no data date. Give an end after its start."
             )
 
     @classmethod

@@ -24,7 +24,7 @@ def parse_duration(value: Any) -> timedelta:
         return value
     match = re.fullmatch(r"(\d+) (second|minute|hour|day|night|week)s?", value) if isinstance(value, str) else None
     if match is None:
-        raise ValueError("a duration reads like '14 days', '1 hour', '1 night'")
+        raise ValueError("write a duration as '14 days', '1 hour' or '1 night'")
     return int(match[1]) * _UNITS[match[2]]
 
 
@@ -34,7 +34,7 @@ def format_duration(value: timedelta) -> str:
         count, rest = divmod(value, _UNITS[unit])
         if not rest:
             return f"{count} {unit}{'' if count == 1 else 's'}"
-    raise ValueError(f"{value} is no whole number of seconds")
+    raise ValueError(f"{value} is not a whole number of seconds")
 
 
 Duration = Annotated[

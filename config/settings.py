@@ -253,7 +253,7 @@ def load_settings(**overrides: Any) -> Settings:
     unknown = sorted(set(environment) - set(fields))
     if unknown:
         raise BadSettings(
-            f"the environment sets {PREFIX}{unknown[0].upper()}, which is no setting. Known: "
+            f"the environment sets {PREFIX}{unknown[0].upper()}, which is not a setting. Known: "
             f"{', '.join(PREFIX + f.upper() for f in fields)}."
         )
     values = environment | overrides
@@ -274,7 +274,7 @@ def load_settings(**overrides: Any) -> Settings:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         raise BadSettings(
-            f"setting {name!r} is {first.get('input')!r}: {first['msg']}. Mend {PREFIX}{name.upper()} or "
+            f"setting {name!r} is {first.get('input')!r}: {first['msg']}. Fix {PREFIX}{name.upper()} or "
             f"{path.relative_to(ROOT)}."
         ) from error
     return settings.model_copy(update={"home": settings.home.expanduser().resolve()})

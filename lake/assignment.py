@@ -62,7 +62,7 @@ def check_plan(model: str, data_date: date, plan: Plan) -> Plan:
         given = ", ".join(f"{a.role} version {a.version} with {a.served_share:g}" for a in plan) or "nobody"
         raise BadPlan(
             f"the plan of {model} for {data_date} gives {given}; it needs one assignment a role, one of them with a "
-            "served share of 1 and the others with 0. Nothing was computed. Mend the plan."
+            "served share of 1 and the others with 0. Nothing was computed. Fix the plan."
         )
     return tuple(sorted(plan, key=lambda assignment: assignment.role))
 

@@ -132,7 +132,7 @@ def lock(connection: sa.Connection, name: str) -> None:
 
 
 def _create_all(engine: sa.Engine) -> None:
-    # Processes that start together on an empty database: only one may create, and checking first is no lock.
+    # Processes that start together on an empty database: only one may create, and checking first is not a lock.
     if all(sa.inspect(engine).has_table(name) for name in _metadata.tables):
         return
     with engine.connect() as connection, connection.begin():

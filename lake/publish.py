@@ -206,7 +206,7 @@ def _ordered(table: LakeTable, rows: pa.Table | pa.RecordBatchReader) -> Iterato
             *retyped,
         ]
         raise SchemaMismatch(
-            f"{table.name}: {'; '.join(problems)}. Nothing was written. Mend the catalog or what feeds the table."
+            f"{table.name}: {'; '.join(problems)}. Nothing was written. Fix the catalog or what feeds the table."
         )
     if isinstance(rows, pa.Table):
         rows = rows.select(needed.names).sort_by([(name, "ascending") for name in ("data_date", *table.key)])

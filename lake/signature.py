@@ -117,7 +117,7 @@ def verify(settings: Settings, folder: Path, model: str, artifact_digest: str) -
         raise UntrustedModel(
             _refusal(
                 folder,
-                f"its {SIGNATURE_FILE} was edited, or made with another key than {KEY} ({len(keys)} tried)",
+                f"its {SIGNATURE_FILE} was edited, or made with a key other than {KEY} ({len(keys)} tried)",
                 f"If the key was changed, give the old one as {PREVIOUS_KEY}; else restore the folder, or train the "
                 "model again.",
             )
@@ -126,7 +126,7 @@ def verify(settings: Settings, folder: Path, model: str, artifact_digest: str) -
         raise UntrustedModel(
             _refusal(
                 folder,
-                f"its signature is that of a version of {signed.model}, asked for is {model}",
+                f"its signature belongs to a version of {signed.model}, but {model} was asked for",
                 "Restore the folder.",
             )
         )

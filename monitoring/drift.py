@@ -83,7 +83,7 @@ def load_reference(settings: Settings, model: str, version: int, artifact_digest
         profile = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         return VersionReference(
-            version, artifact_digest, {}, f"reference.json of version {version} is no JSON; register it again"
+            version, artifact_digest, {}, f"reference.json of version {version} is not JSON; register it again"
         )
     if profile.get("format") not in READABLE_FORMATS:
         needed = " or ".join(map(str, READABLE_FORMATS))

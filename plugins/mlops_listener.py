@@ -178,7 +178,7 @@ def first_failed_task(dag_run: Any) -> str | None:
 def error_text(error: Any) -> str:
     """What a person reads of an error: its own words, with its kind where they do not begin with it."""
     if error is None:
-        return "it ended without a word: killed, or out of memory"
+        return "it ended without a message: killed, or out of memory"
     if isinstance(error, str):
         return error
     kind, text = type(error).__name__, str(error)

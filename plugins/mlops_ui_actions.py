@@ -97,7 +97,7 @@ class Asked:
             raise BadForm(f"{label} is missing. Nothing was done. Say it in 1 to {longest} characters.")
         if len(value) > longest:
             raise BadForm(
-                f"{label} has {len(value):,} characters, at most {longest} fit. Nothing was done. Say it shorter."
+                f"{label} has {len(value):,} characters, at most {longest} fit. Nothing was done. Shorten it."
             )
         return value
 

@@ -25,7 +25,7 @@ from config.errors import NightfleetError, TransientError
 
 KEY_FORMAT = "%Y-%m-%d"
 
-# Trying again cannot mend a rejected partition or a missing champion: only what may pass by itself is tried again.
+# Trying again cannot fix a rejected partition or a missing champion: only what may pass by itself is tried again.
 RETRY_POLICY = ExceptionRetryPolicy(
     rules=[
         RetryRule(exception=TransientError, action=RetryAction.RETRY),

@@ -244,7 +244,7 @@ def check_served(model: ModelEntry, parts: Sequence[pa.Table]) -> None:
         first = int(wrong[0])
         raise NotServedOnce(
             f"{model.name}: {len(wrong)} of {len(times)} entities are not served exactly once, the first "
-            f"{int(times[first])} times on {parts[0]['data_date'][first]}. Nothing was published. Mend the shares of "
+            f"{int(times[first])} times on {parts[0]['data_date'][first]}. Nothing was published. Fix the shares of "
             "the night's assignments."
         )
 

@@ -1268,7 +1268,7 @@ def _actions(lake: Lake, stories: Sequence[Story]) -> None:
             "null_rate",
             gap,
             until=until,
-            reason="the station is being mended",
+            reason="the station is being repaired",
         )
     )
     rows = [

@@ -1,4 +1,4 @@
-"""The rules of the architecture, each with the way to mend a breach in its message."""
+"""The rules of the architecture, each with the way to fix a breach in its message."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def read_rows(
         scratch: folder for the matrices that memory should not hold; it must outlive the rows.
     Raises:
         BadJob: the file lacks a column.
-        TrainingImpossible: a feature has no fitting type, a split has no rows, a label is no finite number.
+        TrainingImpossible: a feature has no fitting type, a split has no rows, a label is not a finite number.
     """
     columns: dict[str, str] = job["feature_columns"]
     unfit = {name: kind for name, kind in columns.items() if kind not in FEATURE_TYPES}

@@ -40,7 +40,7 @@ class FeatureColumn(Column):
         ),
     )
     steps: int | None = Field(
-        None, ge=2, le=1000, description="stands for so many columns, <name>_t0 ... <name>_t<steps-1>, newest first"
+        None, ge=2, le=1000, description="stands for this many columns, <name>_t0 ... <name>_t<steps-1>, newest first"
     )
 
     def expanded(self, name: str) -> dict[str, FeatureColumn]:
@@ -134,7 +134,7 @@ class KnownAt(Model):
     @model_validator(mode="after")
     def _one(self) -> Self:
         if (self.column is None) == (self.sql is None):
-            raise ValueError("known_at needs exactly one of column, sql; or the word arrival")
+            raise ValueError("known_at needs either column or sql, or the word arrival")
         return self
 
 
@@ -172,7 +172,7 @@ class Table(Model):
             raise ValueError(f"column {reserved!r} is reserved; rename it in the source's select")
         for name in self.key:
             if name not in self.columns:
-                raise ValueError(f"key names {name!r}, which is no column of the table")
+                raise ValueError(f"key names {name!r}, which is not a column of the table")
             if self.columns[name].nullable:
                 raise ValueError(f"key column {name!r} must say nullable: false")
         return self
@@ -182,11 +182,11 @@ class Table(Model):
         names = [check_name(c) for c in self.checks]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"the check {name} stands twice")
+                raise ValueError(f"the check {name} appears twice")
         for check in self.checks:
             for column in check_columns(check):
                 if column not in self.columns:
-                    raise ValueError(f"check {check_name(check)} names {column!r}, which is no column of the table")
+                    raise ValueError(f"check {check_name(check)} names {column!r}, which is not a column of the table")
             misfit = check_types(check, {name: column.type for name, column in self.columns.items()})
             if misfit:
                 raise ValueError(f"check {check_name(check)}: {misfit}")
@@ -225,9 +225,7 @@ class FeatureView(Model):
         for name, column in value.items():
             for plain, declared in column.expanded(name).items():
                 if plain in expanded or (plain != name and plain in value):
-                    raise ValueError(
-                        f"the steps of {name!r} make a column {plain!r}, which stands there already; rename one"
-                    )
+                    raise ValueError(f"the steps of {name!r} make a column {plain!r}, which exists already; rename one")
                 expanded[plain] = declared
         return expanded
 
@@ -292,18 +290,18 @@ class Dataset(Model):
         try:
             ZoneInfo(value)
         except (ZoneInfoNotFoundError, ValueError) as error:
-            raise ValueError("is no IANA time zone, for example America/New_York") from error
+            raise ValueError("is not an IANA time zone, for example America/New_York") from error
         return value
 
     @model_validator(mode="after")
     def _references(self) -> Self:
         if (self.start is None) == (self.replay is None):
-            raise ValueError("needs exactly one of start (live) and replay (historic)")
+            raise ValueError("needs either start (live) or replay (historic)")
         for name, view in self.features.items():
             for table in view.reads:
                 if table not in self.tables:
                     raise ValueError(
-                        f"feature view {name!r} reads {table!r}, which is no table of the data set "
+                        f"feature view {name!r} reads {table!r}, which is not a table of the data set "
                         f"({', '.join(self.tables)})"
                     )
             for column in view.columns:

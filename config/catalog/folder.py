@@ -46,8 +46,8 @@ def catalog_folders(settings: Settings) -> tuple[CatalogFolder, ...]:
     for path in settings.catalogs:
         if not path.is_dir():
             raise BadCatalog(
-                f"the setting `catalogs` names {path}, which is no folder. Create it with datasets/ or models/ in it, "
-                "or correct the setting; relative paths start at the repository's root."
+                f"the setting `catalogs` names {path}, which is not a folder. Create it with datasets/ or models/ in "
+                "it, or correct the setting; relative paths start at the repository's root."
             )
     return tuple(
         CatalogFolder(path, settings.sql_dir or SHIPPED_SQL, ROOT)

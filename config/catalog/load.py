@@ -154,33 +154,33 @@ def _misfits(model: ModelEntry, catalog: Catalog) -> Iterator[Misfit]:
     """What does not fit. Each is looked for only when those before it were not found."""
     names = [d.name for d in catalog.datasets]
     if model.dataset not in names:
-        yield Misfit("dataset", model.dataset, f"is no data set ({', '.join(names)})")
+        yield Misfit("dataset", model.dataset, f"is not a data set ({', '.join(names)})")
     dataset = catalog.dataset(model.dataset)
     yield from model.spine.misfits(dataset)
     yield from _label_misfits(model, dataset)
     spine_columns = set(model.spine.columns(dataset.tables))
     if model.split.groups is not None and model.split.groups not in spine_columns:
         known = ", ".join(sorted(spine_columns))
-        yield Misfit("split.groups", model.split.groups, f"is no column of the spine ({known})")
+        yield Misfit("split.groups", model.split.groups, f"is not a column of the spine ({known})")
     datasets = {view.rpartition(".")[0] for view in model.features} - {"", *names}
     for name in sorted(datasets):
-        yield Misfit("features", name, f"is no data set ({', '.join(names)})")
+        yield Misfit("features", name, f"is not a data set ({', '.join(names)})")
     yield from _feature_misfits(model, dataset, catalog)
     if model.gate.segments:
         known_columns = spine_columns | set(catalog.feature_columns(model))
         for column in model.gate.segments.columns:
             if column not in known_columns:
-                expectation = "is no column of the spine and no feature (<view>__<column>)"
+                expectation = "is neither a column of the spine nor a feature (<view>__<column>)"
                 yield Misfit("gate.segments.columns", column, expectation)
 
 
 def _label_misfits(model: ModelEntry, dataset: Dataset) -> Iterator[Misfit]:
     table = model.label.table
     if table not in dataset.tables:
-        yield Misfit("label.table", table, f"is no table of {dataset.name} ({', '.join(dataset.tables)})")
+        yield Misfit("label.table", table, f"is not a table of {dataset.name} ({', '.join(dataset.tables)})")
     for name in (*model.entity, model.label.column):
         if name not in dataset.tables[table].columns:
-            yield Misfit("label", name, f"is no column of table {table}")
+            yield Misfit("label", name, f"is not a column of table {table}")
     for name, output in model.outputs.items():
         problem = output.label_problem(model.label.column, dataset.tables[table].columns[model.label.column].type)
         if problem:
@@ -191,13 +191,13 @@ def _feature_misfits(model: ModelEntry, dataset: Dataset, catalog: Catalog) -> I
     spine = model.spine.columns(dataset.tables)
     for name in model.features:
         if model.features.count(name) > 1:
-            yield Misfit("features", name, "stands twice")
+            yield Misfit("features", name, "appears twice")
         of, _, view = name.rpartition(".")
         home = catalog.dataset(of or dataset.name)
         if of:
             yield from _foreign_misfits(name, dataset, catalog.dataset(of))
         if view not in home.features:
-            yield Misfit("features", name, f"is no feature view of {home.name} ({', '.join(home.features)})")
+            yield Misfit("features", name, f"is not a feature view of {home.name} ({', '.join(home.features)})")
         for entity, kind in home.entity_types(view).items():
             if entity not in spine:
                 yield Misfit("features", name, f"is keyed by {entity!r}, which the spine does not have")

@@ -74,7 +74,7 @@ class Training(Model):
     cpus: float = Field(2.0, gt=0, description="cap of the container")
     shm_gb: float = Field(0.5, gt=0, description="size of /dev/shm in the container")
     timeout_minutes: float = Field(60.0, gt=0)
-    checkpoint_minutes: float = Field(5.0, gt=0, description="a killed training loses at most so much")
+    checkpoint_minutes: float = Field(5.0, gt=0, description="a killed training loses at most this much")
     workers: int = Field(1, ge=1, description="data-parallel workers, each a container of its own with these resources")
 
 
@@ -104,7 +104,7 @@ class ModelEntry(Model):
     approval: Literal["none", "required"] = Field(
         "none", description="required: a person decides on each promotion that passed the gate"
     )
-    approval_timeout: Duration = Field(timedelta(days=7), description="without an answer by then the promotion is off")
+    approval_timeout: Duration = Field(timedelta(days=7), description="without an answer by then, the promotion lapses")
     retrain: Retrain = Retrain()
     training: Training = Training()
     airflow: AirflowKnobs = AirflowKnobs()
@@ -118,12 +118,12 @@ class ModelEntry(Model):
         names = [alert.name for alert in self.alerts]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"alerts: the name {name!r} stands twice; give one of them another `name`")
+                raise ValueError(f"alerts: the name {name!r} appears twice; give one of them another `name`")
         for alert in self.alerts:
             for output in (alert.outputs or ()) if isinstance(alert, AccuracyDrop) else ():
                 if output not in self.outputs:
                     raise ValueError(
-                        f"alerts: {alert.name} names {output!r}, which is no output ({', '.join(self.outputs)})"
+                        f"alerts: {alert.name} names {output!r}, which is not an output ({', '.join(self.outputs)})"
                     )
         return self
 

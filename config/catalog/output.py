@@ -118,7 +118,7 @@ class Defect:
 
     Attributes:
         bad: a mask, (rows,).
-        what: of so many values, in words: `are no probabilities in [0, 1]`.
+        what: of so many values, in words: `are not probabilities in [0, 1]`.
     """
 
     column: str

@@ -37,17 +37,17 @@ class TableSpine(Model):
 
     @property
     def step_column(self) -> None:
-        """The entity column that holds the begin of a step: rows of a table are no steps."""
+        """The entity column that holds the begin of a step: rows of a table are not steps."""
         return None
 
     def misfits(self, dataset: Dataset) -> Iterator[Misfit]:
         """What does not fit the data set. Each is asked for only when those before it do not hold."""
         if self.table not in dataset.tables:
-            yield Misfit("spine.table", self.table, f"is no table of {dataset.name} ({', '.join(dataset.tables)})")
+            yield Misfit("spine.table", self.table, f"is not a table of {dataset.name} ({', '.join(dataset.tables)})")
         columns = dataset.tables[self.table].columns
         for name in (*self.entity, self.target_time):
             if name not in columns:
-                yield Misfit("spine", name, f"is no column of table {self.table}")
+                yield Misfit("spine", name, f"is not a column of table {self.table}")
         if columns[self.target_time].type != "timestamp":
             yield Misfit("spine.target_time", self.target_time, "must be a timestamp column")
 

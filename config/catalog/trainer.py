@@ -82,7 +82,7 @@ class Search(Model):
             "<output>/<metric> of the validation rows, smaller is better; None: the gate's metric of the first output"
         ),
     )
-    timeout_minutes: float | None = Field(None, gt=0, description="no trial starts after so long")
+    timeout_minutes: float | None = Field(None, gt=0, description="no trial starts after this long")
 
 
 class CrossValidation(Model):

@@ -354,7 +354,7 @@ def raise_given_up(lake: Lake) -> None:
     if rows:
         last = rows[-1]
         raise NotDelivered(
-            f"{len(rows)} messages were given up after {MOST_ATTEMPTS} tries each, the last, {last.title!r}, to the "
+            f"{len(rows)} messages were given up after {MOST_ATTEMPTS} attempts each, the last, {last.title!r}, to the "
             f"channel {last.channel}: {last.error}\n"
             f"  Check that the secret of {last.channel} holds the right Apprise URL and that its server answers. "
             "They are not sent again; the pages show everything."

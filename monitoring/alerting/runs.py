@@ -187,7 +187,7 @@ class Waiting:
 
     Attributes:
         asking: which asking of that run it is; a cleared task asks anew.
-        asked_at, until: aware, UTC; without an answer by then the promotion is off.
+        asked_at, until: aware, UTC; without an answer by then, the promotion lapses.
     """
 
     model: str

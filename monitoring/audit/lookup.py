@@ -30,7 +30,7 @@ class NoPredictionId(NightfleetError):
 
 
 class BadEntityValue(NightfleetError):
-    """A text that is no value of the entity column's type."""
+    """A text that is not a value of the entity column's type."""
 
 
 @dataclass(frozen=True)

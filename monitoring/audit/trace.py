@@ -332,7 +332,7 @@ def _publication(lake: Lake, table: _OpenTable, day: date, version: int) -> Publ
             _expired(
                 table.name,
                 version,
-                f"the index of publications has no partition {day} up to that version; the table was made anew since",
+                f"the index of publications has no partition {day} up to that version; the table was recreated since",
             )
         )
     return found[day]
@@ -404,7 +404,7 @@ def _still_there(lake: Lake, pins: _Pins) -> None:
                     _expired(
                         name,
                         version,
-                        f"its partition {day} there is not the one that was recorded; the table was made anew since",
+                        f"its partition {day} there is not the one that was recorded; the table was recreated since",
                     )
                 )
 

@@ -71,7 +71,7 @@ def page(context: Context, *, query: Mapping[str, str], model: str, night: str) 
 
     Raises:
         NotFound: there is no such model, or the night was not scored; the message says which nights were.
-        BadAddress: `night` is no date.
+        BadAddress: `night` is not a date.
     """
     entry = context.model(model)
     day = read_date(night, "the night")

@@ -123,12 +123,12 @@ class _Place:
 def _place(context: Context, path: str) -> _Place:
     if len(path) > _LONGEST_ADDRESS or _UNSAFE.search(path):
         raise BadAddress(
-            f"{shortened(path)} is no address of a document: needs at most {_LONGEST_ADDRESS} printable characters, no "
-            "backslash, no percent."
+            f"{shortened(path)} is not the address of a document: needs at most {_LONGEST_ADDRESS} printable "
+            "characters, no backslash, no percent."
         )
     parts = tuple(path.split("/"))
     if any(part in {"", ".", ".."} for part in parts):
-        raise BadAddress(f"{shortened(path)} is no address of a document: a part of it is empty or a dot.")
+        raise BadAddress(f"{shortened(path)} is not the address of a document: a part of it is empty or a dot.")
     if parts[0] == DATA_DOCS:
         return _docs_place(context, parts)
     if len(parts) != _PARTS:
@@ -141,7 +141,7 @@ def _place(context: Context, path: str) -> _Place:
     folder = context.lake.settings.reports / entry.name
     if parts[1] == MODEL_CARDS:
         if not _VERSION.fullmatch(parts[2]):
-            raise BadAddress(f"{shortened(parts[2])} is no model card: needs <version>.html, for example 3.html.")
+            raise BadAddress(f"{shortened(parts[2])} is not a model card: needs <version>.html, for example 3.html.")
         return _Place(
             folder,
             parts[1:],
@@ -190,9 +190,9 @@ def _check_night(text: str) -> None:
     try:
         found = parse_data_date(text).isoformat()
     except BadInterval as error:
-        raise BadAddress(f"{shortened(text)} is no data date, needs one as 2013-07-01.") from error
+        raise BadAddress(f"{shortened(text)} is not a valid data date, needs one as 2013-07-01.") from error
     if found != text:
-        raise BadAddress(f"{shortened(text)} is no data date, needs {found}.")
+        raise BadAddress(f"{shortened(text)} is not a valid data date, needs {found}.")
 
 
 def _there(folder: Path, inner: str) -> str:

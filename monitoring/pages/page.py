@@ -218,7 +218,7 @@ def read_period(
     """The period of an address, both ends included; by default the `nights` up to `newest`.
 
     Raises:
-        BadAddress: an end is no date, the first lies after the last, or the period is longer than ten years.
+        BadAddress: an end is not a date, the first lies after the last, or the period is longer than ten years.
         NotFound: the address leaves it open and there is no night yet.
     """
     first, last = read_date(start, names[0]), read_date(end, names[1])

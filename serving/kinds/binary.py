@@ -41,7 +41,7 @@ class Output(OutputKind):
         import pyarrow.compute as pc
 
         values = rows[name]
-        return [Defect(name, pc.or_(pc.less(values, 0.0), pc.greater(values, 1.0)), "are no probabilities in [0, 1]")]
+        return [Defect(name, pc.or_(pc.less(values, 0.0), pc.greater(values, 1.0)), "are not probabilities in [0, 1]")]
 
     # ---- labels
 

@@ -78,7 +78,7 @@ class Output(OutputKind):
         }
 
     def defects(self, name: str, rows: pa.Table) -> list[Defect]:
-        """Numbers that are no probabilities, probabilities that do not add up to 1, a class that is none."""
+        """Numbers that are not probabilities, probabilities that do not add up to 1, a class that is none."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -86,7 +86,7 @@ class Output(OutputKind):
         total: Any = 0.0
         for column in (f"{name}_probability", *self.judged_columns(name)):
             bad = pc.fill_null(pc.or_(pc.less(rows[column], 0.0), pc.greater(rows[column], 1.0)), True)
-            found.append(Defect(column, bad, "are no probabilities in [0, 1]"))
+            found.append(Defect(column, bad, "are not probabilities in [0, 1]"))
         for column in self.judged_columns(name):
             total = pc.add(total, rows[column])
         off = pc.greater(pc.abs(pc.subtract(total, 1.0)), _SUM_TOLERANCE)

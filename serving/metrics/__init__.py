@@ -30,7 +30,7 @@ def metric_named(name: str) -> Metric:
     """
     if name not in NAMES:
         raise UnknownMetric(
-            f"there is no metric {name!r}. Known: {', '.join(NAMES)}. Mend `gate` of the output in the model's catalog "
+            f"there is no metric {name!r}. Known: {', '.join(NAMES)}. Fix `gate` of the output in the model's catalog "
             "file, or add the metric as a file in serving/metrics."
         )
     metric: Metric = importlib.import_module(f"serving.metrics.{name}").METRIC

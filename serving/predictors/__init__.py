@@ -67,9 +67,9 @@ def check_family(family: str) -> str:
     """
     if family not in FAMILIES:
         raise UnknownFamily(
-            f"there is no model family {family!r}. Known: {', '.join(FAMILIES)}. Mend `trainer.family` in the model's "
+            f"there is no model family {family!r}. Known: {', '.join(FAMILIES)}. Fix `trainer.family` in the model's "
             "catalog file, "
-            "or add the family as a file each in serving/predictors and training/trainers."
+            "or add the family: one file each in serving/predictors and training/trainers."
         )
     return family
 
@@ -88,7 +88,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         artifacts = manifest["artifacts"]
     except (ValueError, KeyError, TypeError) as error:
         raise BadManifest(
-            f"{path} is no manifest ({error}). Its bytes were changed; restore it, or train the model again."
+            f"{path} is not a manifest ({error}). Its bytes were changed; restore it, or train the model again."
         ) from error
     if not isinstance(artifacts, dict) or "model/contract.json" not in artifacts:
         raise BadManifest(

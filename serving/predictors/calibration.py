@@ -28,7 +28,7 @@ def calibrated(logits: Floats, calibration: Mapping[str, Any]) -> Floats:
             result: Floats = np.interp(logits, calibration["logits"], calibration["probabilities"])
             return result
         case unknown:
-            raise ValueError(f"calibration {unknown!r} is none of none, platt, isotonic")
+            raise ValueError(f"calibration {unknown!r} is not one of none, platt, isotonic")
 
 
 def class_odds(shares: Floats, least: float) -> Floats:

@@ -207,10 +207,10 @@ def expected_gradients(
     """Shapley values of a network of several inputs by expected gradients (Erion and others 2021).
 
     SHAP's own explainer of gradients walks every input from the background to the row, and half a mask is none: here an
-    input that is no floating-point number stays the row's own.
+    input that is not a floating-point number stays the row's own.
 
     Returns:
-        Per input, float64 of shape (outputs, rows, *its own); zeros for one that is no floating-point number.
+        Per input, float64 of shape (outputs, rows, *its own); zeros for one that is not a floating-point number.
     """
     import tensorflow as tf
 

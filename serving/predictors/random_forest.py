@@ -20,7 +20,7 @@ from serving.predictors.sklearn_model import FOLDS, PRELOADED, TREE, Floats, col
 DETAILS_FILE = "random_forest.json"
 PRELOAD = (PRELOADED,)
 TRUSTED = (FOLDS, TREE)
-# A share of 0 or 1 in every leaf is no certainty.
+# A share of 0 or 1 in every leaf is not a certainty.
 _LEAST_SHARE = 1e-4
 _ROWS_OF_A_THREAD = 8_192
 

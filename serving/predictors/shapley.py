@@ -57,7 +57,7 @@ def evenly(count: int, wanted: int) -> npt.NDArray[np.int64]:
 
 
 def slope(calibration: Mapping[str, Any]) -> float:
-    """What a raw score's distance becomes in calibrated log-odds; a calibration that is no line leaves it as it is."""
+    """What a raw score's distance becomes in calibrated log-odds; one that is not a line leaves it as it is."""
     return float(calibration["slope"]) if calibration["method"] == "platt" else 1.0
 
 

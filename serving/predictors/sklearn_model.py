@@ -41,7 +41,7 @@ def read_model(path: Path, kind: str, trusted: tuple[str, ...]) -> Any:
         foreign = sorted(set(skops.io.get_untrusted_types(file=path)) - set(trusted))
     except (zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
         raise BadModelFile(
-            f"{path} is no skops file: {error}. Nothing was loaded. Restore it, or train the model again."
+            f"{path} is not a skops file: {error}. Nothing was loaded. Restore it, or train the model again."
         ) from error
     if foreign:
         raise BadModelFile(

@@ -74,7 +74,7 @@ def test_a_catalog_folder_that_is_not_there_is_found(tmp_path: Path) -> None:
     findings = [
         f for f in examine(Settings(home=tmp_path, catalogs=(tmp_path / "no",))) if f.needs == "the catalog folders"
     ]
-    assert [(f.present, "no, which is no folder" in f.found) for f in findings] == [(False, True)]
+    assert [(f.present, "no, which is not a folder" in f.found) for f in findings] == [(False, True)]
 
 
 def test_a_family_without_code_is_found_before_a_training_needs_it(tmp_path: Path) -> None:

@@ -94,6 +94,6 @@ def test_nothing_is_overwritten(settings: Settings, tmp_path: Path) -> None:
 
 
 def test_a_copy_that_does_not_fit_is_taken_back(settings: Settings, tmp_path: Path) -> None:
-    with pytest.raises(BadCatalog, match=r"dataset = 'boats': is no data set(?s:.*)Nothing was written."):
+    with pytest.raises(BadCatalog, match=r"dataset = 'boats': is not a data set(?s:.*)Nothing was written."):
         new_model(settings, "boat_minutes", like="ride_minutes", folder=tmp_path / "team", dataset="boats")
     assert [path for path in (tmp_path / "team").rglob("*") if path.is_file()] == []

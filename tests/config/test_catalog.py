@@ -83,18 +83,18 @@ CHECK = {"rule": "between", "column": "distance_km", "min": 0}
             ["tables.bookings.columns.depot.type = 'text'", "'string', 'int32'"],
         ),
         ("tables.bookings.key", [], ["tables.bookings.key = []", "at least 1 item"]),
-        ("time_zone", "New York", ["time_zone = 'New York': is no IANA time zone, for example America/New_York"]),
+        ("time_zone", "New York", ["time_zone = 'New York': is not an IANA time zone, for example America/New_York"]),
         (
             "replay",
             {"from": "2024-02-01", "to": "2024-03-01", "first_night": "2024-01-01"},
             ["needs from < first_night <= to, has 2024-02-01, 2024-01-01"],
         ),
-        ("start", "2024-01-01", ["needs exactly one of start (live) and replay (historic)"]),
+        ("start", "2024-01-01", ["needs either start (live) or replay (historic)"]),
         ("tables.bookings.source", {"kind": "ftp"}, ["tables.bookings.source", "'file', 'sql', 'http'"]),
         (
             "tables.bookings.known_at",
             {"column": "start_utc", "sql": "1"},
-            ["known_at needs exactly one of column, sql; or the word arrival"],
+            ["known_at needs either column or sql, or the word arrival"],
         ),
         (
             "tables.bookings.quality",
@@ -106,22 +106,22 @@ CHECK = {"rule": "between", "column": "distance_km", "min": 0}
         (
             "tables.outcomes.checks.2.max_age",
             "1 fortnight",
-            ["tables.outcomes.checks.2.freshness.max_age = '1 fortnight'", "a duration reads like '14 days'"],
+            ["tables.outcomes.checks.2.freshness.max_age = '1 fortnight'", "write a duration as '14 days'"],
         ),
         # dangling references
-        ("tables.bookings.key", ["event_date", "trip"], ["key names 'trip', which is no column of the table"]),
+        ("tables.bookings.key", ["event_date", "trip"], ["key names 'trip', which is not a column of the table"]),
         ("tables.bookings.columns.ride.nullable", True, ["key column 'ride' must say nullable: false"]),
         (
             "tables.bookings.checks.4",
             {**CHECK, "column": "distance"},
-            ["check between(distance) names 'distance', which is no column of the table"],
+            ["check between(distance) names 'distance', which is not a column of the table"],
         ),
         (
             "tables.bookings.checks.4",
             {**CHECK, "when": {"column": "x", "op": "==", "value": 1}},
-            ["names 'x', which is no column of the table"],
+            ["names 'x', which is not a column of the table"],
         ),
-        ("tables.bookings.checks.4", CHECK, ["the check between(distance_km) stands twice"]),
+        ("tables.bookings.checks.4", CHECK, ["the check between(distance_km) appears twice"]),
         ("tables.bookings.columns.revision", {"type": "int32", "description": "x"}, ["column 'revision' is reserved"]),
         (
             "tables.outcomes.known_at.column",
@@ -131,7 +131,7 @@ CHECK = {"rule": "between", "column": "distance_km", "min": 0}
         (
             "features.vehicle_daily.reads",
             ["trips"],
-            ["feature view 'vehicle_daily' reads 'trips', which is no table of the data set (bookings, outcomes)"],
+            ["feature view 'vehicle_daily' reads 'trips', which is not a table of the data set (bookings, outcomes)"],
         ),
         (
             "features.vehicle_daily.columns.vehicle",
@@ -187,17 +187,17 @@ def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
-        ("dataset", "trains", ["dataset = 'trains': is no data set (rides)"]),
-        ("spine.table", "trips", ["spine.table = 'trips': is no table of rides (bookings, outcomes)"]),
+        ("dataset", "trains", ["dataset = 'trains': is not a data set (rides)"]),
+        ("spine.table", "trips", ["spine.table = 'trips': is not a table of rides (bookings, outcomes)"]),
         ("spine.target_time", "depot", ["spine.target_time = 'depot': must be a timestamp column"]),
-        ("spine.target_time", "end_utc", ["spine = 'end_utc': is no column of table bookings"]),
-        ("label.table", "trips", ["label.table = 'trips': is no table of rides"]),
-        ("label.column", "price", ["label = 'price': is no column of table outcomes"]),
-        ("features", ["driver_daily"], ["features = 'driver_daily': is no feature view of rides (vehicle_daily)"]),
+        ("spine.target_time", "end_utc", ["spine = 'end_utc': is not a column of table bookings"]),
+        ("label.table", "trips", ["label.table = 'trips': is not a table of rides"]),
+        ("label.column", "price", ["label = 'price': is not a column of table outcomes"]),
+        ("features", ["driver_daily"], ["features = 'driver_daily': is not a feature view of rides (vehicle_daily)"]),
         (
             "gate.segments.columns",
             ["weather"],
-            ["gate.segments.columns = 'weather': is no column of the spine and no feature (<view>__<column>)"],
+            ["gate.segments.columns = 'weather': is neither a column of the spine nor a feature (<view>__<column>)"],
         ),
         ("gate.better_than", 1, ["gate.better_than = 1: unknown key"]),
         ("split.train", "a month", ["split.train = 'a month'", "a duration reads like"]),
@@ -363,7 +363,7 @@ def test_a_catalog_of_steps_equals_one_that_writes_them_out(tmp_path: Path) -> N
         (
             3,
             "distance_t1",
-            "the steps of 'distance' make a column 'distance_t1', which stands there already; rename one",
+            "the steps of 'distance' make a column 'distance_t1', which exists already; rename one",
         ),
     ],
 )
@@ -392,8 +392,8 @@ def test_every_model_has_the_alert_rules_of_the_specification(tmp_path: Path) ->
     [
         ([{"rule": "slow"}], "alerts.0 = {rule}"),
         ([{"rule": "late", "severity": "deadly"}], "alerts.0.late.severity = 'deadly'"),
-        ([{"rule": "late"}, {"rule": "late"}], "the name 'late' stands twice; give one of them another `name`"),
-        ([{"rule": "accuracy_drop", "outputs": ["speed"]}], "accuracy_drop names 'speed', which is no output"),
+        ([{"rule": "late"}, {"rule": "late"}], "the name 'late' appears twice; give one of them another `name`"),
+        ([{"rule": "accuracy_drop", "outputs": ["speed"]}], "accuracy_drop names 'speed', which is not an output"),
         ([{"rule": "accuracy_drop", "by": 0}], "alerts.0.accuracy_drop.by = 0: Input should be greater than 0"),
     ],
 )

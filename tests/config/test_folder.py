@@ -83,7 +83,9 @@ def test_a_wrong_list_of_folders_is_refused(value: str, words: str, monkeypatch:
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadCatalog, match=r"names .*nowhere, which is no folder. Create it with datasets/ or models/"):
+    with pytest.raises(
+        BadCatalog, match=r"names .*nowhere, which is not a folder. Create it with datasets/ or models/"
+    ):
         load_catalog(Settings(catalogs=(tmp_path / "nowhere",)))
 
 
@@ -169,8 +171,8 @@ def test_a_model_takes_features_of_two_data_sets(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("feature", "changes", "words"),
     [
-        ("walks.vehicle_daily", {}, "features = 'walks': is no data set (rides, tours)"),
-        ("rides.nothing", {}, "features = 'rides.nothing': is no feature view of rides (vehicle_daily)"),
+        ("walks.vehicle_daily", {}, "features = 'walks': is not a data set (rides, tours)"),
+        ("rides.nothing", {}, "features = 'rides.nothing': is not a feature view of rides (vehicle_daily)"),
         ("tours.vehicle_daily", {}, "names the model's own data set; write 'vehicle_daily'"),
         (
             "rides.vehicle_daily",
@@ -204,5 +206,5 @@ def test_what_two_data_sets_cannot_give_together_is_refused(
 
 
 def test_a_feature_view_that_stands_twice_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadCatalog, match="'vehicle_daily': stands twice"):
+    with pytest.raises(BadCatalog, match="'vehicle_daily': appears twice"):
         load_catalog(with_features(tmp_path, ["vehicle_daily", "vehicle_daily"]))

@@ -39,11 +39,11 @@ def test_home_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("NIGHTFLEET_HOEM", "/x", ["NIGHTFLEET_HOEM, which is no setting", "NIGHTFLEET_HOME"]),
+        ("NIGHTFLEET_HOEM", "/x", ["NIGHTFLEET_HOEM, which is not a setting", "NIGHTFLEET_HOME"]),
         (
             "NIGHTFLEET_DUCKDB_THREADS",
             "many",
-            ["setting 'duckdb_threads' is 'many'", "Mend NIGHTFLEET_DUCKDB_THREADS or config/profiles/laptop.yaml"],
+            ["setting 'duckdb_threads' is 'many'", "Fix NIGHTFLEET_DUCKDB_THREADS or config/profiles/laptop.yaml"],
         ),
         ("NIGHTFLEET_DUCKDB_THREADS", "0", ["setting 'duckdb_threads' is '0'", "greater than or equal to 1"]),
         ("NIGHTFLEET_RUNNER", "cloud", ["setting 'runner' is 'cloud'", "'auto', 'docker' or 'process'"]),

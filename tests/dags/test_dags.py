@@ -83,7 +83,7 @@ def test_a_run_without_a_key_says_how_to_give_one() -> None:
         requested_interval(None)
     with pytest.raises(BadInterval, match="only one end was given"):
         requested_interval(None, "2013-07-01", None)
-    with pytest.raises(BadInterval, match="'2013-7-1' is no data date"):
+    with pytest.raises(BadInterval, match="'2013-7-1' is not a valid data date"):
         requested_interval("2013-7-1")
     assert len(requested_interval(None, "2013-07-01", "2013-07-03")) == 3
     assert requested_interval("2013-07-01") == Interval.of(datetime(2013, 7, 1).date())

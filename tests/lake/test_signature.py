@@ -132,7 +132,7 @@ def _claim(folder: Path) -> None:
         (_edit_training_set, UntrustedModel, r"training_set.json was changed after it was signed"),
         (_add_file, ArtifactMismatch, r"holds model/more.pkl, which the manifest does not list"),
         (_respell_signature, UntrustedModel, r"its signature.json is damaged \(it is not as `sign` writes it\)"),
-        (_claim, UntrustedModel, r"its signature.json was edited, or made with another key than model_signing_key"),
+        (_claim, UntrustedModel, r"its signature.json was edited, or made with a key other than model_signing_key"),
         (
             lambda folder: (folder / SIGNATURE_FILE).unlink(),
             UntrustedModel,
@@ -168,7 +168,7 @@ def test_a_signature_copied_from_another_model_is_refused(tmp_path: Path, loads:
     shutil.copy2(other / SIGNATURE_FILE, folder / SIGNATURE_FILE)
     with pytest.raises(
         UntrustedModel,
-        match=r"its signature is that of a version of other_model, asked for is ride_minutes. Nothing was loaded.",
+        match=r"its signature belongs to a version of other_model, but ride_minutes was asked for. Nothing was loaded.",
     ):
         load(folder)
     assert loads == []
@@ -186,7 +186,7 @@ def test_a_whole_folder_in_the_place_of_another_is_refused(tmp_path: Path, loads
     foreign = store(tmp_path, "other_model", weights=b"x")
     target = folder.parent / foreign.name
     shutil.copytree(foreign, target)
-    with pytest.raises(UntrustedModel, match="its signature is that of a version of other_model"):
+    with pytest.raises(UntrustedModel, match="its signature belongs to a version of other_model"):
         load(target)
     assert loads == []
 
@@ -237,7 +237,7 @@ def test_another_key_signs_nothing_here(tmp_path: Path, loads: list[Path], monke
     with pytest.raises(
         UntrustedModel,
         match=(
-            r"made with another key than model_signing_key \(1 tried\)(?s:.*)give the old one as"
+            r"made with a key other than model_signing_key \(1 tried\)(?s:.*)give the old one as"
             r" model_signing_key_previous"
         ),
     ):

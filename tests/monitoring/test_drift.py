@@ -137,7 +137,7 @@ def test_an_empty_night_is_visible_as_not_evaluated(tmp_path, promoted: Lake):
     ("text", "reason"),
     [
         (None, "version 1 has no reference.json beside its files; register it again"),
-        ("{", "reference.json of version 1 is no JSON; register it again"),
+        ("{", "reference.json of version 1 is not JSON; register it again"),
         ('{"format": 0}', "reference.json of version 1 has format 0, needs 1 or 2; train it again"),
     ],
 )

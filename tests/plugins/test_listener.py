@@ -134,7 +134,7 @@ class Refused(NightfleetError):
         (ValueError("x"), "ValueError: x"),
         (KeyError(), "KeyError"),
         ("by hand", "by hand"),
-        (None, "it ended without a word"),
+        (None, "it ended without a message"),
     ],
 )
 def test_what_a_failed_task_said_is_kept(lake: Lake, records: Any, error: Any, says: str) -> None:

@@ -181,7 +181,7 @@ def test_the_table_has_role_and_entity_as_its_key(toy_lake: Lake) -> None:
         ({"ride_minutes_upper": [1.0, float("inf")]}, "ride_minutes_upper are not finite"),
         (
             {"long_probability": [0.2, 1.01]},
-            r"1 of 2 values of long_probability are no probabilities in \[0, 1\], the first is 1.01",
+            r"1 of 2 values of long_probability are not probabilities in \[0, 1\], the first is 1.01",
         ),
         ({"long_probability": [-0.2, 1.0]}, "the first is -0.2"),
         (

@@ -276,7 +276,7 @@ def test_a_prediction_that_must_not_be_published_stops_the_whole_interval(
     monkeypatch.setattr(LinearPredictor, "predict", broken)
     with pytest.raises(
         BadPredictions,
-        match=rf"{MODEL} version 1: 1 of 120 values of long_probability are no probabilities.*\n.*rollback {MODEL}",
+        match=rf"{MODEL} version 1: 1 of 120 values of long_probability are not probabilities.*\n.*rollback {MODEL}",
     ):
         score(lake, MODEL, scored_nights(), run_id="r1")
     assert set(digests_of(lake).values()) == {None}

@@ -1,4 +1,4 @@
-"""A network's fit that was killed ends in the bytes of the undisturbed one; a loss that is no number leaves the last
+"""A network's fit that was killed ends in the bytes of the undisturbed one; a loss that is not a number leaves the last
 good checkpoint.
 """
 

@@ -172,7 +172,7 @@ def test_what_is_no_sequence_is_refused() -> None:
         sequence_channels(contract_of(v__x_t0=number, v__x_t2=number))
     with pytest.raises(TrainingImpossible, match=r"the channel 'v__y' has no step v__y_t1, though a window of 2 steps"):
         sequence_channels(contract_of(v__x_t0=number, v__x_t1=number, v__y_t0=number))
-    with pytest.raises(TrainingImpossible, match=r"the step 'v__x_t0' is of text, a sequence takes numbers"):
+    with pytest.raises(TrainingImpossible, match=r"the step 'v__x_t0' holds text, but a sequence takes numbers"):
         sequence_channels(contract_of(v__x_t0=FeatureSpec("string", ("a",))))
     ten = {f"v__x_t{k}": number for k in (3, 1, 10, 0, 2, 4, 5, 6, 9, 8, 7)}
     assert sequence_channels(contract_of(**ten, v__age=number)) == {"v__x": [f"v__x_t{k}" for k in range(11)]}

@@ -322,7 +322,7 @@ def test_a_model_file_with_an_untrusted_type_is_refused_before_it_is_loaded(fami
     with pytest.raises(BadModelFile, match=r"holds a FunctionTransformer, this family serves a "):
         load_predictor(job_dir)
     hand_in(b"cposix\nsystem\n(S'true'\ntR.")
-    with pytest.raises(BadModelFile, match=r"is no skops file"):
+    with pytest.raises(BadModelFile, match=r"is not a skops file"):
         load_predictor(job_dir)
     hand_in(honest)
     load_predictor(job_dir)

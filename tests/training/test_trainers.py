@@ -201,7 +201,7 @@ def test_a_network_may_correct_a_feature(tmp_path: Path) -> None:
     run(job_dir)
     assert manifest_of(job_dir)["params"]["residual_of"] == "v__x"
     wrong = write_job(tmp_path / "wrong", "keras", params={"residual_of": "v__nothing"})
-    with pytest.raises(TrainingImpossible, match=r"residual_of names 'v__nothing', which is no feature"):
+    with pytest.raises(TrainingImpossible, match=r"residual_of names 'v__nothing', which is not a feature"):
         run(wrong)
 
 

@@ -177,7 +177,9 @@ def _read_document(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
-        raise GateEvidenceChanged(f"{path} is no JSON document ({error}). Nothing was judged. Train again.") from error
+        raise GateEvidenceChanged(
+            f"{path} is not a JSON document ({error}). Nothing was judged. Train again."
+        ) from error
 
 
 def _read_windows(document: Mapping[str, Any], path: Path) -> dict[str, Interval]:

@@ -202,7 +202,7 @@ def _former(model: str, reigns: list[Promotion], version: int | None) -> Promoti
         known = ", ".join(str(p.version) for p in reigns[:-1])
         raise NothingToRollBackTo(
             f"{model} cannot be rolled back to version {version}: former champions are {known}, version "
-            f"{reigns[-1].version} reigns. Nothing was written."
+            f"{reigns[-1].version} is champion. Nothing was written."
         )
     return former
 

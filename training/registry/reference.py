@@ -29,7 +29,7 @@ READABLE_FORMATS = (1, 2)
 MAX_BINS = 20
 MIN_BINS = 5
 ROWS_PER_BIN = 5  # a night of 24 rows in 20 bins would be noise: fewer bins where a window has few rows
-MIN_WINDOWS = 7  # a limit out of fewer windows is no limit
+MIN_WINDOWS = 7  # a limit out of fewer windows is not a limit
 PSEUDO_COUNT = 0.5
 VOLUME_TOLERANCE = 0.25
 SAMPLE_ROWS = 20_000
@@ -168,7 +168,7 @@ class ExactSum:
 
 
 def exact_sum(values: Floats) -> ExactSum:
-    """The sum of float64 values; NaN is no value."""
+    """The sum of float64 values; NaN is not a value."""
     present = values[~np.isnan(values)]
     finite = present[np.isfinite(present)]
     total = 0
@@ -440,7 +440,7 @@ def _prediction_profiles(
     missing = [name for name in entry.output_columns if name not in predictions.column_names]
     if missing:
         raise BadReference(
-            f"the predictions have no column {missing[0]}, which {entry.name} declares. Mend the predictor."
+            f"the predictions have no column {missing[0]}, which {entry.name} declares. Fix the predictor."
         )
     split = _prediction_split(frame)
     keep = pc.equal(frame["split"], split) if split else pa.array(np.ones(frame.num_rows, dtype=bool))

@@ -85,7 +85,7 @@ def check_search(trainer: Trainer, overrides: Iterable[str] = ()) -> None:
                 problem = next((p for p in error.errors() if p["loc"][:1] == (name,)), error.errors()[0])
                 raise BadParameter(
                     f"search.space.{name} holds {value!r}, which the {family} parameter does not take: "
-                    f"{problem['msg']}. Mend the space."
+                    f"{problem['msg']}. Fix the space."
                 ) from error
 
 
@@ -362,8 +362,7 @@ def _found(job: Mapping[str, Any], task: Task, asked: Search, study: Study, log:
         reasons = [str(document["reason"]) for document in documents if document["reason"]]
         why = f"The first: {reasons[0]}" if reasons else "All were given up."
         raise TrainingImpossible(
-            f"{job['model']}: none of the {len(trials)} trials of the search was completed. {why} Mend "
-            "`trainer.search`."
+            f"{job['model']}: none of the {len(trials)} trials of the search was completed. {why} Fix `trainer.search`."
         )
     return Found(task.params(chosen_params(asked.space, best.params)), summary, best.user_attrs["cross_validation"])
 
@@ -381,7 +380,7 @@ def _metric(asked: Search, contract: Contract, label: Floats) -> str:
     known = [figure for figure in evaluate(contract.kinds, label, trivial) if figure.split("/")[1] in errors]
     if metric not in known:
         raise BadParameter(
-            f"search.metric is {metric!r}, which is no metric of {contract.model} that should be low. Known: "
+            f"search.metric is {metric!r}, which is not a metric of {contract.model} to be minimised. Known: "
             f"{', '.join(known)}."
         )
     return metric

@@ -181,7 +181,7 @@ def validated_params(family: str, params: Mapping[str, Any]) -> dict[str, Any]:
         if problem["type"] == "extra_forbidden":
             raise BadParameter(f"{family} has no parameter {name!r}. Known: {', '.join(kind.model_fields)}.") from error
         raise BadParameter(
-            f"the {family} parameter {name} is {problem.get('input')!r}: {problem['msg']}. Mend `trainer.params`, or "
+            f"the {family} parameter {name} is {problem.get('input')!r}: {problem['msg']}. Fix `trainer.params`, or "
             "the form's override."
         ) from error
 

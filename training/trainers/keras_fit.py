@@ -203,7 +203,7 @@ class _Loop:
         weights.
 
         Raises:
-            TrainingDiverged: a loss is no number. The checkpoint of an epoch before it stays.
+            TrainingDiverged: a loss is not a number. The checkpoint of an epoch before it stays.
         """
         chosen, run = self._chosen, self._run
         course, best, finished = self._resumed()

@@ -50,11 +50,11 @@ def static_constants(contract: Contract, fit: Rows, chosen: NetworkParams, names
     """Preprocessing constants of the named features, from training rows alone, for `serving.predictors.keras.Encoding`.
 
     Raises:
-        TrainingImpossible: `residual_of` is no feature, or a feature has more categories than a network takes.
+        TrainingImpossible: `residual_of` is not a feature, or a feature has more categories than a network takes.
     """
     if chosen.residual_of is not None and chosen.residual_of not in contract.features:
         raise TrainingImpossible(
-            f"{contract.model}: residual_of names {chosen.residual_of!r}, which is no feature. Known: "
+            f"{contract.model}: residual_of names {chosen.residual_of!r}, which is not a feature. Known: "
             f"{', '.join(contract.features)}."
         )
     wanted = set(names)

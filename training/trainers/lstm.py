@@ -122,8 +122,8 @@ def sequence_channels(contract: Contract) -> dict[str, list[str]]:
             steps.setdefault(parts["channel"], {})[int(parts["step"])] = name
             if spec.categories is not None:
                 raise TrainingImpossible(
-                    f"{contract.model}: the step {name!r} is of text, a sequence takes numbers. Derive a number from "
-                    "it in the view."
+                    f"{contract.model}: the step {name!r} holds text, but a sequence takes numbers. Derive a number "
+                    "from it in the view."
                 )
     if not steps:
         raise TrainingImpossible(

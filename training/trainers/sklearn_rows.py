@@ -38,7 +38,7 @@ def cpu_alone(family: str, contract: Contract, run: Run) -> str:
     """
     if run.device == "gpu":
         raise NoGpu(
-            f"trainer.device is gpu, but {family} is scikit-learn's, which trains on the CPU alone. Set `device: "
+            f"trainer.device is gpu, but {family} is scikit-learn's, which trains only on the CPU. Set `device: "
             "auto`, or take a family that trains on GPUs."
         )
     if run.cluster and len(run.cluster.addresses) > 1:

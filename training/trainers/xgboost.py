@@ -277,7 +277,7 @@ def _report(name: str, boosted: _Boosted, chosen: Params, run: Run) -> None:
     """Tell the newest point of every curve.
 
     Raises:
-        TrainingDiverged: it is no number.
+        TrainingDiverged: it is not a number.
     """
     done = boosted.rounds
     for split, metric, values in boosted.each_curve():

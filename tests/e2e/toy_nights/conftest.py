@@ -98,7 +98,7 @@ def up(user: User, nights: Finished, tmp_path_factory: pytest.TempPathFactory) -
     log = tmp_path_factory.mktemp("up") / "up.log"
     process = user.start("up", "--replay", "1s", log=log)
     try:
-        wait_for("the replays are through", log, process)
+        wait_for("the replays have ended", log, process)
         told = re.search(r"open\s+(http://[^/\s]+)/plugin/models\s+user admin, password (\S+)", log.read_text())
         assert told, log.read_text()
         yield Up(process, log, Person(told.group(1), told.group(2)))

@@ -15,7 +15,7 @@ def test_dates_outside_the_replay_are_refused_before_anything_starts(user: User,
     elsewhere = User(user.settings.model_copy(update={"home": tmp_path / "var"}))
     refused = elsewhere.command("run", "--from", "1999-13-01", seconds=60)
     assert refused.code == 1
-    assert "'1999-13-01' is no data date" in refused.output
+    assert "'1999-13-01' is not a valid data date" in refused.output
     assert not (elsewhere.settings.home / "airflow").exists()
 
 

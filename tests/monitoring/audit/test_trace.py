@@ -363,7 +363,7 @@ def test_a_table_made_anew_has_expired(lake: Lake) -> None:
     toy.publish_features(lake, Interval(toy.FIRST, scored_nights().end))
     with pytest.raises(
         InputsExpired,
-        match=r"partition 2024-01-20 there is not the one that was recorded; the table was made anew since",
+        match=r"partition 2024-01-20 there is not the one that was recorded; the table was recreated since",
     ):
         reproduce(lake, prediction_id)
 

@@ -135,7 +135,7 @@ def test_each_kind_is_served_under_its_own_policy(context: Context, path: str, p
         ("data_docs/flights/index.html", NotFound, "there is no data set 'flights'"),
         ("data_docs/rides/summary.json", NotFound, "There is: index.html"),
         ("data_docs/static/css/bootstrap.min.css", NotFound, "no data set 'static'"),
-        ("data_docs/rides/2024-01-01..x/rides.outcomes.html", BadAddress, "'x' is no data date"),
+        ("data_docs/rides/2024-01-01..x/rides.outcomes.html", BadAddress, "'x' is not a valid data date"),
         ("data_docs/rides/suites/rides.bookings.json", NotFound, "There are: rides.bookings.html"),
         ("data_docs/rides/2024-01-09/rides.outcomes.html", NotFound, "2024-01-01..2024-02-01"),
     ],

@@ -305,7 +305,7 @@ def test_rollback_to_a_version_of_choice(lake: Lake) -> None:
         promoted(lake, version)
     with pytest.raises(
         NothingToRollBackTo,
-        match=r"back to version 7: former champions are 1, 2, version 3 reigns. Nothing was written.",
+        match=r"back to version 7: former champions are 1, 2, version 3 is champion. Nothing was written.",
     ):
         rollback(lake, MODEL, by="ada", reason="x", version=7)
     with pytest.raises(NothingToRollBackTo, match="back to version 3"):

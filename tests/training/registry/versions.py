@@ -57,7 +57,7 @@ class Oracle(Predictor):
 
 
 class NotANumber(Oracle):
-    """An oracle whose third row is no number, and which does not notice."""
+    """An oracle whose third row is not a number, and which does not notice."""
 
     def predict(self, batch: pa.RecordBatch | pa.Table) -> pa.Table:
         scores = self.scores(self.contract.matrix(batch))

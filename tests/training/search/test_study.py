@@ -404,7 +404,7 @@ def test_a_trial_that_fails_is_told_and_the_search_goes_on(parallel: int, tmp_pa
     assert found.summary["trials"] == {"complete": 1, "pruned": 0, "failed": 1}
     assert found.params["residual_of"] == "v__x"
     (failed,) = [trial for trial in told(job_dir) if trial["state"] == "failed"]
-    assert "residual_of names 'v__nothing', which is no feature" in failed["reason"]
+    assert "residual_of names 'v__nothing', which is not a feature" in failed["reason"]
     assert any("failed: TrainingImpossible" in line for line in lines)
 
 
