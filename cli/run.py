@@ -20,6 +20,7 @@ from config.catalog.load import Catalog
 from config.errors import NightfleetError
 from config.settings import Settings
 from lake.lake import Lake, open_lake
+from lake.storage import reports
 from training.registry.containers import (
     INSTALLATION_LABEL,
     EngineUnavailable,
@@ -147,7 +148,7 @@ def keep_up(settings: Settings, console: Console, *, replay_seconds: float | Non
         )
         console.print(f"Airflow  {installation.airflow_url}")
         console.print(f"MLflow   {installation.mlflow_url}")
-        console.print(f"reports  {settings.reports}")
+        console.print(f"reports  {reports(settings).uri()}")
         console.print("Ctrl-C ends everything.")
         if replay_seconds is None:
             while True:

@@ -12,9 +12,11 @@ from cli.installation import Installation
 from config.catalog.data import Dataset
 from config.catalog.model import ModelEntry
 from config.errors import NightfleetError
+from features.data_docs import SITE
 from lake.assignment import CHAMPION
 from lake.lake import Lake
 from lake.metrics import read_metrics
+from lake.storage import reports
 from lake.tables import quarantine_table, valid_table
 
 _NUMBERS = frozenset({"valid rows", "quarantined", "rows", "its error", "baseline's", "better by"})
@@ -157,13 +159,14 @@ def print_summary(
         f" {', '.join(f'{step.title} {step.seconds:.0f} s' for step in chain.steps if step.seconds is not None)};"
         f" {seconds:.0f} s in all"
     )
+    store = reports(lake.settings)
     for model in lake.catalog.models:
-        found = sorted((lake.settings.reports / model.name).glob("*/drift.html"))
-        if found:
-            console.print(f"reports    {found[-1]}, performance.html beside it", soft_wrap=True)
-    docs = sorted(lake.settings.reports.glob("data_docs/*/index.html"))
-    if docs:
-        console.print(f"data docs  {docs[0]}", soft_wrap=True)
+        newest = next((key for key in reversed(store.keys(model.name)) if key.endswith("/drift.html")), None)
+        if newest is not None:
+            console.print(f"reports    {store.uri(newest)}, performance.html beside it", soft_wrap=True)
+    docs = next((key for key in store.keys(SITE) if key.count("/") == 2 and key.endswith("/index.html")), None)
+    if docs is not None:
+        console.print(f"data docs  {store.uri(docs)}", soft_wrap=True)
     console.print(
         "trace      .venv/bin/python -m cli trace " + (_some_prediction(lake) or "PREDICTION_ID"), soft_wrap=True
     )

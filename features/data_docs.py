@@ -11,10 +11,7 @@ import copy
 import functools
 import html
 import json
-import os
 import re
-import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +19,9 @@ from typing import Any
 from config.calendar import Interval
 from config.settings import Settings
 from features.expectations import Suite, gx_suite
+from lake.storage import ObjectStore, reports
 
+SITE = "data_docs"
 STATIC = Path(__file__).with_name("data_docs_static")
 _EXTERNAL = re.compile(r'<link\b[^>]*href="https?://[^>]*>|<script\b[^>]*src="https?://[^>]*>\s*</script>')
 _FOOTER = re.compile(r"<footer>.*?</footer>", re.DOTALL)
@@ -55,26 +54,24 @@ def write_data_docs(
     """
     from great_expectations.render.renderer import ValidationResultsPageRenderer
 
-    site = settings.reports / "data_docs"
-    _install(site)
+    store = reports(settings)
+    _install(store)
     view, renderer = _view(), ValidationResultsPageRenderer()
-    folder = site / dataset / str(interval)
+    folder = f"{SITE}/{dataset}/{interval}"
     summary = []
     for name, result in results.items():
         result.meta["run_id"] = {"run_name": str(interval)}
         page = view.render(renderer.render(_with_text(result)), show_how_to_buttons=False)
         page = _SUITE.sub(f'href="../suites/{_file(name)}.html"', page)
-        _write(folder / f"{_file(name)}.html", offline(page, up="../../", title=f"{name}, {interval}"))
+        _put(store, f"{folder}/{_file(name)}.html", offline(page, up="../../", title=f"{name}, {interval}"))
         counts = result.statistics
         summary.append(
             {"suite": name, "broken": counts["unsuccessful_expectations"], "of": counts["evaluated_expectations"]}
         )
-    _write(folder / "summary.json", json.dumps(summary, indent=1))
+    _put(store, f"{folder}/summary.json", json.dumps(summary, indent=1))
     for name, suite in suites.items():
-        _write_suite(site / dataset / "suites", name, suite)
-    index = site / dataset / "index.html"
-    _write(index, _index(site / dataset, dataset))
-    return index
+        _write_suite(store, f"{SITE}/{dataset}/suites", name, suite)
+    return Path(_put(store, f"{SITE}/{dataset}/index.html", _index(store, dataset)))
 
 
 def _with_text(result: Any) -> Any:
@@ -112,37 +109,37 @@ def _file(suite: str) -> str:
     return suite.replace(" ", "_")
 
 
-def _install(site: Path) -> None:
-    """Copy the static files once; a folder of another content is replaced."""
-    target = site / "static"
+def _install(store: ObjectStore) -> None:
+    """Put the static files once; those of another content are replaced."""
+    target = f"{SITE}/static"
     mark = "\n".join(
         f"{p.relative_to(STATIC).as_posix()} {p.stat().st_size}" for p in sorted(STATIC.rglob("*")) if p.is_file()
     )
-    if (target / "files.txt").is_file() and (target / "files.txt").read_text(encoding="utf-8") == mark:
+    if _text(store, f"{target}/files.txt") == mark:
         return
-    site.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(STATIC, target, dirs_exist_ok=True)
-    _write(target / "files.txt", mark)
+    for path in sorted(path for path in STATIC.rglob("*") if path.is_file()):
+        store.put(f"{target}/{path.relative_to(STATIC).as_posix()}", path)
+    _put(store, f"{target}/files.txt", mark)
 
 
-def _write(path: Path, text: str) -> None:
-    """Replace the file at once: a page may be open, and two runs may write it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+def _put(store: ObjectStore, key: str, text: str) -> str:
+    return store.put(key, text.encode())
 
 
-def _write_suite(folder: Path, name: str, suite: Suite) -> None:
+def _text(store: ObjectStore, key: str) -> str | None:
+    return store.read(key).decode() if store.exists(key) else None
+
+
+def _write_suite(store: ObjectStore, folder: str, name: str, suite: Suite) -> None:
     text = json.dumps(suite, sort_keys=True, indent=1)
-    stored = folder / f"{_file(name)}.json"
-    if stored.is_file() and stored.read_text(encoding="utf-8") == text:
+    stored = f"{folder}/{_file(name)}.json"
+    if _text(store, stored) == text:
         return
     from great_expectations.render.renderer import ExpectationSuitePageRenderer
 
     page = _view().render(ExpectationSuitePageRenderer().render(gx_suite(suite)))
-    _write(folder / f"{_file(name)}.html", offline(page, up="../../", title=f"Suite {name}"))
-    _write(stored, text)
+    _put(store, f"{folder}/{_file(name)}.html", offline(page, up="../../", title=f"Suite {name}"))
+    _put(store, stored, text)
 
 
 @functools.cache
@@ -153,11 +150,15 @@ def _view() -> Any:
     return DefaultJinjaPageView()
 
 
-def _index(folder: Path, dataset: str) -> str:
+def _index(store: ObjectStore, dataset: str) -> str:
+    folder = f"{SITE}/{dataset}"
     rows, columns = [], 1
-    for path in sorted(folder.glob("*/summary.json"), reverse=True):
-        night = html.escape(path.parent.name)
-        entries = json.loads(path.read_text(encoding="utf-8"))
+    for name in reversed(store.names(folder)):
+        summary = _text(store, f"{folder}/{name}/summary.json")
+        if summary is None:
+            continue  # `suites`
+        night = html.escape(name)
+        entries = json.loads(summary)
         columns = max(columns, len(entries))
         cells = []
         for entry in entries:
@@ -172,8 +173,10 @@ def _index(folder: Path, dataset: str) -> str:
             )
         rows.append(f"<tr><th>{night}</th>{''.join(cells)}</tr>")
     suites = ", ".join(
-        f'<a href="suites/{html.escape(path.name)}">{html.escape(path.stem.replace("_by_night", " by night"))}</a>'
-        for path in sorted((folder / "suites").glob("*.html"))
+        f'<a href="suites/{html.escape(name)}">'
+        f"{html.escape(name.removesuffix('.html').replace('_by_night', ' by night'))}</a>"
+        for name in store.names(f"{folder}/suites")
+        if name.endswith(".html")
     )
     title = f"Data docs of {html.escape(dataset)}"
     head = f'<head><meta charset="UTF-8"><title>{title}</title>{_LOCAL.format(up="../")}</head>'

@@ -6,21 +6,24 @@ model's feature service gives its views the names that the model says, so retrie
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import sqlalchemy as sa
 import yaml
 
 from config.catalog.data import ColumnType, Dataset
 from config.catalog.load import Catalog
 from config.settings import Settings
 from lake.lake import Lake
+from lake.storage import advisory_lock, table_location
 from lake.tables import feature_table
 
 if TYPE_CHECKING:
@@ -91,7 +94,7 @@ def feast_objects(settings: Settings, catalog: Catalog) -> list[Entity | Feature
                 schema=schema,
                 source=FileSource(
                     name=table.name,
-                    path=str(table.path),
+                    path=table.location.uri,
                     file_format=DeltaFormat(),
                     timestamp_field=TIMESTAMP_FIELD,
                     description=declared.description,
@@ -148,7 +151,15 @@ def repo_config(settings: Settings, pins: Mapping[str, int] | None = None, *, st
     }
 
 
-_stores: dict[tuple[int, str, int], FeatureStore] = {}
+_stores: dict[tuple[int, str, str], FeatureStore] = {}
+# In the registry's own database: who takes the registry away takes this away with it.
+_applied_table = sa.Table(
+    "nightfleet_applied",
+    sa.MetaData(),
+    sa.Column("project", sa.String, primary_key=True),
+    sa.Column("digest", sa.String, nullable=False),
+    sa.Column("token", sa.String, nullable=False),
+)
 
 
 def feature_store(lake: Lake, pins: Mapping[str, int] | None = None) -> FeatureStore:
@@ -158,9 +169,8 @@ def feature_store(lake: Lake, pins: Mapping[str, int] | None = None) -> FeatureS
     """
     from feast import FeatureStore, RepoConfig
 
-    ensure_applied(lake)
     # A forked worker must not use its parent's database connections; what was applied anew is read anew.
-    key = (os.getpid(), str(lake.settings.home), _marker(lake.settings).stat().st_mtime_ns)
+    key = (os.getpid(), str(lake.settings.home), _ensure_applied(lake).token)
     if key not in _stores:
         _stores.clear()
         _stores[key] = FeatureStore(config=RepoConfig(**repo_config(lake.settings)))
@@ -177,7 +187,7 @@ def definitions_digest(lake: Lake) -> str:
     parts = {
         "version": _DEFINITIONS_VERSION,
         "feast": feast.__version__,
-        "lake": str(lake.settings.lake),
+        "lake": table_location(lake.settings).uri,
         "online": str(lake.settings.online_store),
         "registry": lake.settings.registry_url,
         "catalog": [
@@ -188,49 +198,72 @@ def definitions_digest(lake: Lake) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-@contextlib.contextmanager
-def feast_lock(settings: Settings) -> Iterator[None]:
+def feast_lock(lake: Lake) -> AbstractContextManager[None]:
     """One process at a time writes to Feast's registry and online store: Feast loses intervals otherwise."""
-    folder = settings.home / "feast"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield  # closing the file gives the lock back
+    return advisory_lock(lake.engine, "feast")
+
+
+@dataclass(frozen=True)
+class _Applied:
+    """What Feast's registry holds: the digest of its objects, and a token that no other applying has."""
+
+    digest: str
+    token: str
 
 
 def ensure_applied(lake: Lake) -> str:
     """Apply the catalog to Feast's registry, unless the same catalog is there already; returns its digest."""
+    return _ensure_applied(lake).digest
+
+
+def _ensure_applied(lake: Lake) -> _Applied:
     digest = definitions_digest(lake)
-    if _applied(lake) == digest:
-        return digest
-    with feast_lock(lake.settings):
-        if _applied(lake) == digest:
-            return digest  # another process did it meanwhile
+    there = _applied(lake.settings)
+    if there is not None and there.digest == digest:
+        return there
+    with feast_lock(lake):
+        there = _applied(lake.settings)
+        if there is not None and there.digest == digest:
+            return there  # another process did it meanwhile
         _apply(lake)
-        marker = _marker(lake.settings)
-        written = marker.with_suffix(f".{os.getpid()}")
-        written.write_text(digest)
-        written.replace(marker)
-    return digest
+        applied = _Applied(digest, uuid.uuid4().hex)
+        with _registry(lake.settings) as engine, engine.begin() as connection:
+            _applied_table.create(connection, checkfirst=True)
+            connection.execute(_applied_table.delete().where(_applied_table.c.project == PROJECT))
+            connection.execute(_applied_table.insert().values(project=PROJECT, **asdict(applied)))
+    return applied
 
 
-def _marker(settings: Settings) -> Path:
-    return settings.home / "feast" / "applied"
-
-
-def _applied(lake: Lake) -> str | None:
-    """Digest of what is applied; None where nothing is, or where a store was removed since."""
-    settings, marker = lake.settings, _marker(lake.settings)
-    files = [marker, settings.online_store]
+def _applied(settings: Settings) -> _Applied | None:
+    """What is applied; None where nothing is, or where a store was removed since."""
+    files = [settings.online_store]
     if settings.registry_url.startswith("sqlite:///"):
         files.append(Path(settings.registry_url.removeprefix("sqlite:///")))
-    return marker.read_text() if all(path.exists() for path in files) else None
+    if not all(path.exists() for path in files):
+        return None
+    with _registry(settings) as engine, engine.connect() as connection:
+        if not sa.inspect(connection).has_table(_applied_table.name):
+            return None
+        query = sa.select(_applied_table.c.digest, _applied_table.c.token)
+        row = connection.execute(query.where(_applied_table.c.project == PROJECT)).first()
+    return None if row is None else _Applied(*row)
+
+
+@contextmanager
+def _registry(settings: Settings) -> Iterator[sa.Engine]:
+    """The database of Feast's registry, without connections that would outlive the block."""
+    engine = sa.create_engine(settings.registry_url, poolclass=sa.NullPool)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
 
 
 def _apply(lake: Lake) -> None:
     from feast import FeatureStore, RepoConfig
 
     folder = lake.settings.home / "feast"
+    folder.mkdir(parents=True, exist_ok=True)  # SQLite makes a file, not its folder
     config = repo_config(lake.settings)
     store = FeatureStore(config=RepoConfig(**config))
     wanted = feast_objects(lake.settings, lake.catalog)

@@ -23,6 +23,7 @@ from features.known import KnownTable, known_table
 from features.retrieval import horizon_end, spine
 from lake.lake import Lake
 from lake.lineage import Input
+from lake.storage import read_parquet
 from lake.tables import ARROW_TYPES, valid_table
 
 _WEEK = 7 * ONE_DAY
@@ -102,8 +103,7 @@ def _over_spine(lake: Lake, model: str, interval: Interval, *, as_of: date | Non
 
 def register_rows(connection: duckdb.DuckDBPyConnection, view: str, path: Path) -> None:
     """Make the rows of a Parquet file readable as `view`."""
-    quoted = str(path).replace("'", "''")
-    connection.execute(f"CREATE OR REPLACE TEMP VIEW \"{view}\" AS SELECT * FROM read_parquet('{quoted}')")
+    connection.execute(f'CREATE OR REPLACE TEMP VIEW "{view}" AS SELECT * FROM {read_parquet([path])}')
 
 
 def label_query(

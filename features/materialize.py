@@ -51,7 +51,7 @@ def materialize(lake: Lake, dataset: str, interval: Interval, *, run_id: str) ->
     """
     entry = lake.dataset(dataset)
     ensure_applied(lake)
-    with feast_lock(lake.settings):
+    with feast_lock(lake):
         published = {view: _published(lake, entry, view, interval) for view in entry.features}
         store = feature_store(
             lake, {feature_table(lake.settings, entry, view).name: version for view, (version, _) in published.items()}

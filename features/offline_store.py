@@ -20,7 +20,6 @@ import duckdb
 import pandas as pd
 import pyarrow as pa
 from deltalake import DeltaTable
-from deltalake.exceptions import TableNotFoundError
 from feast.data_source import DataSource
 from feast.feature_view import DUMMY_ENTITY_ID, FeatureView
 from feast.infra.offline_stores.file_source import FileSource
@@ -30,6 +29,7 @@ from feast.repo_config import FeastConfigBaseModel, RepoConfig
 from pydantic import Field
 
 from config.errors import NightfleetError
+from lake.storage import TableLocation, read_parquet
 
 BATCH_ROWS = 65_536
 _ROW = '"__entity_row"'
@@ -386,12 +386,11 @@ def register_source(
             f"{source.name} is a {type(source).__name__} with field mapping {source.field_mapping}; only Delta tables "
             "whose columns are not renamed can be read."
         )
-    try:
-        table = DeltaTable(source.path, version=version)
-    except TableNotFoundError as error:
+    table = TableLocation(source.path).open(version)
+    if table is None:
         raise SourceUnreadable(
             f"{source.name}: there is no Delta table at {source.path}. Run the data set's history or ingest DAG first."
-        ) from error
+        )
     if "deletionVectors" in (table.protocol().reader_features or []):
         raise SourceUnreadable(
             f"{source.name} uses deletion vectors, which are not applied here: deleted rows would come back. Rewrite "
@@ -407,12 +406,11 @@ def register_source(
         empty = ", ".join(f"CAST(NULL AS {_duckdb_kind(kinds[column])}) AS {_quote(column)}" for column in wanted)
         connection.execute(f"CREATE OR REPLACE TEMP VIEW {_quote(name)} AS SELECT {empty} WHERE false")
         return
-    listed = ", ".join("'" + uri.replace("'", "''") + "'" for uri in files)
     time = _quote(source.timestamp_field)
     bounds = [f"{time} >= {_instant(first)}"] if first is not None else []
     bounds += [f"{time} <= {_instant(last)}"] if last is not None else []
     where = f"WHERE {' AND '.join(bounds)}" if bounds else ""
-    read = f"read_parquet([{listed}], union_by_name=true, hive_partitioning=true, hive_types_autocast=false)"
+    read = read_parquet(files, partitioned=True)
     connection.execute(f"CREATE OR REPLACE TEMP VIEW {_quote(name)} AS SELECT {selected} FROM {read} {where}")
 
 

@@ -19,6 +19,7 @@ from config.catalog.model import ModelEntry
 from features.known import KnownTable, known_table
 from lake.lake import Lake
 from lake.lineage import Input, PartitionNotReady, Publication
+from lake.storage import read_parquet
 from lake.tables import ARROW_TYPES, DUCKDB_TYPES, LakeTable, feature_table, valid_table
 
 BATCH_ROWS = 65_536
@@ -212,9 +213,8 @@ def read_features(
 
     tables = lake.feature_tables(lake.model(model))
     store = feature_store(lake, {tables[view].name: version for view, version in pins.items()})
-    quoted = str(entities).replace("'", "''")
     job = store.get_historical_features(
-        entity_df=f"SELECT * FROM read_parquet('{quoted}')",
+        entity_df=f"SELECT * FROM {read_parquet([entities])}",
         features=store.get_feature_service(model, allow_cache=True),
         full_feature_names=True,
     )

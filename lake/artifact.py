@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import uuid
 from pathlib import Path
 
 from config.errors import NightfleetError
@@ -29,17 +28,6 @@ def folder_digests(folder: Path, *, exclude: frozenset[str] = frozenset()) -> di
 def combined_digest(digests: dict[str, str]) -> str:
     """One digest of a set of named digests."""
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that readers see the old one or the new one: beside its place, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    attempt = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        attempt.write_text(text, encoding="utf-8")
-        attempt.replace(path)
-    finally:
-        attempt.unlink(missing_ok=True)
 
 
 def verify_files(folder: Path, digests: dict[str, str]) -> None:

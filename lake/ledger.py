@@ -8,11 +8,12 @@ from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from deltalake import CommitProperties, DeltaTable, write_deltalake
-from deltalake.exceptions import CommitFailedError, TableNotFoundError
+from deltalake import CommitProperties, write_deltalake
+from deltalake.exceptions import CommitFailedError
 
 from config.errors import NightfleetError, TransientError
 from config.settings import Settings
+from lake.storage import table_location
 
 
 class NoChampion(NightfleetError):
@@ -48,7 +49,7 @@ class Promotion:
         version: MLflow's version number.
         trained_until: last data date (as-of) whose knowledge the model was trained, tested and judged on.
         effective_from: first data date it may score.
-        artifact_digest: names the folder of verified model bytes, `settings.artifacts/<model>/<artifact_digest>`.
+        artifact_digest: names the folder of verified model bytes, `<model>/<artifact_digest>` among the artifacts.
         evidence_digest: digest of the gate decision's evidence.
         reason: why a person rolled back; empty for a promotion, whose reasons stand in the decision.
     """
@@ -102,18 +103,12 @@ class Ledger:
     """Reads and appends promotions of one model."""
 
     def __init__(self, settings: Settings, model: str) -> None:
-        self._path = settings.lake / model / "promotions"
+        self._location = table_location(settings, f"{model}/promotions")
         self._model = model
-
-    def _load(self) -> DeltaTable | None:
-        try:
-            return DeltaTable(self._path)
-        except TableNotFoundError:
-            return None
 
     def read(self) -> LedgerSnapshot:
         """All promotions up to now."""
-        table = self._load()
+        table = self._location.open()
         if table is None:
             return LedgerSnapshot(self._model, -1, ())
         # Not `to_pyarrow_table`: the dataset scanner behind it now and then aborts the process as the interpreter ends.
@@ -133,13 +128,10 @@ class Ledger:
         Raises:
             LedgerConflict: another promotion was written since `seen` was read; nothing is written.
         """
-        table = self._load()
+        table = self._location.open()
         if table is None:
-            self._path.mkdir(parents=True, exist_ok=True)
-            table = DeltaTable.create(
-                self._path,
-                schema=_SCHEMA,
-                mode="ignore",
+            table = self._location.create(
+                _SCHEMA,
                 configuration={"delta.appendOnly": "true", "delta.logRetentionDuration": "interval 3650 days"},
             )
         # Two that create the ledger at once leave an empty version more: where none was seen, its lines count, not its

@@ -5,7 +5,6 @@ A partition is *published* when the index has it; an empty partition has a publi
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,6 +17,7 @@ from sqlalchemy import event
 
 from config.calendar import Interval
 from config.errors import TransientError
+from lake.storage import lock
 from lake.tables import LakeTable
 
 COMMIT_KEY = "nightfleet"
@@ -120,15 +120,6 @@ def create_engine(url: str, *, read_only: bool = False) -> sa.Engine:
             connection.execute("PRAGMA query_only = ON")
 
     return engine
-
-
-def lock(connection: sa.Connection, name: str) -> None:
-    """Hold the writers' lock `name` until the transaction ends: one at a time; SQLite has one lock for all names."""
-    if connection.dialect.name == "sqlite":
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-    else:
-        number = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big", signed=True)
-        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(number)))
 
 
 def _create_all(engine: sa.Engine) -> None:

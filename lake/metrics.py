@@ -21,6 +21,7 @@ from lake.lineage import Input
 from lake.migrations import METRICS
 from lake.projection import project
 from lake.publish import Published, publish
+from lake.storage import table_location
 from lake.tables import DATA_DATE, LakeTable
 
 Status = Literal["ok", "warning", "failing", "not_evaluated"]
@@ -99,7 +100,7 @@ class Metric:
 def metrics_table(settings: Settings, subject: str, group: str) -> LakeTable:
     """`<subject>/metrics/<group>`; one writer per group."""
     name = f"{subject}/metrics/{group}"
-    return LakeTable(name=name, path=settings.lake / name, schema=METRIC_SCHEMA, key=KEY, added=METRICS)
+    return LakeTable(name, table_location(settings, name), METRIC_SCHEMA, KEY, added=METRICS)
 
 
 def metric_rows(metrics: Iterable[Metric]) -> pa.Table:

@@ -22,7 +22,8 @@ from deltalake import DeltaTable
 from config.calendar import Interval
 from config.errors import NightfleetError
 from lake.lake import Lake
-from lake.lineage import Publication, lock
+from lake.lineage import Publication
+from lake.storage import lock
 from lake.tables import LakeTable
 
 _BATCH_ROWS = 50_000

@@ -9,7 +9,8 @@ import sqlalchemy as sa
 
 from lake.lake import Lake
 from lake.ledger import LedgerSnapshot, Promotion
-from lake.lineage import as_utc, lock
+from lake.lineage import as_utc
+from lake.storage import lock
 
 _metadata = sa.MetaData()
 promotions_table = sa.Table(

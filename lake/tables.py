@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
-from pathlib import Path
 
 import duckdb
 import pyarrow as pa
 from deltalake import DeltaTable
-from deltalake.exceptions import TableNotFoundError
 
 from config.catalog.data import Column, Dataset
 from config.errors import NightfleetError
 from config.settings import Settings
+from lake.storage import TableLocation, read_parquet, table_location
 
 ARROW_TYPES: dict[str, pa.DataType] = {
     "string": pa.string(),
@@ -60,16 +59,15 @@ class LakeTable:
     """
 
     name: str
-    path: Path
+    location: TableLocation
     schema: pa.Schema
     key: tuple[str, ...]
     added: Mapping[str, str] = field(default_factory=dict)
 
     def load(self, version: int | None = None) -> DeltaTable | None:
         """The Delta table as of `version` (None: newest), or None when nothing was ever committed."""
-        try:
-            table = DeltaTable(self.path, version=version)
-        except TableNotFoundError:
+        table = self.location.open(version)
+        if table is None:
             return None
         features = table.protocol().reader_features or []
         if "deletionVectors" in features:
@@ -84,10 +82,7 @@ class LakeTable:
         table = self.load()
         if table is not None:
             return table
-        self.path.mkdir(parents=True, exist_ok=True)
-        return DeltaTable.create(
-            self.path, schema=self.schema, mode="ignore", partition_by=["data_date"], configuration=_RETENTION
-        )
+        return self.location.create(self.schema, partition_by=["data_date"], configuration=_RETENTION)
 
     def files(self, dates: Iterable[date] | None = None, version: int | None = None) -> list[str]:
         """Parquet files of those partitions (None: all) at a version, sorted."""
@@ -111,8 +106,7 @@ class LakeTable:
         files = self.files(dates, version)
         columns = ", ".join(f'CAST({self._value(f.name)} AS {_duckdb_type(f.type)}) AS "{f.name}"' for f in self.schema)
         if files:
-            listed = ", ".join("'" + uri.replace("'", "''") + "'" for uri in files)
-            source = f"read_parquet([{listed}], union_by_name=true, hive_partitioning=true, hive_types_autocast=false)"
+            source = read_parquet(files, partitioned=True)
             if self.added:
                 # Where none of the files has them, the columns come from here.
                 nulls = ", ".join(
@@ -210,7 +204,7 @@ def feature_table(settings: Settings, dataset: Dataset, view: str) -> LakeTable:
 def _table(
     settings: Settings, name: str, fields: list[pa.Field], key: tuple[str, ...], added: Mapping[str, str] | None = None
 ) -> LakeTable:
-    return LakeTable(name, settings.lake / name, pa.schema([*fields, DATA_DATE]), key, added or {})
+    return LakeTable(name, table_location(settings, name), pa.schema([*fields, DATA_DATE]), key, added or {})
 
 
 def named_table(

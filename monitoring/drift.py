@@ -25,6 +25,7 @@ from lake.events import logged
 from lake.lake import Lake, StageResult
 from lake.lineage import Input, Publication
 from lake.metrics import Metric, metrics_table, publish_metrics
+from lake.storage import artifacts, version_key
 from lake.tables import LakeTable
 from serving.predictions import predictions_table
 from training.registry.reference import (
@@ -74,13 +75,13 @@ def load_reference(settings: Settings, model: str, version: int, artifact_digest
     """The reference profile beside a version's files; never fails: a version without one is *not evaluated*, with the
     reason.
     """
-    path = settings.artifacts / model / artifact_digest / "reference.json"
-    if not path.is_file():
+    store, key = artifacts(settings), version_key(model, artifact_digest, "reference.json")
+    if not store.exists(key):
         return VersionReference(
             version, artifact_digest, {}, f"version {version} has no reference.json beside its files; register it again"
         )
     try:
-        profile = json.loads(path.read_text(encoding="utf-8"))
+        profile = json.loads(store.read(key))
     except ValueError:
         return VersionReference(
             version, artifact_digest, {}, f"reference.json of version {version} is not JSON; register it again"

@@ -26,6 +26,7 @@ from lake.lake import Lake, StageResult
 from lake.ledger import LedgerSnapshot
 from lake.lineage import Input, Publication
 from lake.publish import Published, StalePublish, publish
+from lake.storage import artifact_folder, table_location
 from lake.tables import LakeTable
 from serving.predictions import check_outputs, check_served, input_digests, prediction_ids, predictions_table
 from serving.predictors import Predictor
@@ -114,7 +115,7 @@ def stale_predictions(lake: Lake, model: str) -> list[StaleNight]:
     scored = lake.publications.current(predictions_table(lake.settings, entry, lake.dataset(entry.dataset)))
     names = {item.table for publication in scored.values() for item in publication.inputs}
     # Only the name and the place of a table matter here: it is its publications that are compared.
-    tables = {name: LakeTable(name, lake.settings.lake / name, pa.schema([]), ()) for name in sorted(names)}
+    tables = {name: LakeTable(name, table_location(lake.settings, name), pa.schema([]), ()) for name in sorted(names)}
     published = {
         name: {day: p.digest for day, p in lake.publications.current(table).items()} for name, table in tables.items()
     }
@@ -143,7 +144,7 @@ def load_version(settings: Settings, model: str, version: int, artifact_digest: 
         UntrustedModel: it is not signed with our key, or not as signed.
         ArtifactMismatch: a file in it is missing or was changed.
     """
-    folder = settings.artifacts / model / artifact_digest
+    folder = artifact_folder(settings, model, artifact_digest)
     if not folder.is_dir():
         raise ModelMissing(
             f"{model} version {version} was promoted, but its files are not in {folder}. Nothing was scored.\n"

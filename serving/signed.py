@@ -5,6 +5,7 @@ from __future__ import annotations
 from config.errors import NightfleetError
 from config.settings import Settings
 from lake.signature import verify
+from lake.storage import artifact_folder
 from serving import predictors
 from serving.predictors import Predictor
 
@@ -26,7 +27,7 @@ def load_signed(settings: Settings, model: str, artifact_digest: str) -> Predict
         BadManifest, ArtifactMismatch: its manifest is damaged, or a file is missing, unlisted or was changed.
         MissingSecret: there is no key to verify with.
     """
-    folder = settings.artifacts / model / artifact_digest
+    folder = artifact_folder(settings, model, artifact_digest)
     if not folder.is_dir():
         raise ModelMissing(
             f"the files of {model} with digest {artifact_digest[:12]}… are not in {folder}. Nothing was loaded.\n"

@@ -162,6 +162,82 @@ def test_the_training_image_holds_what_the_trainer_imports_and_nothing_else() ->
     )
 
 
+# What lies on one machine alone, and who may make paths of it: everything else goes through lake/storage.py.
+LOCAL_FOLDERS: dict[str, tuple[str, ...]] = {
+    "lake": (),
+    "artifacts": (),
+    "reports": (),
+    "scratch": ("lake/lake.py", "features/definitions.py"),  # of one try
+    "jobs": ("training/registry/job.py",),  # a trainer reads and writes them as files
+    "online_store": ("features/definitions.py",),  # Feast's SQLite file
+    "home": (
+        "lake/lake.py",  # the folder of the SQLite database
+        "lake/storage.py",  # the cache of what lies elsewhere
+        "lake/events.py",  # logs
+        "lake/signature.py",  # secrets
+        "features/definitions.py",  # Feast's SQLite files
+        "features/feature_repo/definitions.py",  # as above
+        "features/sources/read.py",  # the cache of sources
+        "training/registry/containers.py",  # a name for the installation, no path
+        "plugins/mlops_listener.py",  # the folder of the SQLite database
+    ),
+}
+
+
+def test_paths_of_state_are_made_in_one_place() -> None:
+    for path in _files():
+        name = str(path.relative_to(ROOT))
+        if name in {"config/settings.py", "lake/storage.py"}:
+            continue
+        for node in ast.walk(_tree(path)):
+            if not isinstance(node, ast.Attribute) or node.attr not in LOCAL_FOLDERS:
+                continue
+            if node.attr == "home" and name.startswith("cli/"):
+                continue  # it supervises the processes of one machine
+            of = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
+            assert of != "settings" or name in LOCAL_FOLDERS[node.attr], (
+                f"{name}:{node.lineno} makes a path of settings.{node.attr}, which may lie on another machine. Ask "
+                "lake/storage.py for it (`table_location`, `artifacts`, `reports`), or, if it is of one machine alone, "
+                "name the file in LOCAL_FOLDERS and say why."
+            )
+
+
+@pytest.mark.parametrize(
+    ("module", "instead"),
+    [
+        ("fcntl", "`lake.storage.advisory_lock`"),
+        ("os.link", "`lake.storage.link_or_copy`"),
+        ("deltalake.DeltaTable", "`lake.storage.TableLocation.open`"),
+    ],
+)
+def test_what_only_one_machine_has_is_used_behind_the_door_alone(module: str, instead: str) -> None:
+    package, _, name = module.partition(".")
+    for path in _files(tuple(folder for folder in FOLDERS if folder != "cli")):
+        if path == ROOT / "lake" / "storage.py":
+            continue
+        for node in ast.walk(_tree(path)):
+            if isinstance(node, ast.Import):
+                used = not name and package in {alias.name for alias in node.names}
+            elif isinstance(node, ast.Call) and name == "DeltaTable":
+                used = isinstance(node.func, ast.Name) and node.func.id == name
+            else:
+                used = (
+                    isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == package and node.attr == name
+                )
+            assert not used, f"{path.relative_to(ROOT)}:{node.lineno} uses {module}. Use {instead}."
+
+
+def test_duckdb_gets_paths_from_one_function() -> None:
+    for path in _files():
+        for node in ast.walk(_tree(path)):
+            if path == ROOT / "lake" / "storage.py" or not isinstance(node, ast.JoinedStr):
+                continue
+            texts = [part.value for part in node.values if isinstance(part, ast.Constant)]
+            assert not any("read_parquet(" in str(text) for text in texts), (
+                f"{path.relative_to(ROOT)}:{node.lineno} puts a path into SQL. Use lake.storage.read_parquet."
+            )
+
+
 def test_only_settings_read_the_environment() -> None:
     for path in _files(tuple(folder for folder in FOLDERS if folder != "cli")):
         if path == ROOT / "config" / "settings.py":

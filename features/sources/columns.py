@@ -9,6 +9,7 @@ import duckdb
 
 from config.catalog.data import ColumnType
 from features.sources.errors import SourceSchemaMismatch
+from lake.storage import read_parquet, sql_path
 from lake.tables import DUCKDB_TYPES
 
 # What a SQL type may be where the catalog declares the key: a cast from it to the declared type loses nothing.
@@ -115,9 +116,9 @@ def stage_text(
     bad = " OR ".join(_unreadable(name, kind) for name, kind in columns.items())
     staged = target.with_suffix(".staged.parquet")
     connection.execute(
-        f'COPY (SELECT {casts}, {bad} AS "?" FROM {relation}) TO {literal(str(staged))} (FORMAT parquet)'  # noqa: S608 (quoted names of the catalog)
+        f'COPY (SELECT {casts}, {bad} AS "?" FROM {relation}) TO {sql_path(staged)} (FORMAT parquet)'  # noqa: S608 (quoted names of the catalog)
     )
-    count = connection.execute(f'SELECT count(*) FROM read_parquet({literal(str(staged))}) WHERE "?"').fetchall()[0][0]  # noqa: S608 (our own path)
+    count = connection.execute(f'SELECT count(*) FROM {read_parquet([staged])} WHERE "?"').fetchall()[0][0]  # noqa: S608 (our own path)
     if count:
         staged.unlink()
         raise mismatch(label, _retyped(connection, relation, columns))

@@ -22,6 +22,7 @@ from config.catalog.data import ColumnType, FileSource, Lookup
 from features.sources.columns import check_names, check_types, literal, quoted, stage_text, typed_relation
 from features.sources.errors import SourceMissing, SourceUnreadable
 from lake.artifact import file_digest
+from lake.storage import read_parquet, sql_path
 
 _MEMBER = "!"
 
@@ -188,7 +189,7 @@ def _stage_csv(
     for same_header in by_header.values():
         header = _header(same_header[0])
         spec = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in header)
-        listed = ", ".join(literal(str(path)) for path in same_header)
+        listed = ", ".join(sql_path(path) for path in same_header)
         options = (
             f"header=true, auto_detect=false, columns={{{spec}}}, delim=',', quote='\"', escape='\"', nullstr=[{nulls}]"
         )
@@ -205,8 +206,8 @@ def _stage_parquet(
 ) -> None:
     selects = []
     for path in files:
-        relation = f"read_parquet({literal(str(path))})"
+        relation = read_parquet([path])
         described = connection.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall()  # noqa: S608 (quoted path)
         check_types(f"{label} ({path})", {str(row[0]): str(row[1]) for row in described}, columns)
         selects.append(typed_relation(relation, columns))
-    connection.execute(f"COPY ({' UNION ALL '.join(selects)}) TO {literal(str(target))} (FORMAT parquet)")
+    connection.execute(f"COPY ({' UNION ALL '.join(selects)}) TO {sql_path(target)} (FORMAT parquet)")

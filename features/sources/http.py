@@ -17,8 +17,9 @@ import tenacity
 
 from config.catalog.data import ColumnType, HttpSource
 from config.settings import Settings, secret
-from features.sources.columns import check_names, literal, stage_text
+from features.sources.columns import check_names, stage_text
 from features.sources.errors import SourceRefused, SourceUnavailable, SourceUnreadable
+from lake.storage import read_parquet
 
 FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 30.0
@@ -75,7 +76,7 @@ def stage(
             )
     if found:
         check_names(label, sorted(found), columns)
-    stage_text(connection, label, f"read_parquet({literal(str(pages))})", columns, target)
+    stage_text(connection, label, read_parquet([pages]), columns, target)
 
 
 def _text(value: Any) -> str | None:

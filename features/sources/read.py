@@ -20,6 +20,7 @@ from features.sources import file, http, sql
 from features.sources.columns import check_types, literal, quoted, typed_relation
 from features.sources.errors import SourceMissing, SourceUnavailable, SourceUnreadable
 from lake.lake import Lake
+from lake.storage import link_or_copy, read_parquet, sql_path
 
 # A change to how sources are read makes every cached one unknown.
 _READER = "1"
@@ -83,8 +84,7 @@ def read_source(
     else:
         path, fingerprint = reading.stage_cached()
         staged = [path]
-    listed = ", ".join(literal(str(path)) for path in staged)
-    connection.execute(f"CREATE OR REPLACE TEMP VIEW {quoted(name)} AS SELECT * FROM read_parquet([{listed}])")  # noqa: S608 (our own paths, quoted)
+    connection.execute(f"CREATE OR REPLACE TEMP VIEW {quoted(name)} AS SELECT * FROM {read_parquet(staged)}")  # noqa: S608 (our own paths, quoted)
     return SourceRead(name, dated, fingerprint)
 
 
@@ -140,9 +140,9 @@ class _Reading:
         while True:
             if not cached.is_file():
                 self._fill(cached, found, shape["bytes"])
-            # A link of this run's own: another run, that sees newer bytes, may drop the cached file at any time.
+            # A place of this run's own: another run, that sees newer bytes, may drop the cached file at any time.
             with suppress(FileNotFoundError):
-                os.link(cached, linked)
+                link_or_copy(cached, linked)
                 return linked, fingerprint
 
     def _fill(self, cached: Path, found: file.FoundFiles, digest: object) -> None:
@@ -217,7 +217,7 @@ class _Reading:
     def _view(self, stack: ExitStack, name: str, path: Path, columns: Mapping[str, ColumnType]) -> None:
         listed = ", ".join(quoted(column) for column in columns)
         self.connection.execute(
-            f"CREATE OR REPLACE TEMP VIEW {quoted(name)} AS SELECT {listed} FROM read_parquet({literal(str(path))})"  # noqa: S608 (our own path)
+            f"CREATE OR REPLACE TEMP VIEW {quoted(name)} AS SELECT {listed} FROM {read_parquet([path])}"  # noqa: S608 (our own path)
         )
         stack.callback(self.connection.execute, f"DROP VIEW IF EXISTS {quoted(name)}")
 
@@ -241,7 +241,7 @@ class _Reading:
             typed = typed_relation(relation, declared)
             dated = f"SELECT *, CAST({instant} AS TIMESTAMPTZ) AS known_at_utc FROM ({typed})"  # noqa: S608 (the catalog's own SQL)
             rows = f"SELECT *, {natural} AS natural_date, {delivered} AS delivered FROM ({dated}) ORDER BY natural_date"  # noqa: S608 (as above)
-            self.connection.execute(f"COPY ({rows}) TO {literal(str(target))} (FORMAT parquet, ROW_GROUP_SIZE 20480)")
+            self.connection.execute(f"COPY ({rows}) TO {sql_path(target)} (FORMAT parquet, ROW_GROUP_SIZE 20480)")
         except (duckdb.IOException, duckdb.OutOfMemoryException):
             raise
         except duckdb.Error as error:

@@ -26,8 +26,8 @@ from config.errors import NightfleetError
 from config.settings import Channel, Level, MissingSecret, Settings, secret
 from lake.assignment import CHAMPION
 from lake.lake import Lake
-from lake.lineage import lock
 from lake.metric_queries import METRICS, fetch, these
+from lake.storage import lock
 from monitoring.alerting.alarms import Alarm, open_alarms
 from monitoring.alerting.rules import shortened
 from monitoring.alerting.runs import FAILED, Run, read_runs, read_waiting

@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -24,6 +23,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from config.calendar import cutoff
+from config.settings import Settings
 from features.validate import SCORE
 from lake.assignment import champion_in
 from lake.lake import Lake
@@ -31,6 +31,7 @@ from lake.lineage import as_utc
 from lake.metric_queries import Row, read_newest_nights
 from lake.projection import has_table
 from lake.publication_queries import newest_publications
+from lake.storage import VERSION_COMPLETE, artifacts, version_key
 from lake.tables import quarantine_table, valid_table
 from monitoring.alerting.alarms import Alarm, open_alarms
 from monitoring.alerting.rules import ModelNight
@@ -156,17 +157,18 @@ def _scored(lake: Lake, nights: Mapping[str, ModelNight]) -> Iterator[Metric]:
         champion = champion_in(published.scored_by)
         if champion is not None:
             version.add_metric([model.name], champion.version)
-            took = _training_seconds(lake.settings.artifacts / model.name / champion.artifact_digest / "manifest.json")
+            manifest = version_key(model.name, champion.artifact_digest, VERSION_COMPLETE)
+            took = _training_seconds(lake.settings, manifest)
             if took is not None:
                 training.add_metric([model.name], took)
     yield from (night, at, rows, late, version, training)
 
 
 @lru_cache(maxsize=256)
-def _training_seconds(path: Path) -> float | None:
+def _training_seconds(settings: Settings, manifest_key: str) -> float | None:
     """From a version's manifest, whose folder is named by its content: read once."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8")).get("seconds")
+        found = json.loads(artifacts(settings).read(manifest_key)).get("seconds")
     except (OSError, ValueError):
         return None  # the files were archived: a number less, not a scrape less
     return float(found) if isinstance(found, int | float) else None

@@ -18,7 +18,8 @@ import sqlalchemy as sa
 
 from config.calendar import Interval
 from lake.lake import Lake
-from lake.lineage import as_utc, lock
+from lake.lineage import as_utc
+from lake.storage import lock
 
 Kind = Literal["ingest", "history", "score", "monitor", "train", "rollback", "watch"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

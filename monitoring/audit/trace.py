@@ -29,6 +29,7 @@ from lake.digest import rows_digest
 from lake.lake import Lake
 from lake.lineage import Input, Publication
 from lake.signature import UntrustedModel, verify
+from lake.storage import artifact_folder, table_location
 from lake.tables import LakeTable, feature_table
 from serving.predictions import FeatureMissing
 from serving.projection import SQL_PREFIX, sql_name
@@ -310,22 +311,22 @@ def _any_table(lake: Lake, name: str, version: int | None = None) -> _OpenTable:
     """A table of the lake by its name, opened; with a version, its columns are those it had then, not the catalog's of
     today.
     """
-    path = lake.settings.lake / name
+    location = table_location(lake.settings, name)
     try:
-        delta = LakeTable(name, path, pa.schema([]), ()).load(version)
+        delta = LakeTable(name, location, pa.schema([]), ()).load(version)
         if delta is None and version is not None:
-            raise InputsExpired(_expired(name, version, f"there is no table in {path}"))
+            raise InputsExpired(_expired(name, version, f"there is no table in {location.uri}"))
         schema = pa.schema(delta.schema().to_arrow()) if delta is not None and version is not None else pa.schema([])
     except DeltaError as error:
         raise InputsExpired(_expired(name, version or 0, str(error))) from error
-    return _OpenTable(name, path, schema, (), delta=delta)
+    return _OpenTable(name, location, schema, (), delta=delta)
 
 
 def _publication(lake: Lake, table: _OpenTable, day: date, version: int) -> Publication:
     """What was published for a night as of a Delta version."""
     if table.delta is None:
         # The index would forget what it knows of a table that is not there; a disk that is not mounted is no reason to.
-        raise InputsExpired(_expired(table.name, version, f"there is no table in {table.path}"))
+        raise InputsExpired(_expired(table.name, version, f"there is no table in {table.location.uri}"))
     found = lake.publications.current(table, Interval.of(day), loaded=table.delta, as_of_version=version)
     if day not in found:
         raise InputsExpired(
@@ -493,7 +494,7 @@ def _same_order(schema: pa.Schema, found: pa.Table) -> pa.Schema:
 
 
 def _version(lake: Lake, prediction: TracedPrediction) -> TracedVersion:
-    folder = lake.settings.artifacts / prediction.model / prediction.artifact_digest
+    folder = artifact_folder(lake.settings, prediction.model, prediction.artifact_digest)
     documents: dict[str, dict[str, Any]] = {}
     missing = []
     for name in ("manifest.json", "job.json", "training_set.json"):
@@ -604,7 +605,7 @@ def _recomputed(lake: Lake, entry: ModelEntry, view: TracedView) -> list[Step]:
     pins = _Pins.of(partition.computed_from)
     _still_there(lake, pins)
     taken = next(one for one in lake.catalog.views(entry) if one.name == view.view)
-    current = LakeTable(table.name, table.path, table.schema, taken.declared.entities)
+    current = LakeTable(table.name, table.location, table.schema, taken.declared.entities)
     steps = [
         Step(
             f"partition {partition.table} {day}", partition.digest, rows_digest(current.read([day], partition.version))
@@ -635,7 +636,7 @@ def _predicted(
     }
     source = spine_table(lake, entry)
     spine_version = pins.versions.get(source.name) if source else None
-    if not (lake.settings.artifacts / prediction.model / prediction.artifact_digest).is_dir():
+    if not artifact_folder(lake.settings, prediction.model, prediction.artifact_digest).is_dir():
         raise InputsExpired(
             f"the files of {prediction.model} version {prediction.version} (artifact "
             f"{prediction.artifact_digest[:12]}…) are gone. "

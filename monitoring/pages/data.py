@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -19,6 +18,7 @@ from features.expectations import BAD_SHARE, row_rules
 from features.validate import SCORE
 from lake.lake import Lake
 from lake.metric_queries import METRICS, Row, fetch, these
+from lake.storage import ObjectStore, reports
 from monitoring.alerting.runs import FAILED, Run, read_runs
 from monitoring.pages.data_calendar import calendar_chart, score_charts, state_counts
 from monitoring.pages.data_nights import (
@@ -99,7 +99,7 @@ def page(context: Context, *, query: Mapping[str, str], dataset: str) -> Page:
     if night is not None:
         on_that_night = [found[night].published for found in nights.values() if night in found]
         on_record = runs_on_record(lake, [dataset], (published.run_id for published in on_that_night if published))
-        docs = data_docs_folder(lake.settings.reports, dataset, night)
+        docs = data_docs_folder(reports(lake.settings), dataset, night)
         tables.append(_night_table(address, entry, parts, nights, night, docs, on_record))
         around = sorted({day for found in nights.values() for day in found})
         values |= {
@@ -242,7 +242,7 @@ def _night_table(
         if (
             docs
             and part.quarantine
-            and (name := docs_page(address.context.lake.settings.reports, entry.name, docs, part.key))
+            and (name := docs_page(reports(address.context.lake.settings), entry.name, docs, part.key))
         ):
             row |= {
                 "docs": "data docs",
@@ -415,27 +415,26 @@ def _sums_of_rules(lake: Lake, dataset: str, period: Interval) -> list[Row]:
 # ---- Great Expectations ----------------------------------------------------------------------------------------
 
 
-def data_docs_folder(reports: Path, dataset: str, night: date) -> str | None:
+def data_docs_folder(store: ObjectStore, dataset: str, night: date) -> str | None:
     """The folder of data docs that tells of a night: its own, else the shortest interval that holds it; None where
     there is none.
     """
     found = []
-    site = reports / "data_docs" / dataset
-    for path in site.iterdir() if site.is_dir() else ():
-        first, _, last = path.name.partition("..")
+    for name in store.names(f"data_docs/{dataset}"):
+        first, _, last = name.partition("..")
         try:
             interval = Interval.closed(parse_data_date(first), parse_data_date(last or first))
         except BadInterval:
             continue  # `suites`
         if night in interval:
-            found.append((len(interval), path.name))
+            found.append((len(interval), name))
     return min(found)[1] if found else None
 
 
-def docs_page(reports: Path, dataset: str, folder: str, table: str) -> str | None:
+def docs_page(store: ObjectStore, dataset: str, folder: str, table: str) -> str | None:
     """The page of a table's rows in that folder, None where it is not there."""
     name = f"{dataset}.{table}.html"
-    return name if (reports / "data_docs" / dataset / folder / name).is_file() else None
+    return name if store.exists(f"data_docs/{dataset}/{folder}/{name}") else None
 
 
 # ---- quarantine ------------------------------------------------------------------------------------------------

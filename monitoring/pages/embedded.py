@@ -12,11 +12,11 @@ import base64
 import functools
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from config.calendar import BadInterval, parse_data_date
 from config.catalog.data import Dataset
 from features.data_docs import STATIC
+from lake.storage import LeadsOutside, ObjectStore, reports
 from monitoring.pages.page import BadAddress, Context, NotFound, shortened
 
 HTML = "text/html; charset=utf-8"
@@ -67,14 +67,14 @@ def document(context: Context, path: str) -> Document:
         NotFound: there is no such document; the message names what there is.
     """
     place = _place(context, path)
-    content = place.file().read_bytes()
+    content = place.content()
     return Document(_whole(content) if place.docs else content, HTML, place.policy)
 
 
 def has_document(context: Context, path: str) -> bool:
     """Whether `document` would find it."""
     try:
-        _place(context, path).file()
+        _place(context, path).check()
     except (NotFound, BadAddress):
         return False
     return True
@@ -85,39 +85,43 @@ class _Place:
     """Where a checked address leads.
 
     Attributes:
-        folder: of the model or data set; the file must lie in it.
+        store: the reports, in which no link is followed.
+        folder: key of the model's or data set's folder.
         what, others: for messages: the document, and the folder inside whose names tell what there is.
         docs: a page of GX's, to be made whole.
     """
 
-    folder: Path
+    store: ObjectStore
+    folder: str
     parts: tuple[str, ...]
     policy: str
     what: str
     others: str
     docs: bool = False
 
-    def file(self) -> Path:
-        """The file, which lies in the folder once every link is followed; NotFound where it does not, or is too
-        large.
-        """
+    @property
+    def key(self) -> str:
+        """Of the document among the reports."""
+        return "/".join((self.folder, *self.parts))
+
+    def check(self) -> None:
+        """NotFound where the document is not there, lies behind a link, or is too large."""
         try:
-            inside = self.folder.resolve(strict=True)
-            path = self.folder.joinpath(*self.parts).resolve(strict=True)
-            size = path.stat().st_size
-        except OSError as error:
-            raise NotFound(f"there is no {self.what}. There are: {_there(self.folder, self.others)}.") from error
-        if (
-            inside != self.folder.parent.resolve() / self.folder.name
-            or not path.is_relative_to(inside)
-            or not path.is_file()
-        ):
+            size = self.store.size(self.key)
+        except LeadsOutside as error:
             raise NotFound(
                 f"there is no {self.what}: its path leads out of the folder of reports. Write the report again."
-            )
+            ) from error
+        if size is None:
+            there = _there(self.store, f"{self.folder}/{self.others}".removesuffix("/"))
+            raise NotFound(f"there is no {self.what}. There are: {there}.")
         if size > _LARGEST_BYTES:
             raise NotFound(f"the {self.what} is not shown: it has {size:,} bytes, at most {_LARGEST_BYTES:,} are.")
-        return path
+
+    def content(self) -> bytes:
+        """The document's bytes; NotFound as `check`."""
+        self.check()
+        return self.store.read(self.key)
 
 
 def _place(context: Context, path: str) -> _Place:
@@ -138,12 +142,13 @@ def _place(context: Context, path: str) -> _Place:
         )
         raise NotFound(f"there is no document {shortened(path)}. There are: {known}.")
     entry = context.model(parts[0])
-    folder = context.lake.settings.reports / entry.name
+    store = reports(context.lake.settings)
     if parts[1] == MODEL_CARDS:
         if not _VERSION.fullmatch(parts[2]):
             raise BadAddress(f"{shortened(parts[2])} is not a model card: needs <version>.html, for example 3.html.")
         return _Place(
-            folder,
+            store,
+            entry.name,
             parts[1:],
             STILL,
             f"model card of {entry.name} version {parts[2].removesuffix('.html')}",
@@ -152,7 +157,7 @@ def _place(context: Context, path: str) -> _Place:
     _check_night(parts[1])
     if parts[2] not in NIGHT_REPORTS:
         raise NotFound(f"there is no report {shortened(parts[2])}. There are: {', '.join(NIGHT_REPORTS)}.")
-    return _Place(folder, parts[1:], DRAWN, f"{parts[2]} of {entry.name} for {parts[1]}", "")
+    return _Place(store, entry.name, parts[1:], DRAWN, f"{parts[2]} of {entry.name} for {parts[1]}", "")
 
 
 def _docs_place(context: Context, parts: tuple[str, ...]) -> _Place:
@@ -163,20 +168,22 @@ def _docs_place(context: Context, parts: tuple[str, ...]) -> _Place:
         )
         raise NotFound(f"there is no such page of the data docs. There are: {known}.")
     dataset = context.dataset(parts[1])
-    folder, inner = context.lake.settings.reports / DATA_DOCS / dataset.name, parts[2:]
+    store, folder, inner = reports(context.lake.settings), f"{DATA_DOCS}/{dataset.name}", parts[2:]
     if len(inner) == 1:
         if inner[0] != "index.html":
             raise NotFound(
                 f"there is no page {shortened(inner[0])} of the data docs of {dataset.name}. There is: index.html."
             )
-        return _Place(folder, inner, DRAWN, f"index of the data docs of {dataset.name}", "", docs=True)
+        return _Place(store, folder, inner, DRAWN, f"index of the data docs of {dataset.name}", "", docs=True)
     if inner[0] != "suites":
         for end in inner[0].split("..", 1):
             _check_night(end)
     suites = suite_files(dataset)
     if inner[1] not in suites:
         raise NotFound(f"there is no suite {shortened(inner[1])} of {dataset.name}. There are: {', '.join(suites)}.")
-    return _Place(folder, inner, DRAWN, f"{inner[1]} of {inner[0]} in the data docs of {dataset.name}", "", docs=True)
+    return _Place(
+        store, folder, inner, DRAWN, f"{inner[1]} of {inner[0]} in the data docs of {dataset.name}", "", docs=True
+    )
 
 
 def suite_files(dataset: Dataset) -> tuple[str, ...]:
@@ -195,15 +202,12 @@ def _check_night(text: str) -> None:
         raise BadAddress(f"{shortened(text)} is not a valid data date, needs {found}.")
 
 
-def _there(folder: Path, inner: str) -> str:
-    """What the folder, or one in it, holds, in a few words: dates or versions."""
-    try:
-        names = sorted(
-            (path.name.removesuffix(".html") for path in (folder / inner).iterdir() if path.name[:1].isdigit()),
-            key=lambda name: (len(name), name),
-        )
-    except OSError:
-        names = []
+def _there(store: ObjectStore, folder: str) -> str:
+    """What the folder holds, in a few words: dates or versions."""
+    names = sorted(
+        (name.removesuffix(".html") for name in store.names(folder) if name[:1].isdigit()),
+        key=lambda name: (len(name), name),
+    )
     if not names:
         return "none yet"
     return ", ".join(names) if len(names) <= _MOST_NAMED else f"{len(names)}, from {names[0]} to {names[-1]}"

@@ -18,8 +18,8 @@ from typing import Any
 from config.catalog.model import ModelEntry
 from config.durations import format_duration
 from config.settings import Settings
-from lake.artifact import write_whole
 from lake.lake import Lake
+from lake.storage import artifact_folder, reports
 from monitoring.pages.document import document
 from monitoring.pages.gate_evidence import improvements_table, other_checks_table, segments_table
 from monitoring.pages.page import Column, Table
@@ -32,7 +32,7 @@ from training.registry.explanation import Contributions, Explanation, explain
 from training.registry.gate import registered_from_json
 from training.registry.job import TRAINING_SET_FILE
 from training.registry.promotion import StaleDecision
-from training.registry.register import Registered, artifact_folder
+from training.registry.register import Registered
 from training.registry.segments import OutputSegments, Segment, SegmentReport
 from training.registry.tracking import MlflowUnavailable, answered, tracking_client
 
@@ -151,7 +151,7 @@ def write_model_card(
     client = tracking_client(lake.settings)  # before the work: where MLflow is down this fails in seconds
     entry = lake.model(model)
     folder = artifact_folder(lake.settings, model, registered.artifact_digest)
-    path = lake.settings.reports / model / CARDS_FOLDER / f"{registered.version}.html"
+    key = f"{model}/{CARDS_FOLDER}/{registered.version}.html"
     with lake.scratch("explain") as scratch:
         explanation = explain(lake, model, job_dir, registered, decision, folder=scratch)
         with answered(lake.settings):
@@ -168,7 +168,8 @@ def write_model_card(
             candidates,
             link,
         )
-        write_whole(path, render(version, scratch))
+        card = render(version, scratch).encode()
+        path = Path(reports(lake.settings).put(key, card))
         try:
             with answered(lake.settings):
                 _log(client, registered.mlflow_run_id, explanation, scratch, path)

@@ -7,11 +7,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from config.catalog.model import ModelEntry
 from config.settings import Settings
+from lake.storage import artifacts, version_key
 
 IMPORTANCES_FILE = "importances.json"
 _LARGEST_FILE = 4_000_000
@@ -40,16 +40,16 @@ def read_importances(
     """
     if version is None or artifact_digest is None:
         return Importances(None, missing="no version had scored a night by the end of the period")
-    folder = settings.artifacts / entry.name / artifact_digest
-    path = folder / IMPORTANCES_FILE
-    if not path.is_file():
+    store, key = artifacts(settings), version_key(entry.name, artifact_digest, IMPORTANCES_FILE)
+    size = store.size(key)
+    if size is None:
         return Importances(version, missing=f"version {version} has no {IMPORTANCES_FILE} beside its files")
     problem = None
     try:
-        if path.stat().st_size > _LARGEST_FILE:
-            problem = f"has {path.stat().st_size:,} bytes, more than the {_LARGEST_FILE:,} that are read"
+        if size > _LARGEST_FILE:
+            problem = f"has {size:,} bytes, more than the {_LARGEST_FILE:,} that are read"
         else:
-            document = json.loads(path.read_text(encoding="utf-8"))
+            document = json.loads(store.read(key))
             problem = _problem(document, entry)
     except (OSError, ValueError, RecursionError) as error:
         problem = f"cannot be read ({type(error).__name__})"
@@ -61,7 +61,11 @@ def read_importances(
             shares[name] = shares.get(name, 0.0) + float(share) / len(document)
     if not shares:
         return Importances(version, missing=f"the trainer of version {version} measured no importances")
-    return Importances(version, str(read_document(folder / "manifest.json").get("family", "")), shares)
+    return Importances(
+        version,
+        str(read_document(settings, version_key(entry.name, artifact_digest, "manifest.json")).get("family", "")),
+        shares,
+    )
 
 
 def _problem(document: Any, entry: ModelEntry) -> str | None:
@@ -76,10 +80,10 @@ def _problem(document: Any, entry: ModelEntry) -> str | None:
     return None
 
 
-def read_document(path: Path) -> Mapping[str, Any]:
-    """A JSON object beside a version's files, for links and names; empty where it is not there or is none."""
+def read_document(settings: Settings, key: str) -> Mapping[str, Any]:
+    """A JSON object among a version's files, for links and names; empty where it is not there or is none."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(artifacts(settings).read(key))
     except (OSError, ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}

@@ -15,6 +15,7 @@ from config.calendar import ONE_DAY, Interval
 from config.catalog.model import ModelEntry
 from lake.lake import Lake
 from lake.ledger import Promotion
+from lake.storage import reports, version_key
 from monitoring.pages.model_history import (
     DRIFT_SHARE,
     History,
@@ -251,9 +252,10 @@ def versions_table(
         Column("mlflow", "MLflow", link="mlflow_url"),
         Column("reason", "reason"),
     )
-    folder = context.lake.settings.artifacts / entry.name
+    settings = context.lake.settings
     jobs = {
-        digest: read_document(folder / digest / "job.json") for digest in {line.artifact_digest for line in ordered}
+        digest: read_document(settings, version_key(entry.name, digest, "job.json"))
+        for digest in {line.artifact_digest for line in ordered}
     }
     on_record = runs_on_record(
         context.lake, [entry.name], [str(job["run_id"]) for job in jobs.values() if job.get("run_id")]
@@ -265,7 +267,7 @@ def versions_table(
         job = jobs[line.artifact_digest]
         streamed = job.get("mlflow")
         trained_by, mlflow = job.get("run_id"), streamed.get("run_id") if isinstance(streamed, Mapping) else None
-        card = context.lake.settings.reports / entry.name / "model_cards" / f"{line.version}.html"
+        has_card = reports(settings).exists(f"{entry.name}/model_cards/{line.version}.html")
         rows.append(
             {
                 "version": line.version,
@@ -275,7 +277,7 @@ def versions_table(
                 "by": line.by,
                 "verdict": _verdict(decision),
                 "trained_until": line.trained_until,
-                "card": "card" if card.is_file() else None,
+                "card": "card" if has_card else None,
                 "card_url": context.url("embedded", entry.name, "model_cards", f"{line.version}.html"),
                 "run": str(trained_by) if trained_by else None,
                 "run_url": run_url(context, on_record, str(trained_by), f"{entry.name}_train") if trained_by else None,

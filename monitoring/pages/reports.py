@@ -16,7 +16,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,12 +27,12 @@ import pyarrow.parquet as pq
 from config.calendar import ONE_DAY, Interval
 from config.catalog.model import ModelEntry
 from features.retrieval import retrieve
-from lake.artifact import write_whole
 from lake.assignment import CHAMPION, scored_by
 from lake.events import logged
 from lake.lake import Lake, StageResult
 from lake.lineage import Publication
 from lake.metrics import metrics_table
+from lake.storage import ObjectStore, artifacts, reports, version_key
 from monitoring import drift, performance
 from monitoring.drift import VersionReference, feature_profiles, first_available, pinned_versions, references_of
 from monitoring.pages.document import document
@@ -95,20 +94,21 @@ def report(lake: Lake, model: str, interval: Interval, *, run_id: str) -> StageR
         for group in (drift.GROUP, performance.GROUP)
     }
     scored = lake.publications.current(predictions_table(lake.settings, entry, dataset))
+    store = reports(lake.settings)
     files, written = [], 0
     for day in interval:
-        folder = lake.settings.reports / model / day.isoformat()
         judged = performance.maturing(lake, model, day)
         for group, write, nights in ((drift.GROUP, _drift_page, [day]), (performance.GROUP, _performance_page, judged)):
             stamp = _stamp(measured[group][day])
             for role in _roles(scored, nights):
-                path = folder / (f"{group}.html" if role == CHAMPION else f"{group}-{role}.html")
-                files.append(str(path))
-                if _is_current(path, stamp):
+                name = f"{group}.html" if role == CHAMPION else f"{group}-{role}.html"
+                key = f"{model}/{day.isoformat()}/{name}"
+                files.append(store.uri(key))
+                if _is_current(store, key, stamp):
                     continue
                 rows = metrics_table(lake.settings, model, group).read([day]).to_pylist()
                 rows = [row for row in rows if row["role"] in (role, None)]
-                write_whole(path, write(lake, entry, day, role, rows, scored, stamp))
+                store.put(key, write(lake, entry, day, role, rows, scored, stamp).encode())
                 written += 1
     return StageResult("report", model, str(interval), len(files), written, {"files": files[:60], "written": written})
 
@@ -145,11 +145,11 @@ def _drift_page(
         page.facts.append(f"{share['status'].replace('_', ' ')}: {share['reason']}")
     if reference.window > 1:
         page.facts.append(f"each column over {reference.window} nights")
-    sample = lake.settings.artifacts / entry.name / reference.artifact_digest / SAMPLE_FILE
+    store, key = artifacts(lake.settings), version_key(entry.name, reference.artifact_digest, SAMPLE_FILE)
     numbers = {row["column"]: row for row in rows if _is_drawn(row)}
     if not numbers:
         return _whole(page, f"not evaluated: {share['reason'] if share else 'nothing was measured'}", stamp)
-    if not sample.is_file():
+    if not store.exists(key):
         return _whole(
             page,
             f"not drawn: version {reference.version} has no {SAMPLE_FILE} beside its files; register it again",
@@ -158,7 +158,7 @@ def _drift_page(
     profiles = {**feature_profiles(lake, entry, reference), **reference.profile.get("predictions", {})}
     profiles = {name: profile for name, profile in profiles.items() if name in numbers}
     current = _current_rows(lake, entry, day, role, reference, scored, profiles)
-    before = _reference_rows(sample, profiles)
+    before = _reference_rows(store.read(key), profiles)
     drawn: dict[str, tuple[Any, Any]] = {}
     for name, profile in profiles.items():
         pair = _column_pair(name, before.get(name), current.get(name), profile, page.notes)
@@ -274,9 +274,9 @@ def _every_nth(batches: Iterable[pa.RecordBatch], names: Sequence[str], rows: in
     return {name: pa.chunked_array(arrays) for name, arrays in parts.items() if arrays}
 
 
-def _reference_rows(sample: Path, profiles: Mapping[str, Any]) -> dict[str, pa.ChunkedArray]:
+def _reference_rows(sample: bytes, profiles: Mapping[str, Any]) -> dict[str, pa.ChunkedArray]:
     """Sampled features of the train split, and predictions of the rows that are their reference (null elsewhere)."""
-    rows = pq.read_table(sample)
+    rows = pq.read_table(pa.BufferReader(sample))
     train = rows.filter(pc.equal(rows["split"], "train"))
     return {
         name: (rows if "split" in profile else train)[name]
@@ -510,8 +510,5 @@ def _stamp(publication: Publication) -> str:
     return hashlib.sha256(json.dumps([FORMAT, publication.digest, inputs]).encode()).hexdigest()
 
 
-def _is_current(path: Path, stamp: str) -> bool:
-    if not path.is_file():
-        return False
-    with path.open(encoding="utf-8") as file:
-        return stamp in file.read(4_096)
+def _is_current(store: ObjectStore, key: str, stamp: str) -> bool:
+    return store.exists(key) and stamp.encode() in store.read(key, at_most=4_096)

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from config.catalog.model import ModelEntry
 from config.errors import NightfleetError
+from lake.storage import reports
 from monitoring.audit.lookup import (
     BadEntityValue,
     Found,
@@ -170,7 +171,7 @@ class _Links:
         return context.url("retraining", model=target.name)
 
     def _has_card(self, target: Target) -> bool:
-        return (self.context.lake.settings.reports / target.subject / "model_cards" / f"{target.name}.html").is_file()
+        return reports(self.context.lake.settings).exists(f"{target.subject}/model_cards/{target.name}.html")
 
 
 def _facts(branch: Branch) -> Iterator[Fact]:

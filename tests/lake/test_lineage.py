@@ -34,7 +34,7 @@ def test_a_lost_index_is_rebuilt_from_the_commits(items: Items) -> None:
 def test_a_table_made_anew_is_not_taken_for_the_old_one(items: Items) -> None:
     _publish_nights(items)
     items.lake.publications.current(items.table)
-    shutil.rmtree(items.table.path)
+    shutil.rmtree(items.table.location.uri)
     assert items.lake.publications.current(items.table) == {}
     items.publish(item_rows(NIGHTS[2]), NIGHTS[2])
     assert list(items.lake.publications.current(items.table)) == [NIGHTS[2].start]

@@ -327,7 +327,7 @@ def test_a_table_made_anew_is_projected_though_its_versions_begin_again(shared: 
     for seed in (1, 2, 3):
         shared.publish(item_rows(WEEK, seed=seed), WEEK)
     project(shared.lake, shared.table, "items", WEEK)
-    shutil.rmtree(shared.table.path)
+    shutil.rmtree(shared.table.location.uri)
     shared.publish(item_rows(NIGHT, seed=4), NIGHT)
     project(shared.lake, shared.table, "items", WEEK)
     assert _utc(_rows(shared)) == _expected(item_rows(NIGHT, seed=4).cast(shared.table.schema)), (

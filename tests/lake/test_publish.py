@@ -356,5 +356,5 @@ def test_checkpoints_are_written_as_the_log_grows(items: Items, monkeypatch: pyt
     for number in range(5):
         night = Interval.of(FIRST + timedelta(days=number))
         items.publish(item_rows(night), night)
-    assert list((items.table.path / "_delta_log").glob("*.checkpoint.parquet"))
+    assert list(Path(items.table.location.uri, "_delta_log").glob("*.checkpoint.parquet"))
     assert items.table.read().num_rows == 20

@@ -12,6 +12,7 @@ from deltalake import DeltaTable
 
 from config.calendar import Interval
 from lake.lake import Lake
+from lake.storage import table_location
 from lake.tables import LakeTable, TableUnreadable, feature_table, named_table, quarantine_table, raw_table, valid_table
 from tests.lake.conftest import FIRST, Items, item_rows
 
@@ -68,7 +69,7 @@ def test_the_log_is_kept_for_years(items: Items) -> None:
 
 
 def test_a_quote_in_a_path_is_no_end_of_text(items: Items) -> None:
-    table = LakeTable("it's", items.lake.settings.lake / "it's", items.table.schema, ("item",))
+    table = LakeTable("it's", table_location(items.lake.settings, "it's"), items.table.schema, ("item",))
     quoted = Items(items.lake, table)
     quoted.publish(item_rows(THREE), THREE)
     assert table.read().num_rows == 12
@@ -92,7 +93,7 @@ def test_the_tables_of_a_data_set(toy_lake: Lake) -> None:
 
 
 def test_a_type_the_catalog_does_not_know_is_no_column(items: Items) -> None:
-    table = LakeTable("odd", items.table.path, pa.schema([("x", pa.float32())]), ("x",))
+    table = LakeTable("odd", items.table.location, pa.schema([("x", pa.float32())]), ("x",))
     with (
         items.lake.duckdb() as connection,
         pytest.raises(TypeError, match="no column type of the catalog is stored as float"),

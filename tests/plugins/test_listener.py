@@ -13,7 +13,8 @@ import sqlalchemy as sa
 from config.errors import NightfleetError
 from config.settings import load_settings
 from lake.lake import Lake
-from lake.lineage import create_engine, lock
+from lake.lineage import create_engine
+from lake.storage import lock
 from monitoring.alerting.runs import Run, read_runs
 from tests import toy
 

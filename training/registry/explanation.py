@@ -25,6 +25,7 @@ from config.catalog.output import OutputKind
 from config.errors import NightfleetError
 from lake.artifact import file_digest
 from lake.lake import Lake
+from lake.storage import artifact_folder
 from serving.predictors import explainer_of
 from serving.predictors.contract import Contract, Matrix, Predictor, read_json, write_json
 from serving.predictors.shapley import SAMPLE_ROWS, Sample, evenly
@@ -37,7 +38,7 @@ from training.registry.decision import Decision
 from training.registry.gate import TEST_FILE
 from training.registry.job import TRAINING_SET_FILE, gate_folder
 from training.registry.reference import SAMPLE_FILE
-from training.registry.register import Registered, artifact_folder, predict_file
+from training.registry.register import Registered, predict_file
 from training.registry.segments import SEGMENTS_FILE, SegmentReport, segment_columns, segment_report
 
 Floats = npt.NDArray[np.float64]

@@ -39,6 +39,7 @@ from lake.artifact import file_digest
 from lake.lake import Lake
 from lake.ledger import LedgerSnapshot, Promotion
 from lake.lineage import Input
+from lake.storage import artifact_folder
 from serving.predictors.contract import BadFeatures, PredictionsNotFinite, Predictor
 from serving.signed import load_signed
 from training.evaluate import judged_values
@@ -57,7 +58,7 @@ from training.registry.decision import (
 )
 from training.registry.job import TRAINING_SET_FILE, gate_folder
 from training.registry.origin import verify_origin
-from training.registry.register import Registered, artifact_folder
+from training.registry.register import Registered
 
 Floats = npt.NDArray[np.float64]
 

@@ -15,6 +15,7 @@ from typing import Any
 from config.settings import code_version, image_code
 from features.training_set import TrainingSet, build_training_set
 from lake.lake import Lake
+from lake.storage import link_or_copy
 from serving.predictors.contract import read_json, write_json
 from training.job_file import JOB_FILE, job_identity
 from training.registry.containers import check_size
@@ -124,8 +125,8 @@ def _place(lake: Lake, job: dict[str, Any], job_dir: Path, built_in: Path, built
         write_json(
             folder / JOB_FILE, job | {"mlflow": _mlflow_run(lake, job, name, job_dir.name, mlflow.get("run_id"))}
         )
-        os.link(built.training_path, folder / built.training_path.name)
-        os.link(built.test_path, gate / built.test_path.name)
+        link_or_copy(built.training_path, folder / built.training_path.name)
+        link_or_copy(built.test_path, gate / built.test_path.name)
         write_json(gate / TRAINING_SET_FILE, built.to_json())
         for target, source in ((gate_folder(job_dir), gate), (job_dir, folder)):
             shutil.rmtree(target, ignore_errors=True)

@@ -33,6 +33,7 @@ from features.retrieval import spine_table
 from features.transform import compute_view, inputs_of_view
 from lake.lake import Lake, register_nights
 from lake.publish import publish
+from lake.storage import read_parquet
 from lake.tables import DUCKDB_TYPES, LakeTable, feature_table, valid_table
 
 NIGHTS = 3
@@ -169,8 +170,7 @@ def audit(
     dataset = lake.dataset(entry.dataset)
     found = _Found(0, 0, [])
     with lake.duckdb() as connection:
-        listed = ", ".join("'" + str(path).replace("'", "''") + "'" for path in files)
-        connection.execute(f"CREATE TEMP VIEW rows AS SELECT * FROM read_parquet([{listed}])")
+        connection.execute(f"CREATE TEMP VIEW rows AS SELECT * FROM {read_parquet(files)}")
         present = [row[0] for row in connection.execute("SELECT DISTINCT data_date FROM rows ORDER BY ALL").fetchall()]
         if not present:
             raise NothingToAudit(

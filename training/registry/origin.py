@@ -6,6 +6,7 @@ import logging
 
 from lake.lake import Lake
 from lake.signature import Signed, UntrustedModel, verify
+from lake.storage import artifact_folder
 from training.registry.tracking import MlflowUnavailable, answered, tracking_client
 
 log = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ def verify_origin(lake: Lake, model: str, version: int, artifact_digest: str) ->
             run or other files.
         MissingSecret: there is no key to verify with.
     """
-    signed = verify(lake.settings, lake.settings.artifacts / model / artifact_digest, model, artifact_digest)
+    signed = verify(lake.settings, artifact_folder(lake.settings, model, artifact_digest), model, artifact_digest)
     try:
         client = tracking_client(lake.settings)
         with answered(lake.settings):

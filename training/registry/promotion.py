@@ -20,13 +20,14 @@ from lake.lake import Lake
 from lake.ledger import LedgerConflict, LedgerSnapshot, Promotion
 from lake.lineage import PartitionNotReady
 from lake.promotions import project_promotions
+from lake.storage import artifact_folder
 from lake.tables import named_table
 from serving.predictors import read_manifest
 from training.registry.approval import ReasonMissing, approval_of
 from training.registry.decision import Decision, incumbent_of, read_decisions
 from training.registry.gate import registered_from_json
 from training.registry.origin import verify_origin
-from training.registry.register import Registered, artifact_folder
+from training.registry.register import Registered
 from training.registry.tracking import MlflowUnavailable, answered, tracking_client
 
 ALIAS = "champion"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,10 +17,11 @@ import pyarrow.parquet as pq
 
 from config.catalog.output import outputs_of
 from config.errors import NightfleetError
-from config.settings import ROOT, Settings
+from config.settings import ROOT
 from lake.artifact import combined_digest, verify_files
 from lake.lake import Lake
 from lake.signature import SIGNATURE_FILE, sign, signing_key, verify
+from lake.storage import VERSION_COMPLETE, advisory_lock, artifact_folder, artifacts, version_key
 from serving.predictors import MANIFEST_FILE, Predictor, load_predictor, read_manifest
 from serving.predictors.contract import read_json, write_json
 from training.__main__ import IMPORTANCES_FILE
@@ -85,11 +85,6 @@ class Registered:
         return {**self.__dict__, "as_of": self.as_of.isoformat(), "folder": str(self.folder)}
 
 
-def artifact_folder(settings: Settings, model: str, artifact_digest: str) -> Path:
-    """Where the files of a version lie."""
-    return settings.artifacts / model / artifact_digest
-
-
 def register(lake: Lake, model: str, job_dir: Path, *, run_id: str) -> Registered:
     """Store a finished job's model and register it with MLflow; the same model again gives the version it has.
 
@@ -141,41 +136,42 @@ def registered_version(client: Any, model: str, artifact_digest: str) -> Any | N
 
 
 def store(lake: Lake, model: str, job_dir: Path, artifact_digest: str) -> Path:
-    """Copy a finished job's files to `<artifacts>/<model>/<artifact_digest>` and sign them, whole or not at all;
-    nothing where they are.
+    """Sign a finished job's files and put them among the artifacts, `<model>/<artifact_digest>`; nothing where they
+    are.
+
+    The manifest is put last: until it lies there nothing is stored, and a retry puts everything again.
     """
+    artifacts_store, key = artifacts(lake.settings), version_key(model, artifact_digest)
+    if not artifacts_store.exists(f"{key}/{VERSION_COMPLETE}"):
+        with lake.scratch("register") as scratch:
+            signed = _signed_files(lake, model, job_dir, scratch / artifact_digest)
+            # Two runs may have trained the same bytes: each signs its own job, so their files must not mix.
+            with advisory_lock(lake.engine, "artifacts"):
+                if not artifacts_store.exists(f"{key}/{VERSION_COMPLETE}"):
+                    artifacts_store.put_folder(key, signed, last=VERSION_COMPLETE)
     folder = artifact_folder(lake.settings, model, artifact_digest)
-    if folder.is_dir():
-        verify(lake.settings, folder, model, artifact_digest)
-        verify_files(folder, read_manifest(folder)["artifacts"])
-        return folder
-    attempt = folder.with_name(f"{artifact_digest}.try-{os.getpid()}")
-    shutil.rmtree(attempt, ignore_errors=True)
-    try:
-        shutil.copytree(job_dir / "model", attempt / "model")
-        for name in (MANIFEST_FILE, JOB_FILE, IMPORTANCES_FILE, CURVES_FILE):
-            shutil.copy2(job_dir / name, attempt / name)
-        shutil.copy2(gate_folder(job_dir) / TRAINING_SET_FILE, attempt / TRAINING_SET_FILE)
-        predictor = load_predictor(attempt, artifact_digest=artifact_digest)
-        job = read_json(attempt / JOB_FILE)
-        training_path = job_dir / job["training_set"]["path"]
-        predictions = predict_file(predictor, training_path)
-        entry = lake.model(model)
-        calendar = {name for name, column in lake.catalog.feature_columns(entry).items() if column.calendar}
-        reference = build_reference(
-            training_path, predictor.feature_columns, entry, predictions, calendar_columns=calendar
-        )
-        write_json(attempt / REFERENCE_FILE, reference)
-        write_reference_sample(training_path, attempt, job["seed"], predictions)
-        sign(lake.settings, attempt, model)
-        try:
-            attempt.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another run stored the same content first
-                raise
-        return folder
-    finally:
-        shutil.rmtree(attempt, ignore_errors=True)
+    verify(lake.settings, folder, model, artifact_digest)
+    verify_files(folder, read_manifest(folder)["artifacts"])
+    return folder
+
+
+def _signed_files(lake: Lake, model: str, job_dir: Path, folder: Path) -> Path:
+    """All that is stored of a version, in a new folder of this machine that is named by the artifacts' digest."""
+    shutil.copytree(job_dir / "model", folder / "model")
+    for name in (MANIFEST_FILE, JOB_FILE, IMPORTANCES_FILE, CURVES_FILE):
+        shutil.copy2(job_dir / name, folder / name)
+    shutil.copy2(gate_folder(job_dir) / TRAINING_SET_FILE, folder / TRAINING_SET_FILE)
+    predictor = load_predictor(folder, artifact_digest=folder.name)
+    job = read_json(folder / JOB_FILE)
+    training_path = job_dir / job["training_set"]["path"]
+    predictions = predict_file(predictor, training_path)
+    entry = lake.model(model)
+    calendar = {name for name, column in lake.catalog.feature_columns(entry).items() if column.calendar}
+    reference = build_reference(training_path, predictor.feature_columns, entry, predictions, calendar_columns=calendar)
+    write_json(folder / REFERENCE_FILE, reference)
+    write_reference_sample(training_path, folder, job["seed"], predictions)
+    sign(lake.settings, folder, model)
+    return folder
 
 
 def predict_file(predictor: Predictor, path: Path) -> pa.Table:

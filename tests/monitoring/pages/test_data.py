@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from pyarrow.fs import LocalFileSystem
 
 from config.calendar import ONE_DAY, Interval
 from features.validate import validate
@@ -19,6 +20,7 @@ from lake.lake import Lake
 from lake.lineage import publications_table
 from lake.projection import _metadata as projections_metadata
 from lake.publication_queries import PublishedNight
+from lake.storage import ObjectStore
 from lake.tables import quarantine_table, raw_table
 from monitoring.alerting.runs import _metadata as runs_metadata
 from monitoring.pages.data import data_docs_folder, page
@@ -379,10 +381,11 @@ def test_docs_of_a_night_are_its_own_before_those_of_an_interval(tmp_path: Path)
     site = tmp_path / "data_docs" / "rides"
     for name in ("suites", "2024-01-01..2024-03-01", "2024-01-01..2024-02-01", "2024-01-05", "2024-01-09..2024-01-01"):
         (site / name).mkdir(parents=True)
-    assert data_docs_folder(tmp_path, "rides", date(2024, 1, 5)) == "2024-01-05"
-    assert data_docs_folder(tmp_path, "rides", date(2024, 1, 4)) == "2024-01-01..2024-02-01"
-    assert data_docs_folder(tmp_path, "rides", date(2024, 5, 4)) is None
-    assert data_docs_folder(tmp_path / "nowhere", "rides", FIRST) is None
+    store = ObjectStore(LocalFileSystem(), str(tmp_path))
+    assert data_docs_folder(store, "rides", date(2024, 1, 5)) == "2024-01-05"
+    assert data_docs_folder(store, "rides", date(2024, 1, 4)) == "2024-01-01..2024-02-01"
+    assert data_docs_folder(store, "rides", date(2024, 5, 4)) is None
+    assert data_docs_folder(ObjectStore(LocalFileSystem(), str(tmp_path / "nowhere")), "rides", FIRST) is None
 
 
 def test_an_empty_partition_has_no_page_but_one(lake: Lake) -> None:

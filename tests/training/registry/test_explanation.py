@@ -23,6 +23,7 @@ from sklearn.metrics import mean_absolute_error, median_absolute_error
 from config.calendar import Interval
 from lake.artifact import combined_digest
 from lake.lake import Lake
+from lake.storage import artifact_folder
 from serving.predictors import FAMILIES, explainer_of, load_predictor, read_manifest
 from serving.predictors.shapley import SAMPLE_ROWS, Sample, Shapley, affordable_rows, owners
 from serving.signed import load_signed
@@ -34,7 +35,7 @@ from training.registry.decision import Decision
 from training.registry.explanation import Explanation, NothingToExplain, explain
 from training.registry.gate import judge
 from training.registry.job import gate_folder, prepare_job
-from training.registry.register import Registered, artifact_folder, store
+from training.registry.register import Registered, store
 from training.registry.runner import run_job
 from training.registry.segments import segment_columns
 

@@ -19,10 +19,11 @@ from config.calendar import ONE_DAY, Interval, cutoff
 from lake.artifact import combined_digest, file_digest, folder_digests
 from lake.lake import Lake
 from lake.signature import sign
+from lake.storage import artifact_folder
 from serving.predictors import read_manifest
 from serving.predictors.contract import Contract, FeatureSpec, Matrix, Predictor, Scores
 from tests import toy
-from training.registry.register import Registered, artifact_folder
+from training.registry.register import Registered
 
 MODEL = "ride_minutes"
 AS_OF = date(2024, 2, 26)
