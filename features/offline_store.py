@@ -349,9 +349,9 @@ def _time_column(kinds: Mapping[str, str]) -> str:
         return "event_timestamp"
     times = [name for name, kind in kinds.items() if kind.startswith("TIMESTAMP")]
     if len(times) != 1:
-        found = f"timestamps in {', '.join(times)}" if times else "no timestamp"
+        there = f"timestamps in {', '.join(times)}" if times else "no timestamp"
         raise BadEntityFrame(
-            f"the entity rows have no event_timestamp and {found}. Name the time of each row event_timestamp."
+            f"the entity rows have no event_timestamp and {there}. Name the time of each row event_timestamp."
         )
     return times[0]
 

@@ -57,10 +57,10 @@ def _subject(ti: Any) -> str:
 
 
 def _result(ti: Any) -> dict[str, Any]:
-    found = ti.xcom_pull(
+    result = ti.xcom_pull(
         task_ids=ti.task_id, key="return_value", map_indexes=ti.map_index if ti.map_index >= 0 else None
     )
-    return found if isinstance(found, dict) else {}
+    return result if isinstance(result, dict) else {}
 
 
 class TonightLink(_Link):

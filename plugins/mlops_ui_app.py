@@ -208,11 +208,11 @@ def _embedded(request: Request, path: str, context: ContextDep) -> Response:
     from monitoring.pages.embedded import document
 
     try:
-        found = document(context, path)
+        shown = document(context, path)
     except NightfleetError as error:
         status, title = _STATUS.get(type(error), (500, "This page cannot be shown"))
         return _message(request, context, title, str(error), status)
-    return Response(found.content, media_type=found.media_type, headers={"content-security-policy": found.policy})
+    return Response(shown.content, media_type=shown.media_type, headers={"content-security-policy": shown.policy})
 
 
 async def _act(request: Request, action: str, user: GetUserDep, context: ContextDep) -> Response:

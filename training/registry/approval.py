@@ -120,13 +120,13 @@ def stored_decision(lake: Lake, model: str, evidence_digest: str) -> Decision:
         DecisionNotFound: no stored decision has that digest.
         DecisionDamaged: the stored decision was changed.
     """
-    found = next((d for d in read_decisions(lake, model) if d.evidence_digest == evidence_digest), None)
-    if found is None:
+    decision = next((d for d in read_decisions(lake, model) if d.evidence_digest == evidence_digest), None)
+    if decision is None:
         raise DecisionNotFound(
             f"{model} has no stored decision with evidence {evidence_digest[:12]}…, so nobody can decide on it. Clear "
             "the gate's task."
         )
-    return found
+    return decision
 
 
 # ---- the answer --------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ def verify_origin(lake: Lake, model: str, version: int, artifact_digest: str) ->
     try:
         client = tracking_client(lake.settings)
         with answered(lake.settings):
-            found = [v for v in client.search_model_versions(f"name = '{model}'") if int(v.version) == version]
+            versions = [v for v in client.search_model_versions(f"name = '{model}'") if int(v.version) == version]
     except MlflowUnavailable as error:
         log.warning(
             "%s version %s is known by its signature alone: MLflow could not be asked which run made it. %s",
@@ -35,15 +35,15 @@ def verify_origin(lake: Lake, model: str, version: int, artifact_digest: str) ->
             error,
         )
         return signed
-    if not found:
+    if not versions:
         log.warning("MLflow has no version %s of %s: its signature alone says which run made it", version, model)
         return signed
     for tag, wanted in (("trained_by_run", signed.run_id), ("artifact_digest", signed.artifact_digest)):
-        there = found[0].tags.get(tag)
-        if there != wanted:
+        tagged = versions[0].tags.get(tag)
+        if tagged != wanted:
             raise UntrustedModel(
                 f"{model} version {version} is not trusted: its signature says {tag} {wanted}, MLflow's tag of that "
-                f"version says {there}. "
+                f"version says {tagged}. "
                 "Nothing was loaded.\n"
                 "  One of them was edited. Restore MLflow's tag where you know that the signature is right, else train "
                 "the model again."
