@@ -224,7 +224,7 @@ def test_what_only_one_machine_has_is_used_behind_the_door_alone(module: str, in
                 used = (
                     isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == package and node.attr == name
                 )
-            assert not used, f"{path.relative_to(ROOT)}:{node.lineno} uses {module}. Use {instead}."
+            assert not used, f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)} uses {module}. Use {instead}."
 
 
 def test_duckdb_gets_paths_from_one_function() -> None:

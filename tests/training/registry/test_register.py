@@ -18,7 +18,7 @@ import pytest
 
 from config.calendar import Interval
 from config.settings import MissingSecret
-from lake.artifact import ArtifactMismatch, combined_digest
+from lake.artifact import ArtifactMismatch, combined_digest, folder_digests
 from lake.lake import Lake
 from lake.signature import UntrustedModel, verify
 from serving.predictors import BadManifest, load_predictor
@@ -28,7 +28,7 @@ from tests.mlflow_server import free_port, start_mlflow
 from training.job_file import JobChanged
 from training.registry.job import prepare_job
 from training.registry.origin import verify_origin
-from training.registry.register import JobMismatch, register
+from training.registry.register import JobMismatch, register, store
 from training.registry.runner import run_job
 from training.registry.tracking import MlflowUnavailable
 
@@ -294,6 +294,16 @@ def test_what_is_registered_is_signed_by_the_run_that_trained_it(lake: Lake, ver
     # Trained again by another run, byte for byte: the version stays the first one's, and its tag says so.
     register(lake, "ride_minutes", trained(lake, "r3"), run_id="r3")
     assert client_of(lake).get_model_version("ride_minutes", str(registered.version)).tags["trained_by_run"] == "r1"
+
+
+def test_files_without_their_manifest_are_an_attempt_that_is_made_again(lake: Lake, version: tuple[Any, Path]) -> None:
+    registered, job_dir = version
+    before = folder_digests(registered.folder)
+    (registered.folder / "manifest.json").unlink()
+    (registered.folder / "job.json").write_bytes(b"{")
+    assert store(lake, "ride_minutes", job_dir, registered.artifact_digest) == registered.folder
+    assert folder_digests(registered.folder) == before
+    assert list(lake.settings.scratch.iterdir()) == []
 
 
 def test_without_a_key_nothing_is_registered(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
