@@ -11,7 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from lake.lineage import lock
+from lake.storage import lock
 
 # Only champions were measured, and the version stood in `reference`: "version 3", or "version 3, trained on …".
 METRICS = {
