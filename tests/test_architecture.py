@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 from config.settings import IMAGE_FILES
 from serving.predictors import FAMILIES
 
