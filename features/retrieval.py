@@ -311,15 +311,15 @@ def require_partitions(
     table: LakeTable,
     dataset: Dataset,
     interval: Interval,
-    found: Mapping[date, Publication],
+    published: Mapping[date, Publication],
     needed_by: str,
 ) -> None:
-    """Check that every night of the interval is among the publications `found`.
+    """Check that every night of the interval is among those that are `published`.
 
     Raises:
         PartitionNotReady: one is not; the message names the runs that publish it.
     """
-    missing = [day for day in interval if day not in found]
+    missing = [day for day in interval if day not in published]
     if not missing:
         return
     newest = lake.publications.newest(table)

@@ -195,10 +195,10 @@ def _decided(
         )
     seconds = job["entry"]["training"]["checkpoint_minutes"] * 60.0
     if trainer.search is not None:
-        found = search(
+        searched = search(
             job, contract, fit, validation, job_dir, progress=progress, scratch=scratch, checkpoint_seconds=seconds
         )
-        return dataclasses.replace(contract, params=found.params), found.summary, found.cross_validation
+        return dataclasses.replace(contract, params=searched.params), searched.summary, searched.cross_validation
     assert trainer.cross_validation is not None
     asked, quiet = trainer.cross_validation, Progress(say_line=lambda line: None)
     folder = job_dir / CHECKPOINTS_FOLDER

@@ -62,13 +62,13 @@ def folds(nights: npt.NDArray[np.int32], count: int, embargo_days: int) -> list[
             "of training and validation, "
             f"there are {len(distinct)}. Widen `split.train`, or lower `cross_validation.folds`."
         )
-    found = []
+    folds = []
     for number, block in enumerate(np.array_split(distinct, count + 1)[1:], 1):
         known = distinct[distinct < block[0] - embargo_days]
         tail = known[-max(1, min(round(_TAIL_SHARE * len(known)), len(known) - embargo_days - 1)) :]
         fit = known[known < tail[0] - embargo_days]
-        found.append(Fold(number, _ends(fit), _ends(tail), _ends(block)))
-    return found
+        folds.append(Fold(number, _ends(fit), _ends(tail), _ends(block)))
+    return folds
 
 
 def cross_validate(
@@ -102,9 +102,9 @@ def cross_validate(
     documents: list[dict[str, Any]] = []
     for fold in windows:
         name = f"fold_{fold.number}"
-        found = run.checkpoints.load(name)
-        if found:
-            document = dict(found.state)
+        saved = run.checkpoints.load(name)
+        if saved:
+            document = dict(saved.state)
         else:
             folder = run.scratch / name
             folder.mkdir()

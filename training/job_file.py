@@ -55,10 +55,10 @@ def read_job(job_dir: Path) -> dict[str, Any]:
         raise BadJob(f"{path} is not readable as JSON: {error}. Prepare the job again.") from error
     if missing:
         raise BadJob(f"{path} lacks {', '.join(missing)}. Prepare the job again.")
-    found = job_identity(job)
-    if found != job["identity"]:
+    identity = job_identity(job)
+    if identity != job["identity"]:
         raise JobChanged(
-            f"{path} has identity {found[:12]}…, it was prepared as {str(job['identity'])[:12]}…: it was edited. "
+            f"{path} has identity {identity[:12]}…, it was prepared as {str(job['identity'])[:12]}…: it was edited. "
             "Prepare the job again."
         )
     return job

@@ -109,9 +109,9 @@ def select(parts: Sequence[Rows], first: int, last: int, file: Path) -> Rows:
     filled = 0
     for part, mask in zip(parts, chosen, strict=True):
         for some in slices(len(mask), width):
-            found = part.matrix[some][mask[some]]
-            matrix[filled : filled + len(found)] = found
-            filled += len(found)
+            kept = part.matrix[some][mask[some]]
+            matrix[filled : filled + len(kept)] = kept
+            filled += len(kept)
     label = np.concatenate([part.label[mask] for part, mask in zip(parts, chosen, strict=True)])
     return Rows(matrix, label, np.concatenate([part.nights[mask] for part, mask in zip(parts, chosen, strict=True)]))
 

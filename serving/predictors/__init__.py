@@ -117,10 +117,10 @@ def load_predictor(folder: Path, *, artifact_digest: str | None = None) -> Predi
     manifest = read_manifest(folder)
     if artifact_digest is None and re.fullmatch(r"[0-9a-f]{64}", folder.name):
         artifact_digest = folder.name
-    found = combined_digest(manifest["artifacts"])
-    if artifact_digest is not None and found != artifact_digest:
+    digest = combined_digest(manifest["artifacts"])
+    if artifact_digest is not None and digest != artifact_digest:
         raise ArtifactMismatch(
-            f"{folder / MANIFEST_FILE} lists files of digest {found[:12]}…, wanted is {artifact_digest[:12]}…: it was "
+            f"{folder / MANIFEST_FILE} lists files of digest {digest[:12]}…, wanted is {artifact_digest[:12]}…: it was "
             "changed. Nothing was loaded."
         )
     verify_files(folder, manifest["artifacts"])

@@ -103,9 +103,9 @@ class Encoding:
             encoded[rows[known], position + matrix[known, index].astype(np.int64)] = 1.0
             position += count
         for index, values in self._levels:
-            found = np.minimum(np.searchsorted(values, matrix[:, index]), len(values) - 1)
-            known = values[found] == matrix[:, index]
-            encoded[rows[known], position + found[known]] = 1.0
+            nearest = np.minimum(np.searchsorted(values, matrix[:, index]), len(values) - 1)
+            known = values[nearest] == matrix[:, index]
+            encoded[rows[known], position + nearest[known]] = 1.0
             position += len(values)
         return encoded
 

@@ -50,13 +50,13 @@ def read_model(path: Path, kind: str, trusted: tuple[str, ...]) -> Any:
             "Nothing was loaded. Find out who wrote it, and train the model again."
         )
     model = skops.io.load(path, trusted=list(trusted))
-    found = (
+    held = (
         type(model["model"]).__name__
         if isinstance(model, Pipeline) and "model" in model.named_steps
         else type(model).__name__
     )
-    if found != kind:
-        raise BadModelFile(f"{path} holds a {found}, this family serves a {kind}. Train the model again.")
+    if held != kind:
+        raise BadModelFile(f"{path} holds a {held}, this family serves a {kind}. Train the model again.")
     return model
 
 

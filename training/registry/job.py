@@ -109,9 +109,9 @@ def prepare_jobs(
 def _place(lake: Lake, job: dict[str, Any], job_dir: Path, built_in: Path, built: TrainingSet) -> None:
     """Put one job where it belongs; one that lies there with equal content stays."""
     existing = job_dir / JOB_FILE
-    found = read_json(existing) if existing.is_file() else {}
-    mlflow = found.pop("mlflow", None) or {}
-    if found == json.loads(json.dumps(job)) and gate_folder(job_dir).is_dir():
+    prepared = read_json(existing) if existing.is_file() else {}
+    mlflow = prepared.pop("mlflow", None) or {}
+    if prepared == json.loads(json.dumps(job)) and gate_folder(job_dir).is_dir():
         return
     folder, gate = (
         job_dir.with_name(f"{job_dir.name}.try-{os.getpid()}"),

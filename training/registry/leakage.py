@@ -129,7 +129,7 @@ class Audit:
 
 
 @dataclass
-class _Found:
+class _Tally:
     """Counts of one audit while it runs."""
 
     cells: int
@@ -168,7 +168,7 @@ def audit(
     begun = time.perf_counter()
     entry = lake.model(model)
     dataset = lake.dataset(entry.dataset)
-    found = _Found(0, 0, [])
+    tally = _Tally(0, 0, [])
     with lake.duckdb() as connection:
         connection.execute(f"CREATE TEMP VIEW rows AS SELECT * FROM {read_parquet(files)}")
         present = [row[0] for row in connection.execute("SELECT DISTINCT data_date FROM rows ORDER BY ALL").fetchall()]
@@ -178,11 +178,11 @@ def audit(
                 "again."
             )
         rows = _count(connection, "rows")
-        _audit_labels(connection, lake, entry, dataset, as_of, versions or {}, found)
-        _audit_spine(connection, lake, entry, dataset, Interval.closed(present[0], present[-1]), versions or {}, found)
+        _audit_labels(connection, lake, entry, dataset, as_of, versions or {}, tally)
+        _audit_spine(connection, lake, entry, dataset, Interval.closed(present[0], present[-1]), versions or {}, tally)
         if not is_mature(lake, model, present[-1], as_of=as_of):
             known = f"a label may change until {entry.label.matures_after} after its target time"
-            found.add(
+            tally.add(
                 0,
                 1,
                 [
@@ -195,9 +195,9 @@ def audit(
         for night in sampled:
             with _cut_lake(lake, entry, night, pins) as cut:
                 for view in lake.catalog.views(entry):
-                    _audit_view(connection, lake, cut, entry, view, night, pins[view.name], found)
+                    _audit_view(connection, lake, cut, entry, view, night, pins[view.name], tally)
     return Audit(
-        tuple(sampled), found.cells, rows, found.differing, tuple(found.findings[:_SHOWN]), time.perf_counter() - begun
+        tuple(sampled), tally.cells, rows, tally.differing, tuple(tally.findings[:_SHOWN]), time.perf_counter() - begun
     )
 
 
@@ -240,7 +240,7 @@ def _audit_labels(
     dataset: Dataset,
     as_of: date,
     versions: Mapping[str, int],
-    found: _Found,
+    tally: _Tally,
 ) -> None:
     """Each row's label is the newest revision with `known_at <= cutoff(as_of)`."""
     table = valid_table(lake.settings, dataset, entry.label.table)
@@ -260,7 +260,7 @@ def _audit_labels(
         SELECT rows.data_date, {_names(entry.entity, "rows")}, label AS recorded, known_label AS known
         FROM rows LEFT JOIN known USING ({entity}) WHERE label IS DISTINCT FROM known_label
         """)
-    _collect(connection, "label_audit", "label", entry.label.table, entry.label.column, entry.entity, found)
+    _collect(connection, "label_audit", "label", entry.label.table, entry.label.column, entry.entity, tally)
 
 
 def _audit_spine(
@@ -270,7 +270,7 @@ def _audit_spine(
     dataset: Dataset,
     span: Interval,
     versions: Mapping[str, int],
-    found: _Found,
+    tally: _Tally,
 ) -> None:
     """Each row was known at its night, for a target after its cutoff."""
     register_nights(connection, span, dataset.time_zone)
@@ -294,7 +294,7 @@ def _audit_spine(
         FROM rows JOIN nights USING (data_date) WHERE rows.target_time_utc < nights.cutoff_utc OR {unknown}
         """
     )
-    _collect(connection, "spine_audit", "spine", entry.spine.source, "(row)", entry.entity, found)
+    _collect(connection, "spine_audit", "spine", entry.spine.source, "(row)", entry.entity, tally)
 
 
 def _collect(
@@ -304,7 +304,7 @@ def _collect(
     source: str,
     column: str,
     entity: Sequence[str],
-    found: _Found,
+    tally: _Tally,
     *,
     cells: int = 0,
 ) -> None:
@@ -327,7 +327,7 @@ def _collect(
                     row["known"],
                 )
             )
-    found.add(cells, differing, findings)
+    tally.add(cells, differing, findings)
 
 
 # ---- features ----------------------------------------------------------------------------------------------------
@@ -370,14 +370,14 @@ def _versions_then(lake: Lake, entry: ModelEntry, night: date, pins: Mapping[str
     versions: dict[str, int] = {}
     for view in lake.catalog.views(entry):
         table = feature_table(lake.settings, view.dataset, view.view)
-        found = lake.publications.current(table, Interval.of(night), as_of_version=pins[view.name])
-        if night not in found:
+        published = lake.publications.current(table, Interval.of(night), as_of_version=pins[view.name])
+        if night not in published:
             raise NothingToAudit(
                 f"{table.name} had no partition {night} at version {pins[view.name]}, though the training set was "
                 "built from it. "
                 f"Nothing was judged. Run `{view.dataset.name}_ingest` for {night}, then train again."
             )
-        for item in found[night].inputs:
+        for item in published[night].inputs:
             versions[item.table] = max(versions.get(item.table, 0), item.version)
     return versions
 
@@ -417,7 +417,7 @@ def _audit_view(
     view: ModelView,
     night: date,
     pin: int,
-    found: _Found,
+    tally: _Tally,
 ) -> None:
     """The view's partition of the night, and what the night's rows got from it, against the view computed on the cut
     lake.
@@ -443,7 +443,7 @@ def _audit_view(
         "'no row') AS known "
         "FROM both_sides WHERE was_recorded <> was_known)"
     )
-    _collect(connection, one_sided, "feature", view.name, "(row)", keys, found, cells=rows)
+    _collect(connection, one_sided, "feature", view.name, "(row)", keys, tally, cells=rows)
     _collect_columns(
         connection,
         "both_sides WHERE was_recorded AND was_known",
@@ -452,9 +452,9 @@ def _audit_view(
         list(declared.columns),
         keys,
         rows,
-        found,
+        tally,
     )
-    _audit_retrieved(connection, lake, entry, view, night, pin, table, found)
+    _audit_retrieved(connection, lake, entry, view, night, pin, table, tally)
 
 
 def _audit_retrieved(
@@ -465,7 +465,7 @@ def _audit_retrieved(
     night: date,
     pin: int,
     table: LakeTable,
-    found: _Found,
+    tally: _Tally,
 ) -> None:
     """What the night's rows hold against the newest partition within the TTL that has their entity; the night's own as
     computed again.
@@ -505,7 +505,7 @@ def _audit_retrieved(
         list(declared.columns),
         entry.entity,
         _count(connection, "retrieved"),
-        found,
+        tally,
     )
 
 
@@ -517,7 +517,7 @@ def _collect_columns(
     columns: Sequence[str],
     entity: Sequence[str],
     rows: int,
-    found: _Found,
+    tally: _Tally,
 ) -> None:
     """One pass counts every column's differences; only columns that have some are looked at again."""
     counts = ", ".join(f'count(*) FILTER (WHERE "recorded {name}" IS DISTINCT FROM "known {name}")' for name in columns)
@@ -525,13 +525,13 @@ def _collect_columns(
     where = "AND" if " WHERE " in relation else "WHERE"
     for name, count in zip(columns, differing, strict=True):
         if not count:
-            found.add(rows, 0, [])
+            tally.add(rows, 0, [])
             continue
         cells = (
             f'(SELECT data_date, {_names(entity)}, "recorded {name}" AS recorded, "known {name}" AS known '
             f'FROM {relation} {where} "recorded {name}" IS DISTINCT FROM "known {name}")'
         )
-        _collect(connection, cells, kind, view, name, entity, found, cells=rows)
+        _collect(connection, cells, kind, view, name, entity, tally, cells=rows)
 
 
 def _count(connection: duckdb.DuckDBPyConnection, relation: str) -> int:

@@ -63,7 +63,7 @@ def smoothed_shares(counts: npt.ArrayLike) -> Floats:
 
 
 def psi(expected_shares: npt.ArrayLike, found_shares: npt.ArrayLike) -> Floats:
-    """Population stability index, `sum((found - expected) * ln(found / expected))` over the last axis.
+    """Population stability index, `sum((observed - expected) * ln(observed / expected))` over the last axis.
 
     Siddiqi, Credit Risk Scorecards (2006); equal to the symmetrised Kullback-Leibler divergence of Jeffreys. Zero
     where the shares are equal, never negative.
@@ -74,12 +74,12 @@ def psi(expected_shares: npt.ArrayLike, found_shares: npt.ArrayLike) -> Floats:
     Raises:
         BadReference: a share is zero or negative.
     """
-    expected, found = np.asarray(expected_shares, dtype=np.float64), np.asarray(found_shares, dtype=np.float64)
-    if (expected <= 0).any() or (found <= 0).any():
+    expected, observed = np.asarray(expected_shares, dtype=np.float64), np.asarray(found_shares, dtype=np.float64)
+    if (expected <= 0).any() or (observed <= 0).any():
         raise BadReference(
             "the PSI met a share of zero, needs all above zero. Smooth the counts with `smoothed_shares` first."
         )
-    values: Floats = np.maximum(((found - expected) * np.log(found / expected)).sum(axis=-1), 0.0)
+    values: Floats = np.maximum(((observed - expected) * np.log(observed / expected)).sum(axis=-1), 0.0)
     return values
 
 
@@ -104,12 +104,12 @@ def statistic(method: str, expected_counts: npt.ArrayLike, found_counts: npt.Arr
     """
     reference, judged = np.asarray(expected_counts, dtype=np.float64), np.asarray(found_counts, dtype=np.float64)
     brought = reference / reference.sum(axis=-1, keepdims=True) * judged.sum(axis=-1, keepdims=True)
-    expected, found = smoothed_shares(brought), smoothed_shares(judged)
+    expected, observed = smoothed_shares(brought), smoothed_shares(judged)
     match method:
         case "psi":
-            values = psi(expected, found)
+            values = psi(expected, observed)
         case "ks":
-            values = ks(expected, found, ordered=ordered)
+            values = ks(expected, observed, ordered=ordered)
         case _:
             raise BadReference(f"there is no drift statistic {method!r}. Known: psi, ks.")
     return np.round(values, 6)
@@ -236,8 +236,8 @@ def bin_indices(column: pa.ChunkedArray | pa.Array, profile: Mapping[str, Any]) 
     """
     if profile["kind"] == "categorical":
         text = _as_categories(column)
-        found = pc.index_in(text, value_set=pa.array(profile["categories"], pa.string()))
-        indices = np.asarray(pc.fill_null(found, len(profile["categories"])), dtype=np.int64)
+        positions = pc.index_in(text, value_set=pa.array(profile["categories"], pa.string()))
+        indices = np.asarray(pc.fill_null(positions, len(profile["categories"])), dtype=np.int64)
         return np.where(np.asarray(text.is_null()), -1, indices)
     numbers = as_numbers(column)
     edges = np.asarray([_unpack(edge) for edge in profile["edges"]], dtype=np.float64)
@@ -303,13 +303,13 @@ def _profile(
     profile |= {"rows": rows, "nulls": null_total, "null_share": round(null_total / rows, 9) if rows else 0.0}
     profile |= {"method": method, "window_nights": window, "windows": 0, "limit": None, "null_limit": None}
     if windows:
-        found = window_sums(per_night, window)
+        per_window = window_sums(per_night, window)
         nulls = window_sums(nulls_per_night.reshape(-1, 1), window)[:, 0]
-        in_window = found.sum(axis=1)
+        in_window = per_window.sum(axis=1)
         # Each window against the rest of the training window: a night to come is not part of the reference either.
-        rest = total - found
+        rest = total - per_window
         judged = (in_window > 0) & (rest.sum(axis=1) > 0)
-        values = statistic(method, rest[judged], found[judged], ordered=not is_categorical(kind))
+        values = statistic(method, rest[judged], per_window[judged], ordered=not is_categorical(kind))
         profile["windows"] = int(judged.sum())
         profile["limit"] = upper_limit(values, quantile)
         everything = in_window + nulls
@@ -483,8 +483,8 @@ def write_reference_sample(training_path: Path, folder: Path, seed: int, predict
     return path
 
 
-def window_values(method: str, total: Sequence[int], found: npt.ArrayLike, *, ordered: bool) -> Floats:
-    """The statistic of each row of `found` (windows × bins) against the whole reference's counts."""
+def window_values(method: str, total: Sequence[int], observed: npt.ArrayLike, *, ordered: bool) -> Floats:
+    """The statistic of each row of `observed` (windows × bins) against the whole reference's counts."""
     return statistic(
-        method, np.broadcast_to(np.asarray(total, dtype=np.int64), np.shape(found)), found, ordered=ordered
+        method, np.broadcast_to(np.asarray(total, dtype=np.int64), np.shape(observed)), observed, ordered=ordered
     )

@@ -115,24 +115,31 @@ def register(lake: Lake, model: str, job_dir: Path, *, run_id: str) -> Registere
     # Another run may have stored the same bytes first: the version then is that run's, as its signature says.
     stored = read_json(folder / JOB_FILE)
     with answered(lake.settings):
-        found = registered_version(client, model, digest)
-        if found is None:
+        mlflow_version = registered_version(client, model, digest)
+        if mlflow_version is None:
             mlflow_run = _log_run(lake, client, model, job, manifest, folder, job_dir)
             _create_version(client, model, mlflow_run, _tags(stored, manifest, folder, digest, run_id))
-            found = registered_version(client, model, digest)
-        elif (spare := (job.get("mlflow") or {}).get("run_id")) not in {None, str(found.run_id)}:
+            mlflow_version = registered_version(client, model, digest)
+        elif (spare := (job.get("mlflow") or {}).get("run_id")) not in {None, str(mlflow_version.run_id)}:
             client.set_tag(
-                spare, "same_as", str(found.run_id)
+                spare, "same_as", str(mlflow_version.run_id)
             )  # an equal training made this version: what was opened for this one is over
             client.set_terminated(spare, "FINISHED")
-    assert found is not None  # created just now, or MLflow said otherwise
-    return Registered(model, int(found.version), digest, str(found.run_id), date.fromisoformat(stored["as_of"]), folder)
+    assert mlflow_version is not None  # created just now, or MLflow said otherwise
+    return Registered(
+        model,
+        int(mlflow_version.version),
+        digest,
+        str(mlflow_version.run_id),
+        date.fromisoformat(stored["as_of"]),
+        folder,
+    )
 
 
 def registered_version(client: Any, model: str, artifact_digest: str) -> Any | None:
     """The version with that artifact digest, the lowest if there were ever two, or None."""
-    found = client.search_model_versions(f"name = '{model}' and tags.artifact_digest = '{artifact_digest}'")
-    return min(found, key=lambda version: int(version.version), default=None)
+    versions = client.search_model_versions(f"name = '{model}' and tags.artifact_digest = '{artifact_digest}'")
+    return min(versions, key=lambda version: int(version.version), default=None)
 
 
 def store(lake: Lake, model: str, job_dir: Path, artifact_digest: str) -> Path:

@@ -31,16 +31,16 @@ def log_search(client: Any, mlflow_run: str, manifest: Mapping[str, Any], job_di
     """
     from mlflow.entities import Metric
 
-    found = manifest.get("cross_validation")
-    if found:
+    validated = manifest.get("cross_validation")
+    if validated:
         metrics = [
-            Metric(f"cross_validation/{name}/{kind}", found[kind][name], 0, 0)
+            Metric(f"cross_validation/{name}/{kind}", validated[kind][name], 0, 0)
             for kind in ("mean", "std")
-            for name in found[kind]
+            for name in validated[kind]
         ]
         metrics += [
             Metric(f"fold/{name}", value, 0, fold["fold"])
-            for fold in found["folds"]
+            for fold in validated["folds"]
             for name, value in fold["metrics"].items()
         ]
         _in_parts(client, mlflow_run, metrics)
@@ -107,16 +107,16 @@ def _study(document: Mapping[str, Any]) -> Any:
 def _logged(client: Any, mlflow_run: str) -> dict[str, str]:
     """Runs of trials that are there already, by the trial's number."""
     experiment = client.get_run(mlflow_run).info.experiment_id
-    found: dict[str, str] = {}
+    run_ids: dict[str, str] = {}
     token = None
     while True:
         runs = client.search_runs(
             [experiment], f"tags.`{_PARENT_TAG}` = '{mlflow_run}'", max_results=1000, page_token=token
         )
-        found |= {run.data.tags[_TRIAL_TAG]: run.info.run_id for run in runs if _TRIAL_TAG in run.data.tags}
+        run_ids |= {run.data.tags[_TRIAL_TAG]: run.info.run_id for run in runs if _TRIAL_TAG in run.data.tags}
         token = runs.token
         if not token:
-            return found
+            return run_ids
 
 
 def _log_trial(

@@ -71,12 +71,12 @@ def experiment_id(client: Any, name: str) -> str:
     """The experiment of that name, created where there is none."""
     from mlflow.exceptions import MlflowException
 
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
         try:
             return str(client.create_experiment(name))
         except MlflowException:
-            found = client.get_experiment_by_name(name)  # another run created it in between
-            if found is None:
+            experiment = client.get_experiment_by_name(name)  # another run created it in between
+            if experiment is None:
                 raise
-    return str(found.experiment_id)
+    return str(experiment.experiment_id)

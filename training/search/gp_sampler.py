@@ -54,12 +54,12 @@ class GaussianProcessSampler(BaseSampler):
         """One value a parameter."""
         from threadpoolctl import threadpool_limits
 
-        told = _told(study)
-        if not search_space or len(told) < STARTUP_TRIALS:
+        observations = _told(study)
+        if not search_space or len(observations) < STARTUP_TRIALS:
             return {}
-        values = np.array([value for _, value in told])
+        values = np.array([value for _, value in observations])
         values = (values - values.mean()) / (values.std() or 1.0)
-        points = [params for params, _ in told]
+        points = [params for params, _ in observations]
         running = [
             t.params
             for t in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
@@ -126,14 +126,14 @@ def expected_improvement(mean: Points, deviation: Points, lowest: float) -> Poin
 
 def _told(study: Study) -> list[tuple[dict[str, Any], float]]:
     """Parameters and value of every trial that has one, in the order of their numbers."""
-    found = []
+    observations = []
     for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
         value = (
             trial.value if trial.state == TrialState.COMPLETE else trial.intermediate_values.get(trial.last_step or 0)
         )
         if value is not None and math.isfinite(value):
-            found.append((trial.params, value))
-    return found
+            observations.append((trial.params, value))
+    return observations
 
 
 def _fitted(cube: Points, values: Points, seed: int) -> Any:

@@ -72,15 +72,15 @@ def distributions(space: Mapping[str, Space]) -> dict[str, BaseDistribution]:
 
 def chosen_params(space: Mapping[str, Space], stored: Mapping[str, Any]) -> dict[str, Any]:
     """A trial's parameters as a trainer takes them."""
-    found = dict(stored)
+    restored = dict(stored)
     for name, one in space.items():
         if isinstance(one, ChoiceSpace):
-            found[name] = next(
+            restored[name] = next(
                 value
                 for value in one.values
                 if stored_choice(value) == stored[name] and type(stored_choice(value)) is type(stored[name])
             )
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in restored.items()}
 
 
 def sampler_of(asked: Search, seed: int) -> BaseSampler:

@@ -309,10 +309,10 @@ class _Loop:
             count = tf.shape(parts[-1])[0]
             losses = tf.TensorArray(tf.float32, size=count)
             for step in tf.range(count):
-                found = strategy.run(
+                losses_of_replicas = strategy.run(
                     replica_step, args=([part[step] for part in parts], first + tf.cast(step, tf.int64))
                 )
-                losses = losses.write(step, tf.add_n(strategy.experimental_local_results(found)))
+                losses = losses.write(step, tf.add_n(strategy.experimental_local_results(losses_of_replicas)))
             return losses.stack()
 
         return _Compiled(tf.function(chunk, reduce_retracing=True), learning)

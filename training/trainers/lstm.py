@@ -131,9 +131,9 @@ def sequence_channels(contract: Contract) -> dict[str, list[str]]:
             "...), which the lstm family needs. "
             "Add such columns to a view, or take another family."
         )
-    window = max(max(found) for found in steps.values()) + 1
-    for channel, found in steps.items():
-        missing = [step for step in range(window) if step not in found]
+    window = max(max(columns) for columns in steps.values()) + 1
+    for channel, columns in steps.items():
+        missing = [step for step in range(window) if step not in columns]
         if missing:
             raise TrainingImpossible(
                 f"{contract.model}: the channel {channel!r} has no step {channel}_t{missing[0]}, though a window of "
@@ -141,7 +141,7 @@ def sequence_channels(contract: Contract) -> dict[str, list[str]]:
                 f"ends at t{window - 1} ({len(missing)} of {window} are missing). Give every channel every step in its "
                 "view."
             )
-    return {channel: [found[step] for step in range(window)] for channel, found in steps.items()}
+    return {channel: [columns[step] for step in range(window)] for channel, columns in steps.items()}
 
 
 def _constants(contract: Contract, fit: Rows, chosen: Params, channels: Mapping[str, list[str]]) -> dict[str, Any]:
