@@ -354,7 +354,9 @@ class _Judgement:
         self._check_nights(nights, present, seen_until, enough)
         self._audit()
         refused = [r for r in self._reasons if r.code not in {"better", "too_few_nights"}]
-        verdict: Verdict = "refuse" if refused else "promote" if enough else "not_evaluated"
+        verdict: Verdict = "promote" if enough else "not_evaluated"
+        if refused:
+            verdict = "refuse"
         kept = (
             refused + [r for r in self._reasons if r.code == "too_few_nights"]
             if verdict != "promote"
