@@ -200,7 +200,7 @@ def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
             ["gate.segments.columns = 'weather': is neither a column of the spine nor a feature (<view>__<column>)"],
         ),
         ("gate.better_than", 1, ["gate.better_than = 1: unknown key"]),
-        ("split.train", "a month", ["split.train = 'a month'", "a duration reads like"]),
+        ("split.train", "a month", ["split.train = 'a month'", "write a duration as"]),
         (
             "outputs.ride_minutes.kind",
             "guess",
