@@ -1,4 +1,4 @@
-"""What the operator adds to a runner: which task asks, at which try, and that it was killed."""
+"""What the operator adds to a runner: which task asks, at which try, that it was killed, and DockerOperator."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Recorded:
 def runner(toy_lake: Lake, monkeypatch: pytest.MonkeyPatch) -> Recorded:
     made = Recorded()
 
-    def choose(_lake: Lake, _model: str, _say: Any, *, task: dict[str, str]) -> Recorded:
+    def choose(_lake: Lake, _model: str, _say: Any, *, task: dict[str, str], launch: Any) -> Recorded:
         made.tasks.append(task)
         return made
 
@@ -95,3 +95,38 @@ def test_only_a_first_try_is_forced(
     else:
         assert operator.execute(context(attempt)) == str(manifest)
     assert runner.asked == asked
+
+
+def test_docker_operator_starts_the_container_that_the_runner_describes(
+    docker_engine: Any,
+    toy_lake: Lake,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    entry = toy_lake.catalog.models[0]
+    training = entry.training.model_copy(update={"runner": "docker", "memory_gb": 2.0})
+    entries = (entry.model_copy(update={"training": training}), *toy_lake.catalog.models[1:])
+    lake = Lake(toy_lake.settings, toy_lake.catalog.model_copy(update={"models": entries}))
+    monkeypatch.setattr("lake.lake.open_lake", lambda *_arguments: lake)
+    job_dir = write_job(tmp_path / "jobs" / "job", "xgboost", params={"n_estimators": 2, "max_depth": 2, "threads": 1})
+    operator = operator_of(job_dir)
+    ended: list[dict[str, Any]] = []
+    run_image = operator._run_image
+
+    def run_and_look() -> Any:
+        try:
+            return run_image()
+        finally:
+            ended.append(operator.cli.inspect_container(operator.container["Id"]))
+
+    monkeypatch.setattr(operator, "_run_image", run_and_look)
+    with caplog.at_level("INFO"):
+        assert operator.execute(context()) == str(job_dir / "manifest.json")
+    (state,) = ended
+    host = state["HostConfig"]
+    assert (host["NetworkMode"], host["ReadonlyRootfs"], host["CapDrop"]) == ("none", True, ["ALL"])
+    assert (host["Memory"], host["PidsLimit"]) == (2 * 2**30, 512)
+    assert state["Config"]["Labels"]["nightfleet.dag"] == "ride_minutes_train"
+    assert "trained in" in (job_dir / "training.log").read_text()
+    assert not docker_engine.containers(all=True, filters={"label": "nightfleet.run=manual__1"})

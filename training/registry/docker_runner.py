@@ -2,16 +2,21 @@
 
 The container sees the job folder alone, has no network (several workers: one without a way out), no capability, no
 root, a read-only file system, capped memory and CPU. It carries labels of who wants it.
+
+What the container is made of is decided here. Starting it and following it is a function of its own, so that Airflow's
+DockerOperator can do it where a task trains (`mlops_training_operator`); without Airflow `follow` does.
 """
 
 from __future__ import annotations
 
 import codecs
+import functools
 import hashlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +37,32 @@ if TYPE_CHECKING:
 
 # The one entry of a task's identity that differs between its tries.
 TRY = "try"
+WORKER_LABEL = f"{LABEL}worker"
 _WORKER_PORT = 2222
 _STOP_SECONDS = 10
 _REMOVED = 143  # what a container that was stopped from outside ends with
+
+
+@dataclass(frozen=True)
+class Container:
+    """The container that trains, as it is asked of the engine.
+
+    Attributes:
+        name: None: the engine's choice.
+        host_config: arguments of Docker's host configuration: mounts, network, devices, caps and confinement.
+    """
+
+    image: str
+    command: list[str]
+    name: str | None
+    user: str
+    labels: dict[str, str]
+    host_config: dict[str, Any]
+
+
+# Starts a container, shows its lines as they come (by the function given, or in a log of its own), and returns all of
+# them when it has ended, also when somebody took it away while it ran.
+Launch = Callable[[Container, Callable[[str], None]], list[str]]
 
 
 class DockerRunner:
@@ -44,6 +72,7 @@ class DockerRunner:
         image: name and tag, as `find_image` found it.
         task: who wants the job trained, `try` among it; each entry becomes a label `nightfleet.<name>`. Containers
             that carry all of them but `try` are those of an earlier try.
+        launch: who starts the container and follows it; None: this module's `follow`.
     Raises:
         ValueError: `task` names nothing but the try: every container of the installation would be an earlier one.
     """
@@ -51,7 +80,13 @@ class DockerRunner:
     name = "docker"
 
     def __init__(
-        self, client: APIClient, image: str, limits: Limits, settings: Settings, task: Mapping[str, str]
+        self,
+        client: APIClient,
+        image: str,
+        limits: Limits,
+        settings: Settings,
+        task: Mapping[str, str],
+        launch: Launch | None = None,
     ) -> None:
         if not set(task) - {TRY}:
             raise ValueError("a container needs labels that tell its task from others")
@@ -60,7 +95,7 @@ class DockerRunner:
         own = {INSTALLATION_LABEL: installation_id(settings)}
         self._labels = own | {f"{LABEL}{name}": value for name, value in task.items()}
         self._own = own | {f"{LABEL}{name}": value for name, value in task.items() if name != TRY}
-        self._container: str | None = None
+        self._launch = launch or functools.partial(follow, client)
 
     def prepare(self, say: Callable[[str], None]) -> None:
         """Remove the containers of an earlier try of the same task.
@@ -72,13 +107,14 @@ class DockerRunner:
             say(f"removed the container {container}, which an earlier try of this task had left")
 
     def cancel(self) -> None:
-        """End and remove the container; should even this not run, the next try's `prepare` does it."""
+        """End and remove the containers; should even this not run, the next try's `prepare` does it."""
         from docker.errors import NotFound
 
-        if self._container is not None:
+        filters = {"label": [f"{name}={value}" for name, value in self._own.items()]}
+        for container in self._client.containers(filters=filters):
             with suppress(NotFound):  # it has ended, and was removed, by itself
-                self._client.stop(self._container, timeout=_STOP_SECONDS)
-                self._client.remove_container(self._container, force=True)
+                self._client.stop(container["Id"], timeout=_STOP_SECONDS)
+        remove_containers(self._client, self._own)
 
     def run(self, attempt: Attempt) -> Ended:
         """Train and wait; see `Runner.run`."""
@@ -92,16 +128,15 @@ class DockerRunner:
 
         def end_overdue() -> None:
             overdue.set()
-            if self._container is not None:
-                self._client.kill(self._container)
+            remove_containers(self._client, self._own)
 
         timer = threading.Timer(attempt.timeout_seconds, end_overdue)
         timer.daemon = True
-        lines: list[str] = []
         try:
-            self._create(attempt.job_dir, training.workers)
+            container = self._with_workers(attempt.job_dir, training.workers)
             timer.start()
-            state = self._followed(lines, attempt.say)
+            lines = self._launch(container, attempt.say)
+            state = self._last_state(container)
         finally:
             timer.cancel()
             remove_containers(self._client, self._own)
@@ -116,61 +151,85 @@ class DockerRunner:
             out_of_memory=bool(state.get("OOMKilled")),
         )
 
-    def _followed(self, lines: list[str], say: Callable[[str], None]) -> Mapping[str, Any]:
-        """Start the created container, hand on its lines, and return its last state."""
+    def _last_state(self, container: Container) -> Mapping[str, Any]:
+        """How the engine says that a container ended."""
         from docker.errors import NotFound
 
-        assert self._container is not None  # `_create` came before
-        # Attached before it starts: no line is missed, whatever the engine does with logs.
-        output = self._client.attach(self._container, stdout=True, stderr=True, stream=True)
-        try:
-            self._client.start(self._container)
-            for line in text_lines(output):
-                lines.append(line)
-                say(line)
-            self._client.wait(self._container)
-            state: Mapping[str, Any] = self._client.inspect_container(self._container)["State"]
-        except NotFound:
-            return {"ExitCode": _REMOVED}  # somebody, or `cancel`, took the container away while it ran
-        return state
+        filters = {"label": [f"{name}={value}" for name, value in container.labels.items()]}
+        for left in self._client.containers(all=True, filters=filters):
+            with suppress(NotFound):
+                state: Mapping[str, Any] = self._client.inspect_container(left["Id"])["State"]
+                return state
+        return {"ExitCode": _REMOVED}  # somebody, or `cancel`, took the container away while it ran
 
-    def _create(self, job_dir: Path, workers: int) -> None:
-        """Create the container that trains; start those of the other workers, which wait for it."""
+    def _with_workers(self, job_dir: Path, workers: int) -> Container:
+        """The container that trains, and those of the other workers, started: they wait for it."""
         from docker.types import DeviceRequest, Mount
 
-        user, limits = hand_over(job_dir), self._limits
+        limits = self._limits
         # The job's description and training set are the same files for good: not even the trainer may write them.
         given = (job_dir / "job.json", job_dir / "training_set.parquet")
         mounts = [Mount(JOB_MOUNT, str(job_dir), "bind")]
         mounts += [Mount(f"{JOB_MOUNT}/{path.name}", str(path), "bind", read_only=True) for path in given]
-        arguments = [JOB_MOUNT]
-        names: list[str | None] = [None]
-        network = "none"
-        if workers > 1:
-            # Containers of a network find each other by their names, which must be those of no other task.
-            network = f"nightfleet-{hashlib.sha256(repr(sorted(self._labels.items())).encode()).hexdigest()[:16]}"
-            self._client.create_network(network, driver="bridge", internal=True, labels=self._labels)
-            names = [f"{network}-{index}" for index in range(workers)]
-            arguments += ["--workers", ",".join(f"{host}:{_WORKER_PORT}" for host in names)]
-        host_config = self._client.create_host_config(
-            mounts=mounts,
-            network_mode=network,
-            device_requests=[DeviceRequest(count=limits.gpus, capabilities=[["gpu"]])] if limits.gpus else None,
+        host_config = {
+            "mounts": mounts,
+            "network_mode": "none",
+            "device_requests": [DeviceRequest(count=limits.gpus, capabilities=[["gpu"]])] if limits.gpus else None,
             **limits.host_config(),
+        }
+        first = Container(
+            self.image, [JOB_MOUNT], None, hand_over(job_dir), self._labels | {WORKER_LABEL: "0"}, host_config
         )
-        for index in reversed(range(workers)):
-            container = self._client.create_container(
-                image=self.image,
-                command=arguments if workers == 1 else [*arguments, "--worker-index", str(index)],
-                name=names[index],
-                user=user,
-                labels=self._labels,
-                host_config=host_config,
-            )["Id"]
-            if index:
-                self._client.start(container)
-            else:
-                self._container = container
+        if workers == 1:
+            return first
+        # Containers of a network find each other by their names, which must be those of no other task.
+        network = f"nightfleet-{hashlib.sha256(repr(sorted(self._labels.items())).encode()).hexdigest()[:16]}"
+        self._client.create_network(network, driver="bridge", internal=True, labels=self._labels)
+        names = [f"{network}-{index}" for index in range(workers)]
+        hosts = ",".join(f"{name}:{_WORKER_PORT}" for name in names)
+        containers = [
+            replace(
+                first,
+                command=[JOB_MOUNT, "--workers", hosts, "--worker-index", str(index)],
+                name=name,
+                labels=self._labels | {WORKER_LABEL: str(index)},
+                host_config=host_config | {"network_mode": network},
+            )
+            for index, name in enumerate(names)
+        ]
+        for container in containers[1:]:
+            self._client.start(create(self._client, container))
+        return containers[0]
+
+
+def create(client: APIClient, container: Container) -> str:
+    """Create a container, not started yet; its id."""
+    created = client.create_container(
+        image=container.image,
+        command=container.command,
+        name=container.name,
+        user=container.user,
+        labels=container.labels,
+        host_config=client.create_host_config(**container.host_config),
+    )
+    return str(created["Id"])
+
+
+def follow(client: APIClient, container: Container, say: Callable[[str], None]) -> list[str]:
+    """A `Launch` by the engine's own client."""
+    from docker.errors import NotFound
+
+    identity = create(client, container)
+    # Attached before it starts: no line is missed, whatever the engine does with logs.
+    output = client.attach(identity, stdout=True, stderr=True, stream=True)
+    lines: list[str] = []
+    with suppress(NotFound):
+        client.start(identity)
+        for line in text_lines(output):
+            lines.append(line)
+            say(line)
+        client.wait(identity)
+    return lines
 
 
 def text_lines(chunks: Iterable[bytes]) -> Iterator[str]:

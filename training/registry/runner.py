@@ -19,7 +19,7 @@ from training.job_file import JOB_FILE, BadJob, JobChanged, read_job
 from training.registry.attempt import LAST_LINES, LOG_FILE, Attempt, Ended, Runner
 from training.registry.containers import EngineUnavailable, ImageMissing, engine, find_image, limits
 from training.registry.curves import CurveStream
-from training.registry.docker_runner import DockerRunner
+from training.registry.docker_runner import DockerRunner, Launch
 from training.registry.process_runner import ProcessRunner
 
 WHERE_FILE = "where.json"
@@ -45,11 +45,14 @@ def where_trained(job_dir: Path) -> str:
     return "in a container" if read_json(path)["runner"] == "docker" else "as a process"
 
 
-def choose_runner(lake: Lake, model: str, say: Callable[[str], None], *, task: Mapping[str, str]) -> Runner:
+def choose_runner(
+    lake: Lake, model: str, say: Callable[[str], None], *, task: Mapping[str, str], launch: Launch | None = None
+) -> Runner:
     """The catalog's runner for this model, else the profile's; `auto` says why it falls back to a process.
 
     Args:
         task: who wants the job trained, as `DockerRunner` labels its containers.
+        launch: who starts a container and follows it, for `DockerRunner`.
     Raises:
         EngineUnavailable, ImageMissing, GpuUnavailable: the runner is `docker`, and cannot be used.
         GpuUnavailable: a number of GPUs is demanded that the engine cannot give, whatever the runner but `process`.
@@ -67,7 +70,7 @@ def choose_runner(lake: Lake, model: str, say: Callable[[str], None], *, task: M
             raise
         say(f"runner auto: training as a process of this machine, because {error}")
         return ProcessRunner()
-    return DockerRunner(client, image, caps, lake.settings, task)
+    return DockerRunner(client, image, caps, lake.settings, task, launch)
 
 
 def ready_manifest(lake: Lake, model: str, job_dir: Path, *, force: bool, say: Callable[[str], None]) -> Path | None:
