@@ -21,6 +21,7 @@ import pytest
 from sklearn.metrics import mean_absolute_error, median_absolute_error
 
 from config.calendar import Interval
+from config.catalog.output import output_of
 from lake.artifact import combined_digest
 from lake.lake import Lake
 from lake.storage import artifact_folder
@@ -80,7 +81,7 @@ def subject_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]
         predictor = load_predictor(folder)
         rows = training_rows(300, seed=9)
         matrix, background = predictor.contract.matrix(rows), predictor.contract.matrix(training_rows(200, seed=1))
-        kinds = {name: SimpleNamespace(**output) for name, output in outputs_of(family).items()}
+        kinds = {name: output_of(document) for name, document in outputs_of(family).items()}
         groups = explaining._groups(list(predictor.feature_columns))
         label = rows["label"].to_numpy()
         return explaining._Subject(
