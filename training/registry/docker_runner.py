@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,14 +108,21 @@ class DockerRunner:
             say(f"removed the container {container}, which an earlier try of this task had left")
 
     def cancel(self) -> None:
-        """End and remove the containers; should even this not run, the next try's `prepare` does it."""
-        from docker.errors import NotFound
+        """End the containers, which `run` then removes; should even this not run, the next try's `prepare` does it."""
+        self._end(functools.partial(self._client.stop, timeout=_STOP_SECONDS))
+
+    def _end(self, how: Callable[[str], None]) -> None:
+        from docker.errors import APIError, NotFound
 
         filters = {"label": [f"{name}={value}" for name, value in self._own.items()]}
         for container in self._client.containers(filters=filters):
-            with suppress(NotFound):  # it has ended, and was removed, by itself
-                self._client.stop(container["Id"], timeout=_STOP_SECONDS)
-        remove_containers(self._client, self._own)
+            try:
+                how(container["Id"])
+            except NotFound:
+                pass  # it has ended, and was removed, by itself
+            except APIError as error:
+                if error.status_code != HTTPStatus.CONFLICT:  # it is no longer running
+                    raise
 
     def run(self, attempt: Attempt) -> Ended:
         """Train and wait; see `Runner.run`."""
@@ -128,7 +136,7 @@ class DockerRunner:
 
         def end_overdue() -> None:
             overdue.set()
-            remove_containers(self._client, self._own)
+            self._end(self._client.kill)
 
         timer = threading.Timer(attempt.timeout_seconds, end_overdue)
         timer.daemon = True
