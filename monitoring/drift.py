@@ -579,13 +579,10 @@ class _Judge:
         if lower is None or upper is None:
             why = self.reference.missing or "the training window has too few nights for bounds"
             return self._metric("volume", value=float(rows), n=rows, status="not_evaluated", reason=why)
-        outside = rows < lower or rows > upper
-        status = "failing" if rows == 0 and lower > 0 else "warning" if outside else "ok"
-        reason = (
-            f"{rows:,} rows were scored; nights of the training window allow {lower:,} to {upper:,}"
-            if outside
-            else None
-        )
+        status, reason = "ok", None
+        if rows < lower or rows > upper:
+            status = "failing" if rows == 0 else "warning"  # none is below a bound only where the bound is above 0
+            reason = f"{rows:,} rows were scored; nights of the training window allow {lower:,} to {upper:,}"
         return self._metric(
             "volume", value=float(rows), lower=float(lower), upper=float(upper), n=rows, status=status, reason=reason
         )
@@ -599,7 +596,8 @@ class _Judge:
             return self._metric("drift_share", threshold=threshold, n=0, status="not_evaluated", reason=why)
         beyond = sorted((m for m in judged if m.status == "warning"), key=lambda m: (-_excess(m), m.column))
         value = round(len(beyond) / len(judged), 6)
-        worst = f": {', '.join(m.column for m in beyond[:3])}{', …' if len(beyond) > 3 else ''}" if beyond else ""
+        named = [m.column for m in beyond[:3]] + ["…"] * (len(beyond) > 3)
+        worst = f": {', '.join(named)}" if named else ""
         unjudged = f"; {len(drifts) - len(judged)} not evaluated" if len(judged) < len(drifts) else ""
         reason = f"{len(beyond)} of {len(judged)} columns lie beyond their limit{worst}{unjudged}"
         return self._metric(
