@@ -299,11 +299,11 @@ def test_another_check_of_another_output(tmp_path: Path) -> None:
     assert "mae of ride_minutes rose from 5.000" in row["reason"]
 
 
-def test_where_nothing_is_binary_there_is_no_accuracy(tmp_path: Path) -> None:
+def test_where_nothing_is_decided_there_is_no_accuracy(tmp_path: Path) -> None:
     text = "\n".join(line for line in toy.MODEL_YAML.splitlines() if "long_probability" not in line)
     row = judged(toy.toy_lake(tmp_path, model=text))["accuracy_drop", ""]
     assert row["status"] == "not_evaluated"
-    assert "no output of the model is binary (ride_minutes is a number)" in row["reason"]
+    assert "no output of the model decides between outcomes (ride_minutes is a number)" in row["reason"]
 
 
 def test_a_night_without_performance_says_so(lake: Lake) -> None:
