@@ -123,7 +123,7 @@ def test_each_kind_is_served_under_its_own_policy(context: Context, path: str, p
         ("other/2024-02-15/drift.html", NotFound, f"There are: {MODEL}"),
         ("<script>/2024-02-15/drift.html", NotFound, "there is no model '<script>'"),
         (f"{MODEL}/2024-02-15", NotFound, "There are: <model>/<data date>/drift.html"),
-        (f"{MODEL}/2024-02-30/drift.html", BadAddress, "no data date"),
+        (f"{MODEL}/2024-02-30/drift.html", BadAddress, "not a valid data date"),
         (f"{MODEL}/20240215/drift.html", BadAddress, "data date"),
         (f"{MODEL}/2024-02-15/secrets.html", NotFound, "There are: drift.html, performance.html"),
         (f"{MODEL}/2024-02-17/drift.html", NotFound, "There are: 2024-02-15, 2024-02-16."),
