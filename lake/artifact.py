@@ -40,9 +40,9 @@ def verify_files(folder: Path, digests: dict[str, str]) -> None:
         path = folder / name
         if not path.is_file():
             raise ArtifactMismatch(f"{path} is missing, though the manifest lists it. Restore it, or train again.")
-        found = file_digest(path)
-        if found != expected:
+        actual = file_digest(path)
+        if actual != expected:
             raise ArtifactMismatch(
-                f"{path} has digest {found[:12]}…, the manifest says {expected[:12]}…: its bytes were changed. Nothing "
-                "was loaded."
+                f"{path} has digest {actual[:12]}…, the manifest says {expected[:12]}…: its bytes were changed. "
+                "Nothing was loaded."
             )

@@ -234,8 +234,8 @@ class Publications:
         """Digest of each data date of the interval, None where nothing is published: what `publish` takes as
         `replaces`.
         """
-        found = self.current(table, interval)
-        return {day: found[day].digest if day in found else None for day in interval}
+        published = self.current(table, interval)
+        return {day: published[day].digest if day in published else None for day in interval}
 
     def newest(self, table: LakeTable) -> Publication | None:
         """The publication with the latest data date, None when the table has none."""
@@ -256,8 +256,8 @@ class Publications:
         Raises:
             PartitionNotReady: one is missing; the message ends with `remedy`.
         """
-        found = self.current(table, interval)
-        missing = [day for day in interval if day not in found]
+        published = self.current(table, interval)
+        missing = [day for day in interval if day not in published]
         if missing:
             newest = self.newest(table)
             latest = f"latest is {newest.data_date}" if newest else "nothing is published"
@@ -265,7 +265,7 @@ class Publications:
             raise PartitionNotReady(
                 f"{table.name} has no partition {missing[0]}{more} ({latest}).\n  {needed_by} needs it. {remedy}"
             )
-        return found
+        return published
 
 
 def _records(table_name: str, commit: Mapping[str, Any]) -> Iterable[dict[str, Any]]:

@@ -260,10 +260,10 @@ def _prepare(
                 f"ALTER TABLE {connection.dialect.identifier_preparer.format_table(target)} ADD COLUMN {added}"
             )
             continue
-        found = there[column.name]
-        if found._type_affinity is not column.type._type_affinity:
+        kind = there[column.name]
+        if kind._type_affinity is not column.type._type_affinity:
             raise ProjectionMismatch(
-                f"SQL table {target.name}, column {column.name}: is {found}, needs "
+                f"SQL table {target.name}, column {column.name}: is {kind}, needs "
                 f"{column.type.compile(connection.dialect)}. Nothing was written.\n"
                 f"  Drop the SQL table {target.name}: it is a projection, and the next run writes it anew from the "
                 "lake."

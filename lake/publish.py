@@ -101,10 +101,10 @@ def publish(
                 if day not in current or current[day].digest != digests[day][0] or day in relabel
             ]
             for day in changed:
-                found = current[day].digest if day in current else None
-                if found != replaces.get(day):
+                held = current[day].digest if day in current else None
+                if held != replaces.get(day):
                     raise StalePublish(
-                        f"{table.name} for {day} holds {_short(found)}, but this run began when it held "
+                        f"{table.name} for {day} holds {_short(held)}, but this run began when it held "
                         f"{_short(replaces.get(day))}: "
                         "another run published in between. Nothing was written. Clear the task to run it on what is "
                         "there now."
@@ -189,15 +189,15 @@ def _stage(
 
 
 def _ordered(table: LakeTable, rows: pa.Table | pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
-    found, needed = rows.schema, table.schema
-    missing = [f.name for f in needed if f.name not in found.names]
-    unknown = [name for name in found.names if name not in needed.names]
+    given, needed = rows.schema, table.schema
+    missing = [f.name for f in needed if f.name not in given.names]
+    unknown = [name for name in given.names if name not in needed.names]
     retyped = [
-        f"{f.name} is {found.field(f.name).type}, needs {f.type}"
+        f"{f.name} is {given.field(f.name).type}, needs {f.type}"
         for f in needed
-        if f.name in found.names
-        and found.field(f.name).type != f.type
-        and not _widens(found.field(f.name).type, f.type)
+        if f.name in given.names
+        and given.field(f.name).type != f.type
+        and not _widens(given.field(f.name).type, f.type)
     ]
     if missing or unknown or retyped:
         problems = [
@@ -223,11 +223,11 @@ def _ordered(table: LakeTable, rows: pa.Table | pa.RecordBatchReader) -> Iterato
         yield batch.cast(needed)
 
 
-def _widens(found: pa.DataType, needed: pa.DataType) -> bool:
+def _widens(given: pa.DataType, needed: pa.DataType) -> bool:
     """Other spellings of the same type that DuckDB and pandas hand out."""
-    if pa.types.is_large_string(found) and pa.types.is_string(needed):
+    if pa.types.is_large_string(given) and pa.types.is_string(needed):
         return True
-    return pa.types.is_timestamp(found) and pa.types.is_timestamp(needed) and found.tz is not None
+    return pa.types.is_timestamp(given) and pa.types.is_timestamp(needed) and given.tz is not None
 
 
 def _check_order(table: LakeTable, previous: pa.RecordBatch | None, batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -136,13 +136,13 @@ def verify(settings: Settings, folder: Path, model: str, artifact_digest: str) -
         )
         raise UntrustedModel(_refusal(folder, known, "Restore the folder."))
     try:
-        found = _found(folder, model)
+        present = _found(folder, model)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UntrustedModel(
             _refusal(folder, f"it is not as it was signed ({type(error).__name__}: {error})", "Restore the folder.")
         ) from error
     for field in fields(Signed):
-        wanted, there = getattr(signed, field.name), getattr(found, field.name)
+        wanted, there = getattr(signed, field.name), getattr(present, field.name)
         if wanted != there:
             raise UntrustedModel(
                 _refusal(

@@ -251,9 +251,9 @@ def _count_features(
     first = first_available(lake, entry, Interval(min(wanted), interval.end), interval.start)
     whole = Interval(first, interval.end)
     with lake.scratch("drift") as folder:
-        found = retrieve(lake, entry.name, whole, folder=folder)
-        nights = _count(lake, entry, found, wanted, whole)
-        read = dict(found.inputs)
+        retrieval = retrieve(lake, entry.name, whole, folder=folder)
+        nights = _count(lake, entry, retrieval, wanted, whole)
+        read = dict(retrieval.inputs)
     for day in whole:
         if day not in scored or _same_inputs(lake, entry, scored[day].inputs, read[day]):
             continue
@@ -312,13 +312,13 @@ def first_available(lake: Lake, entry: ModelEntry, whole: Interval, judged: date
 def _count(
     lake: Lake,
     entry: ModelEntry,
-    found: Retrieval,
+    retrieval: Retrieval,
     wanted: Mapping[date, Mapping[str, VersionReference]],
     nights: Interval,
 ) -> dict[date, _Night]:
     counted = {day: _Night() for day in nights}
     profiles: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for batch in found.reader():
+    for batch in retrieval.reader():
         for day, rows in _by_night(batch):
             counted[day].rows += rows.num_rows
             for digest, reference in wanted.get(day, {}).items():

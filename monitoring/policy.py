@@ -163,12 +163,12 @@ def decide(
 
 
 def _drift(history: History, retrain: Retrain, as_of: date) -> _Finding:
-    found = [night for night in history.drift if night.night == as_of]
+    nights = [night for night in history.drift if night.night == as_of]
     allowed = retrain.drift.share
-    if not found or found[-1].share is None:
-        why = (found[-1].reason if found else None) or "no drift was measured in this night"
+    if not nights or nights[-1].share is None:
+        why = (nights[-1].reason if nights else None) or "no drift was measured in this night"
         return _Finding(None, f"drift not evaluated: {why}", {"share": None, "threshold": allowed})
-    night = found[-1]
+    night = nights[-1]
     share = night.share
     assert share is not None
     due = share >= allowed

@@ -138,13 +138,13 @@ def decide_retraining(lake: Lake, model: str, data_date: date, *, run_id: str) -
     interval = Interval.of(data_date)
     inputs: list[Input] = []
     for group in (drift.GROUP, performance.GROUP):
-        found = lake.publications.require(
+        measured = lake.publications.require(
             metrics_table(lake.settings, model, group),
             interval,
             needed_by=f"The retraining decision of {model}",
             remedy=f"Run `{model}_monitor` for {data_date}: its tasks `drift` and `performance` come first.",
         )
-        inputs.append(found[data_date].as_input())
+        inputs.append(measured[data_date].as_input())
     scored = lake.publications.current(predictions_table(lake.settings, entry, lake.dataset(entry.dataset)))
     newest = max(scored)
     stored = [row for row in requests_table(lake, model).read([data_date]).to_pylist() if row["actor"] == POLICY]

@@ -73,9 +73,9 @@ class ChainCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """The metrics, as of now."""
         lake, now = self._lake, self._now or datetime.now(UTC)
-        found = standings(lake, [model.name for model in lake.catalog.models], now)
-        yield from _standing(found)
-        nights = {standing.entry.name: standing.night for standing in found}
+        known = standings(lake, [model.name for model in lake.catalog.models], now)
+        yield from _standing(known)
+        nights = {standing.entry.name: standing.night for standing in known}
         yield from _scored(lake, nights)
         yield from _data(lake)
         yield from _judged(lake)
@@ -87,7 +87,7 @@ class ChainCollector(Collector):
 # ---- models ----------------------------------------------------------------------------------------------------
 
 
-def _standing(found: Sequence[Standing]) -> Iterator[Metric]:
+def _standing(known: Sequence[Standing]) -> Iterator[Metric]:
     """What the page Tonight says, in the same words: see there for what each of them means."""
     status = GaugeMetricFamily(
         "nightfleet_model_status",
@@ -104,7 +104,7 @@ def _standing(found: Sequence[Standing]) -> Iterator[Metric]:
         "Retraining requests that have led to nothing yet.",
         labels=["model"],
     )
-    for standing in sorted(found, key=lambda one: one.entry.name):
+    for standing in sorted(known, key=lambda one: one.entry.name):
         name = standing.entry.name
         for word in STATUSES:
             status.add_metric([name, word], float(word == standing.status))
@@ -168,10 +168,10 @@ def _scored(lake: Lake, nights: Mapping[str, ModelNight]) -> Iterator[Metric]:
 def _training_seconds(settings: Settings, manifest_key: str) -> float | None:
     """From a version's manifest, whose folder is named by its content: read once."""
     try:
-        found = json.loads(artifacts(settings).read(manifest_key)).get("seconds")
+        seconds = json.loads(artifacts(settings).read(manifest_key)).get("seconds")
     except (OSError, ValueError):
         return None  # the files were archived: a number less, not a scrape less
-    return float(found) if isinstance(found, int | float) else None
+    return float(seconds) if isinstance(seconds, int | float) else None
 
 
 def _judged(lake: Lake) -> Iterator[Metric]:
@@ -302,7 +302,7 @@ def _runs(lake: Lake, now: datetime) -> Iterator[Metric]:
 
 
 def _alarms(subjects: Sequence[str], alarms: Sequence[Alarm]) -> Metric:
-    found = GaugeMetricFamily(
+    gauge = GaugeMetricFamily(
         "nightfleet_alarms",
         "Alarms of the newest night, by severity, and by whether somebody has acknowledged or silenced them.",
         labels=["subject", "severity", "attention"],
@@ -313,8 +313,8 @@ def _alarms(subjects: Sequence[str], alarms: Sequence[Alarm]) -> Metric:
     for subject in subjects:
         for severity in SEVERITIES:
             for attention in ATTENTION:
-                found.add_metric([subject, severity, attention], counted[subject, severity, attention])
-    return found
+                gauge.add_metric([subject, severity, attention], counted[subject, severity, attention])
+    return gauge
 
 
 def _attention(alarm: Alarm) -> str:

@@ -115,7 +115,7 @@ def _read(lake: Lake, models: Sequence[str], now: datetime) -> _Read:
             for name, e in entries.items()
         },
     )
-    newest = {name: found.data_date for name, found in scored.items()}
+    newest = {name: one.data_date for name, one in scored.items()}
     of_dataset = {
         name: max((newest[m] for m, read in read_by.items() if name in read and m in newest), default=None)
         for name in datasets
@@ -135,7 +135,7 @@ def _read(lake: Lake, models: Sequence[str], now: datetime) -> _Read:
         alarms=alarms,
         failed=_failed_runs(lake, [*models, *datasets], min(newest.values(), default=None)),
         promises=read_gate_outputs(
-            lake, {name: found.version for name, found in scored.items() if found.version is not None}
+            lake, {name: one.version for name, one in scored.items() if one.version is not None}
         ),
         waiting=_by_subject(waiting_for_approval(lake, models), lambda d: d.model),
         open_requests=_by_subject(
@@ -145,10 +145,10 @@ def _read(lake: Lake, models: Sequence[str], now: datetime) -> _Read:
 
 
 def _by_subject(items: Iterable[Any], name: Any) -> dict[Any, list[Any]]:
-    found: dict[Any, list[Any]] = {}
+    groups: dict[Any, list[Any]] = {}
     for item in items:
-        found.setdefault(name(item), []).append(item)
-    return found
+        groups.setdefault(name(item), []).append(item)
+    return groups
 
 
 def _scored(lake: Lake, wanted: Mapping[str, tuple[str, date | None]]) -> dict[str, Scored]:
@@ -298,26 +298,26 @@ class _Judge:
 
     def _unjudged(self) -> dict[Part, str]:
         """Parts without a judgement, and why."""
-        found: dict[Part, str] = {}
+        unjudged: dict[Part, str] = {}
         scores = {(row["subject"], _table_of(row["column"])): row for row in self.quality if row["check"] == SCORE}
         for dataset, table in sorted(self.tables):
             row = scores.get((dataset, table))
             if row is None or row["value"] is None:
                 why = row["reason"] if row and row["reason"] else "not validated in this night"
-                found["input quality"] = f"{self._shown_table(dataset, table)}: {why}"
+                unjudged["input quality"] = f"{self._shown_table(dataset, table)}: {why}"
                 break
         rows = {(row["check"], row["column"]): row for row in self.metrics}
         not_run = "monitoring of the night is not done"
         for part, check in (("volume", "volume"), ("drift of features", "drift_share")):
             row = rows.get((check, ""))
             if row is None or row["status"] == "not_evaluated":
-                found[part] = row["reason"] if row and row["reason"] else not_run  # type: ignore[index]  # both are parts
+                unjudged[part] = row["reason"] if row and row["reason"] else not_run  # type: ignore[index]  # both are parts
         predictions = [row for row in self.metrics if row["check"] == "prediction_drift"]
         judged = [row for row in predictions if row["status"] != "not_evaluated"]
         if not judged:
-            found["drift of predictions"] = next((row["reason"] for row in predictions if row["reason"]), not_run)
+            unjudged["drift of predictions"] = next((row["reason"] for row in predictions if row["reason"]), not_run)
         why = self._performance_missing()
-        return found | ({"performance": why} if why else {})
+        return unjudged | ({"performance": why} if why else {})
 
     def _performance_missing(self) -> str:
         """Why the newest mature night counts as not judged; empty where it was, for every output."""
@@ -386,14 +386,14 @@ class _Judge:
 
     def _null_causes(self, alarms: Sequence[Alarm]) -> Iterable[Cause]:
         """One cause a feature view: what is missing, since when, how much of it."""
-        for view, found in _by_subject(alarms, lambda a: a.column.partition("__")[0]).items():
-            shares = [a.value for a in found if a.value is not None]
-            since = min(a.since for a in found)
-            lasting = f" since {_short(since, found[0].about_date)}" if since < found[0].about_date else ""
+        for view, missing in _by_subject(alarms, lambda a: a.column.partition("__")[0]).items():
+            shares = [a.value for a in missing if a.value is not None]
+            since = min(a.since for a in missing)
+            lasting = f" since {_short(since, missing[0].about_date)}" if since < missing[0].about_date else ""
             what = (
-                f"{len(found)} features"
-                if len(found) > 1
-                else f"feature {found[0].column.partition('__')[2] or found[0].column}"
+                f"{len(missing)} features"
+                if len(missing) > 1
+                else f"feature {missing[0].column.partition('__')[2] or missing[0].column}"
             )
             most = f"{_percent(max(shares, default=None))} of rows"
             amount = most if not shares or max(shares) - min(shares) < 0.05 else f"up to {most}"
@@ -406,11 +406,11 @@ class _Judge:
 
     def _input_causes(self, alarms: Sequence[Alarm]) -> Iterable[Cause]:
         """One cause a table: how many of its rows were set aside and by which rule, or what else is wrong with it."""
-        for (dataset, table), found in _by_subject(alarms, lambda a: (a.subject, _table_of(a.column))).items():
+        for (dataset, table), own in _by_subject(alarms, lambda a: (a.subject, _table_of(a.column))).items():
             shown = self._shown_table(dataset, table)
-            bad = next((a for a in found if a.check == BAD_SHARE), None)
-            rank = 1 if any(a.severity == "critical" for a in found) else 5
-            rules = sorted((a for a in found if a.check not in (BAD_SHARE, SCORE)), key=lambda a: -(a.value or 0.0))
+            bad = next((a for a in own if a.check == BAD_SHARE), None)
+            rank = 1 if any(a.severity == "critical" for a in own) else 5
+            rules = sorted((a for a in own if a.check not in (BAD_SHARE, SCORE)), key=lambda a: -(a.value or 0.0))
             named = f", mostly by rule {rules[0].check} of {rules[0].column}" if rules else ""
             if bad is not None:
                 rows = f" ({bad.reason})" if bad.reason else ""
@@ -418,7 +418,7 @@ class _Judge:
             elif rules:
                 text = f"{shown}: {_alarm_text(rules[0])}{_since(rules[0])}"
             else:
-                text = f"{shown}: quality {_percent(found[0].value)}{_since(found[0])}"
+                text = f"{shown}: quality {_percent(own[0].value)}{_since(own[0])}"
             yield Cause(rank, text, shared=f"table/{dataset}/{table}", dataset=dataset, table=table)
 
     def _drift_causes(self, alarms: Sequence[Alarm]) -> Iterable[Cause]:
@@ -484,7 +484,7 @@ class _Judge:
         gates = [output.gate for output in self.entry.outputs.values()]
         for name, output in self.entry.outputs.items():
             known = self.read.errors.get((self.entry.name, name), ())
-            found = pooled(
+            pool = pooled(
                 last_of_version(known, self.scored.version, self.entry.retrain.performance.nights),
                 output.metric,
             )
@@ -493,7 +493,7 @@ class _Judge:
                 _error_text(
                     name if gates.count(output.gate) > 1 else "",
                     output.metric.title,
-                    found,
+                    pool,
                     unit,
                     promised.get(name),
                     self.scored.version,
@@ -503,21 +503,21 @@ class _Judge:
 
 
 def _error_text(
-    name: str, metric: str, found: Pooled | None, unit: str, promised: Mapping[str, Any] | None, version: int | None
+    name: str, metric: str, pool: Pooled | None, unit: str, promised: Mapping[str, Any] | None, version: int | None
 ) -> str:
     label = f"{name}: " if name else ""
-    if found is None:
+    if pool is None:
         return f"{label}no night of version {version} is judged yet"
     interval = (
-        f" ({per_hundred(found.lower)}–{per_hundred(found.upper)})"
-        if found.lower is not None and found.upper is not None
+        f" ({per_hundred(pool.lower)}–{per_hundred(pool.upper)})"
+        if pool.lower is not None and pool.upper is not None
         else ""
     )
     challenger, baseline = (promised or {}).get("challenger"), (promised or {}).get("baseline")
     promise = (
         f"promised {per_hundred(challenger / baseline)}" if challenger is not None and baseline else "nothing promised"
     )
-    return f"{label}{metric} {figures(found.error)}{spaced(unit)}, {_percent(found.ratio)}{interval}, {promise}"
+    return f"{label}{metric} {figures(pool.error)}{spaced(unit)}, {_percent(pool.ratio)}{interval}, {promise}"
 
 
 # ---- words ----------------------------------------------------------------------------------------------------------
@@ -573,10 +573,10 @@ def standings(lake: Lake, models: Sequence[str], now: datetime) -> list[Standing
     if not models:
         return []
     read = _read(lake, models, now)
-    found = [_Judge(lake, lake.model(name), read).standing() for name in models]
+    every = [_Judge(lake, lake.model(name), read).standing() for name in models]
     position = {name: number for number, name in enumerate(models)}
     return sorted(
-        found, key=lambda s: (STATUSES.index(s.status), s.causes[0].rank if s.causes else 99, position[s.entry.name])
+        every, key=lambda s: (STATUSES.index(s.status), s.causes[0].rank if s.causes else 99, position[s.entry.name])
     )
 
 
@@ -595,19 +595,19 @@ class Headline:
     about: str = ""
 
 
-def headline(found: Sequence[Standing]) -> Headline:
+def headline(models: Sequence[Standing]) -> Headline:
     """All is well; or how many are not, and the worst cause."""
-    if not found:
+    if not models:
         return Headline("There is no model you may see", False)
-    if all(s.status == "healthy" for s in found):
-        return Headline("The model is healthy" if len(found) == 1 else f"All {len(found)} models are healthy", True)
-    tally = [(status, sum(s.status == status for s in found)) for status in STATUSES if status != "healthy"]
+    if all(s.status == "healthy" for s in models):
+        return Headline("The model is healthy" if len(models) == 1 else f"All {len(models)} models are healthy", True)
+    tally = [(status, sum(s.status == status for s in models)) for status in STATUSES if status != "healthy"]
     (status, count), *others = [(status, count) for status, count in tally if count]
-    many = f"{count} of {len(found)} models {status}" + "".join(f", {n} {other}" for other, n in others)
-    text = f"The model is {status}" if len(found) == 1 else many
-    worst = next(s for s in found if s.status != "healthy")
+    many = f"{count} of {len(models)} models {status}" + "".join(f", {n} {other}" for other, n in others)
+    text = f"The model is {status}" if len(models) == 1 else many
+    worst = next(s for s in models if s.status != "healthy")
     cause = worst.causes[0] if worst.causes else Cause(99, worst.status)
-    alike = [s for s in found if any(_same(c, cause) for c in s.causes)]
+    alike = [s for s in models if any(_same(c, cause) for c in s.causes)]
     more = f" and {counted(len(alike) - 1, 'more model')}" if len(alike) > 1 else ""
     return Headline(text, False, cause.text[0].upper() + cause.text[1:], f"{worst.entry.title}{more}")
 
