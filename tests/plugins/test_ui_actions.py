@@ -204,7 +204,7 @@ def test_silenced_until_a_date_and_back(lake: Lake) -> None:
     assert "until 2024-03-05" in str(do(lake, None, "silence", "operator", **FORMS["silence"]))
     assert open_alarms(lake, [MODEL])[0].silenced_until == date(2024, 3, 5)
     assert "already" in str(do(lake, None, "silence", "operator", **FORMS["silence"]))
-    assert "is over" in str(do(lake, None, "unsilence", "operator", **FORMS["unsilence"]))
+    assert "No longer silenced" in str(do(lake, None, "unsilence", "operator", **FORMS["unsilence"]))
     assert open_alarms(lake, [MODEL])[0].silenced_until is None
     assert [a.action for a in read_actions(lake)] == ["unsilence", "silence"]
 
