@@ -137,7 +137,7 @@ def test_a_form_cannot_set_what_is_searched() -> None:
 def test_a_metric_that_is_none_or_should_be_high_is_refused(metric: str, tmp_path: Path) -> None:
     job_dir = searched_job(tmp_path / "job", metric=metric)
     with pytest.raises(
-        BadParameter, match=rf"search\.metric is '{metric}', .* Known: minutes/mae, minutes/mse, minutes/rmse"
+        BadParameter, match=rf"search\.metric is '{metric}', .* Known: minutes/mae, minutes/rmse, minutes/mse"
     ):
         run(job_dir)
 
