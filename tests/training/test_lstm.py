@@ -160,7 +160,7 @@ def contract_of(**features: FeatureSpec) -> Contract:
 def test_what_is_no_sequence_is_refused() -> None:
     number = FeatureSpec("float64")
     with pytest.raises(
-        TrainingImpossible, match=r"no feature is named as a step of a sequence .* or take the keras family"
+        TrainingImpossible, match=r"no feature is named as a step of a sequence .* or take another family"
     ):
         sequence_channels(contract_of(v__x=number, v__start=number, v__t0=number))
     with pytest.raises(
