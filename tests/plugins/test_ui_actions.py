@@ -261,7 +261,7 @@ def test_sent_twice_it_is_done_once(lake: Lake, airflow: PlayedAirflow) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"as_of": "2024-02-27"}, "newest night of rides is 2024-02-26"),
+        ({"as_of": "2024-02-27"}, "newest night with its features is 2024-02-26"),
         ({"as_of": "x"}, "needs a date"),
         ({"reason": ""}, "missing"),
     ],

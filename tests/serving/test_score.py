@@ -517,7 +517,8 @@ def test_a_full_disk_leaves_nothing_half_written(lake: Lake, undisturbed: dict[d
             if met is None:
                 break
             failures += 1
-            assert "No space left" in met or "is full" in met, met
+            # SQLite says an I/O error where the index of its journal cannot grow.
+            assert "No space left" in met or "is full" in met or "disk I/O error" in met, met
             filler.unlink()
             assert not rows_of(full).num_rows
             assert not list(full.settings.scratch.iterdir())

@@ -119,7 +119,17 @@ def test_it_sees_nothing_but_its_folder() -> None:
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     watched = {"lake", "features", "serving", "monitoring", "mlflow", "tensorflow", "xgboost", "duckdb"}
     ours = [name for name in json.loads(found) if name.split(".")[0] in watched]
-    assert ours == ["lake", "lake.artifact", "serving", "serving.predictors", "serving.predictors.contract"]
+    assert ours == [
+        "lake",
+        "lake.artifact",
+        "serving",
+        "serving.metrics",
+        "serving.metrics.ranking",
+        "serving.predictors",
+        "serving.predictors.contract",
+        "serving.predictors.shapley",
+        "serving.predictors.sklearn_model",
+    ]
 
 
 def start(job_dir: Path, *more: str) -> subprocess.Popen[str]:

@@ -32,8 +32,8 @@ def test_the_most_probable_class_is_published_with_the_probability_of_each() -> 
 @pytest.mark.parametrize(
     ("column", "value", "words"),
     [
-        ("c_low", 1.2, "no probabilities"),
-        ("c_probability", -0.1, "no probabilities"),
+        ("c_low", 1.2, "not probabilities"),
+        ("c_probability", -0.1, "not probabilities"),
         ("c_low", 0.3, "do not add up to 1"),
         ("c", "other", "none of low, High risk, mid"),
     ],

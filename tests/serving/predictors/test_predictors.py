@@ -180,7 +180,9 @@ def test_predictions_that_are_no_numbers_are_refused() -> None:
         def scores(self, matrix: Matrix) -> Scores:
             return np.where(matrix > 1, np.nan, 0.0)
 
-    contract = Contract("toy", "xgboost", {"v__x": FeatureSpec("float64")}, {}, ("minutes",), "0", "2024-01-01", 7, {})
+    outputs = {"minutes": {"kind": "regression"}}
+    features = {"v__x": FeatureSpec("float64")}
+    contract = Contract("toy", "xgboost", features, outputs, ("minutes",), "0", "2024-01-01", 7, {})
     assert Broken(contract).predict(pa.table({"v__x": [0.0, 1.0]})).num_rows == 2
     with pytest.raises(PredictionsNotFinite, match=r"predicted 1 of 2 values of 'minutes' as NaN or infinite"):
         Broken(contract).predict(pa.table({"v__x": [0.0, 2.0]}))
