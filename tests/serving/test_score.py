@@ -520,10 +520,12 @@ def test_a_full_disk_leaves_nothing_half_written(lake: Lake, undisturbed: dict[d
             # SQLite says an I/O error where the index of its journal cannot grow.
             assert "No space left" in met or "is full" in met or "disk I/O error" in met, met
             filler.unlink()
-            assert not rows_of(full).num_rows
             assert not list(full.settings.scratch.iterdir())
+            if digests_of(full) == undisturbed:
+                break  # the commit was through, and the disk was full for the index behind it: nothing is half-written
+            assert not rows_of(full).num_rows
         assert failures > 1, "the disk was never full"
-        filler.unlink()
+        filler.unlink(missing_ok=True)
         assert score(full, MODEL, scored_nights(), run_id="retry").rows == 120
         assert digests_of(full) == undisturbed
         full.engine.dispose()
