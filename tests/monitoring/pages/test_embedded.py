@@ -407,15 +407,11 @@ def test_links_inside_a_frame_would_be_followed_without_the_login(toy_lake: Lake
     )
     with served(context_of(toy_lake)) as origin:
         page = browser.new_page()
-        sent: dict[str, bool] = {}
-        page.on(
-            "request",
-            lambda request: sent.update({request.url.removeprefix(origin): "cookie" in request.all_headers()}),
-        )
         page.goto(f"{origin}/")
-        page.goto(f"{origin}/frame/{path}")
-        page.frames[1].get_by_text("on").click()
-        page.wait_for_load_state("networkidle")
-        assert sent[f"/embedded/{path}"] is True
-        assert sent.get(f"/embedded/{path}?again") is False
+        with page.expect_request(f"{origin}/embedded/{path}") as embedded_document:
+            page.goto(f"{origin}/frame/{path}")
+        with page.expect_request(f"{origin}/embedded/{path}?again") as followed:
+            page.frames[1].get_by_text("on").click()
+        assert "cookie" in embedded_document.value.all_headers()
+        assert "cookie" not in followed.value.all_headers()
         page.close()
