@@ -126,18 +126,26 @@ class MlflowRunLink(_Link):
     def _address(self, operator: Any, ti: Any) -> str:
         from config.settings import load_settings
 
-        run_id = _result(ti).get("mlflow_run_id") or _job_run(getattr(operator, "job_dir", None))
+        run_id = _result(ti).get("mlflow_run_id") or _job_run(operator)
         # MLflow finds the run's experiment by itself.
         return f"{load_settings().mlflow_browser_url}/#/runs/{quote(str(run_id), safe='')}" if run_id else ""
 
 
-def _job_run(job_dir: Any) -> str | None:
+def _job_run(operator: Any) -> str | None:
     """The MLflow run of a job folder, None where the job has none, or the folder is gone."""
+    job_dir = getattr(operator, "job_dir", None)
     if not isinstance(job_dir, str):
         return None  # a template that was never rendered: the task failed before it began
+    from config.settings import load_settings
+    from lake.storage import UnsafeFile, open_contained
+
+    folder = Path(job_dir).resolve()  # it came by XCom, which people may edit
+    if folder.parent != (load_settings().jobs / operator.model_name).resolve():
+        return None
     try:
-        job = json.loads((Path(job_dir) / "job.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        with open_contained(folder, "job.json") as file:
+            job = json.load(file)
+    except (OSError, ValueError, UnsafeFile):
         return None
     return (job.get("mlflow") or {}).get("run_id")
 

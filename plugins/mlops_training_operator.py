@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from airflow.providers.docker.exceptions import DockerContainerFailedException
@@ -35,9 +34,11 @@ class TrainingOperator(DockerOperator):  # type: ignore[misc]  # airflow ships n
         """Train where catalog and profile say; see `choose_runner` and `run_job` for what may be raised."""
         from lake.events import stage_events
         from lake.lake import open_lake
+        from training.registry.job import checked_job
         from training.registry.runner import choose_runner, run_job
 
-        lake, job_dir = open_lake(), Path(self.job_dir)
+        lake = open_lake()
+        job_dir = checked_job(lake, self.model_name, self.job_dir)  # it came by XCom, which people may edit
         say = functools.partial(self.log.info, "%s")
         # Only a first try is forced: a retry resumes from the checkpoint that the forced one left.
         force = str(self.force).lower() == "true" and context["ti"].try_number == 1

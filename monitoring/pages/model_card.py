@@ -30,7 +30,7 @@ from training.job_file import JOB_FILE
 from training.registry.decision import Decision, read_decisions
 from training.registry.explanation import Contributions, Explanation, explain
 from training.registry.gate import registered_from_json
-from training.registry.job import TRAINING_SET_FILE
+from training.registry.job import TRAINING_SET_FILE, checked_job
 from training.registry.promotion import StaleDecision
 from training.registry.register import Registered
 from training.registry.segments import OutputSegments, Segment, SegmentReport
@@ -117,9 +117,14 @@ def explain_registered(
                 f"{model} has no stored decision with evidence {digest[:12]}…. No card was written. Clear the gate's "
                 "task to judge again."
             )
-    registered = registered_from_json(registered_json)
+    registered = registered_from_json(lake, model, registered_json)
     path = write_model_card(
-        lake, model, Path(job_dir), registered, decision, candidates=registered_json.get("candidates") or ()
+        lake,
+        model,
+        checked_job(lake, model, job_dir),
+        registered,
+        decision,
+        candidates=registered_json.get("candidates") or (),
     )
     log.info("%s version %s: model card %s, asked for by %s", model, registered.version, path, run_id)
     client = tracking_client(lake.settings)

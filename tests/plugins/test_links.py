@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from config.settings import load_settings
+
 INSIDE = "/plugin/models/nightfleet"
 
 
@@ -97,12 +99,20 @@ def test_airflow_below_a_path_keeps_it(dag_bag: Any, monkeypatch: pytest.MonkeyP
 
 def test_a_training_leads_to_its_run_in_mlflow(dag_bag: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NIGHTFLEET_MLFLOW_TRACKING_URI", "http://mlflow.example:5000/")
-    (tmp_path / "job.json").write_text(json.dumps({"mlflow": {"run_id": "abc"}}))
+    monkeypatch.setenv("NIGHTFLEET_HOME", str(tmp_path))
+    jobs = load_settings().jobs / "arrival_delay"
+    for folder in (jobs / "one", tmp_path / "elsewhere"):
+        folder.mkdir(parents=True)
+        (folder / "job.json").write_text(json.dumps({"mlflow": {"run_id": "abc"}}))
     train, named = Task("arrival_delay_train", "train"), "MLflow run"
-    assert (
-        links(dag_bag, train, SimpleNamespace(job_dir=str(tmp_path)))[named] == "http://mlflow.example:5000/#/runs/abc"
-    )
-    assert links(dag_bag, train, SimpleNamespace(job_dir=str(tmp_path / "gone")))[named] == ""
+
+    def address(folder: Path) -> str:
+        operator = SimpleNamespace(model_name="arrival_delay", job_dir=str(folder))
+        return links(dag_bag, train, operator)[named]
+
+    assert address(jobs / "one") == "http://mlflow.example:5000/#/runs/abc"
+    assert address(jobs / "gone") == ""
+    assert address(tmp_path / "elsewhere") == ""
     register = Task("arrival_delay_train", "register", result={"mlflow_run_id": "def"})
     assert links(dag_bag, register)[named] == "http://mlflow.example:5000/#/runs/def"
     assert links(dag_bag, Task("arrival_delay_train", "register"))[named] == ""

@@ -14,6 +14,13 @@ from typing import Protocol
 from config.catalog.model import ModelEntry
 
 LOG_FILE = "training.log"
+
+
+def host_folder(job_dir: Path) -> Path:
+    """What lies beside a job, `<job>.gate`: the trainer never gets it, so the host may write there and trust it."""
+    return job_dir.with_name(f"{job_dir.name}.gate")
+
+
 # How many of a trainer's last lines a failure quotes.
 LAST_LINES = 15
 
@@ -67,8 +74,8 @@ class Runner(Protocol):
         """Remove what an earlier try of the same task left running: two trainers must not write one job."""
 
     def run(self, attempt: Attempt) -> Ended:
-        """Train and wait. Every line is said as it comes and is kept in `training.log`; whatever happens, nothing that
-        was started is left behind.
+        """Train and wait. Every line is said as it comes and is kept in the host folder's `training.log`; whatever
+        happens, nothing that was started is left behind.
         """
 
     def cancel(self) -> None:

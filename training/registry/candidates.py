@@ -9,6 +9,7 @@ from typing import Any
 from lake.lake import Lake
 from serving.predictors import MANIFEST_FILE, read_manifest
 from training.job_file import read_job
+from training.registry.job import checked_job
 from training.registry.register import register
 from training.registry.runner import where_trained
 from training.registry.tracking import answered, tracking_client
@@ -24,7 +25,7 @@ def register_best(lake: Lake, model: str, manifests: Sequence[str], *, run_id: s
     Args:
         manifests: paths of the candidates' manifests, the model's own trainer first; a tie is its.
     """
-    job_dirs = [Path(manifest).parent for manifest in manifests]
+    job_dirs = [checked_job(lake, model, Path(manifest).parent) for manifest in manifests]
     errors = [validation_error(lake, model, job_dir) for job_dir in job_dirs]
     best = min(range(len(job_dirs)), key=lambda index: (errors[index], index))
     registered = register(lake, model, job_dirs[best], run_id=run_id)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config.settings import Settings
-from training.registry.attempt import LAST_LINES, LOG_FILE, Attempt, Ended
+from training.registry.attempt import LAST_LINES, LOG_FILE, Attempt, Ended, host_folder
 from training.registry.containers import (
     INSTALLATION_LABEL,
     JOB_MOUNT,
@@ -149,7 +149,7 @@ class DockerRunner:
             timer.cancel()
             remove_containers(self._client, self._own)
         try:
-            (attempt.job_dir / LOG_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+            (host_folder(attempt.job_dir) / LOG_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
         except OSError as error:  # a full disk must not hide why the training ended
             attempt.say(f"{LOG_FILE} could not be kept: {error}")
         return Ended(

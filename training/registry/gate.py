@@ -17,6 +17,7 @@ decision.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -56,7 +57,7 @@ from training.registry.decision import (
     store_decision,
     stored_decisions,
 )
-from training.registry.job import TRAINING_SET_FILE, gate_folder
+from training.registry.job import TRAINING_SET_FILE, checked_job, gate_folder
 from training.registry.origin import verify_origin
 from training.registry.register import Registered
 
@@ -84,6 +85,10 @@ class GateEvidenceMissing(NightfleetError):
     """What the gate must judge by is not there."""
 
 
+class ForeignVersion(NightfleetError):
+    """What was handed over is not a version of the model."""
+
+
 class GateEvidenceChanged(NightfleetError):
     """What the gate must judge by is not what was written when the training set was built."""
 
@@ -92,18 +97,30 @@ def judge_registered(
     lake: Lake, model: str, job_dir: str | Path, registered: Mapping[str, Any], *, run_id: str
 ) -> dict[str, Any]:
     """`judge`, with arguments and result as JSON documents; `registered` has the fields of `Registered`."""
-    return judge(lake, model, Path(job_dir), registered_from_json(registered), run_id=run_id).to_json()
+    handed = registered_from_json(lake, model, registered)
+    return judge(lake, model, checked_job(lake, model, job_dir), handed, run_id=run_id).to_json()
 
 
-def registered_from_json(document: Mapping[str, Any]) -> Registered:
-    """A `Registered` from its fields as JSON."""
+def registered_from_json(lake: Lake, model: str, document: Mapping[str, Any]) -> Registered:
+    """A `Registered` from its fields as JSON, which another process handed over: where its files lie follows from the
+    digest, and is not taken from there.
+
+    Raises:
+        ForeignVersion: it is of another model, or its digest is none.
+    """
+    digest = str(document["artifact_digest"])
+    if document["model"] != model or not re.fullmatch("[0-9a-f]{64}", digest):
+        raise ForeignVersion(
+            f"version {document['version']!r} of {document['model']!r} with digest {digest[:80]!r} was handed over: "
+            f"needs a version of {model} and a SHA-256. Nothing was read. Clear `register` to hand over what it stored."
+        )
     return Registered(
-        model=document["model"],
+        model=model,
         version=int(document["version"]),
-        artifact_digest=document["artifact_digest"],
+        artifact_digest=digest,
         mlflow_run_id=document["mlflow_run_id"],
         as_of=date.fromisoformat(str(document["as_of"])),
-        folder=Path(document["folder"]),
+        folder=artifact_folder(lake.settings, model, digest),
     )
 
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
+import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+from config.errors import NightfleetError
 from config.settings import code_version, image_code
 from features.training_set import TrainingSet, build_training_set
 from lake.lake import Lake
-from lake.storage import link_or_copy
+from lake.storage import link_or_copy, open_contained
 from serving.predictors.contract import read_json, write_json
-from training.job_file import JOB_FILE, job_identity
+from training.job_file import JOB_FILE, job_identity, read_job
+from training.registry.attempt import host_folder
 from training.registry.containers import check_size
 from training.registry.tracking import MlflowUnavailable, answered, experiment_id, tracking_client
 from training.search.study import check_search
@@ -27,9 +30,42 @@ TRAINING_SET_FILE = "training_set.json"
 log = logging.getLogger(__name__)
 
 
+class ForeignJob(NightfleetError):
+    """A path that was handed over is not the folder of a prepared job of the model."""
+
+
 def gate_folder(job_dir: Path) -> Path:
     """What lies beside a job: `test_set.parquet` and `training_set.json`; the trainer never gets it."""
-    return job_dir.with_name(f"{job_dir.name}.gate")
+    return host_folder(job_dir)
+
+
+def checked_job(lake: Lake, model: str, given: str | Path) -> Path:
+    """A job folder that came from outside of this process, resolved, once it is known to be one of the model's.
+
+    Raises:
+        ForeignJob: it is not a folder directly below the model's job folder, its `job.json` is another model's, or
+            names a training set elsewhere; nothing was touched.
+        BadJob, JobChanged: it has no `job.json`, or that says something else than when it was prepared.
+        UnsafeFile: its `job.json` is a link, or no regular file.
+    """
+    jobs, path = (lake.settings.jobs / lake.model(model).name).resolve(), Path(given)
+    resolved = path.resolve()
+    if not path.is_absolute() or path.is_symlink() or resolved.parent != jobs or "." in resolved.name:
+        raise ForeignJob(
+            f"{str(given)[:200]!r} is not a job of {model}: needs a folder directly below {jobs}. Nothing was touched. "
+            "Clear `prepare` to prepare the job again."
+        )
+    if resolved.is_dir():
+        with suppress(FileNotFoundError), open_contained(resolved, JOB_FILE):
+            pass
+    job = read_job(resolved)
+    training_set = str(job["training_set"].get("path"))
+    if job["model"] != model or training_set != Path(training_set).name:
+        raise ForeignJob(
+            f"{resolved / JOB_FILE} is of {job['model']!r} with training set {training_set!r}: needs {model!r} and a "
+            "file of that folder. Nothing was touched. Clear `prepare` to prepare the job again."
+        )
+    return resolved
 
 
 def prepare_job(
@@ -76,8 +112,7 @@ def prepare_jobs(
         named = [model, as_of.isoformat(), run_id, trainer.model_dump(mode="json"), overrides or {}]
         digits = hashlib.sha256(json.dumps(named, sort_keys=True, default=str).encode()).hexdigest()[:12]
         wanted.append((trainer, params, lake.settings.jobs / model / f"{as_of.isoformat()}-{digits}"))
-    attempt = lake.settings.jobs / model / f"{as_of.isoformat()}.try-{os.getpid()}"
-    shutil.rmtree(attempt, ignore_errors=True)
+    attempt = lake.settings.jobs / model / f"{as_of.isoformat()}.try-{uuid.uuid4().hex}"
     attempt.mkdir(parents=True)
     try:
         built = build_training_set(lake, model, as_of, attempt)
@@ -111,14 +146,12 @@ def _place(lake: Lake, job: dict[str, Any], job_dir: Path, built_in: Path, built
     existing = job_dir / JOB_FILE
     prepared = read_json(existing) if existing.is_file() else {}
     mlflow = prepared.pop("mlflow", None) or {}
-    if prepared == json.loads(json.dumps(job)) and gate_folder(job_dir).is_dir():
+    if prepared == json.loads(json.dumps(job)) and (gate_folder(job_dir) / TRAINING_SET_FILE).is_file():
         return
-    folder, gate = (
-        job_dir.with_name(f"{job_dir.name}.try-{os.getpid()}"),
-        gate_folder(job_dir.with_name(f"{job_dir.name}.try-{os.getpid()}")),
-    )
+    # No process id: two containers that share the disk may have equal ones.
+    folder = job_dir.with_name(f"{job_dir.name}.try-{uuid.uuid4().hex}")
+    gate = gate_folder(folder)
     for path in (folder, gate):
-        shutil.rmtree(path, ignore_errors=True)
         path.mkdir()
     try:
         name = f"{job['model']} {job['as_of']} {job['entry']['trainer']['family']}"

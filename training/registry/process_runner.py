@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from typing import IO
 
 from config.settings import ROOT, process_environment
-from training.registry.attempt import LAST_LINES, LOG_FILE, Attempt, Ended
+from training.registry.attempt import LAST_LINES, LOG_FILE, Attempt, Ended, host_folder
 
 _GRACE_SECONDS = 5.0
 # What a trainer needs of the outside: programs and libraries, where GPUs are, certificates; and no secret.
@@ -67,10 +67,10 @@ class ProcessRunner:
         try:
             with ExitStack() as files:
                 for index in range(1, workers):
-                    log = attempt.job_dir / f"training.worker-{index}.log"
+                    log = host_folder(attempt.job_dir) / f"training.worker-{index}.log"
                     file = files.enter_context(log.open("w", encoding="utf-8"))
                     self._start([*command, "--worker-index", str(index)], file)
-                kept = files.enter_context((attempt.job_dir / LOG_FILE).open("w", encoding="utf-8"))
+                kept = files.enter_context((host_folder(attempt.job_dir) / LOG_FILE).open("w", encoding="utf-8"))
                 chief = self._start(command, subprocess.PIPE)
                 assert chief.stdout is not None
                 for line in chief.stdout:

@@ -79,7 +79,7 @@ def promote_decided(
             f"{model} has no stored decision with evidence {digest[:12]}…. Nothing was promoted. Clear the gate's task "
             "to judge again."
         )
-    promotion = promote(lake, stored, registered_from_json(registered), by=by)
+    promotion = promote(lake, stored, registered_from_json(lake, model, registered), by=by)
     return None if promotion is None else promotion_json(promotion)
 
 

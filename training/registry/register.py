@@ -21,7 +21,15 @@ from config.settings import ROOT
 from lake.artifact import combined_digest, verify_files
 from lake.lake import Lake
 from lake.signature import SIGNATURE_FILE, sign, signing_key, verify
-from lake.storage import VERSION_COMPLETE, advisory_lock, artifact_folder, artifacts, version_key
+from lake.storage import (
+    VERSION_COMPLETE,
+    advisory_lock,
+    artifact_folder,
+    artifacts,
+    check_contained,
+    copy_contained,
+    version_key,
+)
 from serving.predictors import MANIFEST_FILE, Predictor, load_predictor, read_manifest
 from serving.predictors.contract import read_json, write_json
 from training.__main__ import IMPORTANCES_FILE
@@ -96,10 +104,12 @@ def register(lake: Lake, model: str, job_dir: Path, *, run_id: str) -> Registere
         run_id: run that registers, a tag of the version.
     Raises:
         BadManifest, ArtifactMismatch, JobMismatch: the job has not finished, or its files were changed.
+        UnsafeFile: a link, or a file that no trainer writes, lies in the job's folder.
         UntrustedModel: the same model is stored already, without our signature.
         MissingSecret: there is no key to sign with.
         MlflowUnavailable: MLflow does not answer; start it and try again.
     """
+    check_contained(job_dir)
     manifest = read_manifest(job_dir)
     job = read_job(job_dir)
     if manifest["identity"] != job["identity"]:
@@ -164,9 +174,10 @@ def store(lake: Lake, model: str, job_dir: Path, artifact_digest: str) -> Path:
 
 def _signed_files(lake: Lake, model: str, job_dir: Path, folder: Path) -> Path:
     """All that is stored of a version, in a new folder of this machine that is named by the artifacts' digest."""
-    shutil.copytree(job_dir / "model", folder / "model")
-    for name in (MANIFEST_FILE, JOB_FILE, IMPORTANCES_FILE, CURVES_FILE):
-        shutil.copy2(job_dir / name, folder / name)
+    artifact_names = [name for name in check_contained(job_dir) if name.startswith("model/")]
+    for name in (*artifact_names, MANIFEST_FILE, JOB_FILE, IMPORTANCES_FILE, CURVES_FILE):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        copy_contained(job_dir, name, folder / name)
     shutil.copy2(gate_folder(job_dir) / TRAINING_SET_FILE, folder / TRAINING_SET_FILE)
     predictor = load_predictor(folder, artifact_digest=folder.name)
     job = read_json(folder / JOB_FILE)

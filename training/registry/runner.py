@@ -11,12 +11,13 @@ from pathlib import Path
 from config.errors import NightfleetError, TransientError
 from lake.artifact import ArtifactMismatch, verify_files
 from lake.lake import Lake
+from lake.storage import UnsafeFile, check_contained
 from serving.predictors import MANIFEST_FILE, BadManifest, read_manifest
 from serving.predictors.contract import read_json, write_json
 from training.__main__ import DISK_FULL, REFUSED, TERMINATED, TRANSIENT
 from training.checkpoints import CHECKPOINTS_FOLDER
 from training.job_file import JOB_FILE, BadJob, JobChanged, read_job
-from training.registry.attempt import LAST_LINES, LOG_FILE, Attempt, Ended, Runner
+from training.registry.attempt import LAST_LINES, LOG_FILE, Attempt, Ended, Runner, host_folder
 from training.registry.containers import EngineUnavailable, ImageMissing, engine, find_image, limits
 from training.registry.curves import CurveStream
 from training.registry.docker_runner import DockerRunner, Launch
@@ -39,7 +40,7 @@ class TrainingInterrupted(TransientError):
 
 def where_trained(job_dir: Path) -> str:
     """`in a container` or `as a process`, as the last one who trained the job noted; else `by an equal job`."""
-    path = job_dir / WHERE_FILE
+    path = host_folder(job_dir) / WHERE_FILE
     if not path.is_file():
         return "by an equal job"
     return "in a container" if read_json(path)["runner"] == "docker" else "as a process"
@@ -98,7 +99,7 @@ def ready_manifest(lake: Lake, model: str, job_dir: Path, *, force: bool, say: C
         shutil.copytree(manifest.parent / "model", taken)
         taken.rename(job_dir / "model")
         for path in sorted(manifest.parent.glob("*.json")):
-            if path.name not in {JOB_FILE, MANIFEST_FILE, WHERE_FILE}:
+            if path.name not in {JOB_FILE, MANIFEST_FILE}:
                 shutil.copyfile(path, job_dir / path.name)
         written = job_dir / f"{MANIFEST_FILE}.{os.getpid()}"
         shutil.copyfile(manifest, written)
@@ -126,7 +127,7 @@ def run_job(
     Args:
         runner: where; None: a process of this machine.
         say: takes each line the trainer writes, as it comes; by default they are printed. All are kept in
-            `training.log`.
+            `training.log` of the host folder.
         timeout_seconds: by default the catalog's `training.timeout_minutes`.
         force: train even where an equal job has finished.
     Returns:
@@ -136,18 +137,23 @@ def run_job(
             its checkpoint.
         TrainingInterrupted: it was killed from outside; trying again is safe, and done.
         EngineBusy: what an earlier try left in the engine could not be removed.
+        UnsafeFile: a link, or a file that no trainer writes, lies in the job's folder; nothing of it is used.
     """
     runner = runner or ProcessRunner()
     say = say or (lambda line: print(line, flush=True))
     runner.prepare(say)
+    # What an earlier try left behind: its container is gone by now, so that what is checked stays as it is.
+    check_contained(job_dir)
     ready = ready_manifest(lake, model, job_dir, force=force, say=say)
     if ready is not None:
         return ready
     entry = lake.model(model)
-    write_json(job_dir / WHERE_FILE, {"runner": runner.name, "image": runner.image})
+    host_folder(job_dir).mkdir(exist_ok=True)
+    write_json(host_folder(job_dir) / WHERE_FILE, {"runner": runner.name, "image": runner.image})
     attempt = Attempt(entry, job_dir, timeout_seconds or entry.training.timeout_minutes * 60.0, say)
     with CurveStream(job_dir, lake.settings.tracking_uri, mlflow_run_of(job_dir), say):
         ended = runner.run(attempt)
+    check_contained(job_dir)
     return _checked_end(attempt, ended)
 
 
@@ -159,11 +165,12 @@ def mlflow_run_of(job_dir: Path) -> str | None:
 
 def _finished(job_dir: Path, identity: str | None = None) -> bool:
     try:
+        check_contained(job_dir)
         manifest = read_manifest(job_dir)
         if manifest.get("identity") != (identity or read_job(job_dir)["identity"]):
             return False
         verify_files(job_dir, manifest["artifacts"])
-    except (BadManifest, ArtifactMismatch, BadJob, JobChanged):
+    except (BadManifest, ArtifactMismatch, BadJob, JobChanged, UnsafeFile):
         return False
     return True
 
@@ -190,7 +197,7 @@ def _checked_end(attempt: Attempt, ended: Ended) -> Path:
     killed = not ended.overdue and not ended.out_of_memory and ended.code in _PASSING
     raise (TrainingInterrupted if killed else TrainingFailed)(
         f"training {attempt.entry.name} in {job_dir} did not finish: {reason}.\n"
-        f"  Its last lines ({job_dir / LOG_FILE}):\n{text}\n"
+        f"  Its last lines ({host_folder(job_dir) / LOG_FILE}):\n{text}\n"
         "  Clear this task to try again; it resumes from its last checkpoint, if there is one."
     )
 

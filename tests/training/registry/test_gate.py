@@ -22,6 +22,7 @@ from lake.publish import publish
 from lake.signature import UntrustedModel
 from serving.predictors import BadManifest
 from tests import toy
+from tests.training.jobs import write_job
 from tests.training.registry.versions import (
     AS_OF,
     FEATURES,
@@ -32,9 +33,10 @@ from tests.training.registry.versions import (
     make_version,
     write_set,
 )
+from training.job_file import JOB_FILE
 from training.registry import decision as decision_module
 from training.registry.decision import Decision, DecisionDamaged, decisions_table, read_decisions
-from training.registry.gate import GateEvidenceChanged, GateEvidenceMissing, judge, judge_registered
+from training.registry.gate import ForeignVersion, GateEvidenceChanged, GateEvidenceMissing, judge, judge_registered
 from training.registry.leakage import Audit, Finding
 from training.registry.register import Registered
 
@@ -550,8 +552,13 @@ def test_a_stored_decision_that_was_edited_is_not_read(toy_lake: Lake) -> None:
 
 def test_as_json_for_airflow(toy_lake: Lake) -> None:
     job = write_set(toy_lake, "one")
+    described = write_job(toy_lake.settings.jobs / "described", "linear", model=MODEL) / JOB_FILE
+    described.rename(job / JOB_FILE)
     registered = make_version(toy_lake, job, 1)
-    document = registered.__dict__ | {"as_of": registered.as_of.isoformat(), "folder": str(registered.folder)}
+    document = registered.__dict__ | {"as_of": registered.as_of.isoformat(), "folder": "/etc"}
+    for wrong in ({"artifact_digest": "../" * 3}, {"model": "other"}):
+        with pytest.raises(ForeignVersion):
+            judge_registered(toy_lake, MODEL, str(job), document | wrong, run_id="run")
     found = judge_registered(toy_lake, MODEL, str(job), json.loads(json.dumps(document)), run_id="run")
     assert json.loads(json.dumps(found)) == found
     assert found["verdict"] == "promote"

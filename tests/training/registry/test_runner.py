@@ -13,6 +13,7 @@ from lake.lake import Lake
 from tests import toy
 from tests.training.jobs import write_job
 from training.job_file import read_job
+from training.registry.attempt import host_folder
 from training.registry.containers import EngineUnavailable
 from training.registry.runner import (
     TrainingFailed,
@@ -39,7 +40,7 @@ def test_lines_come_and_the_manifest_is_there(toy_lake: Lake, tmp_path: Path) ->
     assert manifest == job_dir / "manifest.json"
     assert json.loads(manifest.read_text())["identity"] == read_job(job_dir)["identity"]
     assert said[0].startswith("toy as of 2024-02-10: xgboost")
-    assert (job_dir / "training.log").read_text().splitlines() == said
+    assert (host_folder(job_dir) / "training.log").read_text().splitlines() == said
 
 
 def test_a_finished_job_is_not_run_again_unless_it_was_changed(toy_lake: Lake, tmp_path: Path) -> None:
