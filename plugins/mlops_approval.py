@@ -34,6 +34,9 @@ class PromotionApproval(HITLOperator):  # type: ignore[misc]  # airflow ships no
         self, *, model_name: str, decision: Any, model_card: Any = None, response_timeout: timedelta, **kwargs: Any
     ) -> None:
         # What is asked is known when the task runs; until then the form is empty.
+        # An answer that comes before the scheduler knows that the task waits makes Airflow try again, and ask again: at
+        # once, as a person sits there, however often the task was cleared before.
+        kwargs |= {"retry_delay": timedelta(seconds=1), "retry_exponential_backoff": False}
         super().__init__(subject=f"Promote {model_name}?", options=OPTIONS, response_timeout=response_timeout, **kwargs)
         self.model_name = model_name
         self.decision = decision

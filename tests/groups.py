@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from xdist.scheduler import LoadGroupScheduling  # type: ignore[import-untyped]
-
-from config.settings import ROOT
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 NEEDS = {
     "airflow": "imports or starts Airflow",
@@ -30,6 +28,12 @@ _FIXTURES = {
     "browser": "browser",
 }
 _FOLDERS = {"tests/e2e": "airflow", "tests/dags": "airflow", "tests/plugins": "airflow"}
+# Those that train in containers or build images.
+CONTAINERS = {
+    "tests/docker/test_images.py",
+    "tests/plugins/test_training_operator.py",
+    "tests/training/registry/test_docker_runner.py",
+}
 # Those that start what they need inside the test.
 _FILES = {
     "tests/monitoring/alerting/test_prometheus.py": "service",
@@ -115,19 +119,18 @@ def needs_of(item: pytest.Item) -> set[str]:
     return needs
 
 
-def group_of(item: pytest.Item) -> str:
+def group_of(file: str) -> str:
     """Tests of one group run one after another in one worker: those of a file, as they share its fixtures; those of a
     folder below tests/e2e, as they share an Airflow; those of the containers, as they share the engine.
     """
-    file = _file(item)
-    if "docker_engine" in getattr(item, "fixturenames", ()) and not file.startswith("tests/e2e/"):
+    if file in CONTAINERS:
         return "containers"
     folder = str(Path(file).parent)
     return folder if folder.startswith("tests/e2e/") else file
 
 
 def _file(item: pytest.Item) -> str:
-    return Path(item.path).relative_to(ROOT).as_posix()
+    return Path(item.path).relative_to(item.config.rootpath).as_posix()
 
 
 _LEFT_OUT: pytest.StashKey[Counter[str]] = pytest.StashKey()
@@ -142,7 +145,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("numprocesses", None):
-        config.option.dist, config.option.loadscopereorder = "loadgroup", False
+        config.option.dist, config.option.loadscopereorder = "loadscope", False
     for need, means in NEEDS.items():
         config.addinivalue_line("markers", f"{need}: {means}")
     config.stash[_LEFT_OUT] = Counter()
@@ -156,7 +159,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         needs = needs_of(item)
         for need in sorted(needs):
             item.add_marker(need)
-        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+        if "docker" in needs and group_of(_file(item)) != "containers" and "airflow" not in needs:
+            raise pytest.UsageError(
+                f"{item.nodeid} uses the Docker engine: list its file in CONTAINERS, tests/groups.py."
+            )
         if config.getoption("--fast") and needs:
             left_out.append(item)
             config.stash[_LEFT_OUT].update([min(needs, key=list(NEEDS).index)])
@@ -164,7 +170,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             kept.append(item)
     if left_out:
         config.hook.pytest_deselected(items=left_out)
-    items[:] = sorted(kept, key=lambda item: -SECONDS.get(group_of(item), 0.0)) if _workers(config) else kept
+    items[:] = sorted(kept, key=lambda item: -SECONDS.get(group_of(_file(item)), 0.0)) if _workers(config) else kept
 
 
 def _workers(config: pytest.Config) -> bool:
@@ -192,12 +198,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadGroupScheduling | None:
-    return OneAirflowAtATime(config, log) if config.getoption("dist") == "loadgroup" else None
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling | None:
+    return OneAirflowAtATime(config, log) if config.getoption("dist") == "loadscope" else None
 
 
-class OneAirflowAtATime(LoadGroupScheduling):  # type: ignore[misc]
-    """While one worker has an Airflow or containers, the others get groups without: two would starve each other."""
+class OneAirflowAtATime(LoadScopeScheduling):  # type: ignore[misc]
+    """While one worker has an Airflow or containers, the others get groups without: two would starve each other.
+
+    A test's group follows from its file. (The marks of `--dist loadgroup` do nothing under pytest 9.2, which no longer
+    reads the id that xdist writes them to.)
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group_of(nodeid.partition("::")[0])
 
     def _assign_work_unit(self, node: Any) -> None:
         elsewhere = any(
