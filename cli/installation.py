@@ -113,7 +113,7 @@ def airflow_environment(installation: Installation) -> dict[str, str]:
         "PYTHONPATH": str(ROOT),
         "NIGHTFLEET_HOME": str(settings.home),
         "NIGHTFLEET_MLFLOW_TRACKING_URI": installation.mlflow_url,
-        "NIGHTFLEET_APPROVERS": inherited.get("NIGHTFLEET_APPROVERS", "admin"),
+        "NIGHTFLEET_APPROVERS": ",".join(settings.approvers) or "admin",
         "AIRFLOW_HOME": str(home),
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database,
         "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"),

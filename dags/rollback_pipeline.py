@@ -5,7 +5,7 @@ Writes   a line of the ledger with your name and reason, then MLflow's alias. Ni
          champion.
 Starts   only by hand: *Trigger*, choose the model, say why. Leave the version empty to restore the previous champion.
 Rerun    idempotent: clearing a run writes its line only once. A new run goes back one champion further.
-Fails    `NotAnApprover`: the setting `approvers` does not name you.
+Fails    `NotAnApprover`: you are neither in the setting `approvers` nor, where it is empty, an admin.
          `NothingToRollBackTo`: there is no such former champion.
          `ModelFilesDamaged`: its files are gone, or are not those that were judged.
 """
@@ -35,17 +35,19 @@ class NotAnApprover(NightfleetError):
     )
 )
 def rollback(dag_run: Any = None, params: Any = None) -> dict[str, Any]:
+    from mlops_approval import approvers
+
     from config.settings import load_settings
     from lake.lake import open_lake
     from training.registry.promotion import promotion_json
     from training.registry.promotion import rollback as roll_back
 
     by = getattr(dag_run, "triggering_user_name", None) or "unknown"
-    approvers = load_settings().approver_names
-    if approvers and by not in approvers.values():
+    allowed = sorted(approvers(load_settings()).values())
+    if by not in allowed:
         raise NotAnApprover(
-            f"{by} may not roll {params['model']} back: the setting `approvers` names "
-            f"{', '.join(sorted(approvers.values()))}. "
+            f"{by} may not roll {params['model']} back: those who may are "
+            f"{', '.join(allowed)}. "
             "Nothing was written. Ask one of them to trigger this."
         )
     line = roll_back(

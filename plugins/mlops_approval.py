@@ -10,14 +10,42 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from airflow.configuration import conf
 from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import Param
 from airflow.sdk.definitions.param import ParamsDict
 from airflow.sdk.exceptions import AirflowSkipException, TaskAwaitingInput
 from mlops_links import ModelCardLink, RetrainingLink
 
+from config.errors import NightfleetError
+from config.settings import Settings
+
 # As `training.registry.approval` knows them, which is too heavy to import where a DAG is parsed.
 OPTIONS = ["Approve", "Reject"]
+
+
+class NoApprovers(NightfleetError):
+    """Nobody is named who may approve and roll back, and a task cannot ask this Airflow who its admins are."""
+
+
+def approvers(settings: Settings) -> dict[str, str]:
+    """Who may approve and roll back, the recorded name by Airflow's user id: those of the setting, else the admins.
+
+    Raises:
+        NoApprovers: there are none: the setting is empty, and the auth manager keeps its admins elsewhere.
+    """
+    if settings.approver_names:
+        return settings.approver_names
+    admins: list[str] = []
+    if conf.get_mandatory_value("core", "auth_manager").endswith(".SimpleAuthManager"):
+        listed = (entry.partition(":") for entry in conf.getlist("core", "simple_auth_manager_users"))
+        admins = [user.strip() for user, _, role in listed if role.strip().upper() == "ADMIN"]
+    if not admins:
+        raise NoApprovers(
+            "nobody may approve or roll back: the setting `approvers` is empty, and a task cannot read the admins of "
+            "this Airflow's auth manager. Nothing was done. Name them in `approvers` (NIGHTFLEET_APPROVERS)."
+        )
+    return {admin: admin for admin in admins}
 
 
 class PromotionApproval(HITLOperator):  # type: ignore[misc]  # airflow ships no types for it
@@ -61,10 +89,8 @@ class PromotionApproval(HITLOperator):  # type: ignore[misc]  # airflow ships no
         before = answered_before(lake, self.model_name, self.decision, **asking)
         if before is not None:
             return before  # the task was killed after it had taken the answer: nobody is asked twice
-        # Nobody else's answer is taken, whatever Airflow's roles let them do; empty: whoever Airflow lets.
-        self.assigned_users = [
-            {"id": user, "name": name} for user, name in lake.settings.approver_names.items()
-        ] or None
+        # Nobody else's answer is taken, whatever Airflow's roles let them do.
+        self.assigned_users = [{"id": user, "name": name} for user, name in approvers(lake.settings).items()]
         form = approval_form(lake, self.model_name, self.decision, model_card=self.model_card)
         self.subject, self.body = form.subject, form.body
         # Here and not in the DAG: a parameter of the task would take the run's own `reason`, why it was trained, for

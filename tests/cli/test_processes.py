@@ -122,3 +122,9 @@ def test_addresses_outlive_a_restart(tmp_path: Path) -> None:
         other = prepare(settings)
     assert other.mlflow_port != first.mlflow_port
     assert prepare(settings).mlflow_url == other.mlflow_url
+
+
+@pytest.mark.parametrize(("named", "handed_on"), [(("eva", "7:ada"), "eva,7:ada"), ((), "admin")])
+def test_components_learn_the_approvers_of_the_profile(tmp_path: Path, named: tuple[str, ...], handed_on: str) -> None:
+    installation = prepare(Settings(home=tmp_path / "var", approvers=named))
+    assert airflow_environment(installation)["NIGHTFLEET_APPROVERS"] == handed_on

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import pytest
 
 from config.catalog.load import load_catalog
+from config.errors import NightfleetError
 from config.settings import ROOT, Settings
 from tests import toy
 
@@ -300,8 +301,6 @@ def test_a_rollback_names_the_person_and_the_run(dag_bag: Any, monkeypatch: pyte
 
 @pytest.mark.parametrize("who", ["7", "eve", None])
 def test_who_is_no_approver_rolls_nothing_back(dag_bag: Any, monkeypatch: pytest.MonkeyPatch, who: str | None) -> None:
-    from config.errors import NightfleetError
-
     class Triggered(Run):
         triggering_user_name = who
 
@@ -309,10 +308,7 @@ def test_who_is_no_approver_rolls_nothing_back(dag_bag: Any, monkeypatch: pytest
     monkeypatch.setenv("NIGHTFLEET_APPROVERS", "admin,7:ada")
     with pytest.raises(
         NightfleetError,
-        match=(
-            f"NotAnApprover: {who or 'unknown'} may not roll arrival_delay back: the setting `approvers` names ada,"
-            " admin"
-        ),
+        match=(f"NotAnApprover: {who or 'unknown'} may not roll arrival_delay back: those who may are ada, admin"),
     ):
         dag_bag.dags["rollback"].get_task("rollback").python_callable(
             dag_run=Triggered, params={"model": "arrival_delay", "reason": "odd", "version": None}
@@ -344,3 +340,30 @@ def test_airflow_s_auth_managers_take_the_answer_of_who_is_named_only(operator: 
 
     for number, may in ((7, True), (8, False)):
         assert FabAuthManager.is_authorized_hitl_task(object(), assigned_users=named, user=Person(number)) is may  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("manager", "may"), [("simple.simple_auth_manager.SimpleAuthManager", {"eva"}), ("Other", None)]
+)
+def test_where_nobody_is_named_only_admins_approve_and_roll_back(
+    dag_bag: Any, monkeypatch: pytest.MonkeyPatch, manager: str, may: set[str] | None
+) -> None:
+    from mlops_approval import NoApprovers, approvers
+
+    monkeypatch.setenv("AIRFLOW__CORE__AUTH_MANAGER", f"airflow.api_fastapi.auth.managers.{manager}")
+    monkeypatch.setenv("AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS", "eva:admin,oscar:OP,vera:VIEWER")
+    if may is None:
+        with pytest.raises(NoApprovers, match="Name them in `approvers`"):
+            approvers(Settings())
+    else:
+        assert set(approvers(Settings())) == may
+    monkeypatch.delenv("NIGHTFLEET_APPROVERS", raising=False)
+
+    class Triggered(Run):
+        triggering_user_name = "oscar"
+
+    monkeypatch.setattr("lake.lake.open_lake", lambda: pytest.fail("the lake was opened"))
+    with pytest.raises(NightfleetError, match=r"oscar may not roll|nobody may approve"):
+        dag_bag.dags["rollback"].get_task("rollback").python_callable(
+            dag_run=Triggered, params={"model": "arrival_delay", "reason": "odd", "version": None}
+        )
