@@ -29,6 +29,7 @@ from feast.repo_config import FeastConfigBaseModel, RepoConfig
 from pydantic import Field
 
 from config.errors import NightfleetError
+from lake.duck import connect
 from lake.storage import TableLocation, read_parquet
 
 BATCH_ROWS = 65_536
@@ -110,15 +111,11 @@ class DuckDBRetrievalJob(RetrievalJob):  # type: ignore[misc]  # Feast ships no 
 def _connect(config: DuckDBDeltaOfflineStoreConfig) -> Iterator[duckdb.DuckDBPyConnection]:
     if config.scratch:
         Path(config.scratch).mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=config.scratch or None, prefix="feast-") as spill:
-        settings: dict[str, str | bool | int | float | list[str]] = {
-            "memory_limit": f"{config.memory_gb}GB",
-            "threads": config.threads,
-            "temp_directory": spill,
-        }
-        with duckdb.connect(config=settings) as connection:
-            connection.execute("SET TimeZone = 'UTC'")
-            yield connection
+    with (
+        TemporaryDirectory(dir=config.scratch or None, prefix="feast-") as spill,
+        connect(memory_gb=config.memory_gb, threads=config.threads, spill=spill) as connection,
+    ):
+        yield connection
 
 
 class DuckDBDeltaOfflineStore(OfflineStore):  # type: ignore[misc]  # Feast ships no types

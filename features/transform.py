@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 from config.calendar import ONE_DAY, Interval
 from config.catalog.data import Dataset, FeatureView
 from config.errors import NightfleetError
+from lake.duck import confine
 from lake.events import logged
 from lake.lake import Lake, StageResult, register_nights
 from lake.lineage import Input, PartitionNotReady, Publication
@@ -56,6 +57,10 @@ class FeatureSqlFailed(NightfleetError):
     """DuckDB refuses a view's SQL, or stops while it runs."""
 
 
+class FeatureSqlReachesOutside(FeatureSqlFailed):
+    """A view's SQL reads a file, or what else it is not given."""
+
+
 class FeatureSqlMismatch(NightfleetError):
     """A view's SQL gives other columns, types, nights or entities than the catalog declares."""
 
@@ -82,30 +87,32 @@ def transform(lake: Lake, dataset: str, interval: Interval, *, run_id: str) -> S
     Raises:
         PartitionNotReady: a night of a valid table within a view's lookback, or the night before `interval` of a view,
             is not published.
-        FeatureSqlMissing, FeatureSqlFailed, FeatureSqlMismatch: a view's SQL file is absent, does not run, or gives
-            other rows than declared.
+        FeatureSqlMissing, FeatureSqlFailed, FeatureSqlReachesOutside, FeatureSqlMismatch: a view's SQL file is absent,
+            does not run, reads a file, or gives other rows than declared.
     """
     entry = lake.dataset(dataset)
     targets = {view: feature_table(lake.settings, entry, view) for view in entry.features}
     replaces = {view: _digests_at_start(lake, entry, target, interval) for view, target in targets.items()}
     pins = _pin(lake, entry, list(entry.features), interval)
     published: dict[str, Published] = {}
-    with lake.duckdb() as connection, lake.scratch("transform") as scratch:
+    with lake.scratch("transform") as scratch:
         for view, target in targets.items():
             declared = entry.features[view]
             inputs = {day: _inputs(entry, declared, pins, day) for day in interval}
             lineage = replace(lake.lineage(dataset, run_id, view=view), inputs=inputs)
-            reader = _compute(connection, lake, entry, view, interval, pins)
+            # A connection of its own: what another view reads is not this one's to read.
             try:
-                published[view] = publish(
-                    lake.publications,
-                    target,
-                    reader,
-                    interval,
-                    replaces=replaces[view],
-                    lineage=lineage,
-                    scratch=scratch,
-                )
+                with lake.duckdb() as connection:
+                    reader = _compute(connection, lake, entry, view, interval, pins)
+                    published[view] = publish(
+                        lake.publications,
+                        target,
+                        reader,
+                        interval,
+                        replaces=replaces[view],
+                        lineage=lineage,
+                        scratch=scratch,
+                    )
             except DuplicateKey as error:
                 raise FeatureSqlMismatch(
                     f"{lake.catalog.view_sql(dataset, view)} gives an entity twice in one night. Group by "
@@ -268,6 +275,7 @@ def _compute(
             _window(dataset, declared, interval),
             _lookback_days(declared),
         )
+    confine(connection)
     sql = path.read_text(encoding="utf-8").strip().rstrip(";")
     try:
         statements = connection.extract_statements(sql)
@@ -286,6 +294,12 @@ def _compute(
         )
         assert checked is not None  # a SELECT always gives a relation
         batches = checked.to_arrow_reader(_BATCH_ROWS)
+    except duckdb.PermissionException as error:
+        raise FeatureSqlReachesOutside(
+            f"{path} reads what feature view {view!r} of {dataset.name} is not given: {error}\n"
+            f"  It may read {', '.join(['nights', *declared.reads])}. Read a table instead, and name it in `reads` of "
+            "the view; a file becomes a table by a source of its own."
+        ) from error
     except duckdb.Error as error:
         raise FeatureSqlFailed(f"{path} does not run: {error}") from error
     return pa.RecordBatchReader.from_batches(target.schema, _checked(path, batches, target, declared, interval))

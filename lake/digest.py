@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lake.duck import confine, connect
+
 
 class RowsDigest:
     """SHA-256 over the columns of key-sorted rows, fed batch by batch.
@@ -74,7 +76,9 @@ _evaluating = threading.Lock()
 
 @functools.cache
 def _evaluator() -> duckdb.DuckDBPyConnection:
-    return duckdb.connect()
+    connection = connect()
+    confine(connection)
+    return connection
 
 
 def _all_hold(batch: pa.RecordBatch, name: str, value: str) -> bool:

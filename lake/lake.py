@@ -18,6 +18,7 @@ from config.catalog.data import Dataset
 from config.catalog.load import Catalog, load_catalog
 from config.catalog.model import ModelEntry
 from config.settings import Settings, code_version, load_settings
+from lake.duck import connect
 from lake.ledger import Ledger
 from lake.lineage import Lineage, Publications, create_engine
 from lake.migrations import is_former, migrate
@@ -98,13 +99,8 @@ class Lake:
         """A DuckDB connection in UTC, bounded in memory, that spills below `scratch`."""
         self.settings.scratch.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=self.settings.scratch, prefix="duckdb-") as spill:
-            config: dict[str, str | bool | int | float | list[str]] = {
-                "memory_limit": f"{self.settings.duckdb_memory_gb}GB",
-                "threads": self.settings.duckdb_threads,
-                "temp_directory": spill,
-            }
-            with duckdb.connect(config=config) as connection:
-                connection.execute("SET TimeZone = 'UTC'")
+            memory_gb, threads = self.settings.duckdb_memory_gb, self.settings.duckdb_threads
+            with connect(memory_gb=memory_gb, threads=threads, spill=spill) as connection:
                 yield connection
 
     @contextmanager

@@ -19,6 +19,7 @@ secrets, Feast's SQLite files, logs, and the cache of sources.
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import os
 import shutil
@@ -85,8 +86,13 @@ def table_location(settings: Settings, name: str = "") -> TableLocation:
 
 
 def sql_path(path: str | Path) -> str:
-    """A path or URI as the SQL literal that DuckDB reads it from, or writes it to."""
+    """A path or URI as the SQL literal that DuckDB writes it to; to read it, `literal_path` or `read_parquet`."""
     return "'" + str(path).replace("'", "''") + "'"
+
+
+def literal_path(path: str | Path) -> str:
+    """A path of a file to read as the SQL literal of just that file: DuckDB takes names for patterns."""
+    return sql_path(glob.escape(str(path)))
 
 
 def read_parquet(paths: Iterable[str | Path], *, partitioned: bool = False) -> str:
@@ -95,8 +101,10 @@ def read_parquet(paths: Iterable[str | Path], *, partitioned: bool = False) -> s
     Args:
         partitioned: they are files of a Delta table: columns may have come later, and `data_date` stands in the path.
     """
-    options = ", union_by_name=true, hive_partitioning=true, hive_types_autocast=false" if partitioned else ""
-    return f"read_parquet([{', '.join(sql_path(path) for path in paths)}]{options})"
+    options = "hive_partitioning=false"  # on its own, DuckDB takes columns from folders called `name=value`
+    if partitioned:
+        options = "union_by_name=true, hive_partitioning=true, hive_types_autocast=false"
+    return f"read_parquet([{', '.join(literal_path(path) for path in paths)}], {options})"
 
 
 # ---- objects ---------------------------------------------------------------------------------------------------------

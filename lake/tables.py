@@ -13,6 +13,7 @@ from deltalake import DeltaTable
 from config.catalog.data import Column, Dataset
 from config.errors import NightfleetError
 from config.settings import Settings
+from lake.duck import allow, confine, connect
 from lake.storage import TableLocation, read_parquet, table_location
 
 ARROW_TYPES: dict[str, pa.DataType] = {
@@ -106,6 +107,7 @@ class LakeTable:
         files = self.files(dates, version)
         columns = ", ".join(f'CAST({self._value(f.name)} AS {_duckdb_type(f.type)}) AS "{f.name}"' for f in self.schema)
         if files:
+            allow(connection, files)
             source = read_parquet(files, partitioned=True)
             if self.added:
                 # Where none of the files has them, the columns come from here.
@@ -123,9 +125,9 @@ class LakeTable:
 
     def read(self, dates: Iterable[date] | None = None, version: int | None = None) -> pa.Table:
         """The rows of those partitions, sorted by `(data_date, *key)`; for small tables and tests."""
-        with duckdb.connect() as connection:
-            connection.execute("SET TimeZone = 'UTC'")
+        with connect() as connection:
             self.register(connection, "t", dates, version)
+            confine(connection)
             order = ", ".join(f'"{c}"' for c in ("data_date", *self.key))
             return connection.sql(f"SELECT * FROM t ORDER BY {order}").to_arrow_table().cast(self.schema)  # noqa: S608 (column names from the typed catalog)
 

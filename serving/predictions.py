@@ -27,6 +27,7 @@ from config.catalog.load import load_catalog
 from config.catalog.model import ModelEntry
 from config.errors import NightfleetError
 from config.settings import Settings
+from lake.duck import confine, connect
 from lake.migrations import PREDICTIONS
 from lake.tables import LakeTable, named_table
 
@@ -167,7 +168,9 @@ _hashing = threading.Lock()
 
 @functools.cache
 def _hasher() -> duckdb.DuckDBPyConnection:
-    return duckdb.connect()
+    connection = connect()
+    confine(connection)
+    return connection
 
 
 def _sha256(blobs: pa.Array) -> _Bytes:

@@ -240,6 +240,17 @@ def test_duckdb_gets_paths_from_one_function() -> None:
             )
 
 
+def test_connections_to_duckdb_come_from_one_function() -> None:
+    for path in _files():
+        for node in ast.walk(_tree(path)):
+            if path == ROOT / "lake" / "duck.py" or not isinstance(node, ast.Attribute):
+                continue
+            assert (getattr(node.value, "id", ""), node.attr) != ("duckdb", "connect"), (
+                f"{path.relative_to(ROOT)}:{node.lineno} opens DuckDB by itself. Use lake.duck.connect, and `confine` "
+                "before SQL of a user runs."
+            )
+
+
 def test_only_settings_read_the_environment() -> None:
     for path in _files(tuple(folder for folder in FOLDERS if folder != "cli")):
         if path == ROOT / "config" / "settings.py":

@@ -4,6 +4,7 @@ from features.sources.errors import (
     SourceMissing,
     SourceRefused,
     SourceSchemaMismatch,
+    SourceSqlReachesOutside,
     SourceUnavailable,
     SourceUnreadable,
 )
@@ -14,6 +15,7 @@ __all__ = [
     "SourceRead",
     "SourceRefused",
     "SourceSchemaMismatch",
+    "SourceSqlReachesOutside",
     "SourceUnavailable",
     "SourceUnreadable",
     "is_dated",

@@ -13,6 +13,10 @@ class SourceUnreadable(NightfleetError):
     """A source is there, but truncated, ragged or not of its format."""
 
 
+class SourceSqlReachesOutside(NightfleetError):
+    """The SQL that shapes a source reads a file, or what else it is not given."""
+
+
 class SourceSchemaMismatch(NightfleetError):
     """A source has other columns, or values of other types, than the catalog declares."""
 

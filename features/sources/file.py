@@ -22,7 +22,7 @@ from config.catalog.data import ColumnType, FileSource, Lookup
 from features.sources.columns import check_names, check_types, literal, quoted, stage_text, typed_relation
 from features.sources.errors import SourceMissing, SourceUnreadable
 from lake.artifact import file_digest
-from lake.storage import read_parquet, sql_path
+from lake.storage import literal_path, read_parquet, sql_path
 
 _MEMBER = "!"
 
@@ -66,10 +66,15 @@ def find(uri: str, root: Path, night: date | None, label: str) -> FoundFiles:
                 f"{label} is in the package {module!r}, which is not installed. Add it to requirements.in and install "
                 "it."
             )
-        pattern = Path(folders[0]) / inner
-    else:
-        pattern = root / location
-    names = sorted(glob.glob(str(pattern), recursive=True)) if glob.has_magic(str(pattern)) else [str(pattern)]
+        root, location = Path(folders[0]), inner
+    pattern = root / location
+    names = [str(pattern)]
+    if glob.has_magic(location):
+        # Only what the catalog says is a pattern, never the folder it starts at.
+        start = "" if Path(location).is_absolute() else f"{glob.escape(str(root))}/"
+        matching = sorted(glob.glob(f"{start}{location}", recursive=True))
+        # A file of that very name, which as a pattern it does not match (`q[1].csv`), is meant by its name.
+        names = names if pattern.is_file() and str(pattern) not in matching else matching
     paths = tuple(path for path in map(Path, names) if path.is_file())
     if not paths:
         when = f" for data date {night}" if night else ""
@@ -189,9 +194,10 @@ def _stage_csv(
     for same_header in by_header.values():
         header = _header(same_header[0])
         spec = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in header)
-        listed = ", ".join(sql_path(path) for path in same_header)
+        listed = ", ".join(literal_path(path) for path in same_header)
         options = (
-            f"header=true, auto_detect=false, columns={{{spec}}}, delim=',', quote='\"', escape='\"', nullstr=[{nulls}]"
+            f"header=true, auto_detect=false, hive_partitioning=false, columns={{{spec}}}, delim=',', "
+            f"quote='\"', escape='\"', nullstr=[{nulls}]"
         )
         selects.append(f"SELECT {ordered} FROM read_csv([{listed}], {options})")  # noqa: S608 (quoted)
     stage_text(connection, label, f"({' UNION ALL '.join(selects)})", columns, target)

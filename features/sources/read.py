@@ -18,7 +18,8 @@ from config.calendar import Interval
 from config.catalog.data import ColumnType, Dataset, FileSource, HttpSource, KnownAt, SqlSource, Table
 from features.sources import file, http, sql
 from features.sources.columns import check_types, literal, quoted, typed_relation
-from features.sources.errors import SourceMissing, SourceUnavailable, SourceUnreadable
+from features.sources.errors import SourceMissing, SourceSqlReachesOutside, SourceUnavailable, SourceUnreadable
+from lake.duck import allow, confine
 from lake.lake import Lake
 from lake.storage import link_or_copy, read_parquet, sql_path
 
@@ -200,7 +201,7 @@ class _Reading:
                         folder,
                         own,
                     )
-            self._view(stack, "source", own, self.own_columns)
+            views = {"source": (own, self.own_columns)}
             for name, lookup in self.source.lookups.items():
                 label, path = f"lookup {name} of {self.label}", folder / f"lookup-{name}.parquet"
                 file.stage(
@@ -211,17 +212,19 @@ class _Reading:
                     folder / f"lookup-{name}",
                     path,
                 )
-                self._view(stack, name, path, lookup.columns)
-            self._shape(night, target)
+                views[name] = (path, lookup.columns)
+            # The catalog's own SQL gets a connection of its own, that reaches its views and nothing else.
+            connection = stack.enter_context(self.lake.duckdb())
+            for name, (path, columns) in views.items():
+                listed = ", ".join(quoted(column) for column in columns)
+                connection.execute(
+                    f"CREATE TEMP VIEW {quoted(name)} AS SELECT {listed} FROM {read_parquet([path])}"  # noqa: S608 (our own path)
+                )
+            allow(connection, [*(path for path, _ in views.values()), target])
+            confine(connection)
+            self._shape(connection, night, target)
 
-    def _view(self, stack: ExitStack, name: str, path: Path, columns: Mapping[str, ColumnType]) -> None:
-        listed = ", ".join(quoted(column) for column in columns)
-        self.connection.execute(
-            f"CREATE OR REPLACE TEMP VIEW {quoted(name)} AS SELECT {listed} FROM {read_parquet([path])}"  # noqa: S608 (our own path)
-        )
-        stack.callback(self.connection.execute, f"DROP VIEW IF EXISTS {quoted(name)}")
-
-    def _shape(self, night: date | None, target: Path) -> None:
+    def _shape(self, connection: duckdb.DuckDBPyConnection, night: date | None, target: Path) -> None:
         """Apply `select` and `known_at`, and date each row."""
         declared = {name: column.type for name, column in self.table.columns.items()}
         relation = f"({self.select.rstrip().rstrip(';')}\n)" if self.select else "source"
@@ -232,7 +235,7 @@ class _Reading:
         natural = f"CAST(timezone({literal(self.dataset.time_zone)}, known_at_utc - INTERVAL 1 MICROSECOND) AS DATE)"
         delivered = f"DATE {literal(night.isoformat())}" if night else "CAST(NULL AS DATE)"
         try:
-            described = self.connection.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall()  # noqa: S608 (the catalog's own SQL)
+            described = connection.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall()  # noqa: S608 (the catalog's own SQL)
             check_types(
                 f"select of the {self.label}" if self.select else self.label,
                 {str(row[0]): str(row[1]) for row in described},
@@ -241,7 +244,14 @@ class _Reading:
             typed = typed_relation(relation, declared)
             dated = f"SELECT *, CAST({instant} AS TIMESTAMPTZ) AS known_at_utc FROM ({typed})"  # noqa: S608 (the catalog's own SQL)
             rows = f"SELECT *, {natural} AS natural_date, {delivered} AS delivered FROM ({dated}) ORDER BY natural_date"  # noqa: S608 (as above)
-            self.connection.execute(f"COPY ({rows}) TO {sql_path(target)} (FORMAT parquet, ROW_GROUP_SIZE 20480)")
+            options = "FORMAT parquet, ROW_GROUP_SIZE 20480, USE_TMP_FILE false"
+            connection.execute(f"COPY ({rows}) TO {sql_path(target)} ({options})")
+        except duckdb.PermissionException as error:
+            raise SourceSqlReachesOutside(
+                f"select or known_at of the {self.label} reads what it is not given: {error}\n"
+                f"  Nothing was written. It may read {', '.join(['source', *self.source.lookups])}. Declare a file "
+                "that it needs among the `lookups` of the source."
+            ) from error
         except (duckdb.IOException, duckdb.OutOfMemoryException):
             raise
         except duckdb.Error as error:

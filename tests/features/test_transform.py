@@ -12,6 +12,7 @@ from features.transform import (
     FeatureSqlFailed,
     FeatureSqlMismatch,
     FeatureSqlMissing,
+    FeatureSqlReachesOutside,
     UnknownInput,
     compute_view,
     inputs_of_view,
@@ -210,3 +211,17 @@ def test_a_view_without_sql_says_which_file_is_missing(tmp_path: Path) -> None:
         FeatureSqlMissing, match=r"feature view 'driver_daily' of depot has no SQL: .*driver_daily.sql does not exist"
     ):
         transform(lake, "depot", Interval.of(day(0)), run_id="r")
+
+
+def test_sql_reads_its_tables_and_no_file_by_any_path(tmp_path: Path) -> None:
+    lake = depot(tmp_path)
+    arrive(lake, day(0), [(day(0), "ann", 10, 0)])
+    transform(lake, "depot", Interval.of(day(0)), run_id="r")
+    arrive(lake, day(1), [(day(1), "ann", 20, 0)])
+    trips = valid_table(lake.settings, lake.dataset("depot"), "trips")
+    tomorrow = trips.files([day(1)])[0]
+    for reach in (f"read_parquet('{tomorrow}')", f"'{tomorrow}'", f"read_text('{tmp_path}/datasets/depot.yaml')"):
+        changed = depot(tmp_path, f"SELECT s.* FROM ({SQL.strip().rstrip(';')}) AS s, {reach}")
+        with pytest.raises(FeatureSqlReachesOutside, match=r"driver_daily.*depot[\s\S]*may read nights, trips"):
+            transform(changed, "depot", Interval.of(day(0)), run_id="s")
+    assert features(lake, day(0)) == {"ann": (1, 10.0)}

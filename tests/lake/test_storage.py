@@ -233,7 +233,8 @@ def test_a_file_s_second_place_is_a_copy_where_there_are_no_links(
 
 def test_paths_are_literals_for_duckdb() -> None:
     assert storage.sql_path("/it's/a.parquet") == "'/it''s/a.parquet'"
-    assert storage.read_parquet([Path("/a"), "/b"]) == "read_parquet(['/a', '/b'])"
+    assert storage.read_parquet([Path("/a"), "/b"]) == "read_parquet(['/a', '/b'], hive_partitioning=false)"
+    assert storage.read_parquet(["/q[1]*.parquet"]) == "read_parquet(['/q[[]1][*].parquet'], hive_partitioning=false)"
     assert "hive_partitioning=true" in storage.read_parquet(["/a"], partitioned=True)
 
 

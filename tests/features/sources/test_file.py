@@ -6,14 +6,21 @@ import gzip
 import zipfile
 from datetime import UTC, date, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from config.calendar import Interval
-from features.sources import SourceMissing, SourceSchemaMismatch, SourceUnreadable
+from config.catalog.data import FileSource
+from features.sources import SourceMissing, SourceSchemaMismatch, SourceSqlReachesOutside, SourceUnreadable
+from features.sources.file import find, stage
+from lake.duck import connect
+from lake.storage import read_parquet
 from tests.features.sources.reading import COLUMNS, meters, read
 
 HEADER = "meter,at_utc,litres,pulses,open,billed_on\n"
@@ -279,3 +286,43 @@ def test_an_unchanged_file_is_parsed_once_and_a_changed_one_again(tmp_path: Path
         "another catalog entry must not find the old cache"
     )
     assert not list(lake.settings.scratch.iterdir()), "a read leaves nothing behind"
+
+
+def test_the_sql_of_a_source_reads_no_file(tmp_path: Path) -> None:
+    csv(tmp_path, name="other.csv")
+    select = f"SELECT s.* FROM source AS s, read_text('{tmp_path}/other.csv')"
+    with pytest.raises(SourceSqlReachesOutside, match="It may read source"):
+        read(meters(tmp_path, csv(tmp_path) | {"select": select}))
+    known_at = {"sql": f"(SELECT now() FROM read_text('{tmp_path}/other.csv'))"}
+    with pytest.raises(SourceSqlReachesOutside, match="It may read source"):
+        read(meters(tmp_path, csv(tmp_path), known_at=known_at))
+    assert not list((tmp_path / "var").rglob("*.parquet"))
+
+
+def test_names_of_files_are_taken_literally(tmp_path: Path) -> None:
+    csv(tmp_path, name="in/q1.csv")
+    csv(tmp_path, HEADER + "c,2024-03-04T12:00:00Z,1,1,true,\n", name="in/q[1].csv")
+    assert names(read(meters(tmp_path, source("in/*.csv")))) == ["a", "b", "c"]
+    assert names(read(meters(tmp_path, source("in/q[1].csv")))) == ["c"]
+
+
+_ODD_NAMES = st.text(st.sampled_from("q1[]*?!{}ü #%20'=-"), min_size=1, max_size=8)
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(folder=_ODD_NAMES, odd=st.lists(_ODD_NAMES, min_size=2, max_size=4, unique=True))
+def test_whatever_a_file_and_its_folder_are_called_each_row_comes_once(folder: str, odd: list[str]) -> None:
+    with TemporaryDirectory() as outer:
+        root = Path(outer) / "start" / folder
+        for number, name in enumerate(odd):
+            row = f"m{number},2024-03-04T12:00:00Z,1,1,true,\n"
+            (root / "in").mkdir(parents=True, exist_ok=True)
+            (root / "in" / f"{name}.csv").write_text(HEADER + row, encoding="utf-8")
+        found = find("in/*.csv", root, None, "odd")
+        columns = {name: column["type"] for name, column in COLUMNS.items()}
+        target = Path(outer) / "staged.parquet"
+        with connect() as connection:
+            declared = FileSource(kind="file", uri="in/*.csv")
+            stage(connection, declared, found, columns, Path(outer) / "unpacked", target)
+            rows = connection.execute(f"SELECT meter FROM {read_parquet([target])} ORDER BY 1").fetchall()
+        assert rows == [(f"m{number}",) for number in range(len(odd))]

@@ -1,0 +1,45 @@
+"""What SQL on a connection reaches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lake.duck import allow, confine, connect
+from lake.storage import read_parquet
+
+
+def test_a_confined_connection_reads_the_files_it_was_allowed_and_no_other(tmp_path: Path) -> None:
+    given, other = tmp_path / "it's q[1].parquet", tmp_path / "q1.parquet"
+    pq.write_table(pa.table({"v": [1]}), given)
+    pq.write_table(pa.table({"v": [2]}), other)
+    with connect() as connection:
+        connection.execute(f"CREATE TEMP VIEW given AS SELECT * FROM {read_parquet([given])}")
+        allow(connection, [given])
+        confine(connection)
+        assert connection.execute("SELECT v FROM given").fetchall() == [(1,)]
+        for sql in (
+            f"SELECT * FROM {read_parquet([other])}",
+            f"SELECT * FROM {read_parquet([tmp_path / 'x' / '..' / 'q1.parquet'])}",
+            "SELECT * FROM read_text('/etc/hostname')",
+            f"SELECT * FROM glob('{tmp_path}/*')",
+            f"COPY (SELECT 1) TO '{tmp_path}/out.csv'",
+            f"ATTACH '{tmp_path}/other.db'",
+            "INSTALL httpfs",
+        ):
+            with pytest.raises(duckdb.PermissionException):
+                connection.execute(sql)
+        for sql in ("SET enable_external_access = true", f"SET allowed_directories = ['{tmp_path}']"):
+            with pytest.raises(duckdb.Error, match="locked|Cannot"):
+                connection.execute(sql)
+
+
+def test_variables_of_python_are_no_tables() -> None:
+    secrets = pa.table({"v": [1]})
+    with connect() as connection, pytest.raises(duckdb.CatalogException, match="secrets"):
+        connection.execute("SELECT * FROM secrets")
+    assert secrets.num_rows == 1
