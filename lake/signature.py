@@ -26,10 +26,12 @@ from lake.artifact import combined_digest, file_digest
 SIGNATURE_FILE = "signature.json"
 KEY = "model_signing_key"
 PREVIOUS_KEY = "model_signing_key_previous"
-FORMAT = 1
+FORMAT = 2
+# A signature of the first format vouches for less: only `job.json` and `training_set.json` beside manifest and model.
+READABLE_FORMATS = (1, FORMAT)
 LEAST_KEY_CHARACTERS = 32
-# Read with a model besides its bytes: the job says which run made it, the training set which nights it has seen.
-_DOCUMENTS = ("job.json", "training_set.json")
+MANIFEST_FILE = "manifest.json"
+_FIRST_DOCUMENTS = ("job.json", "training_set.json")
 
 
 class UntrustedModel(NightfleetError):
@@ -44,7 +46,7 @@ class Signed:
         model: the model it is a version of.
         artifact_digest: digest of the manifest's list of files, the name of its folder.
         manifest_digest: SHA-256 of `manifest.json`, byte for byte.
-        documents: SHA-256 of the files that are read with the model, by name.
+        documents: SHA-256 of every other file, by name, save the model's own, which the manifest lists.
         training_set_digest, identity: what it was trained on, and by which job.
         run_id: the run that trained it.
     """
@@ -65,7 +67,7 @@ def sign(settings: Settings, folder: Path, model: str) -> Signed:
     Raises:
         MissingSecret: there is no key, or one too short.
     """
-    signed = _found(folder, model)
+    signed = _as_it_lies(folder, model, FORMAT)
     document = {"signed": asdict(signed), "hmac": _mac(signing_key(settings), signed)}
     (folder / SIGNATURE_FILE).write_bytes(_canonical(document))
     return signed
@@ -104,7 +106,7 @@ def verify(settings: Settings, folder: Path, model: str, artifact_digest: str) -
             _canonical(document) != raw
             or not isinstance(written, str)
             or not written.isascii()
-            or signed.format != FORMAT
+            or signed.format not in READABLE_FORMATS
         ):
             raise ValueError("it is not as `sign` writes it")
     except (ValueError, KeyError, TypeError) as error:
@@ -136,7 +138,7 @@ def verify(settings: Settings, folder: Path, model: str, artifact_digest: str) -
         )
         raise UntrustedModel(_refusal(folder, known, "Restore the folder."))
     try:
-        present = _found(folder, model)
+        present = _as_it_lies(folder, model, signed.format)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UntrustedModel(
             _refusal(folder, f"it is not as it was signed ({type(error).__name__}: {error})", "Restore the folder.")
@@ -178,9 +180,9 @@ def _key(settings: Settings, name: str) -> bytes:
     return text.encode()
 
 
-def _found(folder: Path, model: str) -> Signed:
-    """What a signature of the folder, as it lies there, would say."""
-    raw = (folder / "manifest.json").read_bytes()
+def _as_it_lies(folder: Path, model: str, written_format: int) -> Signed:
+    """What a signature of the folder, as it lies there, would say in that format."""
+    raw = (folder / MANIFEST_FILE).read_bytes()
     manifest = json.loads(raw)
     job = json.loads((folder / "job.json").read_bytes())
     if job["identity"] != manifest["identity"]:
@@ -189,10 +191,22 @@ def _found(folder: Path, model: str) -> Signed:
         model=model,
         artifact_digest=combined_digest(manifest["artifacts"]),
         manifest_digest=hashlib.sha256(raw).hexdigest(),
-        documents={name: file_digest(folder / name) for name in _DOCUMENTS},
+        documents={name: file_digest(folder / name) for name in _documents(folder, manifest, written_format)},
         training_set_digest=manifest["training_set_digest"],
         identity=manifest["identity"],
         run_id=job["run_id"],
+        format=written_format,
+    )
+
+
+def _documents(folder: Path, manifest: dict[str, Any], written_format: int) -> list[str]:
+    if written_format == 1:
+        return list(_FIRST_DOCUMENTS)
+    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    own = {name for name in present if name.startswith("model/")} | set(manifest["artifacts"])
+    # A name that begins with a dot is an attempt at an object, which a killed run left.
+    return sorted(
+        name for name in present - own - {MANIFEST_FILE, SIGNATURE_FILE} if not Path(name).name.startswith(".")
     )
 
 
@@ -201,7 +215,9 @@ def _difference(field: str, wanted: Any, there: Any) -> str:
         return f"it was signed as trained by run {wanted}, its job.json names run {there}"
     if field == "documents":
         name = next(name for name in sorted({*wanted, *there}) if wanted.get(name) != there.get(name))
-        return f"{name} was changed after it was signed"
+        if name not in there:
+            return f"{name} is missing, though it was signed"
+        return f"{name} was {'changed' if name in wanted else 'added'} after it was signed"
     if field == "artifact_digest":
         return f"manifest.json lists files of digest {there[:12]}…, signed are {wanted[:12]}…"
     if field == "manifest_digest":

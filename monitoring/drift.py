@@ -25,9 +25,11 @@ from lake.events import logged
 from lake.lake import Lake, StageResult
 from lake.lineage import Input, Publication
 from lake.metrics import Metric, metrics_table, publish_metrics
+from lake.signature import UntrustedModel
 from lake.storage import artifacts, version_key
 from lake.tables import LakeTable
 from serving.predictions import predictions_table
+from serving.signed import signed_files
 from training.registry.reference import (
     READABLE_FORMATS,
     Counts,
@@ -72,24 +74,29 @@ class VersionReference:
 
 
 def load_reference(settings: Settings, model: str, version: int, artifact_digest: str) -> VersionReference:
-    """The reference profile beside a version's files; never fails: a version without one is *not evaluated*, with the
-    reason.
+    """The reference profile beside a version's files, as it was signed; a version without one, or whose files are not
+    as they were signed, is *not evaluated*, with the reason.
+
+    Raises:
+        MissingSecret: there is no key to verify with.
     """
-    store, key = artifacts(settings), version_key(model, artifact_digest, "reference.json")
-    if not store.exists(key):
-        return VersionReference(
-            version, artifact_digest, {}, f"version {version} has no reference.json beside its files; register it again"
-        )
+
+    def without(why: str) -> VersionReference:
+        return VersionReference(version, artifact_digest, {}, why)
+
+    if not artifacts(settings).exists(version_key(model, artifact_digest, "reference.json")):
+        return without(f"version {version} has no reference.json beside its files; register it again")
     try:
-        profile = json.loads(store.read(key))
+        with signed_files(settings, model, artifact_digest, documents_only=True) as folder:
+            profile = json.loads((folder / "reference.json").read_bytes())
+    except UntrustedModel as error:
+        return without(f"reference.json of version {version} is not trusted: {str(error).splitlines()[0]}")
     except ValueError:
-        return VersionReference(
-            version, artifact_digest, {}, f"reference.json of version {version} is not JSON; register it again"
-        )
+        return without(f"reference.json of version {version} is not JSON; register it again")
     if profile.get("format") not in READABLE_FORMATS:
         needed = " or ".join(map(str, READABLE_FORMATS))
         why = f"reference.json of version {version} has format {profile.get('format')}, needs {needed}; train it again"
-        return VersionReference(version, artifact_digest, {}, why)
+        return without(why)
     return VersionReference(version, artifact_digest, profile)
 
 

@@ -39,6 +39,7 @@ from config.catalog.output import OutputKind
 from config.settings import Settings
 from features.expectations import BAD_SHARE
 from features.validate import SCORE
+from lake.artifact import combined_digest
 from lake.assignment import CHAMPION, Assignment, recorded
 from lake.lake import Lake
 from lake.lineage import Lineage, _synced_table, publications_table
@@ -46,6 +47,7 @@ from lake.metrics import INDEXES, METRIC_SCHEMA, SQL_TABLE, metrics_table
 from lake.projection import _metadata as projection_metadata
 from lake.projection import _prepare, projections_table, sql_columns
 from lake.publish import publish
+from lake.signature import sign
 from lake.tables import LakeTable, feature_table, quarantine_table, raw_table, valid_table
 from monitoring.alerting.lifecycle import project_records
 from monitoring.alerting.runs import _metadata as runs_metadata
@@ -272,9 +274,16 @@ def _stories(lake: Lake, nights: Sequence[date], seed: int) -> list[Story]:
         while (at := at + int(random.integers(38, 70))) < len(nights) - 10:
             if not (number == 5 and at > len(nights) - 60):
                 starts.append(at)
-        versions = tuple(Version(i + 1, start, start - 1, _digest(name, i + 1)) for i, start in enumerate(starts))
+        versions = tuple(
+            Version(i + 1, start, start - 1, combined_digest(_listed_files(name, i + 1)))
+            for i, start in enumerate(starts)
+        )
         found.append(Story(entry, lake.dataset(entry.dataset), number, nights, versions, seed))
     return found
+
+
+def _listed_files(model: str, version: int) -> dict[str, str]:
+    return {"model/contract.json": _digest(model, version)}
 
 
 def _digest(*parts: object) -> str:
@@ -1057,9 +1066,16 @@ def _artifacts(lake: Lake, story: Story) -> None:
         )
         (folder / "manifest.json").write_text(
             json.dumps(
-                {"family": story.entry.trainer.family, "artifacts": {}, "training_set_digest": _digest(version.digest)}
+                {
+                    "family": story.entry.trainer.family,
+                    "artifacts": _listed_files(story.entry.name, version.number),
+                    "training_set_digest": _digest(version.digest),
+                    "identity": version.digest,
+                }
             )
         )
+        (folder / "job.json").write_text(json.dumps({"identity": version.digest, "run_id": "generated"}))
+        sign(lake.settings, folder, story.entry.name)
 
 
 def _reports(lake: Lake, story: Story) -> None:

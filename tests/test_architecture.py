@@ -169,7 +169,7 @@ LOCAL_FOLDERS: dict[str, tuple[str, ...]] = {
     "lake": (),
     "artifacts": (),
     "reports": (),
-    "scratch": ("lake/lake.py", "features/definitions.py"),  # of one try
+    "scratch": ("lake/lake.py", "features/definitions.py", "serving/signed.py"),  # of one try
     "jobs": ("training/registry/job.py",),  # a trainer reads and writes them as files
     "online_store": ("features/definitions.py",),  # Feast's SQLite file
     "home": (

@@ -19,13 +19,14 @@ from config.catalog.model import ModelEntry
 from config.durations import format_duration
 from config.settings import Settings
 from lake.lake import Lake
-from lake.storage import artifact_folder, reports
+from lake.storage import reports
 from monitoring.pages.document import document
 from monitoring.pages.gate_evidence import improvements_table, other_checks_table, segments_table
 from monitoring.pages.page import Column, Table
 from monitoring.wording import exact, percent, with_bounds
 from serving.predictors import read_manifest
 from serving.predictors.contract import read_json
+from serving.signed import signed_files
 from training.job_file import JOB_FILE
 from training.registry.decision import Decision, read_decisions
 from training.registry.explanation import Contributions, Explanation, explain
@@ -155,9 +156,11 @@ def write_model_card(
     """
     client = tracking_client(lake.settings)  # before the work: where MLflow is down this fails in seconds
     entry = lake.model(model)
-    folder = artifact_folder(lake.settings, model, registered.artifact_digest)
     key = f"{model}/{CARDS_FOLDER}/{registered.version}.html"
-    with lake.scratch("explain") as scratch:
+    with (
+        lake.scratch("explain") as scratch,
+        signed_files(lake.settings, model, registered.artifact_digest, documents_only=True) as folder,
+    ):
         explanation = explain(lake, model, job_dir, registered, decision, folder=scratch)
         with answered(lake.settings):
             link = run_link(lake.settings, client, registered.mlflow_run_id)

@@ -32,13 +32,14 @@ from lake.events import logged
 from lake.lake import Lake, StageResult
 from lake.lineage import Publication
 from lake.metrics import metrics_table
-from lake.storage import ObjectStore, artifacts, reports, version_key
+from lake.storage import ObjectStore, reports
 from monitoring import drift, performance
 from monitoring.drift import VersionReference, feature_profiles, first_available, pinned_versions, references_of
 from monitoring.pages.document import document
 from monitoring.pages.page import Column, Table
 from monitoring.wording import shown
 from serving.predictions import predictions_table
+from serving.signed import ModelMissing, signed_files
 from training.registry.reference import SAMPLE_FILE, SAMPLE_ROWS, as_numbers
 
 if TYPE_CHECKING:
@@ -145,11 +146,11 @@ def _drift_page(
         page.facts.append(f"{share['status'].replace('_', ' ')}: {share['reason']}")
     if reference.window > 1:
         page.facts.append(f"each column over {reference.window} nights")
-    store, key = artifacts(lake.settings), version_key(entry.name, reference.artifact_digest, SAMPLE_FILE)
     numbers = {row["column"]: row for row in rows if _is_drawn(row)}
     if not numbers:
         return _whole(page, f"not evaluated: {share['reason'] if share else 'nothing was measured'}", stamp)
-    if not store.exists(key):
+    sample = _signed_sample(lake, entry, reference)
+    if sample is None:
         return _whole(
             page,
             f"not drawn: version {reference.version} has no {SAMPLE_FILE} beside its files; register it again",
@@ -158,7 +159,7 @@ def _drift_page(
     profiles = {**feature_profiles(lake, entry, reference), **reference.profile.get("predictions", {})}
     profiles = {name: profile for name, profile in profiles.items() if name in numbers}
     current = _current_rows(lake, entry, day, role, reference, scored, profiles)
-    before = _reference_rows(store.read(key), profiles)
+    before = _reference_rows(sample, profiles)
     drawn: dict[str, tuple[Any, Any]] = {}
     for name, profile in profiles.items():
         pair = _column_pair(name, before.get(name), current.get(name), profile, page.notes)
@@ -272,6 +273,16 @@ def _every_nth(batches: Iterable[pa.RecordBatch], names: Sequence[str], rows: in
         for name in names:
             parts[name].append(batch.column(name).take(picked))
     return {name: pa.chunked_array(arrays) for name, arrays in parts.items() if arrays}
+
+
+def _signed_sample(lake: Lake, entry: ModelEntry, reference: VersionReference) -> bytes | None:
+    """The sample of the training window that is stored with a version, as it was signed; None where there is none."""
+    try:
+        with signed_files(lake.settings, entry.name, reference.artifact_digest, documents_only=True) as folder:
+            path = folder / SAMPLE_FILE
+            return path.read_bytes() if path.is_file() else None
+    except ModelMissing:
+        return None
 
 
 def _reference_rows(sample: bytes, profiles: Mapping[str, Any]) -> dict[str, pa.ChunkedArray]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,11 @@ from hypothesis import strategies as st
 
 from config.errors import NightfleetError
 from config.settings import MissingSecret, Settings
-from lake.artifact import ArtifactMismatch, combined_digest, file_digest, folder_digests
+from lake.artifact import ArtifactMismatch, combined_digest, file_digest, folder_digests, verify_files
 from lake.signature import KEY, PREVIOUS_KEY, SIGNATURE_FILE, UntrustedModel, sign, verify
 from serving.predictors import BadManifest
 from serving.predictors.contract import Contract
-from serving.signed import ModelMissing, load_signed
+from serving.signed import ModelMissing, load_signed, signed_files
 
 MODEL = "ride_minutes"
 OTHER_KEY = "another-key-of-more-than-32-characters"
@@ -36,6 +38,7 @@ def store(home: Path, model: str = MODEL, *, run_id: str = "run-1", weights: byt
     )
     (attempt / "job.json").write_text(json.dumps({"identity": "i" * 64, "run_id": run_id}))
     (attempt / "training_set.json").write_text("{}")
+    (attempt / "reference.json").write_text('{"columns": {"minutes": {"limit": 0.2}}}')
     sign(Settings(home=home), attempt, model)
     folder = attempt.with_name(combined_digest(artifacts))
     attempt.rename(folder)
@@ -63,7 +66,8 @@ def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 def test_a_signed_model_is_loaded(tmp_path: Path, loads: list[Path]) -> None:
     folder = store(tmp_path)
     load(folder)
-    assert loads == [folder / "model"]
+    assert len(loads) == 1
+    assert loads[0] != folder / "model"  # a private copy of it
     signed = verify(Settings(home=tmp_path), folder, MODEL, folder.name)
     assert (signed.model, signed.artifact_digest, signed.run_id, signed.identity) == (
         MODEL,
@@ -106,6 +110,28 @@ def _edit_training_set(folder: Path) -> None:
     (folder / "training_set.json").write_text('{"windows": {}}')
 
 
+def _edit_reference(folder: Path) -> None:
+    (folder / "reference.json").write_text('{"columns": {"minutes": {"limit": 1e9}}}')
+
+
+def _lose_reference(folder: Path) -> None:
+    (folder / "reference.json").unlink()
+
+
+def _add_document(folder: Path) -> None:
+    (folder / "curves.json").write_text("{}")
+
+
+def _link_weights(folder: Path) -> None:
+    (folder / "model" / "weights.bin").rename(folder.parent / "elsewhere")
+    (folder / "model" / "weights.bin").symlink_to(folder.parent / "elsewhere")
+
+
+def _pipe_weights(folder: Path) -> None:
+    (folder / "model" / "weights.bin").unlink()
+    os.mkfifo(folder / "model" / "weights.bin")
+
+
 def _add_file(folder: Path) -> None:
     (folder / "model" / "more.pkl").write_bytes(b"x")
 
@@ -130,6 +156,11 @@ def _claim(folder: Path) -> None:
         (_rename_run, UntrustedModel, r"job.json was changed after it was signed"),
         (_other_job, UntrustedModel, r"manifest.json and job.json belong to different jobs"),
         (_edit_training_set, UntrustedModel, r"training_set.json was changed after it was signed"),
+        (_edit_reference, UntrustedModel, r"reference.json was changed after it was signed"),
+        (_lose_reference, UntrustedModel, r"reference.json is missing, though it was signed"),
+        (_add_document, UntrustedModel, r"curves.json was added after it was signed"),
+        (_link_weights, UntrustedModel, r"weights.bin, a file of a stored model, cannot be copied"),
+        (_pipe_weights, UntrustedModel, r"weights.bin, a file of a stored model, cannot be copied: it is not a plain"),
         (_add_file, ArtifactMismatch, r"holds model/more.pkl, which the manifest does not list"),
         (_respell_signature, UntrustedModel, r"its signature.json is damaged \(it is not as `sign` writes it\)"),
         (_claim, UntrustedModel, r"its signature.json was edited, or made with a key other than model_signing_key"),
@@ -206,7 +237,15 @@ def never_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @given(
     name=st.sampled_from(
-        ["manifest.json", SIGNATURE_FILE, "job.json", "training_set.json", "model/weights.bin", "model/contract.json"]
+        [
+            "manifest.json",
+            SIGNATURE_FILE,
+            "job.json",
+            "training_set.json",
+            "reference.json",
+            "model/weights.bin",
+            "model/contract.json",
+        ]
     ),
     position=st.floats(0, 1, exclude_max=True),
     mask=st.integers(1, 255),
@@ -226,6 +265,67 @@ def test_any_flipped_byte_is_refused_before_anything_is_loaded(
             load(stored)
     finally:
         path.write_bytes(whole)
+
+
+# ---- between verifying and loading -----------------------------------------------------------------------------------
+
+
+def test_bytes_that_change_after_they_were_verified_are_not_those_that_are_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that others write to: the file is replaced between its verification and its use."""
+    folder = store(tmp_path)
+    read: list[bytes] = []
+
+    def verify_and_swap(verified: Path, digests: dict[str, str]) -> None:
+        verify_files(verified, digests)
+        (folder / "model" / "evil").write_bytes(b"evil")
+        (folder / "model" / "evil").replace(folder / "model" / "weights.bin")
+
+    monkeypatch.setattr("serving.predictors.verify_files", verify_and_swap)
+    monkeypatch.setattr(
+        "serving.predictors.xgboost.load", lambda model, _contract: read.append((model / "weights.bin").read_bytes())
+    )
+    load(folder)
+    assert (folder / "model" / "weights.bin").read_bytes() == b"evil"
+    assert read == [b"weights"]
+
+
+def test_the_copy_is_private_and_does_not_stay(tmp_path: Path) -> None:
+    folder = store(tmp_path)
+    settings = Settings(home=tmp_path)
+    with signed_files(settings, MODEL, folder.name) as copy:
+        assert stat.S_IMODE(copy.parent.stat().st_mode) == 0o700
+        assert (copy / "model" / "weights.bin").read_bytes() == b"weights"
+    with signed_files(settings, MODEL, folder.name, documents_only=True) as copy:
+        assert not (copy / "model").exists()
+    assert list(settings.scratch.iterdir()) == []
+
+
+def test_what_a_killed_run_left_in_a_folder_is_left_out(tmp_path: Path, loads: list[Path]) -> None:
+    folder = store(tmp_path)
+    (folder / "model" / ".weights.bin.0123").write_bytes(b"wei")
+    (folder / ".reference.json.0123").write_text("{")
+    load(folder)
+    assert len(loads) == 1
+
+
+def test_a_version_signed_before_all_its_files_were_is_loaded(
+    tmp_path: Path, loads: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lake.signature.FORMAT", 1)
+    folder = store(tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setattr("serving.predictors.xgboost.load", lambda folder, contract: loads.append(folder))
+    assert set(json.loads((folder / SIGNATURE_FILE).read_text())["signed"]["documents"]) == {
+        "job.json",
+        "training_set.json",
+    }
+    load(folder)
+    assert len(loads) == 1
+    (folder / "job.json").write_text("{}")
+    with pytest.raises(UntrustedModel):
+        load(folder)
 
 
 # ---- keys --------------------------------------------------------------------------------------------------------
@@ -281,8 +381,6 @@ def test_a_key_is_read_from_a_file_that_others_may_not_read(
 def test_a_new_key_signs_and_the_previous_one_still_verifies(
     tmp_path: Path, loads: list[Path], monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    import os
-
     old = store(tmp_path)
     previous = os.environ[KEY.upper()]
     if place == "environment":

@@ -19,6 +19,7 @@ from features.training_set import build_training_set
 from lake.assignment import Assignment, Plan
 from lake.lake import Lake
 from lake.ledger import LedgerSnapshot, Promotion
+from lake.signature import sign
 from lake.tables import valid_table
 from serving.score import Planned, score
 from tests import toy
@@ -62,12 +63,14 @@ def store_reference(lake: Lake, promotion: Promotion, training_path: Path, *, sl
     reference = build_reference(training_path, KINDS, lake.model(MODEL), predictions)
     (target / "reference.json").write_text(json.dumps(reference))
     write_reference_sample(training_path, target, 7, predictions)
+    sign(lake.settings, target, MODEL)
 
 
 def change_reference(lake: Lake, promotion: Promotion | None, change: Mapping[str, Any]) -> None:
     """Overwrite top-level keys of the stored profile."""
     path = lake.settings.artifacts / MODEL / promotion.artifact_digest / "reference.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | dict(change)))
+    sign(lake.settings, path.parent, MODEL)
 
 
 def decide_gate(

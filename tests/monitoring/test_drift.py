@@ -15,6 +15,7 @@ from features.retrieval import retrieve
 from lake.lake import Lake
 from lake.lineage import PartitionNotReady
 from lake.metrics import metrics_table, read_metrics
+from lake.signature import sign
 from monitoring.drift import VersionReference, drift, feature_profiles, load_reference, pinned_versions
 from serving.predictions import predictions_table
 from tests import toy
@@ -145,8 +146,24 @@ def test_a_version_without_reference_is_not_evaluated(fresh: Lake, text, reason)
     champion = fresh.ledger(MODEL).read().newest
     path = fresh.settings.artifacts / MODEL / champion.artifact_digest / "reference.json"
     path.unlink() if text is None else path.write_text(text)
+    sign(fresh.settings, path.parent, MODEL)
     rows = measure(fresh)
     assert {(row["status"], row["reason"]) for row in rows.values()} == {("not_evaluated", reason)}
+
+
+def test_limits_that_were_changed_after_signing_are_not_judged_by(fresh: Lake) -> None:
+    scenario.score_all(fresh, Interval(SCORED.start, NIGHT + timedelta(days=1)))
+    champion = fresh.ledger(MODEL).read().newest
+    assert champion is not None
+    path = fresh.settings.artifacts / MODEL / champion.artifact_digest / "reference.json"
+    profile = json.loads(path.read_text())
+    for column in profile["columns"].values():
+        column["limit"] = 1e9
+    path.write_text(json.dumps(profile))
+    drift(fresh, MODEL, Interval.of(NIGHT), run_id="t")
+    found = {(row["status"], row["reason"]) for row in rows_of(fresh, NIGHT).values()}
+    assert {status for status, _ in found} == {"not_evaluated"}
+    assert all("reference.json was changed after it was signed" in reason for _, reason in found)
 
 
 def test_features_rewritten_after_scoring_are_judged_as_they_were_scored(night: Lake):
@@ -242,6 +259,7 @@ def test_a_profile_that_was_stored_before_means_is_read_and_says_so(night: Lake)
             for name, column in profile[part].items()
         }
     path.write_text(json.dumps(profile | {"format": 1}))
+    sign(night.settings, path.parent, MODEL)
     drift(night, MODEL, Interval.of(NIGHT), run_id="t")
     rows = rows_of(night)
     assert rows["drift_psi", MINUTES]["value"] is not None

@@ -25,11 +25,11 @@ from config.catalog.output import OutputKind
 from config.errors import NightfleetError
 from lake.artifact import file_digest
 from lake.lake import Lake
-from lake.storage import artifact_folder
+from serving import predictors
 from serving.predictors import explainer_of
 from serving.predictors.contract import Contract, Matrix, Predictor, read_json, write_json
 from serving.predictors.shapley import SAMPLE_ROWS, Sample, evenly
-from serving.signed import load_signed
+from serving.signed import signed_files
 from training.__main__ import IMPORTANCES_FILE
 from training.evaluate import baseline_metrics, evaluate, judged_values, lifts
 from training.progress import CURVES_FILE
@@ -129,9 +129,22 @@ def explain(
         UntrustedModel, ModelMissing, BadManifest, ArtifactMismatch: the version's files are missing, unsigned or were
             changed.
     """
+    # All of it is read from one verified copy: the model, the explainer's background, curves and importances.
+    with signed_files(lake.settings, model, registered.artifact_digest) as version_folder:
+        return _explanation(lake, model, job_dir, registered, decision, version_folder, folder)
+
+
+def _explanation(
+    lake: Lake,
+    model: str,
+    job_dir: Path,
+    registered: Registered,
+    decision: Decision | None,
+    version_folder: Path,
+    folder: Path,
+) -> Explanation:
     entry = lake.model(model)
-    predictor = load_signed(lake.settings, model, registered.artifact_digest)
-    version_folder = artifact_folder(lake.settings, model, registered.artifact_digest)
+    predictor = predictors.load_predictor(version_folder)
     test_path = _verified_test_set(job_dir)
     columns = {"data_date", "label", "baseline", *segment_columns(entry)}
     rows = pq.read_table(test_path, columns=[name for name in pq.read_schema(test_path).names if name in columns])

@@ -42,7 +42,7 @@ from lake.ledger import LedgerSnapshot, Promotion
 from lake.lineage import Input
 from lake.storage import artifact_folder
 from serving.predictors.contract import BadFeatures, PredictionsNotFinite, Predictor
-from serving.signed import load_signed
+from serving.signed import load_signed, signed_files
 from training.evaluate import judged_values
 from training.registry import leakage
 from training.registry.bootstrap import RESAMPLES, day_weights, error_ratio, improvement_bound, ratio_lower_bounds
@@ -69,6 +69,7 @@ __all__ = [
     "GateEvidenceChanged",
     "GateEvidenceMissing",
     "Reason",
+    "VersionNumberTaken",
     "judge",
     "judge_registered",
     "read_decisions",
@@ -91,6 +92,10 @@ class ForeignVersion(NightfleetError):
 
 class GateEvidenceChanged(NightfleetError):
     """What the gate must judge by is not what was written when the training set was built."""
+
+
+class VersionNumberTaken(NightfleetError):
+    """The ledger knows the version's number by other files."""
 
 
 def judge_registered(
@@ -133,6 +138,7 @@ def judge(lake: Lake, model: str, job_dir: Path, registered: Registered, *, run_
     Returns:
         promote; refuse, with every reason; or not_evaluated, where too few nights lie after both models' windows.
     Raises:
+        VersionNumberTaken: the ledger knows the number by other files. No verdict.
         GateEvidenceMissing, GateEvidenceChanged: the test set, the training set or their description is not there or
             was edited. No verdict.
         BadManifest, ArtifactMismatch, UntrustedModel, ModelMissing: the files of challenger or champion are missing,
@@ -142,6 +148,7 @@ def judge(lake: Lake, model: str, job_dir: Path, registered: Registered, *, run_
     judged = _read_set(gate_folder(job_dir) / TRAINING_SET_FILE, job_dir)
     _verify_set(judged, registered, lake)
     snapshot = lake.ledger(model).read()
+    _check_number(snapshot, registered)
     champion = _champion(snapshot, registered.version)
     subject = {
         "artifact_digest": registered.artifact_digest,
@@ -255,14 +262,35 @@ def _verify_set(judged: _JudgedSet, registered: Registered, lake: Lake) -> None:
                 "changed. "
                 "Nothing was judged, the champion stays. Train again."
             )
-    folder = artifact_folder(lake.settings, registered.model, registered.artifact_digest)
-    trained_on = serving.predictors.read_manifest(folder)["training_set_digest"]
+    with signed_files(lake.settings, registered.model, registered.artifact_digest, documents_only=True) as folder:
+        trained_on = serving.predictors.read_manifest(folder)["training_set_digest"]
     if trained_on != judged.training_digest:
         raise GateEvidenceChanged(
             f"{registered.model} version {registered.version} was trained on a set of digest {trained_on[:12]}…, this "
             f"job's is {judged.training_digest[:12]}…: "
             "its test set may hold nights the model has seen. Nothing was judged. Judge it with its own job, or train "
             "again."
+        )
+
+
+def _check_number(snapshot: LedgerSnapshot, registered: Registered) -> None:
+    """One number names one set of files, else the reigning champion would be taken for the challenger itself."""
+    known = next(
+        (
+            p.artifact_digest
+            for p in snapshot.promotions
+            if p.version == registered.version and p.artifact_digest != registered.artifact_digest
+        ),
+        None,
+    )
+    if known is not None:
+        newest = max(p.version for p in snapshot.promotions)
+        raise VersionNumberTaken(
+            f"version {registered.version} of {registered.model} is {known[:12]}… in the ledger, but MLflow gives that "
+            f"number to {registered.artifact_digest[:12]}…: MLflow's database was lost, or made anew. Nothing was "
+            "judged, the champion stays.\n"
+            "  Restore MLflow's database from a backup, and train again. Without one, train again until MLflow's "
+            f"number is above {newest}."
         )
 
 
@@ -348,8 +376,9 @@ class _Judgement:
         settings = self._lake.settings
         windows = {"challenger": dict(judged.windows)}
         if self._champion is not None:
-            path = artifact_folder(settings, entry.name, self._champion.artifact_digest) / TRAINING_SET_FILE
-            windows["champion"] = _read_windows(_read_document(path), path)
+            with signed_files(settings, entry.name, self._champion.artifact_digest, documents_only=True) as folder:
+                path = folder / TRAINING_SET_FILE
+                windows["champion"] = _read_windows(_read_document(path), path)
         fitted = [w[split].last for w in windows.values() for split in ("train", "validation")]
         # The description could be wrong about its own file, whose digest the model cites: the rows themselves count
         # too.

@@ -17,6 +17,7 @@ from config.calendar import ONE_DAY, Interval
 from lake.lake import Lake
 from lake.lineage import PartitionNotReady
 from lake.metrics import read_metrics
+from lake.signature import sign
 from lake.tables import valid_table
 from monitoring.drift import drift
 from monitoring.pages.reports import (
@@ -132,6 +133,7 @@ def test_a_reference_without_a_value_is_left_out(night: Lake):
     rows = pq.read_table(path)
     name = "vehicle_daily__minutes_7d"
     pq.write_table(rows.set_column(rows.column_names.index(name), name, pa.nulls(rows.num_rows, pa.float64())), path)
+    sign(night.settings, path.parent, MODEL)
     page = pages(night)["drift"]
     assert f"{name} is measured, but not drawn: one side of the sample has no value" in page
     assert len(page) > 1_000_000

@@ -17,6 +17,7 @@ from features.labels import is_mature
 from lake.lake import Lake
 from lake.metric_queries import read_metrics_of
 from lake.metrics import Metric, Status, publish_metrics, read_metrics
+from lake.signature import sign
 from lake.tables import valid_table
 from monitoring.drift import drift
 from monitoring.pages.story import drift_story, fired, fired_by_check, known_from, times_limit
@@ -144,6 +145,7 @@ def test_an_empty_night_a_lost_profile_and_one_without_means_say_why(tmp_path, p
         for name, column in profile["columns"].items()
     }
     path.write_text(json.dumps(profile | {"format": 1}))
+    sign(lake.settings, path.parent, MODEL)
     other = NIGHT + ONE_DAY
     drift(lake, MODEL, Interval.of(other), run_id="t")
     assert "in training not known, version 1 was stored without means (PSI" in drift_story(lake, MODEL, other)[0]

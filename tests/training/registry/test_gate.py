@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import replace
 from datetime import UTC, date, datetime
@@ -20,7 +21,6 @@ from lake.lake import Lake
 from lake.ledger import Promotion
 from lake.publish import publish
 from lake.signature import UntrustedModel
-from serving.predictors import BadManifest
 from tests import toy
 from tests.training.jobs import write_job
 from tests.training.registry.versions import (
@@ -36,7 +36,14 @@ from tests.training.registry.versions import (
 from training.job_file import JOB_FILE
 from training.registry import decision as decision_module
 from training.registry.decision import Decision, DecisionDamaged, decisions_table, read_decisions
-from training.registry.gate import ForeignVersion, GateEvidenceChanged, GateEvidenceMissing, judge, judge_registered
+from training.registry.gate import (
+    ForeignVersion,
+    GateEvidenceChanged,
+    GateEvidenceMissing,
+    VersionNumberTaken,
+    judge,
+    judge_registered,
+)
 from training.registry.leakage import Audit, Finding
 from training.registry.register import Registered
 
@@ -394,7 +401,7 @@ def test_files_that_are_missing_or_changed_give_no_verdict(toy_lake: Lake, monke
     with pytest.raises(ArtifactMismatch, match="its bytes were changed"):
         judge(toy_lake, MODEL, job, registered, run_id="run")
     (registered.folder / "manifest.json").unlink()
-    with pytest.raises(BadManifest, match="does not exist"):
+    with pytest.raises(UntrustedModel, match="it is not as it was signed.*manifest.json"):
         judge(toy_lake, MODEL, job, registered, run_id="run")
 
 
@@ -469,8 +476,19 @@ def test_a_champion_whose_files_are_gone_gives_no_verdict(toy_lake: Lake) -> Non
     champion = make_version(toy_lake, job, 1)
     crown(toy_lake, champion)
     (champion.folder / "training_set.json").unlink()
-    with pytest.raises(GateEvidenceMissing, match="the gate cannot know what was trained on which nights"):
+    with pytest.raises(UntrustedModel, match=r"training_set.json is missing, though it was signed"):
         judge(toy_lake, MODEL, job, make_version(toy_lake, job, 2), run_id="run")
+
+
+def test_a_number_that_the_ledger_gave_to_other_files_is_not_judged(toy_lake: Lake) -> None:
+    """MLflow's database was lost, so its numbers began again: the champion must not be taken for the challenger."""
+    job = write_set(toy_lake, "one")
+    crown(toy_lake, make_version(toy_lake, job, 1))
+    again = make_version(toy_lake, job, 2)
+    renumbered = dataclasses.replace(again, version=1)
+    with pytest.raises(VersionNumberTaken, match=r"version 1 of ride_minutes is .* in the ledger"):
+        judge(toy_lake, MODEL, job, renumbered, run_id="run")
+    assert read_decisions(toy_lake, MODEL) == []
 
 
 # ---- storing -----------------------------------------------------------------------------------------------------
