@@ -37,7 +37,8 @@ from features.sources.columns import quoted
 from lake.events import logged
 from lake.lake import Lake, StageResult, register_nights
 from lake.lineage import PartitionNotReady, Publication
-from lake.publish import Published, publish
+from lake.publish import Published, StalePublish, publish
+from lake.storage import PartitionDamaged
 from lake.tables import DUCKDB_TYPES, LakeTable, raw_table
 
 _BATCH_ROWS = 131_072
@@ -121,7 +122,7 @@ def ingest(lake: Lake, dataset: str, interval: Interval, *, run_id: str) -> Stag
                 continue
             computed = _compute(connection, entry, plan, nights, reads[plan.name])
             if check:
-                _compare(connection, entry, plan, nights, computed)
+                committed += len(_confirm(lake, connection, entry, plan, nights, computed, run_id))
                 details[plan.name] = _counts(plan, interval, computed.counts)
                 continue
             done = _publish(lake, connection, plan, nights, computed, run_id, fingerprint=reads[plan.name].fingerprint)
@@ -422,6 +423,42 @@ def _publish(
     replaces = {day: plan.published[day].digest if day in plan.published else None for day in nights}
     with lake.scratch("publish") as scratch:
         return publish(lake.publications, plan.raw, reader, nights, replaces=replaces, lineage=lineage, scratch=scratch)
+
+
+def _confirm(
+    lake: Lake,
+    connection: duckdb.DuckDBPyConnection,
+    dataset: Dataset,
+    plan: _Plan,
+    nights: Interval,
+    computed: _Computed,
+    run_id: str,
+) -> tuple[date, ...]:
+    """Compare with what is published; where its files are damaged write the same rows again, and say of which nights.
+
+    Raises:
+        SourceChanged: the rows differ; nothing is written.
+        PartitionDamaged: they differ, and what was published cannot be read to show how; nothing is written.
+    """
+    loaded = plan.raw.load(plan.version)
+    damaged = plan.raw.damaged(loaded, nights) if loaded is not None else {}
+    if not damaged:
+        _compare(connection, dataset, plan, nights, computed)
+        return ()
+    try:
+        # Rows of another digest conflict with what is published.
+        again = replace(plan, published={})
+        sources = {plan.published[day].details.get("source") for day in damaged}
+        fingerprint = sources.pop() if len(sources) == 1 else None
+        return _publish(lake, connection, again, nights, computed, run_id, fingerprint=fingerprint).committed
+    except StalePublish as error:
+        day, problem = min(damaged.items())
+        raise PartitionDamaged(
+            f"{plan.raw.name}, partition {day}: {problem}, and the source has other rows now than were published. "
+            "Nothing was written.\n"
+            f"  Restore the file from a backup, or take the source as it is: `python -m cli restate {dataset.name} "
+            f"{nights.start} {nights.last}`."
+        ) from error
 
 
 def _compare(

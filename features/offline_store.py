@@ -30,7 +30,7 @@ from pydantic import Field
 
 from config.errors import NightfleetError
 from lake.duck import connect
-from lake.storage import TableLocation, read_parquet
+from lake.storage import TableLocation, check_files, file_sizes, read_parquet
 
 BATCH_ROWS = 65_536
 _ROW = '"__entity_row"'
@@ -399,6 +399,7 @@ def register_source(
         f"CAST({_quote(column)} AS {_duckdb_kind(kinds[column])}) AS {_quote(column)}" for column in wanted
     )
     files = _files(table, first, last)
+    check_files(files, file_sizes(table))
     if not files:
         empty = ", ".join(f"CAST(NULL AS {_duckdb_kind(kinds[column])}) AS {_quote(column)}" for column in wanted)
         connection.execute(f"CREATE OR REPLACE TEMP VIEW {_quote(name)} AS SELECT {empty} WHERE false")

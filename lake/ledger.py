@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from deltalake import CommitProperties, write_deltalake
+from deltalake import CommitProperties
 from deltalake.exceptions import CommitFailedError
 
 from config.errors import NightfleetError, TransientError
 from config.settings import Settings
-from lake.storage import table_location
+from lake.storage import check_files, file_sizes, table_location, write_data_file
 
 
 class NoChampion(NightfleetError):
@@ -111,6 +112,7 @@ class Ledger:
         table = self._location.open()
         if table is None:
             return LedgerSnapshot(self._model, -1, ())
+        check_files(table.file_uris(), file_sizes(table))
         # Not `to_pyarrow_table`: the dataset scanner behind it now and then aborts the process as the interpreter ends.
         rows = (
             pa.concat_tables(
@@ -144,15 +146,17 @@ class Ledger:
         sequence = max((p.sequence for p in seen.promotions), default=0) + 1
         row = {**promotion.__dict__, "sequence": sequence, "decided_at": promotion.decided_at.astimezone(UTC)}
         try:
-            write_deltalake(
-                table,
-                pa.Table.from_pylist([row], schema=_SCHEMA),
-                mode="append",
-                commit_properties=CommitProperties(max_commit_retries=0),
+            line = write_data_file(
+                Path(self._location.uri), _SCHEMA, pa.Table.from_pylist([row], schema=_SCHEMA).to_batches(), {}
+            )
+            version = table.version() + 1
+            table.create_write_transaction(
+                [line], mode="append", schema=_SCHEMA, commit_properties=CommitProperties(max_commit_retries=0)
             )
         except CommitFailedError as error:
             raise LedgerConflict(
                 f"the ledger of {self._model} changed while this decision was written. Nothing was written. Decide "
                 "again."
             ) from error
+        self._location.sync_commits([version])
         return self.read()

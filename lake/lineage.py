@@ -5,6 +5,7 @@ A partition is *published* when the index has it; an empty partition has a publi
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,6 +22,14 @@ from lake.storage import lock
 from lake.tables import LakeTable
 
 COMMIT_KEY = "nightfleet"
+_BROKEN_FILE = (
+    "disk I/O error",
+    "database or disk is full",
+    "database disk image is malformed",
+    "file is not a database",
+    "unable to open database file",
+    "attempt to write a readonly database",
+)
 
 
 class PartitionNotReady(TransientError):
@@ -92,6 +101,19 @@ _synced_table = sa.Table(
     sa.Column("delta_id", sa.String, nullable=False),
     sa.Column("version", sa.BigInteger, nullable=False),
 )
+# The commit that a table was synced up to, by what it says: a version number may come twice, in a lake restored from a
+# backup or one that lost its newest commit.
+_heads_table = sa.Table(
+    "publications_heads",
+    _metadata,
+    sa.Column("table_name", sa.String, primary_key=True),
+    sa.Column("version", sa.BigInteger, nullable=False),
+    sa.Column("commit_digest", sa.String, nullable=False),
+)
+
+
+class DatabaseFailed(TransientError):
+    """The projections' database cannot be read or written."""
 
 
 def as_utc(instant: datetime) -> datetime:
@@ -111,6 +133,16 @@ def create_engine(url: str, *, read_only: bool = False) -> sa.Engine:
         options = {"options": "-c default_transaction_read_only=on"} if read_only else {}
         return sa.create_engine(url, pool_pre_ping=True, connect_args=options)
     engine = sa.create_engine(url, pool_pre_ping=True)
+
+    @event.listens_for(engine, "handle_error")
+    def _named(context: Any) -> None:
+        said = str(context.original_exception)
+        if any(words in said for words in _BROKEN_FILE):
+            raise DatabaseFailed(
+                f"the SQL database {engine.url.database} failed: {said}. What was to be written there is not.\n"
+                "  Make room on its disk and see that it may be written, then clear the task. A damaged file may be "
+                "deleted with its -wal and -shm files: `python -m cli repair` writes it anew from the lake."
+            ) from context.original_exception
 
     @event.listens_for(engine, "connect")
     def _pragmas(connection: Any, _record: Any) -> None:
@@ -139,9 +171,11 @@ def _insert(dialect: str, table: sa.Table) -> Any:
 
 
 def commit_metadata(
-    lineage: Lineage, partitions: Mapping[date, tuple[str, int]], committed_at: datetime
+    lineage: Lineage, partitions: Mapping[date, tuple[str, int]], committed_at: datetime, files: int
 ) -> dict[str, str]:
-    """What a commit carries: digest, rows and inputs of each data date it wrote; inputs are pooled."""
+    """What a commit carries: digest, rows and inputs of each data date it wrote (inputs are pooled), and how many files
+    it adds.
+    """
     pool: dict[Input, int] = {}
     dates = {}
     for day, (digest, rows) in partitions.items():
@@ -155,6 +189,7 @@ def commit_metadata(
         "details": dict(lineage.details),
         "inputs": [asdict(item) | {"data_date": item.data_date.isoformat()} for item in pool],
         "partitions": dates,
+        "files": files,
     }
     return {COMMIT_KEY: json.dumps(document, sort_keys=True)}
 
@@ -171,40 +206,96 @@ class Publications:
             _create_all(engine)
 
     def sync(self, table: LakeTable, loaded: DeltaTable | None = None) -> None:
-        """Add the publications of every commit the index has not seen yet; forget those of a table that was made
-        anew. A read-only index is left as it is.
+        """Make the index say what the table's commits say: add those it has not seen, and forget those that are gone
+        (a table made anew, restored from a backup, or without its newest commit). A read-only index is left as it is.
+
+        Commits outlast a power cut before the index names them.
         """
         if self._read_only:
             return
         delta = loaded or table.load()
         if delta is None:
             with self._engine.begin() as connection:
-                connection.execute(publications_table.delete().where(publications_table.c.table_name == table.name))
-                connection.execute(_synced_table.delete().where(_synced_table.c.table_name == table.name))
+                for of_table in (publications_table, _synced_table, _heads_table):
+                    connection.execute(of_table.delete().where(of_table.c.table_name == table.name))
             return
-        identity, version = str(delta.metadata().id), delta.version()
+        known = self._head(table)
+        if known is None or known.delta_id != str(delta.metadata().id):
+            self._index_anew(table)
+            return
+        version = delta.version()
+        if known.version > version:
+            # Somebody published since `loaded` was read, or the table has gone back.
+            newest = table.load()
+            if newest is None or newest.version() < known.version:
+                self._index_anew(table)
+            return
+        commits = delta.history(version - known.version + 1)
+        if commits[-1]["version"] == known.version and _commit_digest(commits[-1]) != known.commit_digest:
+            self._index_anew(table)
+        elif version > known.version:
+            self._add(table, delta, [commit for commit in commits if commit["version"] > known.version])
+
+    def _head(self, table: LakeTable) -> Any:
+        s, h = _synced_table.c, _heads_table.c
+        query = sa.select(s.delta_id, s.version, h.commit_digest).where(
+            s.table_name == table.name, h.table_name == s.table_name, h.version == s.version
+        )
         with self._engine.connect() as connection:
-            row = connection.execute(sa.select(_synced_table).where(_synced_table.c.table_name == table.name)).first()
-        if row is not None and row.delta_id == identity and row.version >= version:
-            return
-        known = row.version if row is not None and row.delta_id == identity else -1
-        records = [record for commit in delta.history(version - known) for record in _records(table.name, commit)]
+            return connection.execute(query).first()
+
+    def _add(self, table: LakeTable, delta: DeltaTable, commits: Sequence[Mapping[str, Any]]) -> None:
+        records = [record for commit in commits for record in _records(table.name, commit)]
+        table.location.sync_commits(commit["version"] for commit in commits)
         with self._engine.begin() as connection:
-            if row is not None and row.delta_id != identity:
-                connection.execute(publications_table.delete().where(publications_table.c.table_name == table.name))
-            # Two processes may project the same commits at once: the same primary key holds the same facts.
-            if records:
-                connection.execute(
-                    _insert(connection.dialect.name, publications_table).on_conflict_do_nothing(), records
+            self._write(connection, table, delta, records, commits[0])
+
+    def _index_anew(self, table: LakeTable) -> None:
+        with self._engine.connect() as connection, connection.begin():
+            lock(connection, "index")
+            delta = table.load()
+            if delta is None:
+                return
+            commits = delta.history()
+            records = [record for commit in commits for record in _records(table.name, commit)]
+            table.location.sync_commits(commit["version"] for commit in commits[:1])
+            c = publications_table.c
+            known = connection.execute(
+                sa.select(_synced_table.c.delta_id).where(_synced_table.c.table_name == table.name)
+            )
+            same = known.scalar() == str(delta.metadata().id)
+            # What the log has forgotten already is known here alone.
+            gone = c.version >= min(commit["version"] for commit in commits) if same else sa.true()
+            connection.execute(publications_table.delete().where(c.table_name == table.name, gone))
+            for of_table in (_synced_table, _heads_table):
+                connection.execute(of_table.delete().where(of_table.c.table_name == table.name))
+            self._write(connection, table, delta, records, commits[0])
+
+    def _write(
+        self,
+        connection: sa.Connection,
+        table: LakeTable,
+        delta: DeltaTable,
+        records: Sequence[Mapping[str, Any]],
+        head: Mapping[str, Any],
+    ) -> None:
+        # Two processes may project the same commits at once: the same primary key holds the same facts.
+        if records:
+            connection.execute(_insert(connection.dialect.name, publications_table).on_conflict_do_nothing(), records)
+        values: dict[sa.Table, dict[str, Any]] = {
+            _synced_table: {"delta_id": str(delta.metadata().id)},
+            _heads_table: {"commit_digest": _commit_digest(head)},
+        }
+        for of_table, facts in values.items():
+            facts |= {"version": head["version"]}
+            inserted = _insert(connection.dialect.name, of_table).values(table_name=table.name, **facts)
+            connection.execute(
+                inserted.on_conflict_do_update(
+                    index_elements=["table_name"],
+                    set_={name: inserted.excluded[name] for name in facts},
+                    where=of_table.c.version < inserted.excluded.version,
                 )
-            synced = _insert(connection.dialect.name, _synced_table).values(
-                table_name=table.name, delta_id=identity, version=version
             )
-            newer = sa.or_(
-                _synced_table.c.delta_id != synced.excluded.delta_id, _synced_table.c.version < synced.excluded.version
-            )
-            values = {"delta_id": synced.excluded.delta_id, "version": synced.excluded.version}
-            connection.execute(synced.on_conflict_do_update(index_elements=["table_name"], set_=values, where=newer))
 
     def current(
         self,
@@ -266,6 +357,10 @@ class Publications:
                 f"{table.name} has no partition {missing[0]}{more} ({latest}).\n  {needed_by} needs it. {remedy}"
             )
         return published
+
+
+def _commit_digest(commit: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(commit, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _records(table_name: str, commit: Mapping[str, Any]) -> Iterable[dict[str, Any]]:

@@ -22,7 +22,7 @@ from deltalake import DeltaTable
 from config.calendar import Interval
 from config.errors import NightfleetError
 from lake.lake import Lake
-from lake.lineage import Publication
+from lake.lineage import Publication, publications_table
 from lake.storage import lock
 from lake.tables import LakeTable
 
@@ -309,9 +309,13 @@ def _outdated(
     if "superseded_at" in t:
         count = count.where(t.superseded_at.is_(None))
     counted = {row[0]: int(row[1]) for row in connection.execute(count.group_by(t.data_date))}
+    lost = _lost(connection, table, recorded)
     outdated = []
     for day in interval:
         seen, wanted = recorded.get(day), published.get(day)
+        if day in lost:
+            outdated.append(day)
+            continue
         if wanted is None:
             # A partition of a table that was made anew and does not hold this day (yet): its old rows are nobody's.
             if (seen and seen.delta_id != delta_id) or (seen is None and counted.get(day)):
@@ -325,6 +329,16 @@ def _outdated(
         ):
             outdated.append(day)
     return outdated
+
+
+def _lost(connection: sa.Connection, table: LakeTable, recorded: Mapping[date, _Recorded]) -> set[date]:
+    """Data dates that SQL holds from a commit that the table does not have any more: it was restored from a backup."""
+    c = publications_table.c
+    query = sa.select(c.data_date, c.version, c.digest).where(
+        c.table_name == table.name, c.data_date.in_(list(recorded))
+    )
+    commits = {tuple(row) for row in connection.execute(query)}
+    return {day for day, seen in recorded.items() if (day, seen.version, seen.digest) not in commits}
 
 
 def _load(

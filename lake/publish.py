@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import shutil
 import uuid
 from collections.abc import Container, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -13,17 +15,20 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from deltalake import ColumnProperties, CommitProperties, DeltaTable, WriterProperties, write_deltalake
-from deltalake.exceptions import CommitFailedError
+from deltalake import CommitProperties, DeltaTable
+from deltalake.exceptions import CommitFailedError, DeltaError
+from deltalake.transaction import AddAction
 
 from config.calendar import Interval
 from config.errors import NightfleetError, TransientError
 from lake.digest import RowsDigest
 from lake.lineage import Lineage, Publication, Publications, commit_metadata
+from lake.storage import write_data_file
 from lake.tables import LakeTable
 
 _ATTEMPTS = 20
-_CHECKPOINT_EVERY = 100
+# Opening a table reads every commit since its newest checkpoint.
+_CHECKPOINT_EVERY = 20
 
 
 class SchemaMismatch(NightfleetError):
@@ -44,6 +49,10 @@ class DuplicateKey(NightfleetError):
 
 class StalePublish(TransientError):
     """The partition is not what the publisher saw when it began: somebody else published in between."""
+
+
+class DiskFull(TransientError):
+    """There is no room for the rows, or the disk refused them."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +95,47 @@ def publish(
         RowsOutsideInterval: a `data_date` lies outside; nothing is written.
         DuplicateKey, RowsNotSorted: rows of one partition share a key, or a reader is out of order; nothing is written.
         StalePublish: a date holds another digest than `replaces` says; nothing is written.
+        DiskFull: a disk has no room, or fails; the partitions are what they were.
+
+    A date whose files are missing or damaged is committed again, where the rows have the digest that it was published
+    with.
     """
     staging = scratch / f"publish-{uuid.uuid4().hex}"
+    with _failures_named(table, staging):
+        return _published(publications, table, rows, interval, replaces, lineage, staging, relabel)
+
+
+@contextmanager
+def _failures_named(table: LakeTable, staging: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, DeltaError) or error.errno not in {errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS}:
+            raise
+        raise _disk_full(table, staging, error) from error
+    except DeltaError as error:
+        if "No space left" not in str(error) and "os error" not in str(error):
+            raise
+        raise _disk_full(table, staging, error) from error
+
+
+def _disk_full(table: LakeTable, staging: Path, error: Exception) -> DiskFull:
+    return DiskFull(
+        f"{table.name} could not be written to {table.location.uri} (staged in {staging.parent}): {error}. No "
+        "partition was changed.\n  Make room on that disk, then clear the task."
+    )
+
+
+def _published(
+    publications: Publications,
+    table: LakeTable,
+    rows: pa.Table | pa.RecordBatchReader,
+    interval: Interval,
+    replaces: Mapping[date, str | None],
+    lineage: Lineage,
+    staging: Path,
+    relabel: Container[date],
+) -> Published:
     staging.mkdir(parents=True)
     try:
         staged = staging / "rows.parquet"
@@ -109,20 +157,15 @@ def publish(
                         "another run published in between. Nothing was written. Clear the task to run it on what is "
                         "there now."
                     )
+            changed = sorted({*changed, *table.damaged(delta, [day for day in interval if day not in changed])})
             if not changed:
                 return Published(table.name, {day: current[day] for day in interval}, ())
             # One DeltaTable for check and write, no retries of its own: whatever was committed since it was loaded
             # makes the write fail.
             with suppress(CommitFailedError):
-                _commit(
-                    table,
-                    delta,
-                    staged,
-                    changed,
-                    commit_metadata(lineage, {day: digests[day] for day in changed}, datetime.now(UTC)),
-                )
-                if delta.version() and delta.version() % _CHECKPOINT_EVERY == 0:
-                    delta.create_checkpoint()
+                added = _write_files(table, staged, changed)
+                written = {day: digests[day] for day in changed}
+                _commit(table, delta, added, changed, commit_metadata(lineage, written, datetime.now(UTC), len(added)))
                 return Published(table.name, publications.current(table, interval), tuple(changed))
         raise StalePublish(
             f"{table.name} for {interval}: {_ATTEMPTS} commits in a row lost against other writers. Clear the task to "
@@ -136,34 +179,44 @@ def _short(digest: str | None) -> str:
     return "nothing" if digest is None else f"digest {digest[:12]}…"
 
 
-def _commit(table: LakeTable, delta: DeltaTable, staged: Path, changed: list[date], metadata: dict[str, str]) -> None:
+def _write_files(table: LakeTable, staged: Path, changed: list[date]) -> list[AddAction]:
+    """The rows of those dates as data files, one a partition, that outlast a power cut: no commit names them yet."""
+    root = Path(table.location.uri)
     wanted = pa.array(changed, pa.date32())
-    file = pq.ParquetFile(staged)
-    batches = (
-        batch.filter(pc.is_in(batch["data_date"], value_set=wanted)) for batch in file.iter_batches(batch_size=131_072)
-    )
-    reader = pa.RecordBatchReader.from_batches(table.schema, (b.cast(table.schema) for b in batches))
-    listed = ", ".join(f"'{day.isoformat()}'" for day in changed)
-    write_deltalake(
-        delta,
-        reader,
-        mode="overwrite",
-        # Columns that the table got later: its first write since adds them.
-        schema_mode="merge" if table.added else None,
-        predicate=f"data_date IN ({listed})",
-        commit_properties=CommitProperties(custom_metadata=metadata, max_commit_retries=0),
-        writer_properties=_writer(table.schema),
-    )
+    schema = pa.schema([field for field in table.schema if field.name != "data_date"])
+    added: list[AddAction] = []
+    with pq.ParquetFile(staged) as file:
+        batches = (
+            batch.filter(pc.is_in(batch["data_date"], value_set=wanted))
+            for batch in file.iter_batches(batch_size=131_072)
+        )
+        parts = (part for batch in batches if batch.num_rows for part in _by_date(batch))
+        for day, of_day in itertools.groupby(parts, key=lambda part: part[0]):
+            values = {"data_date": day.isoformat()}
+            added.append(write_data_file(root, schema, (part.select(schema.names) for _, part in of_day), values))
+    return added
 
 
-def _writer(schema: pa.Schema) -> WriterProperties:
-    """No dictionaries for decimal fractions, which hardly repeat: in bulk each would cost memory for every column of
-    every open partition.
-    """
-    fractions = {
-        field.name: ColumnProperties(dictionary_enabled=False) for field in schema if pa.types.is_floating(field.type)
-    }
-    return WriterProperties(compression="SNAPPY", column_properties=fractions or None)
+def _commit(
+    table: LakeTable, delta: DeltaTable, added: list[AddAction], changed: list[date], metadata: dict[str, str]
+) -> None:
+    version = delta.version() + 1  # no retries: this one, or none
+    try:
+        delta.create_write_transaction(
+            [*added],
+            mode="overwrite",
+            schema=table.schema,
+            partition_by=["data_date"],
+            partition_filters=[("data_date", "in", [day.isoformat() for day in changed])],
+            commit_properties=CommitProperties(custom_metadata=metadata, max_commit_retries=0),
+        )
+    except CommitFailedError:
+        for action in added:
+            Path(table.location.uri, action.path).unlink(missing_ok=True)
+        raise
+    table.location.sync_commits([version])
+    if version % _CHECKPOINT_EVERY == 0 and (committed := table.load(version)) is not None:
+        committed.create_checkpoint()
 
 
 def _stage(

@@ -14,7 +14,7 @@ from config.catalog.data import Column, Dataset
 from config.errors import NightfleetError
 from config.settings import Settings
 from lake.duck import allow, confine, connect
-from lake.storage import TableLocation, read_parquet, table_location
+from lake.storage import TableLocation, check_files, file_problem, file_sizes, read_parquet, table_location
 
 ARROW_TYPES: dict[str, pa.DataType] = {
     "string": pa.string(),
@@ -88,13 +88,18 @@ class LakeTable:
     def files(self, dates: Iterable[date] | None = None, version: int | None = None) -> list[str]:
         """Parquet files of those partitions (None: all) at a version, sorted."""
         table = self.load(version)
-        if table is None:
-            return []
-        uris = sorted(table.file_uris())
-        if dates is None:
-            return uris
-        wanted = {f"data_date={day.isoformat()}" for day in dates}
-        return [uri for uri in uris if uri.rsplit("/", 2)[-2] in wanted]
+        return [] if table is None else _files_of(table, dates)
+
+    def damaged(self, table: DeltaTable, dates: Iterable[date]) -> dict[date, str]:
+        """What is wrong with the files of those partitions, by data date; none where they hold what was published."""
+        sizes = file_sizes(table)
+        problems = {}
+        for uri in _files_of(table, dates):
+            folder, name = uri.rsplit("/", 2)[-2:]
+            problem = file_problem(uri, sizes.get(name))
+            if problem:
+                problems[date.fromisoformat(folder.removeprefix("data_date="))] = f"{uri} {problem}"
+        return problems
 
     def register(
         self,
@@ -103,8 +108,15 @@ class LakeTable:
         dates: Iterable[date] | None = None,
         version: int | None = None,
     ) -> None:
-        """Make the rows of those partitions readable in DuckDB as `view`; an empty view where there are none."""
-        files = self.files(dates, version)
+        """Make the rows of those partitions readable in DuckDB as `view`; an empty view where there are none.
+
+        Raises:
+            PartitionDamaged: a file of theirs is missing, or holds other bytes than were published.
+        """
+        table = self.load(version)
+        files = [] if table is None else _files_of(table, dates)
+        if table is not None:
+            check_files(files, file_sizes(table))
         columns = ", ".join(f'CAST({self._value(f.name)} AS {_duckdb_type(f.type)}) AS "{f.name}"' for f in self.schema)
         if files:
             allow(connection, files)
@@ -130,6 +142,14 @@ class LakeTable:
             confine(connection)
             order = ", ".join(f'"{c}"' for c in ("data_date", *self.key))
             return connection.sql(f"SELECT * FROM t ORDER BY {order}").to_arrow_table().cast(self.schema)  # noqa: S608 (column names from the typed catalog)
+
+
+def _files_of(table: DeltaTable, dates: Iterable[date] | None) -> list[str]:
+    uris = sorted(table.file_uris())
+    if dates is None:
+        return uris
+    wanted = {f"data_date={day.isoformat()}" for day in dates}
+    return [uri for uri in uris if uri.rsplit("/", 2)[-2] in wanted]
 
 
 def _duckdb_type(kind: pa.DataType) -> str:

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deltalake import write_deltalake
+from deltalake import DeltaTable
 
 from config.settings import Settings
-from lake import ledger as ledger_module
 from lake.ledger import Ledger, LedgerConflict, NoChampion, Promotion
 
 
@@ -108,9 +107,10 @@ def test_of_two_appends_at_once_one_is_refused(ledger: Ledger, monkeypatch: pyte
 
     def together(*args: Any, **kwargs: Any) -> None:
         barrier.wait()
-        write_deltalake(*args, **kwargs)
+        commit(*args, **kwargs)
 
-    monkeypatch.setattr(ledger_module, "write_deltalake", together)
+    commit = DeltaTable.create_write_transaction
+    monkeypatch.setattr(DeltaTable, "create_write_transaction", together)
     seen = ledger.read()
     with ThreadPoolExecutor(2) as pool:
         futures = [pool.submit(ledger.append, promotion(version, date(2024, 4, 1)), seen=seen) for version in (1, 2)]

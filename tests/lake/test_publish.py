@@ -17,8 +17,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from deltalake import write_deltalake
-from deltalake.exceptions import DeltaError
 
 from config.calendar import Interval
 from config.catalog.load import Catalog
@@ -26,7 +24,7 @@ from config.settings import ROOT, Settings
 from lake import publish as publish_module
 from lake.lake import Lake
 from lake.lineage import Input, Lineage
-from lake.publish import DuplicateKey, RowsNotSorted, RowsOutsideInterval, SchemaMismatch, StalePublish
+from lake.publish import DiskFull, DuplicateKey, RowsNotSorted, RowsOutsideInterval, SchemaMismatch, StalePublish
 from tests.conftest import missing_service
 from tests.lake.conftest import FIRST, Items, item_rows, item_table, reader_of
 
@@ -185,9 +183,10 @@ def together(monkeypatch: pytest.MonkeyPatch) -> threading.Barrier:
         if threading.get_ident() not in met:
             met.add(threading.get_ident())
             barrier.wait()
-        write_deltalake(*args, **kwargs)
+        commit(*args, **kwargs)
 
-    monkeypatch.setattr(publish_module, "write_deltalake", waiting)
+    commit = publish_module._commit
+    monkeypatch.setattr(publish_module, "_commit", waiting)
     return barrier
 
 
@@ -252,28 +251,28 @@ KILLED = """
     if point == "while staging":
         pq.ParquetWriter.write_batch = die
     elif point == "before the commit":
-        module.write_deltalake = die
+        module._commit = die
     elif point == "while the files are written":
-        write = module.write_deltalake
-        def half(delta, reader, **kwargs):
-            def batches():
-                for batch in reader:
+        write = module.write_data_file
+        def half(root, schema, batches, partition):
+            def cut():
+                for batch in batches:
                     yield batch.slice(0, batch.num_rows // 2)
                     die()
-            write(delta, reader.from_batches(reader.schema, batches()), **kwargs)
-        module.write_deltalake = half
+            write(root, schema, cut(), partition)
+        module.write_data_file = half
     elif point == "after the commit":
-        write = module.write_deltalake
+        write = module._commit
         def last(*args, **kwargs):
             write(*args, **kwargs)
             die()
-        module.write_deltalake = last
+        module._commit = last
     elif point == "while the index is brought up to date":
-        write, current = module.write_deltalake, Publications.current
+        write, current = module._commit, Publications.current
         def then(*args, **kwargs):
             write(*args, **kwargs)
             Publications.current = die
-        module.write_deltalake = then
+        module._commit = then
     items.publish(item_rows(WEEK, seed=2), WEEK, replaces=seen)
 """
 POINTS = (
@@ -342,7 +341,7 @@ def test_a_full_disk_leaves_the_old_rows_and_a_retry_with_room_ends_well(
     items = Items(Lake(settings, Catalog(datasets=(), models=())), item_table(settings))
     items.publish(item_rows(NIGHT), NIGHT)
     big = item_rows(NIGHT, count=count, seed=3)
-    with pytest.raises((OSError, DeltaError), match=r"(?i)no space"):
+    with pytest.raises(DiskFull, match=r"(?is)things/raw/items.*no space.*Make room"):
         items.publish(big, NIGHT)
     assert items.table.read().equals(item_rows(NIGHT).cast(items.table.schema))
     assert not list(settings.scratch.glob("*")), "staging was left behind, on a full disk"

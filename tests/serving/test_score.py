@@ -380,27 +380,20 @@ serving.score.BATCH_ROWS = 40
 def die(*_args, **_kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
 
-write, predict, current = lake.publish.write_deltalake, serving.score.predict_rows, lake.publish.Publications.current
+write, predict, current = lake.publish._commit, serving.score.predict_rows, lake.publish.Publications.current
+write_file = lake.publish.write_data_file
 calls = {"predict": 0, "current": 0}
 
 def second_batch(*args):
     calls["predict"] += 1
     return die() if calls["predict"] == 2 else predict(*args)
 
-def half_written(delta, reader, **kwargs):
-    import pyarrow as pa
-    def batches():
-        batch = reader.read_next_batch()
-        # Enough rows for the writer to have begun its file of the first partition.
-        yield batch
-        write_file_of_a_partition(delta)
-        die()
-    return write(delta, pa.RecordBatchReader.from_batches(reader.schema, batches()), **kwargs)
-
-def write_file_of_a_partition(delta):
-    folder = Path(delta.table_uri.removeprefix("file://")) / "data_date=2024-01-21"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "part-00000-orphan.zstd.parquet").write_bytes(b"PAR1 half a file")
+def half_written(root, schema, batches, partition):
+    def cut():
+        for batch in batches:
+            yield batch.slice(0, batch.num_rows // 2)
+            die()
+    return write_file(root, schema, cut(), partition)
 
 def committed(*args, **kwargs):
     write(*args, **kwargs)
@@ -409,11 +402,11 @@ def committed(*args, **kwargs):
 if point == "while rows are staged":
     serving.score.predict_rows = second_batch
 elif point == "before the commit":
-    lake.publish.write_deltalake = die
+    lake.publish._commit = die
 elif point == "in the commit":
-    lake.publish.write_deltalake = half_written
+    lake.publish.write_data_file = half_written
 elif point == "after the commit":
-    lake.publish.write_deltalake = committed
+    lake.publish._commit = committed
 settings = Settings(home=Path(home), catalogs=(Path(folder),), duckdb_memory_gb=1.0)
 print(serving.score.score(Lake(settings, load_catalog(settings)), MODEL, scored_nights(), run_id="killed").committed)
 """
