@@ -226,7 +226,7 @@ class Publications:
         version = delta.version()
         if known.version > version:
             # Somebody published since `loaded` was read, or the table has gone back.
-            newest = table.load()
+            newest = table.location.open()  # `table` may stand for one version
             if newest is None or newest.version() < known.version:
                 self._index_anew(table)
             return
@@ -253,7 +253,7 @@ class Publications:
     def _index_anew(self, table: LakeTable) -> None:
         with self._engine.connect() as connection, connection.begin():
             lock(connection, "index")
-            delta = table.load()
+            delta = table.location.open()
             if delta is None:
                 return
             commits = delta.history()
