@@ -140,8 +140,8 @@ def create_engine(url: str, *, read_only: bool = False) -> sa.Engine:
         if any(words in said for words in _BROKEN_FILE):
             raise DatabaseFailed(
                 f"the SQL database {engine.url.database} failed: {said}. What was to be written there is not.\n"
-                "  Make room on its disk and see that it may be written, then clear the task. A damaged file may be "
-                "deleted with its -wal and -shm files: `python -m cli repair` writes it anew from the lake."
+                "  Make room on its disk and see that it may be written, then clear the task. Restore a damaged file, "
+                "with its -wal and -shm files, from a backup."
             ) from context.original_exception
 
     @event.listens_for(engine, "connect")

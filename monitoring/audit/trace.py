@@ -29,7 +29,7 @@ from lake.digest import rows_digest
 from lake.lake import Lake
 from lake.lineage import Input, Publication
 from lake.signature import UntrustedModel, verify
-from lake.storage import artifact_folder, table_location
+from lake.storage import TableDamaged, artifact_folder, table_location
 from lake.tables import LakeTable, feature_table
 from serving.predictions import FeatureMissing
 from serving.projection import SQL_PREFIX, sql_name
@@ -317,8 +317,8 @@ def _any_table(lake: Lake, name: str, version: int | None = None) -> _OpenTable:
         if delta is None and version is not None:
             raise InputsExpired(_expired(name, version, f"there is no table in {location.uri}"))
         schema = pa.schema(delta.schema().to_arrow()) if delta is not None and version is not None else pa.schema([])
-    except DeltaError as error:
-        raise InputsExpired(_expired(name, version or 0, str(error))) from error
+    except (DeltaError, TableDamaged) as error:
+        raise InputsExpired(_expired(name, version or 0, str(error).splitlines()[0])) from error
     return _OpenTable(name, location, schema, (), delta=delta)
 
 

@@ -18,7 +18,7 @@ from features.expectations import BAD_SHARE, row_rules
 from features.validate import SCORE
 from lake.lake import Lake
 from lake.metric_queries import METRICS, Row, fetch, these
-from lake.storage import ObjectStore, reports
+from lake.storage import ObjectStore, PartitionDamaged, TableDamaged, reports
 from monitoring.alerting.runs import FAILED, Run, read_runs
 from monitoring.pages.data_calendar import calendar_chart, score_charts, state_counts
 from monitoring.pages.data_nights import (
@@ -484,7 +484,7 @@ def _quarantine(
             rule=rule,
             page=lambda pages: _page_number(query.get("page"), pages),
         )
-    except (DeltaError, duckdb.Error, OSError) as error:
+    except (DeltaError, duckdb.Error, OSError, TableDamaged, PartitionDamaged) as error:
         return values | {
             "unreadable": f"{entry.name}/quarantine/{part.key} cannot be read for {night}: {shortened(str(error), 300)}"
         }
