@@ -137,7 +137,7 @@ def create_engine(url: str, *, read_only: bool = False) -> sa.Engine:
     @event.listens_for(engine, "handle_error")
     def _named(context: Any) -> None:
         said = str(context.original_exception)
-        if any(words in said for words in _BROKEN_FILE):
+        if any(words in said for words in _BROKEN_FILE) and not (read_only and "readonly" in said):
             raise DatabaseFailed(
                 f"the SQL database {engine.url.database} failed: {said}. What was to be written there is not.\n"
                 "  Make room on its disk and see that it may be written, then clear the task. Restore a damaged file, "

@@ -23,6 +23,7 @@ import functools
 import glob
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -32,6 +33,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from datetime import date, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -289,8 +291,41 @@ def write_data_file(
         partition_values=partition,
         modification_time=state.st_mtime_ns // 1_000_000,
         data_change=True,
-        stats=json.dumps({"numRecords": rows}),
+        stats=json.dumps({"numRecords": rows, **_statistics(pq.read_metadata(path))}),
     )
+
+
+def _statistics(metadata: pq.FileMetaData) -> dict[str, dict[str, Any]]:
+    """Bounds and nulls of each column as a Delta commit has them: readers leave out files by them."""
+    lowest: dict[str, Any] = {}
+    highest: dict[str, Any] = {}
+    nulls: dict[str, int] = {}
+    for number in range(metadata.num_columns):
+        columns = [metadata.row_group(group).column(number) for group in range(metadata.num_row_groups)]
+        known = [column.statistics for column in columns if column.statistics is not None]
+        if len(known) < len(columns) or not all(each.has_null_count for each in known):
+            continue
+        name = metadata.schema.column(number).name
+        nulls[name] = sum(each.null_count for each in known)
+        bounded = [each for each in known if each.has_min_max]
+        # A row group of nulls alone has no bounds, and needs none.
+        if bounded and all(each.has_min_max or each.num_values == 0 for each in known):
+            low, high = min(each.min for each in bounded), max(each.max for each in bounded)
+            if _is_finite(low):
+                lowest[name] = _as_json(low)
+            if _is_finite(high):
+                highest[name] = _as_json(high)
+    return {"minValues": lowest, "maxValues": highest, "nullCount": nulls}
+
+
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, bytes) and (not isinstance(value, float) or math.isfinite(value))
+
+
+def _as_json(value: bool | float | str | date) -> bool | float | str:
+    if isinstance(value, datetime):
+        return value.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
+    return value.isoformat() if isinstance(value, date) else value
 
 
 def file_sizes(table: DeltaTable) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from cli.airflow_api import AirflowApi
@@ -54,18 +55,29 @@ class Person:
         """Answer whenever asked, until `approve` has ended so.
 
         Airflow tries a task again that is answered in the second in which it began to wait, before the scheduler took
-        note of that.
+        note of that: nobody reads the form so fast, so the scheduler's next heartbeats are waited for.
         """
         answered_try, deadline = 0, time.monotonic() + _WAIT_SECONDS
         while True:
             instance = self.instances(run_id)["approve"]
             if instance["state"] == "awaiting_input" and instance["try_number"] > answered_try:
+                self._wait_heartbeat(datetime.now(UTC) + timedelta(seconds=1))
                 self.answer(run_id, option, **params)
                 answered_try = instance["try_number"]
             elif answered_try and instance["state"] in {"success", "failed"}:
                 assert instance["state"] == task_state
                 return instance
             assert time.monotonic() < deadline, f"approve of {run_id} is {instance['state']}"
+            time.sleep(0.2)
+
+    def _wait_heartbeat(self, after: datetime) -> None:
+        """Until the scheduler has been through its loop once after that instant."""
+        deadline = time.monotonic() + _WAIT_SECONDS
+        while True:
+            scheduler = self.api.call("GET", "/monitor/health").json()["scheduler"]
+            if datetime.fromisoformat(scheduler["latest_scheduler_heartbeat"]) > after:
+                return
+            assert time.monotonic() < deadline, f"no heartbeat of the scheduler after {after}: {scheduler}"
             time.sleep(0.2)
 
     def clear(self, run_id: str, task: str) -> None:
