@@ -42,7 +42,7 @@ from features.validate import SCORE
 from lake.artifact import combined_digest
 from lake.assignment import CHAMPION, Assignment, recorded
 from lake.lake import Lake
-from lake.lineage import Lineage, _synced_table, publications_table
+from lake.lineage import Lineage, _commit_digest, _heads_table, _synced_table, publications_table
 from lake.metrics import INDEXES, METRIC_SCHEMA, SQL_TABLE, metrics_table
 from lake.projection import _metadata as projection_metadata
 from lake.projection import _prepare, projections_table, sql_columns
@@ -737,7 +737,9 @@ def _index(lake: Lake, connection: sa.Connection, table: LakeTable, rows: Sequen
     columns = [c.name for c in publications_table.c if c.name not in {"inputs", "details"}] + ["inputs", "details"]
     _insert(connection, publications_table, columns, rows)
     delta_id = str(delta.metadata().id)
-    connection.execute(_synced_table.insert(), {"table_name": table.name, "delta_id": delta_id, "version": 1_000_000})
+    head = {"table_name": table.name, "version": delta.version()}
+    connection.execute(_synced_table.insert(), head | {"delta_id": delta_id})
+    connection.execute(_heads_table.insert(), head | {"commit_digest": _commit_digest(delta.history(1)[0])})
     sql_table = (
         SQL_TABLE
         if "/metrics/" in table.name
