@@ -305,21 +305,24 @@ def _statistics(metadata: pq.FileMetaData) -> dict[str, dict[str, Any]]:
         known = [column.statistics for column in columns if column.statistics is not None]
         if len(known) < len(columns) or not all(each.has_null_count for each in known):
             continue
-        name = metadata.schema.column(number).name
+        name = metadata.schema.column(number).path
+        if "." in name:
+            continue  # a part of a nested column
         nulls[name] = sum(each.null_count for each in known)
         bounded = [each for each in known if each.has_min_max]
         # A row group of nulls alone has no bounds, and needs none.
         if bounded and all(each.has_min_max or each.num_values == 0 for each in known):
             low, high = min(each.min for each in bounded), max(each.max for each in bounded)
-            if _is_finite(low):
+            if _has_bound(low):
                 lowest[name] = _as_json(low)
-            if _is_finite(high):
+            if _has_bound(high):
                 highest[name] = _as_json(high)
     return {"minValues": lowest, "maxValues": highest, "nullCount": nulls}
 
 
-def _is_finite(value: Any) -> bool:
-    return not isinstance(value, bytes) and (not isinstance(value, float) or math.isfinite(value))
+def _has_bound(value: Any) -> bool:
+    """Whether a commit's JSON holds such a value; a column without bounds is read, not left out."""
+    return isinstance(value, bool | int | str | date) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _as_json(value: bool | float | str | date) -> bool | float | str:

@@ -346,6 +346,7 @@ def test_a_data_file_s_bounds_are_those_that_delta_writes(tmp_path: Path) -> Non
             "event_date": pa.array([date(2024, 3, 1), date(2024, 2, 1), None], pa.date32()),
             "start_utc": pa.array(instants, pa.timestamp("us", "UTC")),
             "nothing": pa.array([None, None, None], pa.int64()),
+            "curve": pa.array([[1.0], [], None], pa.list_(pa.float64())),
         }
     )
     theirs, ours = tmp_path / "theirs", tmp_path / "ours"
