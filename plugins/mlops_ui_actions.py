@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, date
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from urllib.parse import quote
 
@@ -47,6 +47,9 @@ _DOING = {
     "reproduce": "Reproducing a prediction",
 }
 _APPROVE, _REJECT = "Approve", "Reject"  # as `training.registry.approval` knows them
+# How long after its start a task is surely known to wait; from its wish to wait to the end of its process; how long its
+# scheduler, which says every 5 s that it lives, is waited for.
+_LONG_NOTED, _LONGEST_PARKING, _LONGEST_UNNOTED = timedelta(minutes=5), timedelta(seconds=1), timedelta(seconds=30)
 
 
 class BadForm(NightfleetError):
@@ -340,6 +343,31 @@ async def _request_retraining(asked: Asked) -> Outcome:
     return Outcome(f"{said} Its run is {run_id}.", action)
 
 
+async def _noted(asked: Asked, task: Mapping[str, Any]) -> None:
+    """Until the scheduler knows that the task waits.
+
+    Airflow runs a task again that was answered before its scheduler took note of the wait, and then drops the answer
+    and asks again (3.3: `upsert_hitl_detail` clears the response of the former try). A loop of the scheduler that
+    began after the task was parked ends that.
+
+    Raises:
+        AirflowRefused: no such loop in 30 s.
+    """
+    began = datetime.now(UTC)
+    if began - datetime.fromisoformat(task["start_date"]) > _LONG_NOTED:
+        return
+    while datetime.now(UTC) - began < _LONGEST_UNNOTED:
+        health = await _airflow(asked, "GET", "/monitor/health")
+        beat = health.document["scheduler"]["latest_scheduler_heartbeat"] if health.status == 200 else None
+        if beat is not None and datetime.fromisoformat(beat) > began + _LONGEST_PARKING:
+            return
+        await asyncio.sleep(0.2)  # between two questions
+    raise AirflowRefused(
+        f"Airflow's scheduler has not noted in {_LONGEST_UNNOTED.seconds} s that this promotion waits. Nothing was "
+        "done. Look whether the scheduler runs, and answer again."
+    )
+
+
 async def _answer(asked: Asked, option: str) -> Outcome:
     model, reason = asked.model(), asked.reason()
     digest = asked.text("evidence_digest", "the evidence", 64)
@@ -364,6 +392,7 @@ async def _answer(asked: Asked, option: str) -> Outcome:
             "or it was judged again. Nothing was done. Reload the page."
         )
     task = waiting[-1]
+    await _noted(asked, task)
     path = f"{dag}/{quote(task['dag_run_id'], safe='')}/taskInstances/approve/{task['map_index']}/hitlDetails"
     answered = await _airflow(
         asked, "PATCH", path, json={"chosen_options": [option], "params_input": {"reason": reason}}

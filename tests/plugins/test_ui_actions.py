@@ -11,6 +11,7 @@ from datetime import UTC, date, datetime, timedelta
 from itertools import product
 from typing import Any
 
+import mlops_ui_actions
 import pytest
 from fastapi import FastAPI, HTTPException, Request
 from mlops_ui_actions import ROLE_OF, AirflowRefused, BadForm, NothingWaits, perform
@@ -42,6 +43,9 @@ class PlayedAirflow:
         self.answers: list[dict[str, Any]] = []
         self.asked_by: list[str] = []
         self.refuses: int | None = None
+        # When the scheduler says that it lives, in seconds from the question; the last one from then on.
+        self.beats = [3.0]
+        self.app.add_api_route("/api/v2/monitor/health", self.health, methods=["GET"])
         self.app.add_api_route("/api/v2/dags/{dag_id}/dagRuns", self.trigger, methods=["POST"])
         self.app.add_api_route("/api/v2/dags/{dag_id}/dagRuns/~/hitlDetails", self.details, methods=["GET"])
         self.app.add_api_route(
@@ -75,8 +79,14 @@ class PlayedAirflow:
         self.answers.append(await request.json() | {"run": run, "task": task, "index": index, "dag_id": dag_id})
         return {}
 
-    def asks(self, digest: str = DIGEST, run: str = "first__2024-02-26") -> None:
-        task = {"task_id": "approve", "dag_run_id": run, "map_index": -1}
+    async def health(self) -> dict[str, Any]:
+        assert not self.answers
+        beat = self.beats.pop(0) if len(self.beats) > 1 else self.beats[0]
+        return {"scheduler": {"latest_scheduler_heartbeat": (datetime.now(UTC) + timedelta(seconds=beat)).isoformat()}}
+
+    def asks(self, digest: str = DIGEST, run: str = "first__2024-02-26", since: timedelta = timedelta(hours=1)) -> None:
+        start = datetime.now(UTC) - since
+        task = {"task_id": "approve", "dag_run_id": run, "map_index": -1, "start_date": start.isoformat()}
         self.waiting.append({"dag_id": f"{MODEL}_train", "body": f"- Evidence: `{digest}`", "task_instance": task})
 
 
@@ -320,6 +330,25 @@ def test_an_answer_goes_to_the_question_with_that_evidence(
     assert (answer["run"], answer["task"], answer["chosen_options"]) == ("first__2024-02-26", "approve", [option])
     assert answer["params_input"] == {"reason": FORMS[name]["reason"]}
     assert last(lake).details == {"evidence_digest": DIGEST, "dag_run_id": "first__2024-02-26"}
+
+
+def test_an_answer_waits_until_the_scheduler_knows_of_the_question(lake: Lake, airflow: PlayedAirflow) -> None:
+    """Airflow drops an answer that comes before."""
+    airflow.asks(since=timedelta(seconds=2))
+    airflow.beats = [-4.0, 0.5, 3.0]
+    do(lake, airflow, "approve", **FORMS["approve"])
+    assert (airflow.beats, len(airflow.answers)) == ([3.0], 1)
+
+
+def test_an_answer_is_refused_where_no_scheduler_will_hear_it(
+    lake: Lake, airflow: PlayedAirflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mlops_ui_actions, "_LONGEST_UNNOTED", timedelta(seconds=1))
+    airflow.asks(since=timedelta(seconds=2))
+    airflow.beats = [-40.0]
+    with pytest.raises(AirflowRefused, match="has not noted in 1 s"):
+        do(lake, airflow, "approve", **FORMS["approve"])
+    assert airflow.answers == []
 
 
 @pytest.mark.parametrize("digest", ["e" * 64, "d", "d" * 63, ""])

@@ -322,8 +322,8 @@ def test_an_operators_request_is_trained_waits_for_the_admin_and_is_rolled_back(
     def approved() -> bool:
         approval = admin.open("/nightfleet/retraining").locator("form[action$='/actions/approve']")
         approval.locator("[name=reason]").fill("as good, and newer")
-        approval.get_by_role("button", name="Approve").click()
-        page.wait_for_load_state("load")
+        with page.expect_navigation():  # the answer waits for the scheduler's heartbeat
+            approval.get_by_role("button", name="Approve").click()
         # The gate's decision is there some seconds before Airflow asks what to do with it.
         return "Approved" in page.inner_text("main")
 
