@@ -22,8 +22,9 @@ import yaml
 from config.catalog.data import ColumnType, Dataset
 from config.catalog.load import Catalog
 from config.settings import Settings
+from lake.delta import table_location
 from lake.lake import Lake
-from lake.storage import advisory_lock, table_location
+from lake.storage import advisory_lock
 from lake.tables import feature_table
 
 if TYPE_CHECKING:

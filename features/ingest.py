@@ -34,11 +34,11 @@ from features.sources import (
     read_source,
 )
 from features.sources.columns import quoted
+from lake.delta import PartitionDamaged
 from lake.events import logged
 from lake.lake import Lake, StageResult, register_nights
 from lake.lineage import PartitionNotReady, Publication
 from lake.publish import Published, StalePublish, publish
-from lake.storage import PartitionDamaged
 from lake.tables import DUCKDB_TYPES, LakeTable, raw_table
 
 _BATCH_ROWS = 131_072

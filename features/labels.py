@@ -21,9 +21,9 @@ from config.catalog.model import ModelEntry
 from config.errors import NightfleetError
 from features.known import KnownTable, known_table
 from features.retrieval import horizon_end, spine
+from lake.duck import read_parquet
 from lake.lake import Lake
 from lake.lineage import Input
-from lake.storage import read_parquet
 from lake.tables import ARROW_TYPES, valid_table
 
 _WEEK = 7 * ONE_DAY

@@ -29,8 +29,8 @@ from feast.repo_config import FeastConfigBaseModel, RepoConfig
 from pydantic import Field
 
 from config.errors import NightfleetError
-from lake.duck import connect
-from lake.storage import TableLocation, check_files, file_sizes, read_parquet
+from lake.delta import TableLocation, check_files, file_sizes
+from lake.duck import connect, read_parquet
 
 BATCH_ROWS = 65_536
 _ROW = '"__entity_row"'

@@ -17,9 +17,9 @@ from config.calendar import ONE_DAY, Interval, cutoff
 from config.catalog.data import Dataset
 from config.catalog.model import ModelEntry
 from features.known import KnownTable, known_table
+from lake.duck import read_parquet
 from lake.lake import Lake
 from lake.lineage import Input, PartitionNotReady, Publication
-from lake.storage import read_parquet
 from lake.tables import ARROW_TYPES, DUCKDB_TYPES, LakeTable, feature_table, valid_table
 
 BATCH_ROWS = 65_536

@@ -56,3 +56,25 @@ def confine(connection: duckdb.DuckDBPyConnection) -> None:
     """
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
+
+
+def sql_path(path: str | Path) -> str:
+    """A path or URI as the SQL literal that DuckDB writes it to; to read it, `literal_path` or `read_parquet`."""
+    return "'" + str(path).replace("'", "''") + "'"
+
+
+def literal_path(path: str | Path) -> str:
+    """A path of a file to read as the SQL literal of just that file: DuckDB takes names for patterns."""
+    return sql_path(glob.escape(str(path)))
+
+
+def read_parquet(paths: Iterable[str | Path], *, partitioned: bool = False) -> str:
+    """DuckDB's `read_parquet(...)` of those files, as SQL; at least one.
+
+    Args:
+        partitioned: they are files of a Delta table: columns may have come later, and `data_date` stands in the path.
+    """
+    options = "hive_partitioning=false"  # on its own, DuckDB takes columns from folders called `name=value`
+    if partitioned:
+        options = "union_by_name=true, hive_partitioning=true, hive_types_autocast=false"
+    return f"read_parquet([{', '.join(literal_path(path) for path in paths)}], {options})"

@@ -14,7 +14,7 @@ from deltalake.exceptions import CommitFailedError
 
 from config.errors import NightfleetError, TransientError
 from config.settings import Settings
-from lake.storage import check_files, file_sizes, table_location, write_data_file
+from lake.delta import check_files, file_sizes, sync_data_files, table_location, write_data_file
 
 
 class NoChampion(NightfleetError):
@@ -146,9 +146,9 @@ class Ledger:
         sequence = max((p.sequence for p in seen.promotions), default=0) + 1
         row = {**promotion.__dict__, "sequence": sequence, "decided_at": promotion.decided_at.astimezone(UTC)}
         try:
-            line = write_data_file(
-                Path(self._location.uri), _SCHEMA, pa.Table.from_pylist([row], schema=_SCHEMA).to_batches(), {}
-            )
+            root = Path(self._location.uri)
+            line = write_data_file(root, _SCHEMA, pa.Table.from_pylist([row], schema=_SCHEMA).to_batches(), {})
+            sync_data_files(root, [line])
             version = table.version() + 1
             table.create_write_transaction(
                 [line], mode="append", schema=_SCHEMA, commit_properties=CommitProperties(max_commit_retries=0)

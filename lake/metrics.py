@@ -16,12 +16,12 @@ import pyarrow.compute as pc
 from config.calendar import Interval
 from config.errors import NightfleetError
 from config.settings import Settings
+from lake.delta import table_location
 from lake.lake import Lake
 from lake.lineage import Input
 from lake.migrations import METRICS
 from lake.projection import project
 from lake.publish import Published, publish
-from lake.storage import table_location
 from lake.tables import DATA_DATE, LakeTable
 
 Status = Literal["ok", "warning", "failing", "not_evaluated"]

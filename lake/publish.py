@@ -21,9 +21,9 @@ from deltalake.transaction import AddAction
 
 from config.calendar import Interval
 from config.errors import NightfleetError, TransientError
+from lake.delta import sync_data_files, write_data_file
 from lake.digest import RowsDigest
 from lake.lineage import Lineage, Publication, Publications, commit_metadata
-from lake.storage import write_data_file
 from lake.tables import LakeTable
 
 _ATTEMPTS = 20
@@ -194,6 +194,7 @@ def _write_files(table: LakeTable, staged: Path, changed: list[date]) -> list[Ad
         for day, of_day in itertools.groupby(parts, key=lambda part: part[0]):
             values = {"data_date": day.isoformat()}
             added.append(write_data_file(root, schema, (part.select(schema.names) for _, part in of_day), values))
+    sync_data_files(root, added)
     return added
 
 

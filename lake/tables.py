@@ -13,8 +13,8 @@ from deltalake import DeltaTable
 from config.catalog.data import Column, Dataset
 from config.errors import NightfleetError
 from config.settings import Settings
-from lake.duck import allow, confine, connect
-from lake.storage import TableLocation, check_files, file_problem, file_sizes, read_parquet, table_location
+from lake.delta import TableLocation, check_files, file_problem, file_sizes, table_location
+from lake.duck import allow, confine, connect, read_parquet
 
 ARROW_TYPES: dict[str, pa.DataType] = {
     "string": pa.string(),

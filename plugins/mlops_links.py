@@ -137,7 +137,7 @@ def _job_run(operator: Any) -> str | None:
     if not isinstance(job_dir, str):
         return None  # a template that was never rendered: the task failed before it began
     from config.settings import load_settings
-    from lake.storage import UnsafeFile, open_contained
+    from lake.contained import UnsafeFile, open_contained
 
     folder = Path(job_dir).resolve()  # it came by XCom, which people may edit
     if folder.parent != (load_settings().jobs / operator.model_name).resolve():

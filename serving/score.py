@@ -21,12 +21,13 @@ from config.errors import NightfleetError
 from config.settings import Settings
 from features.retrieval import retrieve
 from lake.assignment import CHAMPION, Assignment, Plan, check_plan, plan_of, recorded, scored_by
+from lake.delta import table_location
 from lake.events import logged
 from lake.lake import Lake, StageResult
 from lake.ledger import LedgerSnapshot
 from lake.lineage import Input, Publication
 from lake.publish import Published, StalePublish, publish
-from lake.storage import artifact_folder, table_location
+from lake.storage import artifact_folder
 from lake.tables import LakeTable
 from serving.predictions import check_outputs, check_served, input_digests, prediction_ids, predictions_table
 from serving.predictors import Predictor

@@ -164,7 +164,8 @@ def test_the_training_image_holds_what_the_trainer_imports_and_nothing_else() ->
     )
 
 
-# What lies on one machine alone, and who may make paths of it: everything else goes through lake/storage.py.
+# What lies on one machine alone, and who may make paths of it: everything else goes through
+# lake/storage.py or lake/delta.py.
 LOCAL_FOLDERS: dict[str, tuple[str, ...]] = {
     "lake": (),
     "artifacts": (),
@@ -189,7 +190,7 @@ LOCAL_FOLDERS: dict[str, tuple[str, ...]] = {
 def test_paths_of_state_are_made_in_one_place() -> None:
     for path in _files():
         name = str(path.relative_to(ROOT))
-        if name in {"config/settings.py", "lake/storage.py"}:
+        if name in {"config/settings.py", "lake/storage.py", "lake/delta.py"}:
             continue
         for node in ast.walk(_tree(path)):
             if not isinstance(node, ast.Attribute) or node.attr not in LOCAL_FOLDERS:
@@ -199,8 +200,8 @@ def test_paths_of_state_are_made_in_one_place() -> None:
             of = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
             assert of != "settings" or name in LOCAL_FOLDERS[node.attr], (
                 f"{name}:{node.lineno} makes a path of settings.{node.attr}, which may lie on another machine. Ask "
-                "lake/storage.py for it (`table_location`, `artifacts`, `reports`), or, if it is of one machine alone, "
-                "name the file in LOCAL_FOLDERS and say why."
+                "lake/storage.py (`artifacts`, `reports`) or lake/delta.py (`table_location`) for it, or, if it is of "
+                "one machine alone, name the file in LOCAL_FOLDERS and say why."
             )
 
 
@@ -209,13 +210,13 @@ def test_paths_of_state_are_made_in_one_place() -> None:
     [
         ("fcntl", "`lake.storage.advisory_lock`"),
         ("os.link", "`lake.storage.link_or_copy`"),
-        ("deltalake.DeltaTable", "`lake.storage.TableLocation.open`"),
+        ("deltalake.DeltaTable", "`lake.delta.TableLocation.open`"),
     ],
 )
 def test_what_only_one_machine_has_is_used_behind_the_door_alone(module: str, instead: str) -> None:
     package, _, name = module.partition(".")
     for path in _files(tuple(folder for folder in FOLDERS if folder != "cli")):
-        if path == ROOT / "lake" / "storage.py":
+        if path in {ROOT / "lake" / "storage.py", ROOT / "lake" / "delta.py"}:
             continue
         for node in ast.walk(_tree(path)):
             if isinstance(node, ast.Import):
@@ -232,11 +233,11 @@ def test_what_only_one_machine_has_is_used_behind_the_door_alone(module: str, in
 def test_duckdb_gets_paths_from_one_function() -> None:
     for path in _files():
         for node in ast.walk(_tree(path)):
-            if path == ROOT / "lake" / "storage.py" or not isinstance(node, ast.JoinedStr):
+            if path == ROOT / "lake" / "duck.py" or not isinstance(node, ast.JoinedStr):
                 continue
             texts = [part.value for part in node.values if isinstance(part, ast.Constant)]
             assert not any("read_parquet(" in str(text) for text in texts), (
-                f"{path.relative_to(ROOT)}:{node.lineno} puts a path into SQL. Use lake.storage.read_parquet."
+                f"{path.relative_to(ROOT)}:{node.lineno} puts a path into SQL. Use lake.duck.read_parquet."
             )
 
 

@@ -9,7 +9,7 @@ import duckdb
 
 from config.catalog.data import ColumnType
 from features.sources.errors import SourceSchemaMismatch
-from lake.storage import read_parquet, sql_path
+from lake.duck import read_parquet, sql_path
 from lake.tables import DUCKDB_TYPES
 
 # What a SQL type may be where the catalog declares the key: a cast from it to the declared type loses nothing.

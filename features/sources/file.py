@@ -22,7 +22,7 @@ from config.catalog.data import ColumnType, FileSource, Lookup
 from features.sources.columns import check_names, check_types, literal, quoted, stage_text, typed_relation
 from features.sources.errors import SourceMissing, SourceUnreadable
 from lake.artifact import file_digest
-from lake.storage import literal_path, read_parquet, sql_path
+from lake.duck import literal_path, read_parquet, sql_path
 
 _MEMBER = "!"
 

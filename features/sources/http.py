@@ -19,7 +19,7 @@ from config.catalog.data import ColumnType, HttpSource
 from config.settings import Settings, secret
 from features.sources.columns import check_names, stage_text
 from features.sources.errors import SourceRefused, SourceUnavailable, SourceUnreadable
-from lake.storage import read_parquet
+from lake.duck import read_parquet
 
 FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 30.0

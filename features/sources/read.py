@@ -19,9 +19,9 @@ from config.catalog.data import ColumnType, Dataset, FileSource, HttpSource, Kno
 from features.sources import file, http, sql
 from features.sources.columns import check_types, literal, quoted, typed_relation
 from features.sources.errors import SourceMissing, SourceSqlReachesOutside, SourceUnavailable, SourceUnreadable
-from lake.duck import allow, confine
+from lake.duck import allow, confine, read_parquet, sql_path
 from lake.lake import Lake
-from lake.storage import link_or_copy, read_parquet, sql_path
+from lake.storage import link_or_copy
 
 # A change to how sources are read makes every cached one unknown.
 _READER = "1"

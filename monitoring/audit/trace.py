@@ -25,11 +25,12 @@ from config.settings import MissingSecret, code_version
 from features.retrieval import retrieve, spine_table
 from features.transform import compute_view
 from lake.assignment import Assignment, scored_by
+from lake.delta import TableDamaged, table_location
 from lake.digest import rows_digest
 from lake.lake import Lake
 from lake.lineage import Input, Publication
 from lake.signature import UntrustedModel, verify
-from lake.storage import TableDamaged, artifact_folder, table_location
+from lake.storage import artifact_folder
 from lake.tables import LakeTable, feature_table
 from serving.predictions import FeatureMissing
 from serving.projection import SQL_PREFIX, sql_name

@@ -16,9 +16,10 @@ from config.catalog.checks import check_name
 from config.catalog.data import Dataset
 from features.expectations import BAD_SHARE, row_rules
 from features.validate import SCORE
+from lake.delta import PartitionDamaged, TableDamaged
 from lake.lake import Lake
 from lake.metric_queries import METRICS, Row, fetch, these
-from lake.storage import ObjectStore, PartitionDamaged, TableDamaged, reports
+from lake.storage import ObjectStore, reports
 from monitoring.alerting.runs import FAILED, Run, read_runs
 from monitoring.pages.data_calendar import calendar_chart, score_charts, state_counts
 from monitoring.pages.data_nights import (

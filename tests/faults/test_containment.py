@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from lake.contained import UnsafeFile, check_contained, copy_contained, open_contained
 from lake.lake import Lake
-from lake.storage import UnsafeFile, check_contained, copy_contained, open_contained
 from tests.training.jobs import write_job
 from training.registry import curves
 from training.registry.attempt import Attempt, Ended, host_folder

@@ -9,7 +9,7 @@ import pytest
 
 from config.calendar import Interval
 from features.ingest import ingest
-from lake.storage import PartitionDamaged
+from lake.delta import PartitionDamaged
 from lake.tables import raw_table
 from tests import toy
 

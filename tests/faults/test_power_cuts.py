@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from config.calendar import Interval
+from lake.delta import PartitionDamaged, TableDamaged
 from lake.projection import project, sql_columns
-from lake.storage import PartitionDamaged, TableDamaged
 from tests.lake.conftest import FIRST, Items, item_rows, items  # noqa: F401 (a fixture)
 
 NIGHT = Interval.of(FIRST)

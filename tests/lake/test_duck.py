@@ -9,8 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lake.duck import allow, confine, connect
-from lake.storage import read_parquet
+from lake.duck import allow, confine, connect, read_parquet, sql_path
 
 
 def test_a_confined_connection_reads_the_files_it_was_allowed_and_no_other(tmp_path: Path) -> None:
@@ -43,3 +42,10 @@ def test_variables_of_python_are_no_tables() -> None:
     with connect() as connection, pytest.raises(duckdb.CatalogException, match="secrets"):
         connection.execute("SELECT * FROM secrets")
     assert secrets.num_rows == 1
+
+
+def test_paths_are_literals_for_duckdb() -> None:
+    assert sql_path("/it's/a.parquet") == "'/it''s/a.parquet'"
+    assert read_parquet([Path("/a"), "/b"]) == "read_parquet(['/a', '/b'], hive_partitioning=false)"
+    assert read_parquet(["/q[1]*.parquet"]) == "read_parquet(['/q[[]1][*].parquet'], hive_partitioning=false)"
+    assert "hive_partitioning=true" in read_parquet(["/a"], partitioned=True)

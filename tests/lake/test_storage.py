@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
-from deltalake import DeltaTable, write_deltalake
 from pyarrow import fs
 from pyarrow._fs import _MockFileSystem
 
 from lake import storage
 from lake.artifact import folder_digests
 from lake.lake import Lake
-from lake.storage import (
-    LeadsOutside,
-    ObjectStore,
-    advisory_lock,
-    artifact_folder,
-    artifacts,
-    link_or_copy,
-    reports,
-    write_data_file,
-)
+from lake.storage import LeadsOutside, ObjectStore, advisory_lock, artifact_folder, artifacts, link_or_copy, reports
 from tests import toy
 
 FILES = {"model/weights.bin": b"\0\1" * 500, "job.json": b"{}", "signature.json": b"s", "manifest.json": b"m"}
@@ -244,13 +231,6 @@ def test_a_file_s_second_place_is_a_copy_where_there_are_no_links(
         link_or_copy(tmp_path / "nothing", tmp_path / "other")
 
 
-def test_paths_are_literals_for_duckdb() -> None:
-    assert storage.sql_path("/it's/a.parquet") == "'/it''s/a.parquet'"
-    assert storage.read_parquet([Path("/a"), "/b"]) == "read_parquet(['/a', '/b'], hive_partitioning=false)"
-    assert storage.read_parquet(["/q[1]*.parquet"]) == "read_parquet(['/q[[]1][*].parquet'], hive_partitioning=false)"
-    assert "hive_partitioning=true" in storage.read_parquet(["/a"], partitioned=True)
-
-
 def test_a_version_s_folder_is_its_place_among_the_artifacts(toy_lake: Lake) -> None:
     settings = toy_lake.settings
     assert artifact_folder(settings, "ride_minutes", "0123") == settings.artifacts / "ride_minutes" / "0123"
@@ -331,33 +311,3 @@ def test_a_failing_block_gives_the_lock_back(locked_lake: Lake) -> None:
     for _ in range(2):
         with pytest.raises(RuntimeError), advisory_lock(locked_lake.engine, "feast"):
             raise RuntimeError
-
-
-def test_a_data_file_s_bounds_are_those_that_delta_writes(tmp_path: Path) -> None:
-    """Readers leave out files by them, and the partitions that a prediction names follow from that."""
-    instants = [datetime(2024, 3, 1, 5, 0, 0, 123_456, tzinfo=UTC), datetime(2024, 3, 2, tzinfo=UTC), None]
-    rows = pa.table(
-        {
-            "ride": pa.array([3, 1, 2], pa.int64()),
-            "depot": pa.array(["north", None, "süd"], pa.string()),
-            "minutes": pa.array([0.5, -2.0, None], pa.float64()),
-            "endless": pa.array([math.inf, 1.0, 2.0], pa.float64()),
-            "late": pa.array([True, False, None], pa.bool_()),
-            "event_date": pa.array([date(2024, 3, 1), date(2024, 2, 1), None], pa.date32()),
-            "start_utc": pa.array(instants, pa.timestamp("us", "UTC")),
-            "nothing": pa.array([None, None, None], pa.int64()),
-            "curve": pa.array([[1.0], [], None], pa.list_(pa.float64())),
-        }
-    )
-    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
-    night = pa.array(["2024-03-01"] * 3)
-    write_deltalake(theirs, rows.append_column("data_date", night), partition_by=["data_date"])
-    table = DeltaTable.create(ours, schema=DeltaTable(theirs).schema(), partition_by=["data_date"])
-    action = write_data_file(ours, rows.schema, rows.to_batches(), {"data_date": "2024-03-01"})
-    table.create_write_transaction([action], "append", table.schema(), ["data_date"])
-    expected, written = (
-        pa.table(DeltaTable(path).get_add_actions(flatten=True)).to_pylist()[0] for path in (theirs, ours)
-    )
-    bounds = {name for name in expected if name.partition(".")[0] in {"min", "max", "null_count"}}
-    assert {"min.start_utc", "max.event_date", "null_count.nothing"} <= bounds
-    assert {name: written.get(name) for name in bounds} == {name: expected[name] for name in bounds}

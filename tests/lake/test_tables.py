@@ -11,8 +11,8 @@ import pytest
 from deltalake import DeltaTable
 
 from config.calendar import Interval
+from lake.delta import table_location
 from lake.lake import Lake
-from lake.storage import table_location
 from lake.tables import LakeTable, TableUnreadable, feature_table, named_table, quarantine_table, raw_table, valid_table
 from tests.lake.conftest import FIRST, Items, item_rows
 

@@ -12,7 +12,7 @@ from http.client import HTTPException
 from pathlib import Path
 from types import TracebackType
 
-from lake.storage import UnsafeFile, open_contained
+from lake.contained import UnsafeFile, open_contained
 from training.progress import CURVES_FILE, POINTS_FILE
 
 _EVERY_SECONDS = 1.0

@@ -16,8 +16,9 @@ from typing import Any
 from config.errors import NightfleetError
 from config.settings import code_version, image_code
 from features.training_set import TrainingSet, build_training_set
+from lake.contained import open_contained
 from lake.lake import Lake
-from lake.storage import link_or_copy, open_contained
+from lake.storage import link_or_copy
 from serving.predictors.contract import read_json, write_json
 from training.job_file import JOB_FILE, job_identity, read_job
 from training.registry.attempt import host_folder

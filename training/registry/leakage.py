@@ -31,9 +31,9 @@ from config.errors import NightfleetError
 from features.labels import is_mature, label_as_number
 from features.retrieval import spine_table
 from features.transform import compute_view, inputs_of_view
+from lake.duck import read_parquet
 from lake.lake import Lake, register_nights
 from lake.publish import publish
-from lake.storage import read_parquet
 from lake.tables import DUCKDB_TYPES, LakeTable, feature_table, valid_table
 
 NIGHTS = 3

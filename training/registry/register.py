@@ -19,17 +19,10 @@ from config.catalog.output import outputs_of
 from config.errors import NightfleetError
 from config.settings import ROOT
 from lake.artifact import combined_digest, verify_files
+from lake.contained import check_contained, copy_contained
 from lake.lake import Lake
 from lake.signature import SIGNATURE_FILE, sign, signing_key, verify
-from lake.storage import (
-    VERSION_COMPLETE,
-    advisory_lock,
-    artifact_folder,
-    artifacts,
-    check_contained,
-    copy_contained,
-    version_key,
-)
+from lake.storage import VERSION_COMPLETE, advisory_lock, artifact_folder, artifacts, version_key
 from serving.predictors import MANIFEST_FILE, Predictor, load_predictor, read_manifest
 from serving.predictors.contract import read_json, write_json
 from training.__main__ import IMPORTANCES_FILE

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from config.errors import NightfleetError, TransientError
 from lake.artifact import ArtifactMismatch, verify_files
+from lake.contained import UnsafeFile, check_contained
 from lake.lake import Lake
-from lake.storage import UnsafeFile, check_contained
 from serving.predictors import MANIFEST_FILE, BadManifest, read_manifest
 from serving.predictors.contract import read_json, write_json
 from training.__main__ import DISK_FULL, REFUSED, TERMINATED, TRANSIENT

@@ -19,8 +19,7 @@ from config.calendar import Interval
 from config.catalog.data import FileSource
 from features.sources import SourceMissing, SourceSchemaMismatch, SourceSqlReachesOutside, SourceUnreadable
 from features.sources.file import find, stage
-from lake.duck import connect
-from lake.storage import read_parquet
+from lake.duck import connect, read_parquet
 from tests.features.sources.reading import COLUMNS, meters, read
 
 HEADER = "meter,at_utc,litres,pulses,open,billed_on\n"

@@ -198,7 +198,7 @@ def test_the_watch_projects_what_a_killed_run_left(lake: Lake, monkeypatch: pyte
 
 def test_a_read_opens_no_delta_table(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     everything(lake)
-    monkeypatch.setattr("lake.storage.DeltaTable", lambda *_, **__: pytest.fail("a Delta table was opened"))
+    monkeypatch.setattr("lake.delta.DeltaTable", lambda *_, **__: pytest.fail("a Delta table was opened"))
     assert [len(rows) for rows in read_all(lake)] == [1, 1, 1, 1]
 
 

@@ -17,10 +17,10 @@ from cli.trace_view import render_reproduction, render_trace
 from config.calendar import ONE_DAY, Interval
 from features.transform import transform
 from lake.artifact import ArtifactMismatch
+from lake.delta import PartitionDamaged
 from lake.lake import Lake
 from lake.publish import publish
 from lake.signature import UntrustedModel
-from lake.storage import PartitionDamaged
 from lake.tables import feature_table, named_table, valid_table
 from monitoring.audit.trace import InputsExpired, Step, UnknownPrediction, reproduce, trace
 from serving.predictions import predictions_table
