@@ -33,10 +33,18 @@ class RowsDigest:
         self._as_before = dict(added or {})
         self.rows = 0
 
-    def update(self, batch: pa.RecordBatch) -> None:
-        """Add rows; `batch` has the schema given at the start."""
+    def update(self, batch: pa.RecordBatch, as_before: pa.RecordBatch | None = None) -> None:
+        """Add rows; `batch` has the schema given at the start.
+
+        Args:
+            as_before: what `held_as_before` says of these rows, where it was asked already.
+        """
         self.rows += batch.num_rows
-        self._as_before = {name: value for name, value in self._as_before.items() if _all_hold(batch, name, value)}
+        held = held_as_before(batch, self._as_before) if as_before is None else as_before
+        if held is not None:
+            self._as_before = {
+                name: value for name, value in self._as_before.items() if pc.all(held[name], min_count=0).as_py()
+            }
         for column, (validity, lengths, values) in zip(batch.columns, self._hashers, strict=True):
             validity.update(np.asarray(column.is_valid()).tobytes())
             kind = column.type
@@ -81,12 +89,17 @@ def _evaluator() -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def _all_hold(batch: pa.RecordBatch, name: str, value: str) -> bool:
-    """Whether every row holds the value of that SQL expression, over its other columns, in a column."""
+def held_as_before(batch: pa.RecordBatch, added: Mapping[str, str]) -> pa.RecordBatch | None:
+    """Whether each row holds in each added column the value of that SQL expression, over its other columns; None where
+    there is no such column.
+    """
+    if not added:
+        return None
+    columns = ", ".join(f'"{name}" IS NOT DISTINCT FROM ({value}) AS "{name}"' for name, value in added.items())
     with _evaluating, _evaluator().cursor() as connection:
         connection.register("batch", pa.Table.from_batches([batch]))
-        query = f'SELECT count(*) FROM batch WHERE "{name}" IS DISTINCT FROM ({value})'  # noqa: S608 (declared beside the table)
-        return connection.sql(query).fetchall() == [(0,)]
+        held = connection.sql(f"SELECT {columns} FROM batch").to_arrow_table()  # noqa: S608 (declared beside the table)
+    return pa.RecordBatch.from_arrays([column.combine_chunks() for column in held.columns], names=held.column_names)
 
 
 def _text_bytes(column: pa.Array) -> bytes:

@@ -22,7 +22,7 @@ from deltalake.transaction import AddAction
 from config.calendar import Interval
 from config.errors import NightfleetError, TransientError
 from lake.delta import sync_data_files, write_data_file
-from lake.digest import RowsDigest
+from lake.digest import RowsDigest, held_as_before
 from lake.lineage import Lineage, Publication, Publications, commit_metadata
 from lake.tables import LakeTable
 
@@ -231,13 +231,15 @@ def _stage(
             if batch.num_rows == 0:
                 continue
             previous = _check_order(table, previous, batch)
+            held, begin = held_as_before(batch, table.added), 0
             for day, part in _by_date(batch):
                 if day not in digests:
                     raise RowsOutsideInterval(
                         f"{table.name}: {part.num_rows} rows have data_date {day}, outside {interval}. Nothing was "
                         "written."
                     )
-                digests[day].update(part)
+                digests[day].update(part, held.slice(begin, part.num_rows) if held is not None else None)
+                begin += part.num_rows
             writer.write_batch(batch)
     return {day: (digest.hexdigest(), digest.rows) for day, digest in digests.items()}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from datetime import timedelta
 from pathlib import Path
 
@@ -32,18 +33,20 @@ class Disk:
         self.cut_after: int | None = None
         self._content: dict[int, bytes] = {}
         self._names: set[tuple[int, Path]] = set()
+        self._one_at_a_time = threading.Lock()
 
     def fsync(self, descriptor: int) -> None:
         """What `os.fsync` promises: a file's bytes, or the names that lie in a folder."""
-        if len(self.synced) == self.cut_after:
-            raise PowerCut
-        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
-        if path.is_dir():
-            self._names = {name for name in self._names if name[1].parent != path}
-            self._names |= {(child.stat().st_ino, child) for child in path.iterdir() if child.is_file()}
-        else:
-            self._content[path.stat().st_ino] = path.read_bytes()
-        self.synced.append(("folder" if path.is_dir() else "file", path))
+        with self._one_at_a_time:
+            if self.cut_after is not None and len(self.synced) >= self.cut_after:
+                raise PowerCut
+            path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+            if path.is_dir():
+                self._names = {name for name in self._names if name[1].parent != path}
+                self._names |= {(child.stat().st_ino, child) for child in path.iterdir() if child.is_file()}
+            else:
+                self._content[path.stat().st_ino] = path.read_bytes()
+            self.synced.append(("folder" if path.is_dir() else "file", path))
 
     def cut(self) -> None:
         """Take every name and every byte that no sync had reached."""
