@@ -70,10 +70,20 @@ def _missing_sql(catalog: Catalog, folder: CatalogFolder) -> list[str]:
 
 
 def _unknown_families(catalog: Catalog, folder: CatalogFolder) -> list[str]:
-    """Models of the folder that name a family without code: said now, not by the training of some night."""
+    """Families of the folder whose code is wrong, and models of it that name a family without code: said now, not by
+    the training of some night.
+    """
     from serving.predictors import UnknownFamily, check_family
+    from serving.predictors.brought import PARTS, BadFamily, FamilyCode, bring
 
     unknown = []
+    for name, path in catalog.families.items():
+        try:
+            code = bring(FamilyCode.read(name, path))
+            for part in PARTS if path == folder.families.get(name) else ():
+                code.module(part)
+        except BadFamily as error:
+            unknown.append(error.args[0])
     for model in catalog.models:
         for trainer in (model.trainer, *model.candidates) if catalog.home(model.name) == folder else ():
             try:

@@ -38,11 +38,12 @@ from config.catalog.trainer import Trainer
 from config.errors import NightfleetError, TransientError
 from lake.artifact import file_digest, folder_digests
 from serving.predictors import MANIFEST_FILE, load_model_folder
+from serving.predictors.brought import FAMILY_FOLDER, FamilyCode, bring
 from serving.predictors.contract import Contract, write_json
 from training.checkpoints import CHECKPOINTS_FOLDER, Checkpoints
 from training.cross_validation import cross_validate
 from training.evaluate import baseline_metrics, evaluate, lifts
-from training.job_file import read_job
+from training.job_file import JobChanged, read_job
 from training.progress import POINTS_FILE, Progress, say
 from training.rows import batches, read_rows
 from training.search.study import search
@@ -86,6 +87,7 @@ def run(job_dir: Path, cluster: Cluster | None = None) -> Path:
     training_set = _verified_training_set(job, job_dir)
     entry, trainer = job["entry"], job["entry"]["trainer"]
     family = str(trainer["family"])
+    own_code = _own_code(job, job_dir, family)
     params = validated_params(family, job["params"])
     check_outputs(job["model"], family, outputs_of(entry["outputs"]))
     # Two containers may have the same process id: the worker's number tells them apart.
@@ -123,6 +125,8 @@ def run(job_dir: Path, cluster: Cluster | None = None) -> Path:
             shutil.rmtree(partial)
             return job_dir / MANIFEST_FILE
         contract.write(partial)
+        if own_code is not None:
+            own_code.write(partial / FAMILY_FOLDER)
         metrics = _validate(partial, training_set, contract, fit.label, validation.label, baseline)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -160,6 +164,24 @@ def run(job_dir: Path, cluster: Cluster | None = None) -> Path:
     shutil.rmtree(checkpoints_folder, ignore_errors=True)  # the manifest stands: nothing is left to resume
     progress.line(f"{job['model']}: trained in {manifest['seconds']:.1f} s on the {fitted.device}")
     return job_dir / MANIFEST_FILE
+
+
+def _own_code(job: dict[str, Any], job_dir: Path, family: str) -> FamilyCode | None:
+    """The code that the job brings for its family, known to this process from then on; None for a shipped family.
+
+    Raises:
+        JobChanged: it is not what the job names.
+    """
+    named = job.get("family_code")
+    if not named:
+        return None
+    code = FamilyCode.read(family, job_dir / FAMILY_FOLDER)
+    if code.digests != named:
+        raise JobChanged(
+            f"the code of the family {family!r} in {job_dir / FAMILY_FOLDER} is not the one that the job names: it "
+            "was edited. Nothing was trained. Prepare the job again."
+        )
+    return bring(code)
 
 
 def _verified_training_set(job: dict[str, Any], job_dir: Path) -> Path:

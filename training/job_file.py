@@ -30,6 +30,8 @@ def job_identity(job: Mapping[str, Any]) -> str:
     code.
     """
     decisive = {key: job.get(key) for key in _DECISIVE}
+    if job.get("family_code"):  # jobs of shipped families keep the identities they had
+        decisive["family_code"] = job["family_code"]
     decisive |= {
         "training_set": job["training_set"]["digest"],
         "outputs": job["entry"]["outputs"],

@@ -19,12 +19,19 @@ class CatalogFolder:
     Attributes:
         path: the folder.
         sql: holds `<dataset>/<view>.sql` and what a source's `select` names.
+        families: holds model families of one's own, `<family>/trainer.py` and `<family>/predictor.py`.
         sources: where the relative paths of sources start.
     """
 
     path: Path
     sql: Path
     sources: Path
+
+    @property
+    def families(self) -> dict[str, Path]:
+        """Folders of its own model families, by name."""
+        found = sorted((self.path / "families").glob("*/"))
+        return {path.name: path for path in found if path.name != "__pycache__"}
 
     def files(self, kind: str) -> list[Path]:
         """The YAML files of `datasets` or `models`, sorted."""

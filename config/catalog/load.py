@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,10 @@ from config.catalog.data import Dataset, FeatureColumn, FeatureView
 from config.catalog.folder import CatalogFolder, catalog_folders
 from config.catalog.model import ModelEntry
 from config.catalog.spine import Misfit
-from config.settings import Settings, load_settings
+from config.settings import ROOT, Settings, load_settings
 
+_SHIPPED_FAMILIES = ROOT / "serving" / "predictors"
+_FAMILY_NAME = re.compile(r"[a-z][a-z0-9_]{0,59}")
 # libyaml reads seven times faster, and every task of Airflow reads the catalog.
 _SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -51,6 +54,7 @@ class Catalog(Model):
     datasets: tuple[Dataset, ...]
     models: tuple[ModelEntry, ...]
     homes: dict[str, CatalogFolder] = Field({}, description="by name: the folder that holds the entry")
+    families: dict[str, Path] = Field({}, description="by name: the folder of a model family that a team brings")
 
     def home(self, name: str) -> CatalogFolder:
         """The folder that holds the data set or model; BadCatalog when there is none."""
@@ -268,7 +272,14 @@ def read_catalog(folders: tuple[CatalogFolder, ...]) -> Reading:
         return tuple(read)
 
     datasets, models = entries(Dataset), entries(ModelEntry)
-    catalog = Catalog(datasets=datasets, models=models, homes={name: folder for name, (folder, _) in places.items()})
+    families, twice = _families(folders)
+    problems += twice
+    catalog = Catalog(
+        datasets=datasets,
+        models=models,
+        homes={name: folder for name, (folder, _) in places.items()},
+        families=families,
+    )
     dataset_files = {path.stem for _, path in _files(folders, "datasets")}
     if not dataset_files:
         listed = ", ".join(str(folder.path / "datasets") for folder in folders)
@@ -284,6 +295,23 @@ def read_catalog(folders: tuple[CatalogFolder, ...]) -> Reading:
         except BadCatalog as error:
             problems.append(Problem(path, error.args[0]))
     return Reading(catalog, tuple(problems))
+
+
+def _families(folders: tuple[CatalogFolder, ...]) -> tuple[dict[str, Path], list[Problem]]:
+    """The families of all folders, and those whose name is taken or is none."""
+    found: dict[str, Path] = {}
+    problems = []
+    for path in (path for folder in folders for path in folder.families.values()):
+        known = found.get(path.name) or next(_SHIPPED_FAMILIES.glob(f"{path.name}.py"), None)
+        if known is not None:
+            problems.append(
+                Problem(path, f"{path}: there is a family {path.name!r} already, {known}. Rename the folder.")
+            )
+        elif not _FAMILY_NAME.fullmatch(path.name):
+            problems.append(Problem(path, f"{path}: {path.name!r} is no name of a family, needs a-z, 0-9 and _."))
+        else:
+            found[path.name] = path
+    return found, problems
 
 
 def _files(folders: tuple[CatalogFolder, ...], kind: str) -> list[tuple[CatalogFolder, Path]]:
@@ -318,4 +346,5 @@ def load_catalog(settings: Settings | None = None) -> Catalog:
     """
     folders = catalog_folders(settings or load_settings())
     stats = [(path, path.stat()) for kind in ("datasets", "models") for _, path in _files(folders, kind)]
-    return _load(folders, tuple((str(path), stat.st_mtime_ns, stat.st_size) for path, stat in stats))
+    families = [(str(path), 0, 0) for folder in folders for path in folder.families.values()]
+    return _load(folders, (*((str(path), stat.st_mtime_ns, stat.st_size) for path, stat in stats), *families))

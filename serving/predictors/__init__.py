@@ -3,6 +3,8 @@
 A family's file defines `load(folder, contract) -> Predictor`, `PRELOAD`, the modules worth importing once for many
 processes, and, where it has an explainer of its own, `explain(folder, contract, sample) -> Shapley`.
 
+A team keeps families of its own in `families/<name>` of its catalog folder: see `serving.predictors.brought`.
+
 Part of the training image: imports nothing of ours but `config.errors` and `lake.artifact`.
 """
 
@@ -19,6 +21,7 @@ from typing import Any
 
 from config.errors import NightfleetError
 from lake.artifact import ArtifactMismatch, combined_digest, verify_files
+from serving.predictors.brought import FAMILY_FOLDER, FamilyCode, brought
 from serving.predictors.contract import Contract, Predictor
 from serving.predictors.shapley import Sample, Shapley
 
@@ -65,11 +68,11 @@ def check_family(family: str) -> str:
     Raises:
         UnknownFamily: there is none.
     """
-    if family not in FAMILIES:
+    if family not in FAMILIES and family not in brought():
+        known = ", ".join([*FAMILIES, *brought()])
         raise UnknownFamily(
-            f"there is no model family {family!r}. Known: {', '.join(FAMILIES)}. Fix `trainer.family` in the model's "
-            "catalog file, "
-            "or add the family: one file each in serving/predictors and training/trainers."
+            f"there is no model family {family!r}. Known: {known}. Fix `trainer.family` in the model's catalog file, "
+            "or add the family: a folder families/<name> with trainer.py and predictor.py in your catalog folder."
         )
     return family
 
@@ -142,17 +145,19 @@ def load_model_folder(folder: Path) -> Predictor:
         UnknownFamily: no code loads it.
     """
     contract = Contract.read(folder)
-    predictor: Predictor = _module(contract.family).load(folder, contract)
+    predictor: Predictor = _module(contract.family, folder).load(folder, contract)
     return predictor
 
 
-def explainer_of(family: str) -> Explainer | None:
-    """The family's own `explain(model folder, contract, sample)`, None where its file has none.
+def explainer_of(family: str, folder: Path) -> Explainer | None:
+    """The own `explain(model folder, contract, sample)` of a family, None where its file has none.
 
+    Args:
+        folder: the model's own, whose bytes the caller has verified.
     Raises:
         UnknownFamily: there is no such family.
     """
-    return getattr(_module(family), "explain", None)
+    return getattr(_module(family, folder), "explain", None)
 
 
 def preloaded_libraries(family: str) -> tuple[str, ...]:
@@ -164,5 +169,10 @@ def preloaded_libraries(family: str) -> tuple[str, ...]:
     return tuple(_module(family).PRELOAD)
 
 
-def _module(family: str) -> ModuleType:
+def _module(family: str, folder: Path | None = None) -> ModuleType:
+    """The code that serves a family: a model's own where it brought some, and the family is not one of ours."""
+    if family not in FAMILIES and folder is not None and (folder / FAMILY_FOLDER).is_dir():
+        return FamilyCode.read(family, folder / FAMILY_FOLDER).module("predictor")
+    if family in brought():
+        return brought()[family].module("predictor")
     return importlib.import_module(f"serving.predictors.{check_family(family)}")

@@ -8,6 +8,7 @@ from rich.console import Console
 from cli.doctor import examine, render
 from config.settings import Settings
 from tests import toy
+from tests.training.own_family import MODEL_YAML, write_family
 
 
 def _text(settings: Settings) -> str:
@@ -82,3 +83,14 @@ def test_a_family_without_code_is_found_before_a_training_needs_it(tmp_path: Pat
     [finding] = [f for f in examine(settings) if "catalog" in f.needs]
     assert not finding.present
     assert "ride_minutes.yaml: there is no model family 'oracle'. Known: isolation_forest" in finding.found
+
+
+def test_a_family_of_one_s_own_is_imported_before_a_training_needs_it(tmp_path: Path) -> None:
+    settings = toy.write_catalog(tmp_path, model=MODEL_YAML)
+    family = write_family(tmp_path)
+    [finding] = [f for f in examine(settings) if "catalog" in f.needs]
+    assert finding.present
+    (family / "trainer.py").write_text("from nowhere import train\n")
+    [finding] = [f for f in examine(settings) if "catalog" in f.needs]
+    assert not finding.present
+    assert "trainer.py of the family 'quantile' cannot be imported: ModuleNotFoundError" in finding.found

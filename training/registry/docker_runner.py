@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config.settings import Settings
+from serving.predictors.brought import FAMILY_FOLDER
 from training.registry.attempt import LAST_LINES, LOG_FILE, Attempt, Ended, host_folder
 from training.registry.containers import (
     INSTALLATION_LABEL,
@@ -176,7 +177,8 @@ class DockerRunner:
 
         limits = self._limits
         # The job's description and training set are the same files for good: not even the trainer may write them.
-        given = (job_dir / "job.json", job_dir / "training_set.parquet")
+        given = [job_dir / "job.json", job_dir / "training_set.parquet"]
+        given += [path for path in (job_dir / FAMILY_FOLDER,) if path.is_dir()]
         mounts = [Mount(JOB_MOUNT, str(job_dir), "bind")]
         mounts += [Mount(f"{JOB_MOUNT}/{path.name}", str(path), "bind", read_only=True) for path in given]
         host_config = {

@@ -332,7 +332,7 @@ class _Found:
 
 
 def _contributions(subject: _Subject) -> dict[str, _Found]:
-    explainer = explainer_of(subject.contract.family)
+    explainer = explainer_of(subject.contract.family, subject.files)
     if explainer is None:
         return _permutations(subject)
     shapley = explainer(subject.files, subject.contract, Sample(subject.matrix, subject.background))

@@ -19,6 +19,7 @@ from features.training_set import TrainingSet, build_training_set
 from lake.contained import open_contained
 from lake.lake import Lake
 from lake.storage import link_or_copy
+from serving.predictors.brought import FAMILY_FOLDER, FamilyCode, bring
 from serving.predictors.contract import read_json, write_json
 from training.job_file import JOB_FILE, job_identity, read_job
 from training.registry.attempt import host_folder
@@ -99,6 +100,7 @@ def prepare_jobs(
     Raises:
         BadParameter: an override, or a search space, is unknown or out of range.
         TrainingImpossible: a candidate's family cannot learn an output of the model.
+        BadFamily: the code of a candidate's own family is incomplete, or cannot be imported.
         NotEnoughMemory, GpuUnavailable: the job asks for more than trainings may take.
         NotEnoughHistory, PartitionNotReady: the training set cannot be built.
     """
@@ -107,17 +109,18 @@ def prepare_jobs(
     trainers = entry.trainers if candidates and not overrides else (entry.trainer,)
     wanted = []
     for trainer in trainers:
+        code = _own_code(lake, trainer.family)
         params = validated_params(trainer.family, {**trainer.params, **(overrides or {})})
         check_search(trainer, overrides or ())
         check_outputs(model, trainer.family, entry.outputs)
         named = [model, as_of.isoformat(), run_id, trainer.model_dump(mode="json"), overrides or {}]
         digits = hashlib.sha256(json.dumps(named, sort_keys=True, default=str).encode()).hexdigest()[:12]
-        wanted.append((trainer, params, lake.settings.jobs / model / f"{as_of.isoformat()}-{digits}"))
+        wanted.append((trainer, params, code, lake.settings.jobs / model / f"{as_of.isoformat()}-{digits}"))
     attempt = lake.settings.jobs / model / f"{as_of.isoformat()}.try-{uuid.uuid4().hex}"
     attempt.mkdir(parents=True)
     try:
         built = build_training_set(lake, model, as_of, attempt)
-        for trainer, params, job_dir in wanted:
+        for trainer, params, code, job_dir in wanted:
             described = entry.model_copy(update={"trainer": trainer, "candidates": ()})
             job = {
                 "model": model,
@@ -135,14 +138,24 @@ def prepare_jobs(
                 "image_code": image_code(),
                 "catalog_digest": lake.catalog.digest(model),
             }
+            if code is not None:
+                job["family_code"] = code.digests
             job["identity"] = job_identity(job)
-            _place(lake, job, job_dir, attempt, built)
-        return [job_dir for _, _, job_dir in wanted]
+            _place(lake, job, job_dir, attempt, built, code)
+        return [job_dir for *_, job_dir in wanted]
     finally:
         shutil.rmtree(attempt, ignore_errors=True)
 
 
-def _place(lake: Lake, job: dict[str, Any], job_dir: Path, built_in: Path, built: TrainingSet) -> None:
+def _own_code(lake: Lake, family: str) -> FamilyCode | None:
+    """The code of a family that a catalog folder brings, known to this process from then on; None for a shipped one."""
+    folder = lake.catalog.families.get(family)
+    return bring(FamilyCode.read(family, folder)) if folder is not None else None
+
+
+def _place(
+    lake: Lake, job: dict[str, Any], job_dir: Path, built_in: Path, built: TrainingSet, code: FamilyCode | None
+) -> None:
     """Put one job where it belongs; one that lies there with equal content stays."""
     existing = job_dir / JOB_FILE
     prepared = read_json(existing) if existing.is_file() else {}
@@ -159,6 +172,8 @@ def _place(lake: Lake, job: dict[str, Any], job_dir: Path, built_in: Path, built
         write_json(
             folder / JOB_FILE, job | {"mlflow": _mlflow_run(lake, job, name, job_dir.name, mlflow.get("run_id"))}
         )
+        if code is not None:
+            code.write(folder / FAMILY_FOLDER)
         link_or_copy(built.training_path, folder / built.training_path.name)
         link_or_copy(built.test_path, gate / built.test_path.name)
         write_json(gate / TRAINING_SET_FILE, built.to_json())

@@ -19,11 +19,12 @@ from config.catalog.output import outputs_of
 from config.errors import NightfleetError
 from config.settings import ROOT
 from lake.artifact import combined_digest, verify_files
-from lake.contained import check_contained, copy_contained
+from lake.contained import UnsafeFile, check_contained, copy_contained
 from lake.lake import Lake
 from lake.signature import SIGNATURE_FILE, sign, signing_key, verify
 from lake.storage import VERSION_COMPLETE, advisory_lock, artifact_folder, artifacts, version_key
 from serving.predictors import MANIFEST_FILE, Predictor, load_predictor, read_manifest
+from serving.predictors.brought import FAMILY_FOLDER
 from serving.predictors.contract import read_json, write_json
 from training.__main__ import IMPORTANCES_FILE
 from training.job_file import JOB_FILE, read_job
@@ -97,7 +98,7 @@ def register(lake: Lake, model: str, job_dir: Path, *, run_id: str) -> Registere
         run_id: run that registers, a tag of the version.
     Raises:
         BadManifest, ArtifactMismatch, JobMismatch: the job has not finished, or its files were changed.
-        UnsafeFile: a link, or a file that no trainer writes, lies in the job's folder.
+        UnsafeFile: a link, or a file that no trainer writes, or code that is not the job's, lies in the job's folder.
         UntrustedModel: the same model is stored already, without our signature.
         MissingSecret: there is no key to sign with.
         MlflowUnavailable: MLflow does not answer; start it and try again.
@@ -110,6 +111,7 @@ def register(lake: Lake, model: str, job_dir: Path, *, run_id: str) -> Registere
             f"the manifest in {job_dir} belongs to another {JOB_FILE} than lies there. Train the job again."
         )
     verify_files(job_dir, manifest["artifacts"])
+    _check_code(job, manifest)
     digest = combined_digest(manifest["artifacts"])
     # Before the files: where MLflow is down or no key is there this fails in seconds, and a retry repeats nothing.
     signing_key(lake.settings)
@@ -137,6 +139,24 @@ def register(lake: Lake, model: str, job_dir: Path, *, run_id: str) -> Registere
         date.fromisoformat(stored["as_of"]),
         folder,
     )
+
+
+def _check_code(job: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
+    """Only the code that the job was given is loaded on this side: none that a training wrote.
+
+    Raises:
+        UnsafeFile: a model brings other code.
+    """
+    prefix = f"model/{FAMILY_FOLDER}/"
+    brings = {
+        name.removeprefix(prefix): digest for name, digest in manifest["artifacts"].items() if name.startswith(prefix)
+    }
+    if brings != job.get("family_code", {}):
+        raise UnsafeFile(
+            f"the model of {job['model']} as of {job['as_of']} brings code that its job was not given: "
+            f"{', '.join(brings) or 'none at all'}. Nothing of it was run or registered. Look who wrote it, and train "
+            "again."
+        )
 
 
 def registered_version(client: Any, model: str, artifact_digest: str) -> Any | None:

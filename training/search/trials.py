@@ -25,6 +25,7 @@ import numpy as np
 from config.catalog.trainer import CrossValidation
 from config.errors import NightfleetError
 from serving.predictors import Contract
+from serving.predictors.brought import FamilyCode, bring, brought
 from training.checkpoints import Checkpoints
 from training.cross_validation import cross_validate, fit_and_judge
 from training.progress import Progress
@@ -294,7 +295,7 @@ class _Worker:
     def __init__(self, task: Task, shared: Path) -> None:
         context = get_context("spawn")  # a fork of a process with running threads may stand still for ever
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, task, shared, os.getpid()), daemon=True)
+        self.process = context.Process(target=_work, args=(theirs, task, shared, os.getpid(), brought()), daemon=True)
         self.process.start()
         theirs.close()
 
@@ -303,7 +304,11 @@ class _Worker:
         return self.process.is_alive()
 
 
-def _work(connection: Connection, task: Task, shared: Path, parent_pid: int) -> None:
+def _work(
+    connection: Connection, task: Task, shared: Path, parent_pid: int, families: Mapping[str, FamilyCode]
+) -> None:
+    for code in families.values():
+        bring(code)
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)
     if os.getppid() != parent_pid:

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from config.catalog.output import OutputKind, Task, kind_named, known_kinds
 from config.errors import NightfleetError
 from serving.predictors import FAMILIES, check_family
+from serving.predictors.brought import brought
 from serving.predictors.contract import Contract, Matrix
 from training.checkpoints import Checkpoints
 from training.progress import Progress
@@ -142,7 +143,9 @@ def family_of(name: str) -> Family:
     Raises:
         UnknownFamily: there is no such family.
     """
-    family: Family = importlib.import_module(f"training.trainers.{check_family(name)}")
+    if check_family(name) not in FAMILIES:
+        return cast("Family", brought()[name].module("trainer"))
+    family: Family = importlib.import_module(f"training.trainers.{name}")
     return family
 
 
@@ -156,7 +159,7 @@ def check_outputs(model: str, family: str, outputs: Mapping[str, OutputKind]) ->
     learns = family_of(family).LEARNS
     for name, output in outputs.items():
         if output.task not in learns:
-            able = [other for other in FAMILIES if output.task in family_of(other).LEARNS]
+            able = [other for other in (*FAMILIES, *brought()) if output.task in family_of(other).LEARNS]
             known = " and ".join(kind for kind in known_kinds() if kind_named(kind).task in learns)
             raise TrainingImpossible(
                 f"{model}: the family {family} learns {known} outputs, {name!r} is {output.kind}. Name a "

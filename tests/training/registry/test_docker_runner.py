@@ -9,14 +9,17 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from config.calendar import Interval
 from lake.lake import Lake
 from tests import toy
 from tests.training.jobs import write_job
+from tests.training.own_family import MODEL_YAML, write_family
 from training.registry.containers import (
     INSTALLATION_LABEL,
     GpuUnavailable,
@@ -26,6 +29,7 @@ from training.registry.containers import (
     remove_containers,
 )
 from training.registry.docker_runner import DockerRunner, text_lines
+from training.registry.job import prepare_job
 from training.registry.runner import TrainingFailed, TrainingInterrupted, choose_runner, run_job
 
 MODEL = "ride_minutes"
@@ -282,3 +286,14 @@ def test_without_a_task_of_its_own_there_is_no_runner(toy_lake: Lake) -> None:
     # The labels of the installation alone would make every other task's container an earlier try.
     with pytest.raises(ValueError, match="labels that tell its task from others"):
         DockerRunner(None, "image", None, toy_lake.settings, {"try": "2"})  # type: ignore[arg-type]
+
+
+def test_a_team_s_own_family_is_trained_in_a_container(client: Any, tmp_path: Path) -> None:
+    write_family(tmp_path)
+    made = toy.toy_lake(tmp_path, model=MODEL_YAML)
+    nights = Interval.closed(date(2024, 1, 1), date(2024, 3, 1))
+    toy.publish_valid(made, nights)
+    toy.publish_features(made, nights)
+    job_dir = prepare_job(made, MODEL, as_of=date(2024, 3, 1), run_id="r")
+    manifest = json.loads(run(lake_of(tmp_path, cpus=1.0), job_dir).read_text())
+    assert {"model/family/predictor.py", "model/family/trainer.py", "model/quantile.json"} < set(manifest["artifacts"])

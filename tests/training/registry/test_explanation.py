@@ -99,7 +99,7 @@ def subject_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]
 
 
 def explained_by_its_family(subject: Any) -> Shapley:
-    explainer = explainer_of(subject.contract.family)
+    explainer = explainer_of(subject.contract.family, subject.files)
     assert explainer is not None
     return explainer(subject.files, subject.contract, Sample(subject.matrix, subject.background))
 
