@@ -13,8 +13,8 @@ from config.calendar import Interval
 from lake.lake import Lake
 from lake.ledger import Promotion
 from lake.promotions import project_promotions, stored_promotions
-from monitoring.alerting.matured import JudgedNight, Key, Pooled, judged_nights, pooled
 from monitoring.alerting.runs import ENDED, FAILED, Run, read_runs, read_waiting
+from monitoring.matured import JudgedNight, Key, Pooled, judged_nights, pooled
 from monitoring.retraining_requests import RequestRecord, project_requests, read_requests_of
 from training.registry.approval import Approval, project_approvals
 from training.registry.decision import project_decisions

@@ -21,10 +21,10 @@ from lake.metric_queries import Row, read_metrics_of
 from lake.publication_queries import PublishedNight, published_nights
 from monitoring.alerting.alarms import Alarm, open_alarms
 from monitoring.alerting.lifecycle import Led, requests_with_outcome, waiting_for_approval
-from monitoring.alerting.matured import JudgedNight, Key, Pooled, judged_nights, last_of_version, pooled
 from monitoring.alerting.rules import ModelNight, model_nights
 from monitoring.alerting.runs import FAILED, Run, read_runs
 from monitoring.alerting.status import STATISTICAL, STATUSES, Facts, Part, Status, counts, status_of
+from monitoring.matured import JudgedNight, Key, Pooled, judged_nights, last_of_version, pooled
 from monitoring.performance import ERROR_RATIO
 from monitoring.wording import counted, figures, label_unit, named, per_hundred, percent, spaced
 from serving.predictions import predictions_table

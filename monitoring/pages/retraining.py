@@ -17,8 +17,8 @@ from lake.publication_queries import newest_nights
 from monitoring.alerting.actions import Action, read_actions
 from monitoring.alerting.alarms import Alarm, action_fingerprint, open_alarms
 from monitoring.alerting.lifecycle import Gain, Led, gains, requests_with_outcome, waiting_for_approval
-from monitoring.alerting.matured import Pooled
 from monitoring.alerting.runs import FAILED
+from monitoring.matured import Pooled
 from monitoring.pages.gate_evidence import improvements_table, other_checks_table, segments_table
 from monitoring.pages.page import Column, Context, Page, Table, read_period, shortened
 from monitoring.pages.story import known_from

@@ -22,13 +22,13 @@ from lake.lake import Lake
 from lake.metrics import INDEXES, metrics_table, read_metrics
 from lake.migrations import is_former
 from monitoring.alerting.alarms import open_alarm, open_alarms, unsilence
-from monitoring.alerting.matured import judged_nights
 from monitoring.alerting.nightly_summary import entries_of
 from monitoring.alerting.outbox import events, outbox_table, tell
 from monitoring.alerting.prometheus import scrape
 from monitoring.alerting.rules import judge_alerts
 from monitoring.audit.trace import reproduce
 from monitoring.drift import drift
+from monitoring.matured import judged_nights
 from monitoring.pages import data, drift_report, model, retraining, tonight, trace
 from monitoring.pages.reports import report
 from monitoring.performance import performance

@@ -11,9 +11,9 @@ from config.calendar import Interval
 from lake.lake import Lake
 from lake.metric_queries import read_metrics_of
 from lake.metrics import read_metrics
-from monitoring.alerting.matured import judged_nights
 from monitoring.alerting.rules import judge_alerts
 from monitoring.drift import drift
+from monitoring.matured import judged_nights
 from monitoring.pages.reports import report
 from monitoring.performance import performance
 from monitoring.retraining_requests import decide_retraining

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config.catalog.output import Metric
-from monitoring.alerting.matured import JudgedNight, last_of_version, pooled
+from monitoring.matured import JudgedNight, last_of_version, pooled
 from serving.metrics import metric_named
 
 MAE, RMSE = metric_named("mae"), metric_named("rmse")
