@@ -359,7 +359,7 @@ class Chain:
 def _refusal(lake: Lake, model: str, as_of: date) -> str:
     """The newest decision on that model, with its reasons and checks, as text."""
     from training.registry.approval import read_approvals
-    from training.registry.gate import read_decisions
+    from training.registry.decision import read_decisions
 
     decisions = [d for d in read_decisions(lake, model) if d.as_of == as_of]
     if not decisions:

@@ -58,7 +58,7 @@ def _ingested(lake: Lake, dataset: Dataset, table: Table) -> None:
 
 
 def _champion(lake: Lake, model: ModelEntry, table: Table) -> None:
-    from training.registry.gate import read_decisions
+    from training.registry.decision import read_decisions
 
     newest = lake.ledger(model.name).read().newest
     if newest is None:

@@ -25,7 +25,7 @@ from tests import toy
 from tests.benchmarks.bench_training import AS_OF, environment, most_at_once, train_together, write_catalog
 from tests.e2e.conftest import User, interrupt, wait_for
 from training.registry.containers import INSTALLATION_LABEL, installation_id
-from training.registry.gate import read_decisions
+from training.registry.decision import read_decisions
 
 DOZEN = 12
 LONG_DAG = "ride_minutes_train"

@@ -35,8 +35,8 @@ from training.evaluate import baseline_metrics, evaluate, judged_values, lifts
 from training.progress import CURVES_FILE
 from training.registry import plots
 from training.registry.decision import Decision
-from training.registry.gate import TEST_FILE
 from training.registry.job import TRAINING_SET_FILE, gate_folder
+from training.registry.judged_set import TEST_FILE
 from training.registry.reference import SAMPLE_FILE
 from training.registry.register import Registered, predict_file
 from training.registry.segments import SEGMENTS_FILE, SegmentReport, segment_columns, segment_report

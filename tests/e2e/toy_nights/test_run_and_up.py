@@ -8,7 +8,7 @@ from config.calendar import ONE_DAY
 from monitoring.retraining_requests import read_requests
 from tests.e2e.conftest import Finished, User
 from tests.e2e.toy_nights.conftest import BROKEN, LAST, Up
-from training.registry.gate import read_decisions
+from training.registry.decision import read_decisions
 
 
 def test_dates_outside_the_replay_are_refused_before_anything_starts(user: User, tmp_path: Path) -> None:
