@@ -119,10 +119,12 @@ def test_the_same_nights_again_commit_nothing(real_user: User, first_run: Finish
 def test_a_second_run_goes_on_where_the_first_ended(real_user: User, first_run: Finished) -> None:
     lake = real_user.lake
     promotions = {model: len(lake.ledger(model).read().promotions) for model in FIRST}
-    second = real_user.command("run", "--nights", "1")
+    second = real_user.command("run", "--nights", "1", "--only", "flights", "--only", "engines")
     assert second.code == 0, second.output
     assert "history in bulk" not in second.output
     for model, first in FIRST.items():
+        if lake.model(model).dataset not in {"flights", "engines"}:
+            continue
         newest = lake.publications.newest(predictions_table(lake.settings, lake.model(model)))
         assert newest is not None
         assert newest.data_date == first + 2 * ONE_DAY
