@@ -1,5 +1,6 @@
-"""Trainings in containers, in the real Airflow: six queue for a pool of three; what kills one leaves no container behind
-after the next try, and costs no finished work. The tests build on one another, in order; the last one ends the Airflow.
+"""Trainings in containers, in the real Airflow: six queue for a pool of three; what kills one leaves no container
+behind after the next try, and costs no finished work. The tests build on one another, in order; the last one ends the
+Airflow.
 """
 
 from __future__ import annotations
