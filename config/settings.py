@@ -15,6 +15,7 @@ import yaml
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from config.errors import NightfleetError
+from config.limits import SourceLimits
 
 ROOT = Path(__file__).resolve().parents[1]
 PREFIX = "NIGHTFLEET_"
@@ -105,6 +106,10 @@ class Settings(BaseModel):
     )
     duckdb_memory_gb: float = Field(4.0, gt=0, description="DuckDB's memory limit of one task; more spills to disk")
     duckdb_threads: int = Field(2, ge=1, description="DuckDB's threads of one task")
+    source_limits: SourceLimits = Field(
+        SourceLimits(),
+        description="what one delivery of a source may hold at most; in the environment as YAML, see below",
+    )
     preload: Literal["all", "none"] = Field(
         "all", description="whether the embedded executor imports the stages' libraries before it forks its workers"
     )
@@ -142,6 +147,12 @@ class Settings(BaseModel):
         if len(set(folders)) < len(folders):
             raise ValueError("names one folder twice; name each folder once")
         return folders
+
+    @field_validator("source_limits", mode="before")
+    @classmethod
+    def _limits(cls, value: Any) -> Any:
+        """The environment holds them as YAML, of which JSON is a part."""
+        return yaml.safe_load(value) or {} if isinstance(value, str) else value
 
     @field_validator("notifications", mode="before")
     @classmethod

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from config.catalog.base import Model, Name
 from config.catalog.checks import Check, RowRule, TableRule, check_columns, check_name, check_types
 from config.durations import Duration
+from config.limits import SourceLimits
 
 ColumnType = Literal["string", "int32", "int64", "float64", "boolean", "date", "timestamp"]
 
@@ -80,6 +81,15 @@ class _Source(Model):
         ),
     )
     lookups: dict[Name, Lookup] = Field(default_factory=dict)
+    limits: SourceLimits = Field(
+        SourceLimits(),
+        exclude=True,  # they shape no row: the catalog's digest does not know them
+        description="where this source and its lookups differ from the setting `source_limits`",
+    )
+
+    def limits_under(self, installation: SourceLimits) -> SourceLimits:
+        """The installation's limits with what this source says otherwise."""
+        return installation.model_copy(update=self.limits.model_dump(exclude_unset=True))
 
 
 class FileSource(_Source):

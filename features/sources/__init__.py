@@ -5,6 +5,7 @@ from features.sources.errors import (
     SourceRefused,
     SourceSchemaMismatch,
     SourceSqlReachesOutside,
+    SourceTooLarge,
     SourceUnavailable,
     SourceUnreadable,
 )
@@ -16,6 +17,7 @@ __all__ = [
     "SourceRefused",
     "SourceSchemaMismatch",
     "SourceSqlReachesOutside",
+    "SourceTooLarge",
     "SourceUnavailable",
     "SourceUnreadable",
     "is_dated",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import duckdb
 
 from config.catalog.data import ColumnType
+from config.masking import shown
 from features.sources.errors import SourceSchemaMismatch
+from features.sources.meter import Meter
 from lake.duck import read_parquet, sql_path
 from lake.tables import DUCKDB_TYPES
 
@@ -100,13 +102,21 @@ def _unreadable(name: str, kind: ColumnType) -> str:
 
 
 def stage_text(
-    connection: duckdb.DuckDBPyConnection, label: str, relation: str, columns: Mapping[str, ColumnType], target: Path
+    connection: duckdb.DuckDBPyConnection,
+    meter: Meter,
+    relation: str,
+    columns: Mapping[str, ColumnType],
+    target: Path,
+    *,
+    personal: Collection[str] = (),
 ) -> None:
     """Write a relation of texts to a Parquet file with the declared types, in one pass, in bounded memory.
 
     Args:
         relation: SQL of a relation whose columns are all VARCHAR, named as declared; null where the source has none.
+        personal: columns whose values no message shows.
     Raises:
+        SourceTooLarge: it has more rows, or takes longer, than its limits allow.
         SourceSchemaMismatch: a value cannot be read as its declared type; every such column is shown with its number
             of bad values and the first of them.
     """
@@ -118,14 +128,18 @@ def stage_text(
     connection.execute(
         f'COPY (SELECT {casts}, {bad} AS "?" FROM {relation}) TO {sql_path(staged)} (FORMAT parquet)'  # noqa: S608 (quoted names of the catalog)
     )
-    count = connection.execute(f'SELECT count(*) FROM {read_parquet([staged])} WHERE "?"').fetchall()[0][0]  # noqa: S608 (our own path)
-    if count:
+    counts = f'SELECT count(*), count(*) FILTER (WHERE "?") FROM {read_parquet([staged])}'  # noqa: S608 (our own path)
+    rows, unreadable = connection.execute(counts).fetchall()[0]
+    meter.check("max_rows", rows)
+    if unreadable:
         staged.unlink()
-        raise mismatch(label, _retyped(connection, relation, columns))
+        raise mismatch(meter.label, _retyped(connection, relation, columns, personal))
     staged.rename(target)
 
 
-def _retyped(connection: duckdb.DuckDBPyConnection, relation: str, columns: Mapping[str, ColumnType]) -> list[str]:
+def _retyped(
+    connection: duckdb.DuckDBPyConnection, relation: str, columns: Mapping[str, ColumnType], personal: Collection[str]
+) -> list[str]:
     problems = []
     for name, kind in columns.items():
         column = quoted(name)
@@ -134,7 +148,7 @@ def _retyped(connection: duckdb.DuckDBPyConnection, relation: str, columns: Mapp
         count, first, value = connection.execute(query).fetchall()[0]
         if count:
             problems.append(
-                f"{name!r} is declared {kind}, but {count} values are not: first {value!r}, in row {first} (header not "
-                "counted)"
+                f"{name!r} is declared {kind}, but {count} values are not: first "
+                f"{shown(value, personal=name in personal)}, in row {first} (header not counted)"
             )
     return problems

@@ -13,6 +13,10 @@ class SourceUnreadable(NightfleetError):
     """A source is there, but truncated, ragged or not of its format."""
 
 
+class SourceTooLarge(NightfleetError):
+    """A source sends more bytes, rows or pages, or takes longer, than its limits allow."""
+
+
 class SourceSqlReachesOutside(NightfleetError):
     """The SQL that shapes a source reads a file, or what else it is not given."""
 

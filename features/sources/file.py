@@ -2,38 +2,50 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import glob
 import gzip
 import hashlib
 import importlib.util
 import io
-import shutil
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import BinaryIO
 
 import duckdb
 
 from config.catalog.data import ColumnType, FileSource, Lookup
+from config.masking import cause, library_text
 from features.sources.columns import check_names, check_types, literal, quoted, stage_text, typed_relation
-from features.sources.errors import SourceMissing, SourceUnreadable
+from features.sources.errors import SourceMissing, SourceRefused, SourceUnreadable
+from features.sources.meter import Meter
 from lake.artifact import file_digest
+from lake.contained import UnsafeFile, open_contained
 from lake.duck import literal_path, read_parquet, sql_path
 
 _MEMBER = "!"
+_ANY_BYTES = 2**62  # `Meter` counts them
 
 
 @dataclass(frozen=True)
 class FoundFiles:
-    """What a uri resolved to: files as they lie on disk, and the member asked for where they are zip archives."""
+    """What a uri resolved to: files as they lie on disk, and the member asked for where they are zip archives.
+
+    Attributes:
+        folder: the folder that the catalog itself names; below it others deliver, and no link is followed. None for
+            files of a package, which its installer may have linked.
+    """
 
     label: str
     paths: tuple[Path, ...]
     member: str | None
+    folder: Path | None
 
     def digest(self) -> str:
         """SHA-256 of the files' names and bytes, and of the member's name."""
@@ -55,9 +67,11 @@ def find(uri: str, root: Path, night: date | None, label: str) -> FoundFiles:
         night: what `{data_date}` stands for.
     Raises:
         SourceMissing: nothing is there; the message names the resolved path.
+        SourceRefused: a file is, or lies behind, a link below the folder that the catalog names.
     """
     location, _, member = uri.replace("{data_date}", night.isoformat() if night else "{data_date}").partition(_MEMBER)
-    if location.startswith("package:"):
+    packaged = location.startswith("package:")
+    if packaged:
         module, _, inner = location.removeprefix("package:").partition("/")
         spec = importlib.util.find_spec(module)  # the package itself is never imported
         folders = list(spec.submodule_search_locations or ()) if spec else []
@@ -82,7 +96,32 @@ def find(uri: str, root: Path, night: date | None, label: str) -> FoundFiles:
             f"{label}{when}: no file at {pattern}.\n"
             f"  Deliver the file, or correct `uri` in the catalog (it says {uri!r})."
         )
-    return FoundFiles(label, paths, member or None)
+    folder = None if packaged else _catalogs_folder(root, location)
+    for path in paths if folder else ():
+        _refuse_links(label, folder, path)
+    return FoundFiles(label, paths, member or None, folder)
+
+
+def _catalogs_folder(root: Path, location: str) -> Path:
+    """What of a uri's path the catalog spells out: the folder of a file, the folder that a pattern starts at."""
+    parts = Path(location).parts[:-1]
+    plain = next((number for number, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    return root.joinpath(*parts[:plain])
+
+
+def _refuse_links(label: str, folder: Path | None, path: Path) -> None:
+    assert folder is not None  # the caller saw to it
+    inside = path.relative_to(folder)
+    for link in (path, *(folder / parent for parent in inside.parents if parent != Path())):
+        if link.is_symlink():
+            raise _link_refused(label, link)
+
+
+def _link_refused(label: str, path: Path) -> SourceRefused:
+    return SourceRefused(
+        f"{label}: {path} is a link or no regular file, and may lead anywhere: it was not opened. Nothing was "
+        "written.\n  Deliver the file itself, or name the folder it lies in in the catalog's `uri`."
+    )
 
 
 def stage(
@@ -92,128 +131,176 @@ def stage(
     columns: Mapping[str, ColumnType],
     folder: Path,
     target: Path,
+    meter: Meter,
+    *,
+    personal: Collection[str] = (),
 ) -> None:
     """Write the files' rows to one Parquet file `target` with exactly the declared columns.
 
     Args:
         folder: for what has to be unpacked.
+        personal: columns whose values no message shows.
     Raises:
         SourceUnreadable: an archive or file is truncated, ragged, or not of its format.
+        SourceTooLarge: it exceeds one of its limits.
+        SourceRefused: a file is a link, or became one.
         SourceSchemaMismatch: a column is undeclared, missing or retyped.
     """
-    files = [
-        unpacked
-        for number, path in enumerate(found.paths)
-        for unpacked in _unpack(path, found, folder / f"unpacked-{number}")
-    ]
+    with ExitStack() as stack:
+        files: list[_File] = []
+        try:
+            for number, path in enumerate(found.paths):
+                files.append(_opened(stack, path, found, folder / f"unpacked-{number}", meter))
+            with meter.interrupting(connection):
+                if source.format == "parquet":
+                    _stage_parquet(connection, files, columns, target, meter)
+                else:
+                    _stage_csv(connection, files, columns, source.null_values, target, meter, personal)
+        except (
+            duckdb.IOException,
+            duckdb.InvalidInputException,
+            duckdb.ConversionException,
+            duckdb.ParserException,
+            UnicodeDecodeError,
+            EOFError,
+            zlib.error,
+            zipfile.BadZipFile,
+            gzip.BadGzipFile,
+            # What zipfile raises for a member with a password, and for one packed in a way it does not know.
+            RuntimeError,
+            NotImplementedError,
+            csv.Error,
+        ) as error:
+            where = (
+                str(found.paths[0])
+                if len(found.paths) == 1
+                else f"one of {len(found.paths)} files, {found.paths[0]} the first"
+            )
+            reason = library_text(error, personal=bool(personal)).split("Possible fixes")[0].strip()
+            for opened in files:
+                reason = reason.replace(str(opened.path), opened.name)
+            raise SourceUnreadable(
+                f"{found.label} cannot be read as {source.format} ({where}):\n  {reason}\n"
+                "  Nothing was written. Deliver the whole file again."
+            ) from cause(error, personal=bool(personal))
+
+
+@dataclass(frozen=True)
+class _File:
+    """One file as it is read: `path` is what readers open, `name` what people call it."""
+
+    path: Path
+    name: str
+
+
+def _opened(stack: ExitStack, path: Path, found: FoundFiles, folder: Path, meter: Meter) -> _File:
+    """Open a file for good, so that nobody can put another one in its place, and unpack it where it is packed."""
     try:
-        if source.format == "parquet":
-            _stage_parquet(connection, found.label, files, columns, target)
-        else:
-            _stage_csv(connection, found.label, files, columns, source.null_values, target)
-    except (
-        duckdb.IOException,
-        duckdb.InvalidInputException,
-        UnicodeDecodeError,
-        EOFError,
-        zlib.error,
-        gzip.BadGzipFile,
-        csv.Error,
-    ) as error:
-        where = (
-            found.paths[0] if len(found.paths) == 1 else f"one of {len(found.paths)} files, {found.paths[0]} the first"
+        stored: BinaryIO = (
+            path.open("rb")
+            if found.folder is None
+            else open_contained(found.folder.resolve(), path.relative_to(found.folder).as_posix(), at_most=_ANY_BYTES)
         )
-        reason = str(error).split("Possible fixes")[0].strip()
-        raise SourceUnreadable(
-            f"{found.label} cannot be read as {source.format} ({where}):\n  {reason}\n"
-            "  Nothing was written. Deliver the whole file again."
-        ) from error
+    except UnsafeFile as error:
+        raise _link_refused(found.label, path) from error
+    stack.enter_context(stored)
+    packed_bytes = stored.seek(0, io.SEEK_END)
+    stored.seek(0)
+    if path.suffix == ".zip":
+        folder.mkdir(parents=True)
+        return _File(_unzipped(stored, path, found, folder, meter), str(path))
+    if path.suffix == ".gz":
+        folder.mkdir(parents=True)
+        target = folder / (path.stem or "unpacked")
+        with gzip.GzipFile(fileobj=stored) as packed, target.open("wb") as file:
+            meter.copy(packed, file, packed_bytes)
+        return _File(target, str(path))
+    meter.take("max_bytes", packed_bytes)
+    return _File(Path(f"/proc/self/fd/{stored.fileno()}"), str(path))
 
 
-def _unpack(path: Path, found: FoundFiles, folder: Path) -> list[Path]:
-    if path.suffix != ".zip":
-        return [path]
-    try:
-        with zipfile.ZipFile(path) as archive:
-            files = [info.filename for info in archive.infolist() if not info.is_dir()]
-            if found.member is None and len(files) != 1:
-                listed = ", ".join(files[:10])
-                raise SourceMissing(
-                    f"{found.label}: {path} holds {len(files)} files ({listed}). Name one in the uri: "
-                    f"{path.name}{_MEMBER}<member>."
-                )
-            name = found.member or files[0]
-            if name not in files:
-                raise SourceMissing(
-                    f"{found.label}: {path} has no member {name!r}. It holds: {', '.join(files[:10]) or 'nothing'}."
-                )
-            folder.mkdir(parents=True)
-            target = folder / Path(name).name  # the base name alone: a member's path must not leave the folder
-            with archive.open(name) as packed, target.open("wb") as file:
-                shutil.copyfileobj(packed, file, 1 << 20)
-            return [target]
-    except (zipfile.BadZipFile, EOFError, zlib.error) as error:
-        raise SourceUnreadable(
-            f"{found.label} cannot be unpacked ({path}): {error}\n"
-            "  The archive is truncated or damaged. Nothing was written. Deliver the whole file again."
-        ) from error
+def _unzipped(stored: BinaryIO, path: Path, found: FoundFiles, folder: Path, meter: Meter) -> Path:
+    with zipfile.ZipFile(stored) as archive:
+        meter.check("max_zip_members", len(archive.infolist()))
+        files = {info.filename: info for info in archive.infolist() if not info.is_dir()}
+        listed = ", ".join(list(files)[:10])
+        if found.member is None and len(files) != 1:
+            raise SourceMissing(
+                f"{found.label}: {path} holds {len(files)} files ({listed}). Name one in the uri: "
+                f"{path.name}{_MEMBER}<member>."
+            )
+        name = found.member or next(iter(files))
+        if name not in files:
+            raise SourceMissing(f"{found.label}: {path} has no member {name!r}. It holds: {listed or 'nothing'}.")
+        target = folder / Path(name).name  # the base name alone: a member's path must not leave the folder
+        with archive.open(name) as packed, target.open("wb") as file:
+            meter.copy(packed, file, files[name].compress_size)
+        return target
 
 
-def _header(path: Path) -> list[str]:
-    with path.open("rb") as stored:
-        plain = gzip.GzipFile(fileobj=stored) if path.suffix == ".gz" else stored
-        with io.TextIOWrapper(plain, encoding="utf-8-sig", newline="") as text:
-            return next(csv.reader(text), [])
+def _header(file: _File, meter: Meter) -> list[str]:
+    at_most = meter.limits.max_header_bytes
+    with file.path.open("rb") as stored:
+        begin = stored.read(at_most + 1)
+    cut = len(begin) > at_most
+    text = codecs.getincrementaldecoder("utf-8-sig")().decode(begin, final=not cut)
+    lines = io.StringIO(text, newline="")
+    header = next(csv.reader(lines), [])
+    if cut and lines.tell() == len(text):
+        meter.check("max_header_bytes", len(begin))
+    return header
 
 
 def _stage_csv(
     connection: duckdb.DuckDBPyConnection,
-    label: str,
-    files: Sequence[Path],
+    files: Sequence[_File],
     columns: Mapping[str, ColumnType],
     null_values: Sequence[str],
     target: Path,
+    meter: Meter,
+    personal: Collection[str],
 ) -> None:
-    arms = []
-    for path in files:
-        header = _header(path)
+    label = meter.label
+    by_header: dict[tuple[str, ...], list[Path]] = {}
+    for file in files:
+        header = _header(file, meter)
         if not header:
             raise SourceUnreadable(
-                f"{label} has no header ({path}). Nothing was written. Deliver it again; a night without rows is a "
-                "header alone."
+                f"{label} has no header ({file.name}). Nothing was written. Deliver it again; a night without rows is "
+                "a header alone."
             )
-        check_names(f"{label} ({path})", header, columns)
-        arms.append(f"({', '.join(literal(name) for name in header)})")
+        check_names(f"{label} ({file.name})", header, columns)
+        by_header.setdefault(tuple(header), []).append(file.path)
     nulls = ", ".join(literal(value) for value in null_values)
     # Every column as text, in the file's own order: types are checked afterwards, and never guessed from a sample.
-    by_header: dict[str, list[Path]] = {}
-    for path, arm in zip(files, arms, strict=True):
-        by_header.setdefault(arm, []).append(path)
     ordered = ", ".join(quoted(name) for name in columns)
     selects = []
-    for same_header in by_header.values():
-        header = _header(same_header[0])
-        spec = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in header)
-        listed = ", ".join(literal_path(path) for path in same_header)
+    for same_header, paths in by_header.items():
+        spec = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in same_header)
+        listed = ", ".join(literal_path(path) for path in paths)
         options = (
             f"header=true, auto_detect=false, hive_partitioning=false, columns={{{spec}}}, delim=',', "
-            f"quote='\"', escape='\"', nullstr=[{nulls}]"
+            f"quote='\"', escape='\"', nullstr=[{nulls}], compression='none'"
         )
         selects.append(f"SELECT {ordered} FROM read_csv([{listed}], {options})")  # noqa: S608 (quoted)
-    stage_text(connection, label, f"({' UNION ALL '.join(selects)})", columns, target)
+    stage_text(connection, meter, f"({' UNION ALL '.join(selects)})", columns, target, personal=personal)
 
 
 def _stage_parquet(
     connection: duckdb.DuckDBPyConnection,
-    label: str,
-    files: Sequence[Path],
+    files: Sequence[_File],
     columns: Mapping[str, ColumnType],
     target: Path,
+    meter: Meter,
 ) -> None:
     selects = []
-    for path in files:
-        relation = read_parquet([path])
+    for file in files:
+        footer = f"SELECT coalesce(sum(num_rows), 0) FROM parquet_file_metadata({literal_path(file.path)})"  # noqa: S608 (quoted path)
+        meter.take("max_rows", int(connection.execute(footer).fetchall()[0][0]))
+        sizes = f"SELECT coalesce(sum(total_uncompressed_size), 0) FROM parquet_metadata({literal_path(file.path)})"  # noqa: S608 (quoted path)
+        meter.take("max_bytes", int(connection.execute(sizes).fetchall()[0][0]))
+        relation = read_parquet([file.path])
         described = connection.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall()  # noqa: S608 (quoted path)
-        check_types(f"{label} ({path})", {str(row[0]): str(row[1]) for row in described}, columns)
+        check_types(f"{meter.label} ({file.name})", {str(row[0]): str(row[1]) for row in described}, columns)
         selects.append(typed_relation(relation, columns))
     connection.execute(f"COPY ({' UNION ALL '.join(selects)}) TO {sql_path(target)} (FORMAT parquet)")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from contextlib import closing
 from datetime import date
 from pathlib import Path
@@ -16,9 +16,11 @@ import pyarrow.parquet as pq
 import tenacity
 
 from config.catalog.data import ColumnType, HttpSource
+from config.masking import cause
 from config.settings import Settings, secret
 from features.sources.columns import check_names, stage_text
 from features.sources.errors import SourceRefused, SourceUnavailable, SourceUnreadable
+from features.sources.meter import Meter
 from lake.duck import read_parquet
 
 FIRST_WAIT_SECONDS = 0.5
@@ -40,18 +42,23 @@ def stage(
     source: HttpSource,
     columns: Mapping[str, ColumnType],
     night: date | None,
-    label: str,
     folder: Path,
     target: Path,
+    meter: Meter,
+    *,
+    personal: Collection[str] = (),
 ) -> None:
     """Write the records of all pages to one Parquet file `target`; one page at a time is held in memory.
 
     Raises:
         SourceUnavailable: the last attempt of a page failed too (no connection, time-out, 429, 5xx).
         SourceRefused: any other status, a redirect, or a next page on another host.
-        SourceUnreadable: a page is not JSON, or has no list of records where the catalog says.
+        SourceUnreadable: a page is not JSON, holds texts that are none, or has no list of records where the catalog
+            says.
+        SourceTooLarge: the pages exceed one of the source's limits.
         SourceSchemaMismatch: a column is undeclared, missing or retyped.
     """
+    label = meter.label
     text_schema = pa.schema([pa.field(name, pa.string()) for name in columns])
     pages = folder / f"{target.stem}.pages.parquet"
     headers = {"Accept": "application/json"}
@@ -60,7 +67,7 @@ def stage(
     found: set[str] = set()
     with (
         httpx.Client(timeout=source.timeout_seconds, headers=headers, follow_redirects=False) as client,
-        closing(_pages(client, source, night, label)) as documents,
+        closing(_pages(client, source, night, meter)) as documents,
         pq.ParquetWriter(pages, text_schema, compression="zstd") as writer,
     ):
         for url, records in documents:
@@ -68,15 +75,19 @@ def stage(
             if names - set(columns):
                 check_names(f"{label} ({url})", sorted(names | found), columns)
             found |= names
-            writer.write_table(
-                pa.table(
-                    [pa.array([_text(record.get(name)) for record in records], pa.string()) for name in columns],
-                    schema=text_schema,
-                )
-            )
+            meter.take("max_rows", len(records))
+            try:
+                texts = [pa.array([_text(record.get(name)) for record in records], pa.string()) for name in columns]
+            except UnicodeEncodeError as error:
+                raise SourceUnreadable(
+                    f"{label}: {url} sends a text with half a character (a lone surrogate), which no table holds. "
+                    "Nothing was written. Correct it where it is made."
+                ) from cause(error, personal=bool(personal))
+            writer.write_table(pa.table(texts, schema=text_schema))
     if found:
         check_names(label, sorted(found), columns)
-    stage_text(connection, label, read_parquet([pages]), columns, target)
+    with meter.interrupting(connection):
+        stage_text(connection, meter, read_parquet([pages]), columns, target, personal=personal)
 
 
 def _text(value: Any) -> str | None:
@@ -84,11 +95,12 @@ def _text(value: Any) -> str | None:
 
 
 def _pages(
-    client: httpx.Client, source: HttpSource, night: date | None, label: str
+    client: httpx.Client, source: HttpSource, night: date | None, meter: Meter
 ) -> Generator[tuple[str, list[dict[str, Any]]], None, None]:
     def dated(text: str) -> str:
         return text.replace("{data_date}", night.isoformat()) if night else text
 
+    label = meter.label
     first = httpx.URL(dated(source.url))
     params = {name: dated(value) for name, value in source.params.items()}
     url, page, seen = first.copy_merge_params(params) if params else first, source.first_page, set[str]()
@@ -100,7 +112,8 @@ def _pages(
                 "`next_url` in the catalog."
             )
         seen.add(str(asked))
-        document = _fetch(client, asked, source, label)
+        meter.take("max_pages", 1)
+        document = _fetch(client, asked, source, meter)
         records = _at(document, source.records)
         if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
             raise SourceUnreadable(
@@ -117,7 +130,13 @@ def _pages(
         following = _at(document, source.next_url) if source.next_url else None
         if not following:
             return
-        url = asked.join(str(following))
+        try:
+            url = asked.join(str(following))
+        except httpx.InvalidURL as error:
+            raise SourceUnreadable(
+                f"{label}: {asked} names as its next page what is no url ({error}). Nothing was written. Correct "
+                "`next_url` in the catalog, or the service."
+            ) from error
         if (url.scheme, url.host, url.port) != (first.scheme, first.host, first.port):
             raise SourceRefused(
                 f"{label}: the next page lies at {url}, on another host than {first.host}. It was not asked for: the "
@@ -132,16 +151,8 @@ def _at(document: Any, path: str) -> Any:
     return document
 
 
-def _fetch(client: httpx.Client, url: httpx.URL, source: HttpSource, label: str) -> Any:
-    def once() -> httpx.Response:
-        try:
-            response = client.get(url)
-        except httpx.TransportError as error:
-            raise _Passing(f"{type(error).__name__}: {error}".rstrip(": ")) from error
-        if response.status_code == 429 or response.status_code >= 500:
-            raise _Passing(f"status {response.status_code} {response.reason_phrase}")
-        return response
-
+def _fetch(client: httpx.Client, url: httpx.URL, source: HttpSource, meter: Meter) -> Any:
+    label = meter.label
     retrying = tenacity.Retrying(
         stop=tenacity.stop_after_attempt(source.attempts),
         wait=tenacity.wait_exponential_jitter(initial=FIRST_WAIT_SECONDS, max=LONGEST_WAIT_SECONDS),
@@ -149,7 +160,7 @@ def _fetch(client: httpx.Client, url: httpx.URL, source: HttpSource, label: str)
         reraise=True,
     )
     try:
-        response = retrying(once)
+        response, body = retrying(_once, client, url, meter)
     except _Passing as error:
         raise SourceUnavailable(
             f"{label}: {url} failed {source.attempts} times, last with {error}.\n"
@@ -161,8 +172,27 @@ def _fetch(client: httpx.Client, url: httpx.URL, source: HttpSource, label: str)
             "Nothing was written. Correct the url, or the token in `token_secret`."
         )
     try:
-        return response.json()
-    except ValueError as error:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        # The words of `RecursionError` say nothing of the page.
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise SourceUnreadable(
-            f"{label}: {url} did not send JSON ({error}). Nothing was written. Correct `url` in the catalog."
+            f"{label}: {url} did not send JSON ({reason}). Nothing was written. Correct `url` in the catalog."
         ) from error
+
+
+def _once(client: httpx.Client, url: httpx.URL, meter: Meter) -> tuple[httpx.Response, bytes]:
+    """One attempt: the answer, and its body as far as its status is 200."""
+    body = bytearray()
+    try:
+        with client.stream("GET", url) as response:
+            if response.status_code == 429 or response.status_code >= 500:
+                raise _Passing(f"status {response.status_code} {response.reason_phrase}")
+            for chunk in response.iter_bytes() if response.status_code == 200 else ():
+                body += chunk
+                meter.take("max_bytes", len(chunk))
+                if "content-encoding" in response.headers:
+                    meter.ratio(response.num_bytes_downloaded, len(body))
+    except (httpx.TransportError, httpx.DecodingError) as error:
+        raise _Passing(f"{type(error).__name__}: {error}".rstrip(": ")) from error
+    return response, bytes(body)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import date
@@ -16,9 +16,11 @@ import duckdb
 
 from config.calendar import Interval
 from config.catalog.data import ColumnType, Dataset, FileSource, HttpSource, KnownAt, SqlSource, Table
+from config.masking import cause, library_text
 from features.sources import file, http, sql
 from features.sources.columns import check_types, literal, quoted, typed_relation
 from features.sources.errors import SourceMissing, SourceSqlReachesOutside, SourceUnavailable, SourceUnreadable
+from features.sources.meter import Meter
 from lake.duck import allow, confine, read_parquet, sql_path
 from lake.lake import Lake
 from lake.storage import link_or_copy
@@ -106,6 +108,16 @@ class _Reading:
         }
         self.select = self._select_text()
 
+    def _meter(self, label: str) -> Meter:
+        return Meter(label, self.source.limits_under(self.lake.settings.source_limits))
+
+    def _personal(self, columns: Iterable[str]) -> frozenset[str]:
+        """Those whose values no message shows: where the table has personal data, also what only its `select` reads."""
+        declared = self.table.columns
+        if not any(column.pii for column in declared.values()):
+            return frozenset()
+        return frozenset(name for name in columns if name not in declared or declared[name].pii)
+
     def _select_text(self) -> str | None:
         select = self.source.select
         if select is None or not select.endswith(".sql"):
@@ -179,7 +191,16 @@ class _Reading:
             match self.source:
                 case FileSource():
                     assert found is not None  # stage and stage_cached find the files of a file source
-                    file.stage(self.connection, self.source, found, self.own_columns, folder / "own", own)
+                    file.stage(
+                        self.connection,
+                        self.source,
+                        found,
+                        self.own_columns,
+                        folder / "own",
+                        own,
+                        self._meter(self.label),
+                        personal=self._personal(self.own_columns),
+                    )
                 case SqlSource():
                     sql.stage(
                         self.lake.settings,
@@ -187,8 +208,9 @@ class _Reading:
                         self.own_columns,
                         night,
                         self.dataset.time_zone,
-                        self.label,
                         own,
+                        self._meter(self.label),
+                        personal=self._personal(self.own_columns),
                     )
                 case HttpSource():
                     http.stage(
@@ -197,9 +219,10 @@ class _Reading:
                         self.source,
                         self.own_columns,
                         night,
-                        self.label,
                         folder,
                         own,
+                        self._meter(self.label),
+                        personal=self._personal(self.own_columns),
                     )
             views = {"source": (own, self.own_columns)}
             for name, lookup in self.source.lookups.items():
@@ -211,6 +234,8 @@ class _Reading:
                     lookup.columns,
                     folder / f"lookup-{name}",
                     path,
+                    self._meter(label),
+                    personal=self._personal(lookup.columns),
                 )
                 views[name] = (path, lookup.columns)
             # The catalog's own SQL gets a connection of its own, that reaches its views and nothing else.
@@ -255,7 +280,8 @@ class _Reading:
         except (duckdb.IOException, duckdb.OutOfMemoryException):
             raise
         except duckdb.Error as error:
+            personal = bool(self._personal(declared))
             raise SourceUnreadable(
-                f"select or known_at of the {self.label} fails: {error}\n"
+                f"select or known_at of the {self.label} fails: {library_text(error, personal=personal)}\n"
                 "  Nothing was written. Correct the SQL, or the source's rows it stumbles on."
-            ) from error
+            ) from cause(error, personal=personal)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ from sqlalchemy.engine import make_url
 
 from config.calendar import ONE_DAY, cutoff
 from config.catalog.data import ColumnType, SqlSource
+from config.masking import cause, library_text, shown
 from config.settings import Settings, secret
 from features.sources.columns import check_names, mismatch
 from features.sources.errors import SourceRefused, SourceUnavailable
+from features.sources.meter import Meter
 from lake.tables import ARROW_TYPES
 
 
@@ -35,8 +37,10 @@ def stage(
     columns: Mapping[str, ColumnType],
     night: date | None,
     time_zone: str,
-    label: str,
     target: Path,
+    meter: Meter,
+    *,
+    personal: Collection[str] = (),
 ) -> None:
     """Write the query's rows to one Parquet file `target`, batch by batch: memory does not grow with the rows.
 
@@ -44,8 +48,10 @@ def stage(
         night: binds `:start_utc` to the cutoff of the night before and `:end_utc` to its own.
     Raises:
         SourceUnavailable: the server does not answer. SourceRefused: it refuses the query or the login.
+        SourceTooLarge: the rows exceed one of the source's limits.
         SourceSchemaMismatch: a column is undeclared, missing or retyped.
     """
+    label = meter.label
     query = sa.text(source.query)
     bounds: dict[str, Any] = (
         {"start_utc": cutoff(night - ONE_DAY, time_zone), "end_utc": cutoff(night, time_zone)} if night else {}
@@ -64,12 +70,16 @@ def stage(
             done = 0
             for rows in result.partitions(source.batch_rows):
                 by_name = dict(zip(names, zip(*rows, strict=True), strict=True))
-                writer.write_table(
-                    pa.table(
-                        [_column(label, name, by_name[name], kind, done) for name, kind in columns.items()],
-                        schema=schema,
-                    )
+                meter.take("max_rows", len(rows))
+                batch = pa.table(
+                    [
+                        _column(label, name, by_name[name], kind, done, personal=name in personal)
+                        for name, kind in columns.items()
+                    ],
+                    schema=schema,
                 )
+                meter.take("max_bytes", batch.nbytes)
+                writer.write_table(batch)
                 done += len(rows)
     except sa.exc.OperationalError as error:
         where = url.render_as_string(hide_password=True)
@@ -80,14 +90,15 @@ def stage(
     except sa.exc.DBAPIError as error:
         where = url.render_as_string(hide_password=True)
         raise SourceRefused(
-            f"{label}: {where} refuses the query: {error.orig}\n"
+            f"{label}: {where} refuses the query: "
+            f"{library_text(error.orig or error, personal=bool(personal))}\n"
             "  Nothing was written. Correct `query` in the catalog, or the rights of its login."
-        ) from error
+        ) from cause(error, personal=bool(personal))
     finally:
         engine.dispose()
 
 
-def _column(label: str, name: str, values: tuple[Any, ...], kind: ColumnType, done: int) -> pa.Array:
+def _column(label: str, name: str, values: tuple[Any, ...], kind: ColumnType, done: int, *, personal: bool) -> pa.Array:
     try:
         return _converted(values, kind)
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
@@ -96,9 +107,10 @@ def _column(label: str, name: str, values: tuple[Any, ...], kind: ColumnType, do
                 _converted((value,), kind)
             except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
                 problem = (
-                    f"{name!r} is declared {kind}, but row {done + number + 1} has {value!r} ({type(value).__name__})"
+                    f"{name!r} is declared {kind}, but row {done + number + 1} has {shown(value, personal=personal)} "
+                    f"({type(value).__name__})"
                 )
-                raise mismatch(label, [problem]) from error
+                raise mismatch(label, [problem]) from cause(error, personal=personal)
         raise
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from config.limits import SourceLimits
 from config.settings import PREFIX, ROOT, Channel, Settings
 
 PAGE = ROOT / "docs" / "settings.md"
@@ -25,6 +26,14 @@ instead of SQLite, by libpq's own variables.
 
 {channels}
 
+## Source limits
+
+`source_limits` holds for every source: `NIGHTFLEET_SOURCE_LIMITS='{{max_rows: 1000000}}'`. The same keys in the
+`limits` of one source in the catalog go before. What exceeds one is refused with `SourceTooLarge`, and nothing is
+written.
+
+{source_limits}
+
 ## Secrets
 
 Secrets come from the environment, or from files of mode 600 in `var/secrets/`: a secret `name` is the variable `NAME`
@@ -40,6 +49,7 @@ def page() -> str:
         prefix=PREFIX,
         settings=_table("setting", Settings, lambda name: f"`{PREFIX}{name.upper()}`"),
         channels=_table("key", Channel, lambda name: f"`{name}`"),
+        source_limits=_table("key", SourceLimits, lambda name: f"`{name}`"),
     )
 
 
@@ -55,6 +65,8 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "needed"
     value = field.get_default(call_default_factory=True)
+    if isinstance(value, BaseModel):
+        return "see below"
     values = list(value) if isinstance(value, tuple) else [value]
     shown = [v.relative_to(ROOT).as_posix() if isinstance(v, Path) else v for v in values if v not in (None, "")]
     return ", ".join(f"`{str(v).lower() if isinstance(v, bool) else v}`" for v in shown) or "none"

@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 
 from config.calendar import Interval
 from config.catalog.data import FileSource
+from config.limits import SourceLimits
 from features.sources import SourceMissing, SourceSchemaMismatch, SourceSqlReachesOutside, SourceUnreadable
 from features.sources.file import find, stage
+from features.sources.meter import Meter
 from lake.duck import connect, read_parquet
 from tests.features.sources.reading import COLUMNS, meters, read
 
@@ -322,6 +324,7 @@ def test_whatever_a_file_and_its_folder_are_called_each_row_comes_once(folder: s
         target = Path(outer) / "staged.parquet"
         with connect() as connection:
             declared = FileSource(kind="file", uri="in/*.csv")
-            stage(connection, declared, found, columns, Path(outer) / "unpacked", target)
+            meter = Meter("odd", SourceLimits())
+            stage(connection, declared, found, columns, Path(outer) / "unpacked", target, meter)
             rows = connection.execute(f"SELECT meter FROM {read_parquet([target])} ORDER BY 1").fetchall()
         assert rows == [(f"m{number}",) for number in range(len(odd))]
