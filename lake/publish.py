@@ -105,6 +105,46 @@ def publish(
         return _published(publications, table, rows, interval, replaces, lineage, staging, relabel)
 
 
+def append(
+    publications: Publications,
+    table: LakeTable,
+    rows: pa.Table,
+    day: date,
+    *,
+    held: pa.Table,
+    replaces: str | None,
+    lineage: Lineage,
+    scratch: Path,
+) -> None:
+    """Add rows to one partition in one commit, whose size does not depend on what is there: its files stay.
+
+    Args:
+        held: the rows of the partition, as the caller read them.
+        replaces: digest of `held`, None for an unpublished partition.
+    Raises:
+        SchemaMismatch, RowsOutsideInterval, DuplicateKey: as `publish`; nothing is written.
+        StalePublish: the partition holds another digest than `replaces`; nothing is written.
+        DiskFull: a disk has no room, or fails; the partition is what it was.
+    """
+    staging, interval = scratch / f"append-{uuid.uuid4().hex}", Interval.of(day)
+    with _failures_named(table, staging):
+        staging.mkdir(parents=True)
+        try:
+            digests = _stage(table, pa.concat_tables([held, rows]), interval, staging / "whole.parquet")
+            _stage(table, rows, interval, staging / "rows.parquet")
+            delta = table.load_or_create()
+            current = publications.current(table, interval, loaded=delta, as_of_version=delta.version()).get(day)
+            if (current.digest if current else None) == replaces:
+                with suppress(CommitFailedError):
+                    added = _write_files(table, staging / "rows.parquet", [day])
+                    metadata = commit_metadata(lineage, digests, datetime.now(UTC), len(added))
+                    _commit(table, delta, added, None, metadata)
+                    return
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    raise StalePublish(f"{table.name} for {day}: another writer came first. Nothing was written. Try again.")
+
+
 @contextmanager
 def _failures_named(table: LakeTable, staging: Path) -> Iterator[None]:
     try:
@@ -199,16 +239,19 @@ def _write_files(table: LakeTable, staged: Path, changed: list[date]) -> list[Ad
 
 
 def _commit(
-    table: LakeTable, delta: DeltaTable, added: list[AddAction], changed: list[date], metadata: dict[str, str]
+    table: LakeTable, delta: DeltaTable, added: list[AddAction], replaced: list[date] | None, metadata: dict[str, str]
 ) -> None:
+    """Commit those files in the place of what those dates hold; None: besides what is there."""
     version = delta.version() + 1  # no retries: this one, or none
     try:
         delta.create_write_transaction(
             [*added],
-            mode="overwrite",
+            mode="append" if replaced is None else "overwrite",
             schema=table.schema,
             partition_by=["data_date"],
-            partition_filters=[("data_date", "in", [day.isoformat() for day in changed])],
+            partition_filters=None
+            if replaced is None
+            else [("data_date", "in", [day.isoformat() for day in replaced])],
             commit_properties=CommitProperties(custom_metadata=metadata, max_commit_retries=0),
         )
     except CommitFailedError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx
+import structlog
 from fastapi import Request
 
 from config.errors import NightfleetError
@@ -36,6 +38,7 @@ from monitoring.pages.page import BadAddress, Context, NotAllowed, NotFound, Pag
 LONGEST_REASON = 400
 _LONGEST_FIELD = 1_000
 _LONGEST_REFUSAL = 300
+_MOST_A_MINUTE, _MOST_REFUSALS_A_DAY = 30, 200
 _DOING = {
     "acknowledge": "Acknowledging an alarm",
     "silence": "Silencing an alarm",
@@ -51,6 +54,8 @@ _APPROVE, _REJECT = "Approve", "Reject"  # as `training.registry.approval` knows
 # scheduler, which says every 5 s that it lives, is waited for.
 _LONG_NOTED, _LONGEST_PARKING, _LONGEST_UNNOTED = timedelta(minutes=5), timedelta(seconds=1), timedelta(seconds=30)
 
+_log = structlog.get_logger("nightfleet.pages")
+
 
 class BadForm(NightfleetError):
     """A field of a form is missing, or is not what it has to be."""
@@ -58,6 +63,10 @@ class BadForm(NightfleetError):
 
 class NothingWaits(NightfleetError):
     """An answer to a question that nobody asks, perhaps not any more."""
+
+
+class TooManyActions(NightfleetError):
+    """One person sends forms faster than anybody reads their answers."""
 
 
 class AirflowRefused(NightfleetError):
@@ -142,6 +151,42 @@ def _attempt(asked: Asked, outcome: str) -> Action:
     return asked.action(**told, details={"form": cut})
 
 
+class Turnstile:
+    """How often one person may act, counted in this process.
+
+    Whoever is refused is recorded, and a record costs disk: of a person's refusals of one day only the first ones are.
+    """
+
+    def __init__(self) -> None:
+        self._acted: dict[str, deque[datetime]] = {}
+        self._refused: dict[tuple[str, date], int] = {}
+
+    def enter(self, person: str, now: datetime) -> None:
+        """Count an attempt.
+
+        Raises:
+            TooManyActions: it is more than the 30th within a minute; it is not counted.
+        """
+        acted = self._acted.setdefault(person, deque())
+        while acted and now - acted[0] >= timedelta(minutes=1):
+            acted.popleft()
+        if len(acted) >= _MOST_A_MINUTE:
+            raise TooManyActions(
+                f"you have sent {len(acted)} forms within a minute, at most {_MOST_A_MINUTE} are taken. Nothing was "
+                "done, and this is not on record. Wait a minute, and send it again."
+            )
+        acted.append(now)
+
+    def records(self, person: str, now: datetime) -> bool:
+        """Whether one more refusal of that person is kept."""
+        self._refused = {key: count for key, count in self._refused.items() if key[1] == now.date()}
+        count = self._refused[person, now.date()] = self._refused.get((person, now.date()), 0) + 1
+        return count <= _MOST_REFUSALS_A_DAY
+
+
+TURNSTILE = Turnstile()
+
+
 async def perform(
     request: Request, context: Context, action: str, form: Mapping[str, str], *, own_form: bool
 ) -> str | Page:
@@ -151,11 +196,13 @@ async def perform(
     Raises:
         NotFound: there is no such action, or not what it is about.
         NotAllowed: the role does not suffice, the form is not one of ours, or Airflow does not allow it.
+        TooManyActions: the person sends more than 30 forms a minute.
         NightfleetError: the error's text says what is wrong, and that nothing was done.
     """
     if action not in ROLE_OF:
         raise NotFound(f"there is no action {shortened(action)}. There are: {', '.join(ROLE_OF)}.")
     asked = Asked(request, context, action, form)
+    TURNSTILE.enter(context.viewer.name, context.now)
     try:
         if not own_form:
             raise NotAllowed(
@@ -169,14 +216,22 @@ async def perform(
             )
         done = await _DOES[action](asked)
     except NightfleetError as refusal:
-        await asyncio.to_thread(record_action, context.lake, _attempt(asked, REFUSED + " ".join(str(refusal).split())))
+        await _keep_refusal(asked, REFUSED + " ".join(str(refusal).split()))
         raise
     except Exception as error:
-        await asyncio.to_thread(record_action, context.lake, _attempt(asked, f"failed: {type(error).__name__}"))
+        await _keep_refusal(asked, f"failed: {type(error).__name__}")
         raise
     if done.action is not None:
         await asyncio.to_thread(record_action, context.lake, done.action)
     return done.said
+
+
+async def _keep_refusal(asked: Asked, outcome: str) -> None:
+    viewer, attempt = asked.context.viewer, _attempt(asked, outcome)
+    if TURNSTILE.records(viewer.name, asked.context.now):
+        await asyncio.to_thread(record_action, asked.context.lake, attempt)
+    else:
+        _log.warning("refusal not recorded", by=viewer.name, action=asked.name, outcome=attempt.outcome[:200])
 
 
 # ---- alarms ----------------------------------------------------------------------------------------------------

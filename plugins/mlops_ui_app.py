@@ -43,6 +43,8 @@ HEADERS = {
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
 }
 READ = ["GET", "HEAD"]
+MOST_BODY_BYTES = 64 * 1024
+_TOO_LARGE = f"The body has more than {MOST_BODY_BYTES:,} bytes, which no form of these pages has. Nothing was done."
 NOTICE_COOKIE = "nightfleet_notice"
 _STATUS: dict[type[NightfleetError], tuple[int, str]] = {
     NotFound: (404, "Not found"),
@@ -84,6 +86,35 @@ class _Headers:
             await send(message)
 
         await self._app(scope, receive, with_headers)
+
+
+class BodyLimit:
+    """Refuses a body larger than any form of ours before a byte of it is parsed, and whoever sent it."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(
+        self,
+        scope: MutableMapping[str, Any],
+        receive: Callable[[], Awaitable[Any]],
+        send: Callable[[Any], Awaitable[None]],
+    ) -> None:
+        declared = next((value for name, value in scope.get("headers", ()) if name == b"content-length"), b"0")
+        if not declared.isdigit() or int(declared) > MOST_BODY_BYTES:
+            await JSONResponse({"detail": _TOO_LARGE}, 413, headers={"connection": "close"})(scope, receive, send)
+            return
+        taken = 0
+
+        async def bounded() -> Any:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if taken > MOST_BODY_BYTES:  # it came in chunks, or is longer than it said
+                raise HTTPException(413, _TOO_LARGE, headers={"connection": "close"})
+            return message
+
+        await self._app(scope, bounded, send)
 
 
 # Read-only or not, to the lake and what it was opened with.
@@ -217,7 +248,7 @@ def _embedded(request: Request, path: str, context: ContextDep) -> Response:
 
 async def _act(request: Request, action: str, user: GetUserDep, context: ContextDep) -> Response:
     """Do what a form asks, then lead back to the page it stood on, which says what was done."""
-    from mlops_ui_actions import perform
+    from mlops_ui_actions import TooManyActions, perform
 
     context = replace(context, lake=_lake(read_only=False))
     form = {name: str(value) for name, value in (await request.form()).items()}
@@ -228,6 +259,8 @@ async def _act(request: Request, action: str, user: GetUserDep, context: Context
         said = await perform(request, context, action, form, own_form=is_own_form(user, form.get("csrf_token", "")))
     except NightfleetError as error:
         status, title = _STATUS.get(type(error), (409, "This was not done"))
+        if isinstance(error, TooManyActions):
+            status = 429
         return _message(request, context, title, str(error), status)
     if isinstance(said, Page):
         return answer(request, context, said)
@@ -286,6 +319,7 @@ def make_app() -> FastAPI:
     )
     app.include_router(router)
     app.add_exception_handler(HTTPException, _refused)
+    app.add_middleware(BodyLimit)
     app.add_middleware(_Headers)
     return app
 

@@ -13,6 +13,7 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import sqlalchemy as sa
 
 from config.calendar import ONE_DAY, Interval
@@ -22,7 +23,7 @@ from lake.lake import Lake
 from lake.lineage import Lineage, as_utc
 from lake.migrations import ACTIONS
 from lake.projection import project, sql_columns
-from lake.publish import StalePublish, publish
+from lake.publish import StalePublish, append
 from lake.tables import LakeTable, named_table
 
 SQL_TABLE = "actions"
@@ -116,16 +117,25 @@ def record_action(lake: Lake, action: Action) -> Action:
     row = _row(kept)
     for _ in range(_ATTEMPTS):
         replaces = lake.publications.digests(table, interval)
-        others = table.read([day]).to_pylist()
-        same = [other for other in others if other["action_id"] == row["action_id"]]
+        held = table.read([day])
+        same = held.filter(pc.equal(held["action_id"], row["action_id"])).to_pylist()
         if same:
             kept = _action(same[0])
             break
-        rows = pa.Table.from_pylist([*others, row], schema=table.schema)
+        rows = pa.Table.from_pylist([row], schema=table.schema)
         lineage = Lineage(run_id=f"action {row['action_id']}", code_version=code_version(), catalog_digest="")
         try:
             with lake.scratch("actions") as scratch:
-                publish(lake.publications, table, rows, interval, replaces=replaces, lineage=lineage, scratch=scratch)
+                append(
+                    lake.publications,
+                    table,
+                    rows,
+                    day,
+                    held=held,
+                    replaces=replaces[day],
+                    lineage=lineage,
+                    scratch=scratch,
+                )
         except StalePublish:
             continue  # another action of the day was stored in between: look again at what is there
         kept = _action(row)

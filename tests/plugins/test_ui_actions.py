@@ -90,6 +90,12 @@ class PlayedAirflow:
         self.waiting.append({"dag_id": f"{MODEL}_train", "body": f"- Evidence: `{digest}`", "task_instance": task})
 
 
+@pytest.fixture(autouse=True)
+def turnstile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test does is not counted in another."""
+    monkeypatch.setattr(mlops_ui_actions, "TURNSTILE", mlops_ui_actions.Turnstile())
+
+
 @pytest.fixture
 def lake(toy_lake: Lake) -> Lake:
     """Nights up to 2024-02-26 with features, the last with a warning."""
@@ -177,6 +183,30 @@ def test_a_foreign_form_does_nothing(lake: Lake, airflow: PlayedAirflow, name: s
         do(lake, airflow, name, own_form=False, **FORMS[name])
     assert airflow.asked_by == []
     assert last(lake).outcome.startswith("refused")
+
+
+def test_a_person_may_send_thirty_forms_a_minute_and_others_are_not_held_up() -> None:
+    turnstile, now = mlops_ui_actions.Turnstile(), datetime(2024, 3, 2, tzinfo=UTC)
+    for second in range(30):
+        turnstile.enter("anna", now + timedelta(seconds=second))
+    with pytest.raises(mlops_ui_actions.TooManyActions, match="30 forms within a minute"):
+        turnstile.enter("anna", now + timedelta(seconds=59))
+    turnstile.enter("bert", now + timedelta(seconds=59))
+    turnstile.enter("anna", now + timedelta(seconds=60))
+
+
+def test_refusals_beyond_the_limits_leave_nothing_on_the_disk(
+    lake: Lake, airflow: PlayedAirflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mlops_ui_actions, "_MOST_REFUSALS_A_DAY", 2)
+    monkeypatch.setattr(mlops_ui_actions, "_MOST_A_MINUTE", 4)
+    said = []
+    for _ in range(6):
+        with pytest.raises(NightfleetError) as refused:
+            do(lake, airflow, "rollback", "viewer", **FORMS["rollback"])
+        said.append(type(refused.value).__name__)
+    assert said == ["NotAllowed"] * 4 + ["TooManyActions"] * 2
+    assert len(read_actions(lake)) == 2
 
 
 def test_no_such_action(lake: Lake) -> None:

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from config.calendar import Interval
 from lake.lake import Lake
 from lake.projection import projections_table
+from lake.publish import publish
 from monitoring.alerting.actions import Action, actions_table, project_actions, read_actions, record_action
 from tests import toy
 
@@ -63,6 +64,32 @@ def test_actions_that_come_at_once_are_all_kept(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         assert len({action.action_id for action in pool.map(act, range(4))}) == 4
     assert len(read_actions(lake)) == 5
+
+
+def test_an_action_is_appended_and_what_was_recorded_before_is_not_written_again(lake: Lake) -> None:
+    table = actions_table(lake)
+
+    def files() -> dict[str, bytes]:
+        return {uri: Path(uri).read_bytes() for uri in table.files()}
+
+    sizes = []
+    for number in range(6):
+        before = files()
+        record_action(lake, replace(ACTION, action_id=f"n{number}", outcome="refused: " + "x" * 2_000))
+        after = files()
+        assert before.items() <= after.items()
+        assert len(after) == len(before) + 1
+        sizes.append(sum(path.stat().st_size for path in Path(table.location.uri).rglob("*") if path.is_file()))
+    assert sizes[-1] - sizes[-2] < 1.5 * (sizes[2] - sizes[1])
+    assert [row["action_id"] for row in table.read().to_pylist()] == [f"n{number}" for number in range(6)]
+    # What is published is what lies there: the same rows as one file are nothing new.
+    lineage, day = lake.lineage("rides", "again"), AT.date()
+    with lake.scratch("again") as scratch:
+        again = publish(
+            lake.publications, table, table.read(), Interval.of(day), replaces={}, lineage=lineage, scratch=scratch
+        )
+    assert (again.rows, again.committed) == (6, ())
+    assert len(read_actions(lake)) == 6
 
 
 def test_refused_attempts_are_kept_and_hostile_texts_do_no_harm(lake: Lake) -> None:
