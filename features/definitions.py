@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sqlite3
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import sqlalchemy as sa
 import yaml
@@ -219,11 +221,11 @@ def ensure_applied(lake: Lake) -> str:
 
 def _ensure_applied(lake: Lake) -> _Applied:
     digest = definitions_digest(lake)
-    there = _applied(lake.settings)
+    there = _applied(lake)
     if there is not None and there.digest == digest:
         return there
     with feast_lock(lake):
-        there = _applied(lake.settings)
+        there = _applied(lake)
         if there is not None and there.digest == digest:
             return there  # another process did it meanwhile
         _apply(lake)
@@ -235,8 +237,9 @@ def _ensure_applied(lake: Lake) -> _Applied:
     return applied
 
 
-def _applied(settings: Settings) -> _Applied | None:
-    """What is applied; None where nothing is, or where a store was removed since."""
+def _applied(lake: Lake) -> _Applied | None:
+    """What is applied; None where nothing is, or where a store was removed or lost something since."""
+    settings = lake.settings
     files = [settings.online_store]
     if settings.registry_url.startswith("sqlite:///"):
         files.append(Path(settings.registry_url.removeprefix("sqlite:///")))
@@ -247,7 +250,32 @@ def _applied(settings: Settings) -> _Applied | None:
             return None
         query = sa.select(_applied_table.c.digest, _applied_table.c.token)
         row = connection.execute(query.where(_applied_table.c.project == PROJECT)).first()
-    return None if row is None else _Applied(*row)
+        if row is None or missing_objects(lake, connection):
+            return None
+    return _Applied(*row)
+
+
+def missing_objects(lake: Lake, registry: sa.Connection) -> list[str]:
+    """Feature views and services of the catalog that Feast's registry lacks, and views without a table in the online
+    store; sorted.
+    """
+    views = {view_name(dataset.name, view) for dataset in lake.catalog.datasets for view in dataset.features}
+    services = {model.name for model in lake.catalog.models}
+    missing = {f"feature view {name}" for name in views - _registered(registry, "feature_view")}
+    missing |= {f"feature service {name}" for name in services - _registered(registry, "feature_service")}
+    with closing(sqlite3.connect(f"file:{quote(str(lake.settings.online_store))}?mode=ro", uri=True)) as online:
+        tables = {name for (name,) in online.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    missing |= {f"online table of {name}" for name in views if f"{PROJECT}_{name}" not in tables}
+    return sorted(missing)
+
+
+def _registered(registry: sa.Connection, kind: str) -> set[str]:
+    """Names of one kind of object in Feast's registry, by its tables: reading them through Feast costs a second."""
+    table = sa.table(f"{kind}s", sa.column(f"{kind}_name"), sa.column("project_id"))
+    if not sa.inspect(registry).has_table(table.name):
+        return set()
+    query = sa.select(table.c[f"{kind}_name"]).where(table.c.project_id == PROJECT)
+    return set(registry.execute(query).scalars())
 
 
 @contextmanager
@@ -260,6 +288,18 @@ def _registry(settings: Settings) -> Iterator[sa.Engine]:
         engine.dispose()
 
 
+def _forget_lost_views(settings: Settings) -> None:
+    """Drop the version history of views that are not in the registry: Feast refuses to apply them again beside it."""
+    with _registry(settings) as engine, engine.begin() as connection:
+        if not sa.inspect(connection).has_table("feature_view_version_history"):
+            return
+        history = sa.table("feature_view_version_history", sa.column("feature_view_name"), sa.column("project_id"))
+        there = _registered(connection, "feature_view")
+        connection.execute(
+            history.delete().where(history.c.project_id == PROJECT, history.c.feature_view_name.not_in(there))
+        )
+
+
 def _apply(lake: Lake) -> None:
     from feast import FeatureStore, RepoConfig
 
@@ -267,6 +307,7 @@ def _apply(lake: Lake) -> None:
     folder.mkdir(parents=True, exist_ok=True)  # SQLite makes a file, not its folder
     config = repo_config(lake.settings)
     store = FeatureStore(config=RepoConfig(**config))
+    _forget_lost_views(lake.settings)
     wanted = feast_objects(lake.settings, lake.catalog)
     names = {type(o).__name__: {x.name for x in wanted if type(x) is type(o)} for o in wanted}
     known = [

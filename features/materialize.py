@@ -35,7 +35,8 @@ _INSTANT = timedelta(microseconds=1)
 _log = logging.getLogger(__name__)
 _PROJECTED = (
     "CREATE TABLE IF NOT EXISTS projected_partitions (view TEXT, data_date TEXT, digest TEXT, PRIMARY KEY (view,"
-    " data_date))"
+    " data_date))",
+    "CREATE TABLE IF NOT EXISTS projected_rows (view TEXT PRIMARY KEY, row_count INTEGER)",
 )
 
 
@@ -43,8 +44,9 @@ _PROJECTED = (
 def materialize(lake: Lake, dataset: str, interval: Interval, *, run_id: str) -> StageResult:
     """Project the nights of the interval of every feature view of a data set into the online store.
 
-    Nothing is written for partitions that are there already. An older night never replaces a newer value; a correction
-    of the same night does. One process at a time writes; others wait.
+    Nothing is written for partitions that are there already. Those before the interval that the TTL reaches back to are
+    looked at too, so that a store that was lost, or lost rows, is whole again. An older night never replaces a newer
+    value; a correction of the same night does. One process at a time writes; others wait.
 
     Raises:
         PartitionNotReady: a night of a view is not published.
@@ -93,17 +95,28 @@ def _published(lake: Lake, dataset: Dataset, view: str, interval: Interval) -> t
     """The Delta version of a view's table now, and what it holds of the nights that a TTL reaches back to from the
     last.
     """
-    table, ttl, zone = feature_table(lake.settings, dataset, view), dataset.features[view].ttl, dataset.time_zone
-    oldest = cutoff(interval.last, zone) - ttl
-    first = next(day for day in interval if not ttl or cutoff(day, zone) >= oldest)
-    if first > interval.start:
-        _log.info("%s: nights before %s are older than the TTL of %s and are not written", table.name, first, ttl)
-    window = Interval(first, interval.end)
+    table = feature_table(lake.settings, dataset, view)
+    window = _reach(dataset, view, interval.last)
     delta = table.load()
     version = delta.version() if delta is not None else 0
     published = lake.publications.current(table, window, as_of_version=version)
-    require_partitions(lake, table, dataset, window, published, f"Materializing {dataset.name}")
+    needed = Interval(max(window.start, interval.start), interval.end)
+    if needed != interval:
+        _log.info("%s: nights before %s are older than the TTL and are not written", table.name, needed.start)
+    require_partitions(lake, table, dataset, needed, published, f"Materializing {dataset.name}")
     return version, published
+
+
+def _reach(dataset: Dataset, view: str, last: date) -> Interval:
+    """Nights whose values can serve at the cutoff of `last`."""
+    ttl, zone = dataset.features[view].ttl, dataset.time_zone
+    if not ttl:
+        return Interval.closed(min(dataset.first_data_date, last), last)
+    oldest = cutoff(last, zone) - ttl
+    first = last
+    while cutoff(first - ONE_DAY, zone) >= oldest:
+        first -= ONE_DAY
+    return Interval.closed(first, last)
 
 
 def _run(store: FeatureStore, begin: datetime, end: datetime, names: list[str]) -> dict[str, int]:
@@ -146,18 +159,23 @@ class _Projection:
         assert isinstance(online, NewestWinsSqliteOnlineStore)  # what `repo_config` names
         self._name, self._dataset, self._ttl = name, dataset, ttl
         self._connection: sqlite3.Connection = online._get_conn(store.config)
-        self._connection.execute(_PROJECTED)
+        for statement in _PROJECTED:
+            self._connection.execute(statement)
         self._table = online_table(store.config, store.get_feature_view(name, allow_registry_cache=True))
 
     def plan(self, interval: Interval, published: Mapping[date, Publication]) -> _Plan:
         """What is to be written; takes out what replaced nights brought."""
         zone = self._dataset.time_zone
+        if self.has_lost_rows():
+            with self._connection:
+                self._connection.execute("DELETE FROM projected_partitions WHERE view = ?", (self._name,))
         projected = self.digests()
         digests = {day: publication.digest for day, publication in published.items()}
         changed = [day for day, digest in digests.items() if projected.get(day) != digest]
         newest = max([*projected, interval.last])
         # Feast's interval holds both its ends; the night before is none of ours.
-        begin, end = cutoff(min(digests) - ONE_DAY, zone) + _INSTANT, cutoff(interval.last, zone)
+        begin = cutoff(min(changed, default=interval.last) - ONE_DAY, zone) + _INSTANT
+        end = cutoff(interval.last, zone)
         replaced = [day for day in changed if day in projected]
         if replaced:
             # What those nights brought goes; what other nights say of the same entities comes back.
@@ -176,6 +194,15 @@ class _Projection:
             "SELECT data_date, digest FROM projected_partitions WHERE view = ?", (self._name,)
         )
         return {date.fromisoformat(day): digest for day, digest in rows}
+
+    def has_lost_rows(self) -> bool:
+        """Whether somebody else took rows out, or put some in, since the last night was written."""
+        known = self._connection.execute("SELECT row_count FROM projected_rows WHERE view = ?", (self._name,))
+        row = known.fetchone()
+        return row is not None and row[0] != self._count()
+
+    def _count(self) -> int:
+        return int(self._connection.execute(f'SELECT count(*) FROM "{self._table}"').fetchone()[0])
 
     def forget(self, days: Sequence[date]) -> None:
         """Take out what those nights brought."""
@@ -198,3 +225,4 @@ class _Projection:
                 self._connection.execute(
                     f'DELETE FROM "{self._table}" WHERE event_ts < ?', (stored_time(plan.expired_before),)
                 )
+            self._connection.execute("INSERT OR REPLACE INTO projected_rows VALUES (?, ?)", (self._name, self._count()))

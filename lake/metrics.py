@@ -139,13 +139,13 @@ def publish_metrics(
         published = publish(
             lake.publications, table, checked, interval, replaces=before, lineage=lineage, scratch=scratch
         )
-    project_metrics(lake, subject, group, interval)
+    project_metrics(lake, subject, group)
     return published
 
 
-def project_metrics(lake: Lake, subject: str, group: str, interval: Interval) -> int:
-    """Bring the SQL table `metrics` up to date with that group; rows written."""
-    return project(lake, metrics_table(lake.settings, subject, group), SQL_TABLE, interval, indexes=INDEXES)
+def project_metrics(lake: Lake, subject: str, group: str, *, anew: bool = False) -> int:
+    """Bring the SQL table `metrics` up to date with that group, all its nights; rows written."""
+    return project(lake, metrics_table(lake.settings, subject, group), SQL_TABLE, indexes=INDEXES, anew=anew)
 
 
 def read_metrics(lake: Lake, subject: str, group: str, interval: Interval | None = None) -> pa.Table:

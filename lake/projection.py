@@ -8,6 +8,8 @@ nothing to Delta still repairs SQL, and a late run never puts older rows over ne
 from __future__ import annotations
 
 import io
+import itertools
+import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -21,13 +23,15 @@ from deltalake import DeltaTable
 
 from config.calendar import Interval
 from config.errors import NightfleetError
+from lake.delta import TableDamaged
 from lake.lake import Lake
-from lake.lineage import Publication, publications_table
+from lake.lineage import as_utc, publications_table
 from lake.storage import lock
 from lake.tables import LakeTable
 
 _BATCH_ROWS = 50_000
 _STAGING = "projection_staging"
+_log = logging.getLogger(__name__)
 
 _metadata = sa.MetaData()
 projections_table = sa.Table(
@@ -46,6 +50,16 @@ projections_table = sa.Table(
 
 class ProjectionMismatch(NightfleetError):
     """The SQL table that is there cannot take the rows of the Delta table."""
+
+
+@dataclass(frozen=True)
+class _Commit:
+    """What one commit says of one data date."""
+
+    version: int
+    digest: str
+    rows: int
+    committed_at: datetime
 
 
 @dataclass(frozen=True)
@@ -114,23 +128,27 @@ def project(
     lake: Lake,
     table: LakeTable,
     sql_table: str,
-    interval: Interval,
+    interval: Interval | None = None,
     *,
     keep_replaced: bool = False,
     identity: tuple[str, ...] = (),
     indexes: Sequence[tuple[str, ...]] = (),
+    anew: bool = False,
 ) -> int:
-    """Make SQL hold what Delta has published for `interval`, in one transaction; do nothing where it already does.
+    """Make SQL hold what Delta has published, in one transaction; do nothing where it already does.
 
     A data date is written when SQL has no record of it, another digest, or another number of rows, and left alone when
-    SQL already holds a newer version. Days that are not published are skipped.
+    SQL already holds a newer version. With `keep_replaced`, a date of which SQL has no row at all gets its replaced
+    rows back, too, from the table's older versions; a version whose files are gone is named in the log.
 
     Args:
         sql_table: name in the projections' database; several Delta tables of one schema may share it.
+        interval: data dates that are looked at; None: all, those that SQL alone still has included.
         keep_replaced: rows that are gone or changed stay, with `superseded_at` set to the replacing commit's time;
             otherwise they are deleted.
         identity: with `keep_replaced`, the columns that name a row; at most one row of an identity is current.
         indexes: columns of each index; created with the table, and anew where the table has others.
+        anew: write every data date again, whatever SQL holds; rows of commits that Delta does not have stay.
     Returns:
         rows of the data dates that were written; 0 when there was nothing to do.
     Raises:
@@ -141,74 +159,68 @@ def project(
     delta = table.load()
     if delta is None:
         return 0
-    delta_id = str(delta.metadata().id)
-    published = lake.publications.current(table, interval, loaded=delta, as_of_version=delta.version())
+    lake.publications.sync(table, delta)
     target = sql_columns(sql_table, table.schema, keep_replaced=keep_replaced)
     engine = lake.engine
     with engine.connect() as connection:
         # Without a lock first: the usual rerun finds nothing to do and should not wait for a writer.
-        if _is_there(connection, target) and not _outdated(connection, target, table, delta_id, published, interval):
+        if not anew and _is_there(connection, target) and not _outdated(connection, target, table, delta, interval):
             return 0
     with engine.connect() as connection, connection.begin():
         # So that the check for newer rows and the write are one.
         lock(connection, f"projection:{sql_table}")
         _prepare(connection, target, identity if keep_replaced else (), indexes)
-        days = _outdated(connection, target, table, delta_id, published, interval)
+        commits = _commits(connection, table, delta, interval)
+        days = _outdated(connection, target, table, delta, interval)
+        if anew:
+            # Not where SQL has newer rows meanwhile.
+            recorded = _recorded(connection, target, table, interval)
+            held = {
+                day
+                for day, of_day in commits.items()
+                if day in recorded and recorded[day].version <= of_day[-1].version
+            }
+            days = sorted({*days, *held})
         if not days:
             return 0
-        kept = [day for day in days if day in published]
+        newest = {day: commits[day][-1] for day in days if day in commits}
         if keep_replaced:
-            staging = sql_columns(_STAGING, table.schema)
-            staging._prefixes = [*staging._prefixes, "TEMPORARY"]
-            staging.create(connection)
-            _load(connection, lake, table, staging, delta, kept, published)
-            _supersede(connection, target, staging, table, identity, {day: published.get(day) for day in days})
-            staging.drop(connection)
+            if anew:
+                _take_out(connection, target, table, days)
+            empty = set(newest) - set(_counted(connection, target, table, interval, current=False))
+            history = {day: commits[day] if day in empty else [newest[day]] for day in newest}
+            _replay(connection, lake, target, table, delta, identity, history, set(days) - set(newest))
         else:
             connection.execute(target.delete().where(target.c.source_table == table.name, target.c.data_date.in_(days)))
-            _load(connection, lake, table, target, delta, kept, published)
+            _load(connection, lake, table, target, delta.version(), newest)
         record = projections_table
         connection.execute(
             record.delete().where(
                 record.c.sql_table == sql_table, record.c.table_name == table.name, record.c.data_date.in_(days)
             )
         )
-        now = datetime.now(UTC)
+        facts: dict[str, Any] = {"sql_table": sql_table, "table_name": table.name}
+        facts |= {"delta_id": str(delta.metadata().id), "projected_at": datetime.now(UTC)}
         rows = [
-            {
-                "sql_table": sql_table,
-                "table_name": table.name,
-                "data_date": day,
-                "delta_id": delta_id,
-                "version": published[day].version,
-                "digest": published[day].digest,
-                "row_count": published[day].rows,
-                "projected_at": now,
-            }
-            for day in kept
+            facts | {"data_date": day, "version": commit.version, "digest": commit.digest, "row_count": commit.rows}
+            for day, commit in newest.items()
         ]
         if rows:
             connection.execute(record.insert(), rows)
-    return sum(published[day].rows for day in kept)
+    return sum(commit.rows for commit in newest.values())
 
 
-def project_whole(lake: Lake, table: LakeTable, sql_table: str, *, indexes: Sequence[tuple[str, ...]] = ()) -> int:
-    """`project` for every data date of a small table, those that SQL alone still has included: what an earlier run left
-    undone is done, too.
-    """
+def outdated_dates(lake: Lake, table: LakeTable, sql_table: str, *, keep_replaced: bool = False) -> list[date]:
+    """Data dates whose rows in SQL are not those that Delta has published; nothing is written."""
     delta = table.load()
     if delta is None:
-        return 0
-    days = set(lake.publications.current(table, loaded=delta))
+        return []
+    lake.publications.sync(table, delta)
+    target = sql_columns(sql_table, table.schema, keep_replaced=keep_replaced)
     with lake.engine.connect() as connection:
-        if sa.inspect(connection).has_table(projections_table.name):
-            p = projections_table.c
-            days |= set(
-                connection.execute(
-                    sa.select(p.data_date).where(p.sql_table == sql_table, p.table_name == table.name)
-                ).scalars()
-            )
-    return project(lake, table, sql_table, Interval.closed(min(days), max(days)), indexes=indexes) if days else 0
+        if not _is_there(connection, target):
+            return sorted(_commits(connection, table, delta, None))
+        return _outdated(connection, target, table, delta, None)
 
 
 def _sql_type(kind: pa.DataType) -> sa.types.TypeEngine[Any]:
@@ -242,9 +254,8 @@ def _prepare(
     _metadata.create_all(connection, checkfirst=True)
     inspector = sa.inspect(connection)
     if not inspector.has_table(target.name):
-        sa.Index(f"ix_{target.name}_source", target.c.source_table, target.c.data_date)
-        for number, columns in enumerate(indexes):
-            sa.Index(f"ix_{target.name}_{number}", *(target.c[c] for c in columns))
+        for name, columns in _indexes(target, indexes).items():
+            sa.Index(name, *(target.c[c] for c in columns))
         if identity:
             current = target.c.superseded_at.is_(None)
             unique = [target.c[c] for c in identity]
@@ -271,10 +282,17 @@ def _prepare(
     _index_anew(connection, target, indexes)
 
 
+def _indexes(target: sa.Table, wanted: Sequence[tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """Columns of each index by its name; the first one answers alone how many rows of a date there are."""
+    counting = [name for name in ("source_table", "data_date", "superseded_at") if name in target.c]
+    return {f"ix_{target.name}_source": tuple(counting)} | {
+        f"ix_{target.name}_{number}": columns for number, columns in enumerate(wanted)
+    }
+
+
 def _index_anew(connection: sa.Connection, target: sa.Table, indexes: Sequence[tuple[str, ...]]) -> None:
     there = {i["name"]: tuple(i["column_names"]) for i in sa.inspect(connection).get_indexes(target.name)}
-    for number, columns in enumerate(indexes):
-        name = f"ix_{target.name}_{number}"
+    for name, columns in _indexes(target, indexes).items():
         if there.get(name) == columns:
             continue
         index = sa.Index(name, *(target.c[c] for c in columns))
@@ -284,35 +302,17 @@ def _index_anew(connection: sa.Connection, target: sa.Table, indexes: Sequence[t
 
 
 def _outdated(
-    connection: sa.Connection,
-    target: sa.Table,
-    table: LakeTable,
-    delta_id: str,
-    published: Mapping[date, Publication],
-    interval: Interval,
+    connection: sa.Connection, target: sa.Table, table: LakeTable, delta: DeltaTable, interval: Interval | None
 ) -> list[date]:
-    """Data dates of the interval whose rows in SQL are not those of `published` and not newer."""
-    p, t = projections_table.c, target.c
-    query = sa.select(p.data_date, p.delta_id, p.version, p.digest, p.row_count).where(
-        p.sql_table == target.name,
-        p.table_name == table.name,
-        p.data_date >= interval.start,
-        p.data_date < interval.end,
-    )
-    recorded = {
-        row.data_date: _Recorded(row.delta_id, row.version, row.digest, row.row_count)
-        for row in connection.execute(query)
-    }
-    count = sa.select(t.data_date, sa.func.count()).where(
-        t.source_table == table.name, t.data_date >= interval.start, t.data_date < interval.end
-    )
-    if "superseded_at" in t:
-        count = count.where(t.superseded_at.is_(None))
-    counted = {row[0]: int(row[1]) for row in connection.execute(count.group_by(t.data_date))}
+    """Data dates whose rows in SQL are not those that are published and not newer."""
+    delta_id = str(delta.metadata().id)
+    commits = _commits(connection, table, delta, interval)
+    recorded = _recorded(connection, target, table, interval)
+    counted = _counted(connection, target, table, interval)
     lost = _lost(connection, table, recorded)
     outdated = []
-    for day in interval:
-        seen, wanted = recorded.get(day), published.get(day)
+    for day in sorted({*commits, *recorded, *counted}):
+        seen, wanted = recorded.get(day), commits[day][-1] if day in commits else None
         if day in lost:
             outdated.append(day)
             continue
@@ -331,6 +331,50 @@ def _outdated(
     return outdated
 
 
+def _recorded(
+    connection: sa.Connection, target: sa.Table, table: LakeTable, interval: Interval | None
+) -> dict[date, _Recorded]:
+    p = projections_table.c
+    query = sa.select(p.data_date, p.delta_id, p.version, p.digest, p.row_count).where(
+        p.sql_table == target.name, p.table_name == table.name, *_within(p.data_date, interval)
+    )
+    return {
+        row.data_date: _Recorded(row.delta_id, row.version, row.digest, row.row_count)
+        for row in connection.execute(query)
+    }
+
+
+def _within(column: sa.ColumnElement[date], interval: Interval | None) -> list[sa.ColumnElement[bool]]:
+    return [] if interval is None else [column >= interval.start, column < interval.end]
+
+
+def _commits(
+    connection: sa.Connection, table: LakeTable, delta: DeltaTable, interval: Interval | None
+) -> dict[date, list[_Commit]]:
+    """The publications of each data date up to that version of the table, the newest last."""
+    c = publications_table.c
+    query = (
+        sa.select(c.data_date, c.version, c.digest, c.row_count, c.committed_at)
+        .where(c.table_name == table.name, c.version <= delta.version(), *_within(c.data_date, interval))
+        .order_by(c.data_date, c.version)
+    )
+    commits: dict[date, list[_Commit]] = {}
+    for day, version, digest, rows, committed_at in connection.execute(query):
+        commits.setdefault(day, []).append(_Commit(version, digest, rows, as_utc(committed_at)))
+    return commits
+
+
+def _counted(
+    connection: sa.Connection, target: sa.Table, table: LakeTable, interval: Interval | None, *, current: bool = True
+) -> dict[date, int]:
+    """Rows of each data date that SQL has; `current`: without those that were replaced."""
+    t = target.c
+    query = sa.select(t.data_date, sa.func.count()).where(t.source_table == table.name, *_within(t.data_date, interval))
+    if current and "superseded_at" in t:
+        query = query.where(t.superseded_at.is_(None))
+    return {day: int(count) for day, count in connection.execute(query.group_by(t.data_date))}
+
+
 def _lost(connection: sa.Connection, table: LakeTable, recorded: Mapping[date, _Recorded]) -> set[date]:
     """Data dates that SQL holds from a commit that the table does not have any more: it was restored from a backup."""
     c = publications_table.c
@@ -341,24 +385,89 @@ def _lost(connection: sa.Connection, table: LakeTable, recorded: Mapping[date, _
     return {day for day, seen in recorded.items() if (day, seen.version, seen.digest) not in commits}
 
 
+def _take_out(connection: sa.Connection, target: sa.Table, table: LakeTable, days: Sequence[date]) -> None:
+    """Delete the rows that came with commits which Delta still has, and so can give again."""
+    c, t = publications_table.c, target.c
+    known = sa.exists(
+        sa.select(sa.literal(1)).where(
+            c.table_name == t.source_table, c.data_date == t.data_date, c.version == t.delta_version
+        )
+    )
+    connection.execute(target.delete().where(t.source_table == table.name, t.data_date.in_(days), known))
+
+
+def _replay(
+    connection: sa.Connection,
+    lake: Lake,
+    target: sa.Table,
+    table: LakeTable,
+    delta: DeltaTable,
+    identity: tuple[str, ...],
+    history: Mapping[date, Sequence[_Commit]],
+    gone: Collection[date],
+) -> None:
+    """Let the commits of each data date follow one another in SQL as they did in Delta; `gone` dates have none."""
+    # Many dates are read at once: each at the last version before the one that replaced it.
+    reads: dict[int, dict[date, _Commit]] = {delta.version(): {}}
+    for day, of_day in history.items():
+        for commit, following in itertools.zip_longest(of_day, of_day[1:]):
+            version = delta.version() if following is None else following.version - 1
+            reads.setdefault(version, {})[day] = commit
+    for version in sorted(reads):
+        commits, at = reads[version], {}
+        if version == delta.version():
+            at = dict.fromkeys(gone, datetime.now(UTC))
+        else:
+            commits = _readable(table, version, commits)
+        at |= {day: commit.committed_at for day, commit in commits.items()}
+        staging = sql_columns(_STAGING, table.schema)
+        staging._prefixes = [*staging._prefixes, "TEMPORARY"]
+        staging.create(connection)
+        _load(connection, lake, table, staging, version, commits)
+        _supersede(connection, target, staging, table, identity, at)
+        staging.drop(connection)
+
+
+def _readable(table: LakeTable, version: int, commits: Mapping[date, _Commit]) -> dict[date, _Commit]:
+    """Those dates whose rows the table can still give at a former version; the others are named in the log."""
+    try:
+        former = table.load(version)
+        damaged = {} if former is None else table.damaged(former, list(commits))
+    except TableDamaged as error:
+        damaged = dict.fromkeys(commits, str(error))
+    for day, problem in damaged.items():
+        _log.warning(
+            "%s: rows of data date %s, committed at %s and replaced since, do not come back to SQL: %s",
+            table.name,
+            day,
+            commits[day].committed_at,
+            problem,
+        )
+    return {day: commit for day, commit in commits.items() if day not in damaged}
+
+
 def _load(
     connection: sa.Connection,
     lake: Lake,
     table: LakeTable,
     into: sa.Table,
-    delta: DeltaTable,
-    days: Sequence[date],
-    published: Mapping[date, Publication],
+    version: int,
+    commits: Mapping[date, _Commit],
 ) -> None:
-    if not any(published[day].rows for day in days):
+    """Insert the rows that the table holds of those dates at that version."""
+    if not any(commit.rows for commit in commits.values()):
         return
+    days = list(commits)
     with lake.duckdb() as duck:
-        table.register(duck, "source_rows", days, delta.version())
+        table.register(duck, "source_rows", days, version)
         duck.execute("CREATE TEMP TABLE day_versions (data_date DATE, delta_version BIGINT)")
         duck.register(
             "versions",
             pa.table(
-                {"d": pa.array(days, pa.date32()), "v": pa.array([published[d].version for d in days], pa.int64())}
+                {
+                    "d": pa.array(days, pa.date32()),
+                    "v": pa.array([commit.version for commit in commits.values()], pa.int64()),
+                }
             ),
         )
         duck.execute("INSERT INTO day_versions SELECT d, v FROM versions")
@@ -453,8 +562,9 @@ def _supersede(
     staging: sa.Table,
     table: LakeTable,
     identity: tuple[str, ...],
-    days: Mapping[date, Publication | None],
+    days: Mapping[date, datetime],
 ) -> None:
+    """Mark what is replaced on those dates, each with its instant, and add what is new."""
     connection.execute(sa.schema.CreateIndex(sa.Index(f"ix_{_STAGING}", *(staging.c[c] for c in identity))))
     same_row = [
         target.c[field.name].is_not_distinct_from(staging.c[field.name])
@@ -463,8 +573,7 @@ def _supersede(
     ]
     same_name = [target.c[c] == staging.c[c] for c in identity]
     current = sa.and_(target.c.source_table == table.name, target.c.superseded_at.is_(None))
-    for day, publication in days.items():
-        at = publication.committed_at if publication else datetime.now(UTC)
+    for day, at in days.items():
         unchanged = sa.exists(sa.select(sa.literal(1)).select_from(staging).where(*same_name, *same_row))
         connection.execute(
             target.update().where(current, target.c.data_date == day, sa.not_(unchanged)).values(superseded_at=at)

@@ -22,7 +22,7 @@ from lake.events import logged
 from lake.lake import Lake, StageResult
 from lake.lineage import Input
 from lake.metrics import metrics_table
-from lake.projection import project_whole, read_projected, sql_columns
+from lake.projection import project, read_projected, sql_columns
 from lake.publish import StalePublish, publish
 from lake.tables import LakeTable, named_table
 from monitoring import drift, performance
@@ -61,7 +61,7 @@ def requests_table(lake: Lake, model: str) -> LakeTable:
 
 def project_requests(lake: Lake, model: str) -> int:
     """Bring the SQL table `requests` up to date with the model's; rows written."""
-    return project_whole(lake, requests_table(lake, model), SQL_TABLE)
+    return project(lake, requests_table(lake, model), SQL_TABLE)
 
 
 def read_requests(lake: Lake, model: str) -> pa.Table:

@@ -12,7 +12,6 @@ from lake.lake import Lake, StageResult
 from lake.projection import project, projections_table, sql_columns
 from serving.predictions import predictions_table
 
-RECENT_NIGHTS = 28
 SQL_PREFIX = "predictions_"
 
 
@@ -25,8 +24,8 @@ def sql_name(model: str) -> str:
 def project_predictions(lake: Lake, model: str, interval: Interval, *, run_id: str) -> StageResult:
     """Make SQL table `predictions_<model>` hold what the lake has published for the interval, in one transaction.
 
-    Nights that are there already are left alone. The `RECENT_NIGHTS` before the interval are looked at too, so that a
-    projection that failed is repaired by the next run. Replaced rows stay, with `superseded_at`. `run_id` is named in
+    Nights that are there already are left alone. All others are looked at too, so that a projection that failed, or a
+    database that lost rows, is repaired by the next run. Replaced rows stay, with `superseded_at`. `run_id` is named in
     errors; the rows' own run is in the lake.
 
     Raises:
@@ -40,18 +39,9 @@ def project_predictions(lake: Lake, model: str, interval: Interval, *, run_id: s
         needed_by=f"Publishing {model} in run {run_id}",
         remedy=f"Run the scoring of {model} for that night first, then clear this task.",
     )
-    looked_at = interval.widened(RECENT_NIGHTS)
-    before = _projected(lake, table.name, looked_at)
-    rows_written = project(
-        lake,
-        table,
-        sql_name(model),
-        looked_at,
-        keep_replaced=True,
-        identity=("prediction_id",),
-        indexes=(("prediction_id",), ("data_date",)),
-    )
-    after = _projected(lake, table.name, looked_at)
+    before = _projected(lake, table.name)
+    rows_written = bring_predictions(lake, model)
+    after = _projected(lake, table.name)
     written = [day for day, record in after.items() if before.get(day) != record]
     details = {
         "sql_table": sql_name(model),
@@ -62,14 +52,30 @@ def project_predictions(lake: Lake, model: str, interval: Interval, *, run_id: s
     return StageResult("publish", model, str(interval), sum(p.rows for p in published.values()), len(written), details)
 
 
-def _projected(lake: Lake, table_name: str, interval: Interval) -> dict[date, tuple[int, str, datetime]]:
+def bring_predictions(lake: Lake, model: str, *, anew: bool = False) -> int:
+    """Make SQL hold the model's predictions of every published night, replaced ones included; rows written.
+
+    Args:
+        anew: write every night again, whatever SQL holds.
+    """
+    entry = lake.model(model)
+    return project(
+        lake,
+        predictions_table(lake.settings, entry, lake.dataset(entry.dataset)),
+        sql_name(model),
+        keep_replaced=True,
+        identity=("prediction_id",),
+        indexes=(("prediction_id",), ("data_date",)),
+        anew=anew,
+    )
+
+
+def _projected(lake: Lake, table_name: str) -> dict[date, tuple[int, str, datetime]]:
     """Delta version, digest and instant of each night that SQL holds."""
     if not sa.inspect(lake.engine).has_table(projections_table.name):
         return {}
     c = projections_table.c
-    query = sa.select(c.data_date, c.version, c.digest, c.projected_at).where(
-        c.table_name == table_name, c.data_date >= interval.start, c.data_date < interval.end
-    )
+    query = sa.select(c.data_date, c.version, c.digest, c.projected_at).where(c.table_name == table_name)
     with lake.engine.connect() as connection:
         return {
             row.data_date: (row.version, row.digest, row.projected_at)

@@ -21,12 +21,14 @@ from features.sources import file, http, sql
 from features.sources.columns import check_types, literal, quoted, typed_relation
 from features.sources.errors import SourceMissing, SourceSqlReachesOutside, SourceUnavailable, SourceUnreadable
 from features.sources.meter import Meter
+from lake.artifact import file_digest
 from lake.duck import allow, confine, read_parquet, sql_path
 from lake.lake import Lake
 from lake.storage import link_or_copy
 
 # A change to how sources are read makes every cached one unknown.
 _READER = "1"
+_FINGERPRINT_DIGITS = 32
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,10 @@ def read_source(
     return SourceRead(name, dated, fingerprint)
 
 
+def _cached(cache: Path, fingerprint: str) -> Path | None:
+    return next(iter(sorted(cache.glob(f"{fingerprint[:_FINGERPRINT_DIGITS]}-*.parquet"))), None)
+
+
 class _Reading:
     """One table being read."""
 
@@ -133,11 +139,11 @@ class _Reading:
         """The whole source as one Parquet file, from the cache where its bytes are those read before."""
         if not isinstance(self.source, FileSource):
             return self.stage(None), None
-        found = file.find(self.source.uri, self.root, None, self.label)
+        files = file.find(self.source.uri, self.root, None, self.label)
         shape = {
             "reader": _READER,
             "duckdb": duckdb.__version__,
-            "bytes": found.digest(),
+            "bytes": files.digest(),
             "lookups": {
                 name: file.find(lookup.uri, self.root, None, name).digest()
                 for name, lookup in self.source.lookups.items()
@@ -149,31 +155,39 @@ class _Reading:
         fingerprint = hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
         cache = self.lake.settings.home / "cache" / "sources" / f"{self.dataset.name}.{self.name}"
         cache.mkdir(parents=True, exist_ok=True)
-        cached, linked = cache / f"{fingerprint[:32]}.parquet", self.folder / f"{self.name}.source.parquet"
+        linked = self.folder / f"{self.name}.source.parquet"
         while True:
-            if not cached.is_file():
-                self._fill(cached, found, shape["bytes"])
+            if (cached := _cached(cache, fingerprint)) is None:
+                cached = self._fill(cache, fingerprint, files, shape["bytes"])
             # A place of this run's own: another run, that sees newer bytes, may drop the cached file at any time.
             with suppress(FileNotFoundError):
                 link_or_copy(cached, linked)
-                return linked, fingerprint
+                if cached.stem.partition("-")[2] == file_digest(linked):
+                    return linked, fingerprint
+                for damaged in (cached, linked):  # the source is whole: it is read anew
+                    damaged.unlink(missing_ok=True)
 
-    def _fill(self, cached: Path, found: file.FoundFiles, digest: object) -> None:
-        """Stage the source under `cached`, whole or not at all, and drop what was cached of its former bytes."""
-        fresh = cached.parent / f".{uuid.uuid4().hex}.parquet"
+    def _fill(self, cache: Path, fingerprint: str, files: file.FoundFiles, digest: object) -> Path:
+        """Stage the source in the cache, whole or not at all, and drop what was cached of its former bytes.
+
+        The name says which source it is, and the digest of the bytes that were written.
+        """
+        fresh = cache / f".{uuid.uuid4().hex}.parquet"
         try:
-            self._stage(None, fresh, found)
-            if found.digest() != digest:
+            self._stage(None, fresh, files)
+            if files.digest() != digest:
                 raise SourceUnavailable(
                     f"{self.label} changed while it was read. Nothing was written. Clear the task when the delivery is "
                     "complete."
                 )
+            cached = cache / f"{fingerprint[:_FINGERPRINT_DIGITS]}-{file_digest(fresh)}.parquet"
             os.replace(fresh, cached)
         finally:
             fresh.unlink(missing_ok=True)
-        for old in cached.parent.glob("[!.]*.parquet"):
+        for old in cache.glob("[!.]*.parquet"):
             if old != cached:
                 old.unlink(missing_ok=True)
+        return cached
 
     def stage(self, night: date | None) -> Path:
         """One delivery as a Parquet file in this run's folder."""

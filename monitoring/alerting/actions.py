@@ -149,9 +149,9 @@ def record_action(lake: Lake, action: Action) -> Action:
     return kept
 
 
-def project_actions(lake: Lake, interval: Interval) -> int:
-    """Bring the SQL table `actions` up to date with those UTC days; rows written."""
-    return project(lake, actions_table(lake), SQL_TABLE, interval, indexes=_INDEXES)
+def project_actions(lake: Lake, interval: Interval | None = None, *, anew: bool = False) -> int:
+    """Bring the SQL table `actions` up to date with those UTC days (None: all); rows written."""
+    return project(lake, actions_table(lake), SQL_TABLE, interval, indexes=_INDEXES, anew=anew)
 
 
 def read_actions(

@@ -150,7 +150,7 @@ def watch(lake: Lake, *, base_url: str, run_id: str, now: datetime | None = None
         NotDelivered: messages were given up since the last watch.
     """
     now = now or datetime.now(UTC)
-    project_actions(lake, Interval.closed(now.date() - timedelta(days=7), now.date()))
+    project_actions(lake)
     project_records(lake, [model.name for model in lake.catalog.models])
     nights = model_nights(lake, [model.name for model in lake.catalog.models], now=now)
     judged = {}

@@ -75,7 +75,7 @@ def test_the_online_store_serves_what_the_newest_night_knows(lake: Lake) -> None
 
 def test_again_is_free(lake: Lake) -> None:
     night = Interval.of(date(2024, 1, 5))
-    assert materialize(lake, "rides", night, run_id="r").committed == 1
+    assert materialize(lake, "rides", night, run_id="r").committed == 4, "that night, and those its TTL reaches back to"
     before = stored(lake)
     again = materialize(lake, "rides", night, run_id="r2")
     assert (again.rows, again.committed) == (0, 0)
@@ -214,6 +214,32 @@ def test_a_removed_online_store_is_made_anew(lake: Lake) -> None:
         path.unlink()
     materialize(lake, "rides", NIGHTS, run_id="r")
     assert online(lake, "v1") == [offline(lake, NIGHTS.last)["v1"]]
+
+
+@pytest.mark.parametrize("loss", ["the store", "its rows", "its tables", "the registry's rows"])
+def test_the_next_night_brings_back_what_was_lost(lake: Lake, loss: str) -> None:
+    """Entities that the night itself does not hold included: the TTL still reaches them."""
+    toy.publish_features(lake, NIGHTS, rows=rows_without(lake, "v2", Interval.of(NIGHTS.last)))
+    materialize(lake, "rides", NIGHTS, run_id="r")
+    before = stored(lake)
+    with sqlite3.connect(lake.settings.online_store) as connection:
+        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        for table in tables if loss == "its tables" else ():
+            connection.execute(f'DROP TABLE "{table}"')
+        if loss == "its rows":
+            connection.execute("DELETE FROM nightfleet_rides__vehicle_daily WHERE rowid % 3 = 0")
+    if loss == "the store":
+        for path in lake.settings.online_store.parent.glob("online.db*"):
+            path.unlink()
+    if loss == "the registry's rows":
+        with sqlite3.connect(lake.settings.registry_url.removeprefix("sqlite:///")) as connection:
+            for kind in ("feature_views", "feature_services", "entities"):
+                connection.execute(f"DELETE FROM {kind}")
+    again = Lake(lake.settings, lake.catalog)
+    materialize(again, "rides", Interval.of(NIGHTS.last), run_id="next")
+    assert stored(again) == before
+    assert online(again, "v2", "v3") == [offline(lake, NIGHTS.last - ONE_DAY)["v2"], offline(lake, NIGHTS.last)["v3"]]
+    assert materialize(again, "rides", Interval.of(NIGHTS.last), run_id="next").committed == 0
 
 
 def test_times_are_the_nights_cutoffs(lake: Lake) -> None:

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from config.settings import Settings
 from lake.lake import Lake
 from lake.lineage import PartitionNotReady
 from serving.predictions import predictions_table
-from serving.projection import project_predictions, sql_name
+from serving.projection import bring_predictions, project_predictions, sql_name
 from serving.score import rescore, score
 from tests import toy
 from tests.serving.scenario import (
@@ -174,4 +175,34 @@ def test_an_empty_night_is_projected_as_such(scored: Lake) -> None:
     toy.publish_rows(scored, table, table.schema.empty_table(), Interval.of(LATER))
     result = project_predictions(scored, MODEL, Interval.of(LATER), run_id="r2")
     assert result.rows == 0
-    assert {row["data_date"] for row in current_rows(scored)} == {FIRST_CHAMPION, date(2024, 1, 22)}
+    assert {row["data_date"] for row in current_rows(scored)} == {*scored_nights()} - {LATER}
+
+
+def test_a_lost_database_comes_back_with_all_nights_and_their_replaced_rows(projected: Lake) -> None:
+    """Delta keeps what was replaced: SQL that is made anew says of each row from when to when it was current."""
+    restate_features(projected, LATER)
+    rescore(projected, MODEL, scored_nights(), run_id="person")
+    project_predictions(projected, MODEL, scored_nights(), run_id="person")
+    before = sql_rows(projected)
+    assert sum(row["superseded_at"] is not None for row in before) == 30
+    everything = sa.MetaData()
+    everything.reflect(projected.engine)
+    everything.drop_all(projected.engine)
+    opened = Lake(projected.settings, projected.catalog)
+    project_predictions(opened, MODEL, Interval.of(scored_nights().last), run_id="next")
+    assert sql_rows(opened) == before
+    assert bring_predictions(opened, MODEL, anew=True) == 120
+    assert sql_rows(opened) == before
+
+
+def test_replaced_rows_whose_files_are_gone_are_named(projected: Lake, caplog: pytest.LogCaptureFixture) -> None:
+    table = predictions_table(projected.settings, projected.model(MODEL))
+    (former,) = table.files([LATER])
+    restate_features(projected, LATER)
+    rescore(projected, MODEL, scored_nights(), run_id="person")
+    Path(former).unlink()
+    with projected.engine.begin() as connection:
+        connection.execute(sa.text(f"DELETE FROM {sql_name(MODEL)}"))
+    bring_predictions(projected, MODEL)
+    assert_sql_equals_the_lake(projected)
+    assert f"{table.name}: rows of data date {LATER}, committed at" in caplog.text

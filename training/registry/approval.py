@@ -18,7 +18,7 @@ from config.calendar import Interval
 from config.durations import format_duration
 from config.errors import NightfleetError, TransientError
 from lake.lake import Lake
-from lake.projection import project_whole
+from lake.projection import project
 from lake.publish import StalePublish, publish
 from lake.tables import LakeTable, named_table
 from training.registry.decision import Decision, decisions_table, read_decisions
@@ -101,7 +101,7 @@ def approvals_table(lake: Lake, model: str) -> LakeTable:
 
 def project_approvals(lake: Lake, model: str) -> int:
     """Bring the SQL table `approvals` up to date with the model's; rows written."""
-    return project_whole(lake, approvals_table(lake, model), SQL_TABLE, indexes=(("evidence_digest",),))
+    return project(lake, approvals_table(lake, model), SQL_TABLE, indexes=(("evidence_digest",),))
 
 
 def read_approvals(lake: Lake, model: str, as_of: date | None = None) -> list[Approval]:

@@ -15,7 +15,7 @@ from config.calendar import Interval
 from config.errors import NightfleetError, TransientError
 from lake.lake import Lake
 from lake.lineage import Input
-from lake.projection import project_whole
+from lake.projection import project
 from lake.publish import StalePublish, publish
 from lake.tables import LakeTable, named_table
 
@@ -170,7 +170,7 @@ def decisions_table(lake: Lake, model: str) -> LakeTable:
 
 def project_decisions(lake: Lake, model: str) -> int:
     """Bring the SQL table `decisions` up to date with the model's; rows written."""
-    return project_whole(lake, decisions_table(lake, model), SQL_TABLE, indexes=(("evidence_digest",),))
+    return project(lake, decisions_table(lake, model), SQL_TABLE, indexes=(("evidence_digest",),))
 
 
 def read_decisions(lake: Lake, model: str) -> list[Decision]:

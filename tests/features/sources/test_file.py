@@ -289,6 +289,22 @@ def test_an_unchanged_file_is_parsed_once_and_a_changed_one_again(tmp_path: Path
     assert not list(lake.settings.scratch.iterdir()), "a read leaves nothing behind"
 
 
+@pytest.mark.parametrize("damage", ["changed", "cut", "emptied"])
+def test_a_damaged_cache_is_made_again_from_the_source(tmp_path: Path, damage: str) -> None:
+    lake = meters(tmp_path, csv(tmp_path))
+    rows = read(lake)
+    (cached,) = (lake.settings.home / "cache").rglob("*.parquet")
+    if damage == "changed":
+        pq.write_table(rows.set_column(2, "litres", pa.array([1e6] * rows.num_rows)), cached)
+    else:
+        cached.write_bytes(cached.read_bytes()[:-40] if damage == "cut" else b"")
+    assert read(lake).equals(rows)
+    (again,) = (lake.settings.home / "cache").rglob("*.parquet")
+    stamp = again.stat().st_mtime_ns
+    assert read(lake).equals(rows)
+    assert again.stat().st_mtime_ns == stamp, "made again once"
+
+
 def test_the_sql_of_a_source_reads_no_file(tmp_path: Path) -> None:
     csv(tmp_path, name="other.csv")
     select = f"SELECT s.* FROM source AS s, read_text('{tmp_path}/other.csv')"
