@@ -216,12 +216,12 @@ def _compile(expectation: dict[str, Any], relation: str, alias: str) -> Compiled
         columns = tuple(kwargs["column_list"])
         present = " AND ".join(f"{quoted(c)} IS NOT NULL" for c in columns)
         listed = ", ".join(quoted(c) for c in columns)
-        keys = ", ".join(f"{quoted(c)} AS key_{number}" for number, c in enumerate(columns))
+        keys = ", ".join(f"{quoted(c)} AS nf__key_{number}" for number, c in enumerate(columns))
         clash = (
-            f"SELECT {keys}, true AS hit FROM {quoted(relation)} WHERE ({condition}) AND {present}"  # noqa: S608
+            f"SELECT {keys}, true AS nf__hit FROM {quoted(relation)} WHERE ({condition}) AND {present}"  # noqa: S608
             f" GROUP BY {listed} HAVING count(*) > 1"
         )
-        broken = f"coalesce({alias}.hit AND ({condition}), false)"
+        broken = f"coalesce({alias}.nf__hit AND ({condition}), false)"
         return CompiledRule(check, columns[1:], broken, f"({condition})", _any_null(columns), columns, clash)
     match expectation["type"]:
         case "expect_column_values_to_not_be_null":
@@ -272,18 +272,20 @@ def _sql_condition(condition: dict[str, Any]) -> str:
 
 
 def marking_sql(rules: list[CompiledRule], relation: str) -> str:
-    """One SELECT over `relation`: its columns, `broken_0..n` (BOOLEAN, one a rule) and `broken_rules` (names joined by
-    `; `, null when none).
+    """One SELECT over `relation`: its columns, `nf__broken_0..n` (BOOLEAN, one a rule) and `broken_rules` (names joined
+    by `; `, null when none).
     """
     joins, flags = [], []
     for number, rule in enumerate(rules):
         if rule.clash is not None:
             on = " AND ".join(
-                f"clash_{number}.key_{part} = r.{quoted(c)}" for part, c in enumerate(("data_date", *rule.columns))
+                f"clash_{number}.nf__key_{part} = r.{quoted(c)}" for part, c in enumerate(("data_date", *rule.columns))
             )
             joins.append(f"LEFT JOIN ({rule.clash}) AS clash_{number} ON {on}")
-        flags.append(f"{rule.broken} AS broken_{number}")
-    names = ", ".join(f"CASE WHEN broken_{number} THEN {_literal(rule.check)} END" for number, rule in enumerate(rules))
+        flags.append(f"{rule.broken} AS nf__broken_{number}")
+    names = ", ".join(
+        f"CASE WHEN nf__broken_{number} THEN {_literal(rule.check)} END" for number, rule in enumerate(rules)
+    )
     marked = f"SELECT r.*, {', '.join(flags)} FROM {quoted(relation)} AS r {' '.join(joins)}"  # noqa: S608 (names from the typed catalog, values as literals)
     return f"SELECT *, nullif(concat_ws('; ', {names}), '') AS broken_rules FROM ({marked})"  # noqa: S608
 

@@ -39,7 +39,7 @@ from lake.events import logged
 from lake.lake import Lake, StageResult, register_nights
 from lake.lineage import PartitionNotReady, Publication
 from lake.publish import Published, StalePublish, publish
-from lake.tables import DUCKDB_TYPES, LakeTable, raw_table
+from lake.tables import DUCKDB_TYPES, LakeTable, raw_table, row_number_column
 
 _BATCH_ROWS = 131_072
 _EXAMPLES = 3
@@ -261,12 +261,13 @@ def _compute(
         "columns": _listed(columns),
         "a_columns": _listed(columns, "a"),
         "key": _listed(keys),
+        "row_number": quoted(row_number_column(table.columns)),
         "a_key": _listed(keys, "a"),
         "same_key": " AND ".join(f"a.{quoted(k)} IS NOT DISTINCT FROM b.{quoted(k)}" for k in keys),
         # Compared between two arrivals of one key, as the sum over their rows, never stored: 64 bits suffice.
         "content": f"hash({_listed(columns)})",
         # A row that does not say when it became known is known when it is seen.
-        "landing": f"greatest(natural_date, coalesce(delivered, DATE '{fresh.start}'))",
+        "landing": f"greatest(nf__natural_date, coalesce(nf__delivered, DATE '{fresh.start}'))",
     }
 
     def run(template: str) -> list[tuple[Any, ...]]:
@@ -278,7 +279,7 @@ def _compute(
         and read.fingerprint is not None
         and all(p.details.get("source") == read.fingerprint for p in before.values())
     )
-    run(_CANDIDATES + (" AND natural_date >= {start}" if alone else "") + _NEWEST)
+    run(_CANDIDATES + (" AND nf__natural_date >= {start}" if alone else "") + _NEWEST)
     kept = [day for day in plan.published if fresh.end <= day < nights.end]
     if kept:
         plan.raw.register(connection, "kept", kept, plan.version)
@@ -300,22 +301,26 @@ def _compute(
 # A row's candidates for a key and landing night: those of the newest delivery and natural night.
 _CANDIDATES = """
 CREATE OR REPLACE TEMP TABLE candidates AS
-SELECT {columns}, known_at_utc, natural_date, delivered, {landing} AS landing, {content} AS content
+SELECT {columns}, known_at_utc, nf__natural_date, nf__delivered, {landing} AS nf__landing, {content} AS nf__content
 FROM {source}
-WHERE {landing} >= {start} AND {landing} < {end} AND (natural_date IS NULL OR natural_date >= {first})
+WHERE {landing} >= {start} AND {landing} < {end} AND (nf__natural_date IS NULL OR nf__natural_date >= {first})
 """
 _NEWEST = """
-QUALIFY rank() OVER (PARTITION BY {key}, landing ORDER BY delivered DESC NULLS LAST, natural_date DESC NULLS LAST) = 1
+QUALIFY rank() OVER (
+    PARTITION BY {key}, nf__landing ORDER BY nf__delivered DESC NULLS LAST, nf__natural_date DESC NULLS LAST
+) = 1
 """
 _SEEN_EARLIER = """
-SELECT EXISTS (SELECT 1 FROM {source} AS a INNER JOIN candidates AS b ON {same_key} WHERE a.natural_date < {start})
+SELECT EXISTS (
+    SELECT 1 FROM {source} AS a INNER JOIN candidates AS b ON {same_key} WHERE a.nf__natural_date < {start}
+)
 """
 # What the nights before knew of these keys: the rows of each key's highest revision.
 _KNOWN = """
 CREATE OR REPLACE TEMP TABLE known AS
-SELECT {key}, revision, sum(content) AS content
+SELECT {key}, revision, sum(nf__content) AS nf__content
 FROM (
-    SELECT {key}, revision, {content} AS content
+    SELECT {key}, revision, {content} AS nf__content
     FROM before AS a
     WHERE EXISTS (SELECT 1 FROM candidates AS b WHERE {same_key})
     QUALIFY rank() OVER (PARTITION BY {key} ORDER BY revision DESC) = 1
@@ -326,21 +331,21 @@ GROUP BY ALL
 _LANDED = """
 CREATE OR REPLACE TEMP TABLE landed AS
 WITH arrivals AS (
-    SELECT {key}, landing, sum(content) AS content FROM candidates GROUP BY ALL
+    SELECT {key}, nf__landing, sum(nf__content) AS nf__content FROM candidates GROUP BY ALL
 ),
 compared AS (
     SELECT
         a.*,
-        b.revision AS known_revision,
-        coalesce(lag(a.content) OVER w, b.content) IS DISTINCT FROM a.content AS is_new
+        b.revision AS nf__known_revision,
+        coalesce(lag(a.nf__content) OVER w, b.nf__content) IS DISTINCT FROM a.nf__content AS nf__is_new
     FROM arrivals AS a
     LEFT JOIN known AS b ON {same_key}
-    WINDOW w AS (PARTITION BY {a_key} ORDER BY a.landing)
+    WINDOW w AS (PARTITION BY {a_key} ORDER BY a.nf__landing)
 )
-SELECT {key}, landing, CAST(coalesce(known_revision + 1, 0) + row_number() OVER (PARTITION BY {key}
-  ORDER BY landing) - 1 AS INTEGER) AS revision
+SELECT {key}, nf__landing, CAST(coalesce(nf__known_revision + 1, 0) + row_number() OVER (PARTITION BY {key}
+  ORDER BY nf__landing) - 1 AS INTEGER) AS revision
 FROM compared
-WHERE is_new
+WHERE nf__is_new
 """
 _COMPUTED = """
 CREATE OR REPLACE TEMP TABLE {computed} AS
@@ -348,23 +353,24 @@ SELECT
     {a_columns},
     coalesce(a.known_at_utc, n.cutoff_utc) AS known_at_utc,
     b.revision,
-    row_number() OVER (PARTITION BY {a_key}, a.landing ORDER BY {a_columns}, a.known_at_utc) AS row_number,
-    a.landing AS data_date,
-    a.natural_date
+    row_number() OVER (PARTITION BY {a_key}, a.nf__landing ORDER BY {a_columns}, a.known_at_utc) AS {row_number},
+    a.nf__landing AS data_date,
+    a.nf__natural_date
 FROM candidates AS a
-INNER JOIN landed AS b ON a.landing = b.landing AND {same_key}
-INNER JOIN nights AS n ON n.data_date = a.landing
+INNER JOIN landed AS b ON a.nf__landing = b.nf__landing AND {same_key}
+INNER JOIN nights AS n ON n.data_date = a.nf__landing
 """
 _COUNT_COMPUTED = """
-SELECT count(*) FILTER (revision = 0 AND natural_date < data_date), count(*) FILTER (revision > 0)
+SELECT count(*) FILTER (revision = 0 AND nf__natural_date < data_date), count(*) FILTER (revision > 0)
   FROM {computed} WHERE data_date < {end}
 """
 _COUNT_SOURCE = """
-SELECT count(*) FILTER (natural_date >= {end}), count(*) FILTER (natural_date < {first}),
-  count(*) FILTER (natural_date IS NULL) FROM {source}
+SELECT count(*) FILTER (nf__natural_date >= {end}), count(*) FILTER (nf__natural_date < {first}),
+  count(*) FILTER (nf__natural_date IS NULL) FROM {source}
 """
 _WAITING = """
-SELECT delivered, max(natural_date) FROM {source} WHERE natural_date >= {end} GROUP BY delivered ORDER BY delivered
+SELECT nf__delivered, max(nf__natural_date)
+FROM {source} WHERE nf__natural_date >= {end} GROUP BY nf__delivered ORDER BY nf__delivered
 """
 
 
@@ -471,14 +477,15 @@ def _compare(
     fresh = f"SELECT {names} FROM {quoted(computed.view)}"  # noqa: S608 (quoted)
     stands = f"SELECT {names} FROM published"  # noqa: S608 (quoted)
     difference = (
-        f"SELECT 'source' AS side, * FROM ({fresh} EXCEPT ALL {stands})"  # noqa: S608
+        f"SELECT 'source' AS nf__side, * FROM ({fresh} EXCEPT ALL {stands})"  # noqa: S608
         f" UNION ALL SELECT 'published', * FROM ({stands} EXCEPT ALL {fresh})"
     )
     count = connection.execute(f"SELECT count(*) FROM ({difference})").fetchall()[0][0]  # noqa: S608
     if not count:
         return
     order = _listed(["data_date", *plan.raw.key])
-    shown = connection.sql(f"SELECT * FROM ({difference}) ORDER BY {order}, side LIMIT {_EXAMPLES}").to_arrow_table()  # noqa: S608
+    ordered = f"SELECT * FROM ({difference}) ORDER BY {order}, nf__side LIMIT {_EXAMPLES}"  # noqa: S608
+    shown = connection.sql(ordered).to_arrow_table()
     examples = "\n".join(f"  - {row['data_date']}, in the {_side(row, list(kinds))}" for row in shown.to_pylist())
     if is_dated(dataset.tables[plan.name]):
         remedy = "A changed delivery of a published night is not read again"
@@ -494,4 +501,4 @@ def _compare(
 
 def _side(row: Mapping[str, Any], columns: list[str]) -> str:
     values = ", ".join(f"{name}={row[name]}" for name in (*columns, "revision"))
-    return f"{'source alone' if row['side'] == 'source' else 'lake alone'}: {values}"
+    return f"{'source alone' if row['nf__side'] == 'source' else 'lake alone'}: {values}"

@@ -32,7 +32,7 @@ def suite_result(
     """GX's `ExpectationSuiteValidationResult` of a suite over marked rows.
 
     Args:
-        relation: a table or view as `marking_sql` makes it from this suite: its columns, and `broken_0..n`.
+        relation: a table or view as `marking_sql` makes it from this suite: its columns, and `nf__broken_0..n`.
         where: SQL condition, the rows to judge.
         without_examples: columns whose values must not be shown, because they hold personal data.
     """
@@ -81,7 +81,7 @@ def _rule_results(
     conditions = [
         condition
         for number, rule in enumerate(rules)
-        for condition in (rule.applies, f"{rule.applies} AND {rule.missing or 'false'}", f"broken_{number}")
+        for condition in (rule.applies, f"{rule.applies} AND {rule.missing or 'false'}", f"nf__broken_{number}")
     ]
     counted = ", ".join(f"count(*) FILTER ({condition})" for condition in conditions)
     (counts,) = connection.execute(f"SELECT {counted} FROM {quoted(relation)} WHERE {where}").fetchall()
@@ -102,7 +102,7 @@ def _rule_results(
             }
         if without_examples.isdisjoint(rule.shown):
             columns = ", ".join(quoted(name) for name in rule.shown)
-            query = f"SELECT {columns} FROM {quoted(relation)} WHERE broken_{number} AND {where} ORDER BY ALL"
+            query = f"SELECT {columns} FROM {quoted(relation)} WHERE nf__broken_{number} AND {where} ORDER BY ALL"
             examples = connection.execute(f"{query} LIMIT {_EXAMPLES}").fetchall() if unexpected else []
             told |= _examples(examples)
         results.append(told)

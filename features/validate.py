@@ -221,20 +221,20 @@ def _mark(
     rules = compile_suite(row_suite(dataset, name), f"read_{name}")
     connection.execute(f'CREATE OR REPLACE TABLE "marked_{name}" AS {marking_sql(rules, f"read_{name}")}')
     newest = [rule.column for rule in table.table_rules if isinstance(rule, Freshness)]
-    counts = [f"count_if(broken_{number}) AS broken_{number}" for number in range(len(rules))]
-    maxima = [f'max("{column}") AS "newest_{column}"' for column in newest]
-    selected = ", ".join(["data_date", "count(*) AS n", "count(broken_rules) AS bad", *counts, *maxima])
+    counts = [f"count_if(nf__broken_{number}) AS nf__broken_{number}" for number in range(len(rules))]
+    maxima = [f'max("{column}") AS "nf__newest_{column}"' for column in newest]
+    selected = ", ".join(["data_date", "count(*) AS nf__rows", "count(broken_rules) AS nf__bad", *counts, *maxima])
     by_night = connection.sql(f'SELECT {selected} FROM "marked_{name}" GROUP BY data_date').to_arrow_table()  # noqa: S608 (names from the typed catalog)
     counted = {row["data_date"]: row for row in by_night.to_pylist()}
     valid, quarantine = valid_table(lake.settings, dataset, name), quarantine_table(lake.settings, dataset, name)
-    row_counts = {day: int(counted[day]["n"]) if day in counted else 0 for day in interval}
+    row_counts = {day: int(counted[day]["nf__rows"]) if day in counted else 0 for day in interval}
     history = _history(lake, valid, quarantine, table, interval) | row_counts
     nights = {}
     for day in interval:
         row = counted.get(day, {})
         checks = tuple(_judge(rule, day, row_counts[day], row, history, dataset) for rule in table.table_rules)
-        broken = {rule.check: int(row.get(f"broken_{number}", 0)) for number, rule in enumerate(rules)}
-        nights[day] = TableNight(name, day, row_counts[day], int(row.get("bad", 0)), broken, checks)
+        broken = {rule.check: int(row.get(f"nf__broken_{number}", 0)) for number, rule in enumerate(rules)}
+        nights[day] = TableNight(name, day, row_counts[day], int(row.get("nf__bad", 0)), broken, checks)
     return _Marked(name, raw, valid, quarantine, inputs, rules, nights)
 
 
@@ -268,7 +268,7 @@ def _judge(
         if not mean:
             return TableCheck(rule, None, f"the last {len(earlier)} {weekday} had no rows", None)
         return TableCheck(rule, rows / mean, None, f"{rows} rows, mean of the last {len(earlier)} {weekday} {mean:g}")
-    newest: datetime | None = row.get(f"newest_{rule.column}")
+    newest: datetime | None = row.get(f"nf__newest_{rule.column}")
     if newest is None:
         return TableCheck(rule, None, f"no row with a {rule.column}", None)
     end = cutoff(day, dataset.time_zone)

@@ -10,7 +10,7 @@ import duckdb
 import pyarrow as pa
 from deltalake import DeltaTable
 
-from config.catalog.data import Column, Dataset
+from config.catalog.data import OWN_PREFIX, Column, Dataset
 from config.errors import NightfleetError
 from config.settings import Settings
 from lake.delta import TableLocation, check_files, file_problem, file_sizes, table_location
@@ -178,16 +178,20 @@ def _row_fields(dataset: Dataset, table: str) -> list[pa.Field]:
     ]
 
 
+def row_number_column(declared: Iterable[str]) -> str:
+    """Name of raw's own column that keeps rows of one key apart, beside the declared ones."""
+    return f"{OWN_PREFIX}row_number" if "row_number" in set(declared) else "row_number"
+
+
 def raw_table(settings: Settings, dataset: Dataset, table: str) -> LakeTable:
     """`<dataset>/raw/<table>`: declared columns (all nullable), known_at_utc, revision (0 first), data_date."""
     fields = [
         f.with_nullable(True) if f.name in dataset.tables[table].columns else f for f in _row_fields(dataset, table)
     ]
-    # The key may be null or repeated in raw: it is validation that sets such rows aside; `row_number` keeps them apart.
-    fields.append(pa.field("row_number", pa.int64(), nullable=False))
-    return _table(
-        settings, f"{dataset.name}/raw/{table}", fields, (*dataset.tables[table].key, "revision", "row_number")
-    )
+    # The key may be null or repeated in raw: it is validation that sets such rows aside; the number keeps them apart.
+    number = row_number_column(dataset.tables[table].columns)
+    fields.append(pa.field(number, pa.int64(), nullable=False))
+    return _table(settings, f"{dataset.name}/raw/{table}", fields, (*dataset.tables[table].key, "revision", number))
 
 
 def valid_table(settings: Settings, dataset: Dataset, table: str) -> LakeTable:

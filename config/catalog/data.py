@@ -15,6 +15,8 @@ from config.limits import SourceLimits
 
 ColumnType = Literal["string", "int32", "int64", "float64", "boolean", "date", "timestamp"]
 
+# Names of our own beside declared columns in SQL and in tables begin so; a catalog may not declare such a column.
+OWN_PREFIX = "nf__"
 # Columns the lake adds to every table; a catalog may not declare them.
 RESERVED_COLUMNS = frozenset(
     {"data_date", "known_at_utc", "revision", "superseded_on", "event_timestamp", "broken_rules", "cutoff_utc"}
@@ -178,7 +180,9 @@ class Table(Model):
 
     @model_validator(mode="after")
     def _key(self) -> Self:
-        for reserved in sorted(RESERVED_COLUMNS & set(self.columns)):
+        for reserved in sorted(
+            name for name in self.columns if name in RESERVED_COLUMNS or name.startswith(OWN_PREFIX)
+        ):
             raise ValueError(f"column {reserved!r} is reserved; rename it in the source's select")
         for name in self.key:
             if name not in self.columns:

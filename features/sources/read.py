@@ -36,9 +36,9 @@ class SourceRead:
     """What `read_source` registered.
 
     Attributes:
-        view: name of the DuckDB view: the table's columns, `known_at_utc`, `natural_date` (the night the row became
-            knowable; both null where the row does not say) and `delivered` (the night whose delivery it came with; null
-            for a source that is the same every night).
+        view: name of the DuckDB view: the table's columns, `known_at_utc`, `nf__natural_date` (the night the row became
+            knowable; both null where the row does not say) and `nf__delivered` (the night whose delivery it came with;
+            null for a source that is the same every night).
         dated: whether the source delivers night by night.
         fingerprint: digest of the source's bytes and of everything that shapes its rows; equal fingerprints mean equal
             rows. None where no bytes can be compared.
@@ -282,7 +282,8 @@ class _Reading:
             )
             typed = typed_relation(relation, declared)
             dated = f"SELECT *, CAST({instant} AS TIMESTAMPTZ) AS known_at_utc FROM ({typed})"  # noqa: S608 (the catalog's own SQL)
-            rows = f"SELECT *, {natural} AS natural_date, {delivered} AS delivered FROM ({dated}) ORDER BY natural_date"  # noqa: S608 (as above)
+            dates = f"{natural} AS nf__natural_date, {delivered} AS nf__delivered"
+            rows = f"SELECT *, {dates} FROM ({dated}) ORDER BY nf__natural_date"  # noqa: S608 (as above)
             options = "FORMAT parquet, ROW_GROUP_SIZE 20480, USE_TMP_FILE false"
             connection.execute(f"COPY ({rows}) TO {sql_path(target)} ({options})")
         except duckdb.PermissionException as error:

@@ -566,8 +566,8 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Lake:
 
 
 def asked(lake: Lake, dataset: str, table: str, *queries: str) -> list[list[tuple[Any, ...]]]:
-    """What queries find in a table's whole source, `found`, as ingest reads it: `natural_date` is the night a row lands
-    in.
+    """What queries find in a table's whole source, `found`, as ingest reads it: `nf__natural_date` is the night a row
+    lands in.
     """
     entry = lake.dataset(dataset)
     with lake.duckdb() as connection, lake.scratch("test") as folder:
@@ -583,7 +583,8 @@ def test_flights_are_dated_by_what_could_be_known(real: Lake) -> None:
         "SELECT count(*), count(*) FILTER (epoch(arr_utc - sched_arr_utc) / 60 = arr_delay) FROM found WHERE "
         "arr_delay IS NOT NULL",
         "SELECT min(arr_utc - dep_utc) > INTERVAL 20 MINUTE, max(arr_utc - dep_utc) < INTERVAL 21 HOUR FROM found",
-        "SELECT arr_utc, natural_date FROM found WHERE event_date = '2013-11-02' AND carrier = 'VX' AND flight = 413",
+        "SELECT arr_utc, nf__natural_date FROM found "
+        "WHERE event_date = '2013-11-02' AND carrier = 'VX' AND flight = 413",
         """
         SELECT
             count(*),
@@ -609,7 +610,7 @@ def test_the_schedule_is_known_at_midnight_before_it_on_the_days_the_clocks_chan
         real,
         "flights",
         "schedule",
-        "SELECT count(*) FILTER (event_date <> natural_date + 1), count(DISTINCT natural_date) FROM found",
+        "SELECT count(*) FILTER (event_date <> nf__natural_date + 1), count(DISTINCT nf__natural_date) FROM found",
         "SELECT DISTINCT event_date, hour(known_at_utc) FROM found"
         " WHERE event_date IN ('2013-03-10', '2013-03-11', '2013-11-03', '2013-11-04') ORDER BY event_date",
         "SELECT DISTINCT (sched_arr_hour + 4) % 24 = hour(sched_arr_utc) FROM found WHERE dest IN ('BQN', 'PSE', "
@@ -644,13 +645,13 @@ def test_traffic_collapses_labels_and_keeps_its_outliers(real: Lake) -> None:
         real,
         "traffic",
         "volume",
-        "SELECT count(*), count(DISTINCT hour_utc), min(natural_date), max(natural_date) FROM found",
+        "SELECT count(*), count(DISTINCT hour_utc), min(nf__natural_date), max(nf__natural_date) FROM found",
         "SELECT count(*) FILTER (rain_mm > 9000), count(*) FILTER (temp_kelvin = 0) FROM found",
         "SELECT hour(hour_utc) FROM found WHERE event_date = '2016-11-06' AND local_hour <= 3 ORDER BY hour_utc",
         "SELECT hour(hour_utc), local_hour FROM found WHERE event_date = '2018-03-11' AND local_hour <= 4 ORDER BY "
         "hour_utc",
         f"SELECT count(*) FROM found WHERE hour({local}) <> local_hour OR CAST({local} AS DATE) <> event_date OR "
-        f"CAST({local} AS DATE) <> natural_date",
+        f"CAST({local} AS DATE) <> nf__natural_date",
     )
     assert rows == [(40_575, 40_575, date(2012, 10, 2), date(2018, 9, 30))]
     assert outliers == [(1, 10)], "validation must see them"

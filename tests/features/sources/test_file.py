@@ -45,9 +45,9 @@ def names(table: pa.Table) -> list[str]:
 def test_every_type_arrives_as_declared(tmp_path: Path) -> None:
     found = read(meters(tmp_path, csv(tmp_path))).to_pylist()
     at = datetime(2024, 3, 4, 10, tzinfo=UTC)
-    assert found[0] | {"natural_date": None} == {
+    assert found[0] | {"nf__natural_date": None} == {
         "meter": "a", "at_utc": at, "litres": 1.5, "pulses": 3, "open": True, "billed_on": date(2024, 3, 1),
-        "known_at_utc": at, "natural_date": None, "delivered": None,
+        "known_at_utc": at, "nf__natural_date": None, "nf__delivered": None,
     }  # fmt: skip
     assert [found[1][name] for name in ("litres", "pulses", "open", "billed_on")] == [None, None, False, None]
 
@@ -126,7 +126,7 @@ def test_each_night_has_its_own_file(tmp_path: Path) -> None:
     csv(tmp_path, HEADER, name="in/readings-2024-03-05.csv")
     csv(tmp_path, HEADER + "c,2024-03-04T10:00:00Z,,,,\n", name="in/readings-2024-03-06.csv")
     found = read(meters(tmp_path, source("in/readings-{data_date}.csv")), Interval(date(2024, 3, 4), date(2024, 3, 7)))
-    assert [(row["meter"], row["delivered"].day) for row in found.to_pylist()] == [("a", 4), ("c", 6)]
+    assert [(row["meter"], row["nf__delivered"].day) for row in found.to_pylist()] == [("a", 4), ("c", 6)]
 
 
 def test_differing_columns_are_shown_whole(tmp_path: Path) -> None:

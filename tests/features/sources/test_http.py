@@ -128,7 +128,7 @@ def test_values_arrive_as_declared_and_a_field_may_be_absent_from_a_record(tmp_p
         "2024-03-01",
     )
     assert rows[1]["pulses"] is None
-    assert rows[0]["natural_date"] == NIGHT
+    assert rows[0]["nf__natural_date"] == NIGHT
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])

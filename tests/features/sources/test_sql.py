@@ -65,8 +65,8 @@ def test_every_type_arrives_as_declared(tmp_path: Path, engine: sa.Engine) -> No
         "open": True,
         "billed_on": date(2024, 3, 1),
         "known_at_utc": at,
-        "natural_date": NIGHT,
-        "delivered": None,
+        "nf__natural_date": NIGHT,
+        "nf__delivered": None,
     }
     assert found[1]["litres"] is None
 
