@@ -188,6 +188,27 @@ def airflow(context: typer.Context) -> None:
     os.execve(python_tool("airflow"), ["airflow", *context.args], environment)  # noqa: S606 (our own tool, no shell)
 
 
+@app.command()
+def clean(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Remove nothing; list what would go.")] = False,
+) -> None:
+    """Remove what dead tries left, and what is older than the settings keep_…_days say."""
+    from lake.lake import open_lake
+    from monitoring.audit.retention import clean as clean_up
+
+    cleaning = clean_up(open_lake(), dry_run=dry_run)
+    for removal in cleaning.removals if dry_run else ():
+        console.print(f"{removal.kind:26} {removal.size:>15,}  {removal.what}", soft_wrap=True, markup=False)
+    for reason in cleaning.left_alone:
+        console.print(f"left alone: {reason}", style="yellow", soft_wrap=True, markup=False)
+    verb = "would go" if dry_run else "removed"
+    for kind, (count, size) in cleaning.totals().items():
+        unit = "rows" if kind == "replaced rows" else "bytes"
+        console.print(f"{kind}: {count:,} {verb}, {size:,} {unit}")
+    if not cleaning.removals:
+        console.print("there is nothing to remove")
+
+
 new = typer.Typer(no_args_is_help=True, help="Write a commented start of a data set or a model, and its test.")
 app.add_typer(new, name="new")
 _LIKE = typer.Option("--like", help="One of the catalog to begin from; `doctor` accepts its copy.")

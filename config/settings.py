@@ -123,6 +123,22 @@ class Settings(BaseModel):
             " `api.base_url`"
         ),
     )
+    keep_superseded_days: int = Field(
+        90,
+        ge=1,
+        description=(
+            "how long rows and data files that a later publication replaced are kept; those that a kept prediction or a"
+            " stored model was computed from stay"
+        ),
+    )
+    keep_jobs_days: int = Field(60, ge=1, description="how long the folder of a training job is kept")
+    keep_reports_days: int = Field(
+        400, ge=1, description="how long drift and performance reports and data docs of a night are kept"
+    )
+    keep_logs_days: int = Field(60, ge=1, description="how long logs of tasks and components, and events, are kept")
+    log_file_mb: int = Field(
+        64, ge=1, description="how large `events.jsonl` and a component's log grow before a new file is begun"
+    )
     approvers: tuple[str, ...] = Field(
         (),
         description=(

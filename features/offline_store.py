@@ -31,6 +31,7 @@ from pydantic import Field
 from config.errors import NightfleetError
 from lake.delta import TableLocation, check_files, file_sizes
 from lake.duck import connect, read_parquet
+from lake.leftovers import try_folder
 
 BATCH_ROWS = 65_536
 _ROW = '"__entity_row"'
@@ -109,11 +110,9 @@ class DuckDBRetrievalJob(RetrievalJob):  # type: ignore[misc]  # Feast ships no 
 
 @contextlib.contextmanager
 def _connect(config: DuckDBDeltaOfflineStoreConfig) -> Iterator[duckdb.DuckDBPyConnection]:
-    if config.scratch:
-        Path(config.scratch).mkdir(parents=True, exist_ok=True)
     with (
-        TemporaryDirectory(dir=config.scratch or None, prefix="feast-") as spill,
-        connect(memory_gb=config.memory_gb, threads=config.threads, spill=spill) as connection,
+        try_folder(Path(config.scratch), "feast") if config.scratch else TemporaryDirectory(prefix="feast-") as spill,
+        connect(memory_gb=config.memory_gb, threads=config.threads, spill=str(spill)) as connection,
     ):
         yield connection
 

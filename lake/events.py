@@ -6,7 +6,7 @@ and the night, so that ingest, scores, monitoring and trainings of one night sha
 Every other line that is logged meanwhile carries it too.
 
 In a task of Airflow events go to the task's log. Elsewhere they are lines of JSON in `<home>/logs/events.jsonl`: what a
-person reads in a terminal stays as it is.
+person reads in a terminal stays as it is. A file that has grown large is renamed `events-<instant>.jsonl`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from structlog.contextvars import bound_contextvars
 from config.calendar import Interval
 from config.catalog.load import Catalog
 from lake.lake import Lake, StageResult
+from lake.leftovers import rotate
 
 EVENTS_FILE = "events.jsonl"
 P = ParamSpec("P")
@@ -112,6 +113,7 @@ def _logger(lake: Lake) -> Iterator[Any]:
         return
     path: Path = lake.settings.home / "logs" / EVENTS_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
+    rotate(path, largest_bytes=lake.settings.log_file_mb * 2**20)
     # Opened for each stage, to append: processes share the file, and each event is one write.
     with path.open("a", encoding="utf-8", buffering=1) as file:
         yield structlog.wrap_logger(

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import duckdb
@@ -20,6 +19,7 @@ from config.catalog.model import ModelEntry
 from config.settings import Settings, code_version, load_settings
 from lake.duck import connect
 from lake.ledger import Ledger
+from lake.leftovers import try_folder
 from lake.lineage import Lineage, Publications, create_engine
 from lake.migrations import is_former, migrate
 from lake.tables import LakeTable, feature_table
@@ -97,18 +97,16 @@ class Lake:
     @contextmanager
     def duckdb(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """A DuckDB connection in UTC, bounded in memory, that spills below `scratch`."""
-        self.settings.scratch.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=self.settings.scratch, prefix="duckdb-") as spill:
+        with try_folder(self.settings.scratch, "duckdb") as spill:
             memory_gb, threads = self.settings.duckdb_memory_gb, self.settings.duckdb_threads
-            with connect(memory_gb=memory_gb, threads=threads, spill=spill) as connection:
+            with connect(memory_gb=memory_gb, threads=threads, spill=str(spill)) as connection:
                 yield connection
 
     @contextmanager
     def scratch(self, prefix: str) -> Iterator[Path]:
         """A temporary folder of this try, removed at the end."""
-        self.settings.scratch.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=self.settings.scratch, prefix=f"{prefix}-") as folder:
-            yield Path(folder)
+        with try_folder(self.settings.scratch, prefix) as folder:
+            yield folder
 
 
 def register_nights(

@@ -15,6 +15,7 @@ from deltalake.exceptions import CommitFailedError
 from config.errors import NightfleetError, TransientError
 from config.settings import Settings
 from lake.delta import check_files, file_sizes, sync_data_files, table_location, write_data_file
+from lake.vacuum import writing
 
 
 class NoChampion(NightfleetError):
@@ -147,12 +148,13 @@ class Ledger:
         row = {**promotion.__dict__, "sequence": sequence, "decided_at": promotion.decided_at.astimezone(UTC)}
         try:
             root = Path(self._location.uri)
-            line = write_data_file(root, _SCHEMA, pa.Table.from_pylist([row], schema=_SCHEMA).to_batches(), {})
-            sync_data_files(root, [line])
-            version = table.version() + 1
-            table.create_write_transaction(
-                [line], mode="append", schema=_SCHEMA, commit_properties=CommitProperties(max_commit_retries=0)
-            )
+            with writing(self._location):
+                line = write_data_file(root, _SCHEMA, pa.Table.from_pylist([row], schema=_SCHEMA).to_batches(), {})
+                sync_data_files(root, [line])
+                version = table.version() + 1
+                table.create_write_transaction(
+                    [line], mode="append", schema=_SCHEMA, commit_properties=CommitProperties(max_commit_retries=0)
+                )
         except CommitFailedError as error:
             raise LedgerConflict(
                 f"the ledger of {self._model} changed while this decision was written. Nothing was written. Decide "

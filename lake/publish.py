@@ -25,6 +25,7 @@ from lake.delta import sync_data_files, write_data_file
 from lake.digest import RowsDigest, held_as_before
 from lake.lineage import Lineage, Publication, Publications, commit_metadata
 from lake.tables import LakeTable
+from lake.vacuum import remove_orphans, writing
 
 _ATTEMPTS = 20
 # Opening a table reads every commit since its newest checkpoint.
@@ -202,7 +203,8 @@ def _published(
                 return Published(table.name, {day: current[day] for day in interval}, ())
             # One DeltaTable for check and write, no retries of its own: whatever was committed since it was loaded
             # makes the write fail.
-            with suppress(CommitFailedError):
+            remove_orphans(table.location, [Path(table.location.uri, f"data_date={day}") for day in changed])
+            with suppress(CommitFailedError), writing(table.location):
                 added = _write_files(table, staged, changed)
                 written = {day: digests[day] for day in changed}
                 _commit(table, delta, added, changed, commit_metadata(lineage, written, datetime.now(UTC), len(added)))

@@ -151,6 +151,26 @@ class ObjectStore:
         ]
         return sorted(below)
 
+    def remove_folder(self, key: str) -> None:
+        """Remove every object below; nothing where there is none.
+
+        Raises:
+            LeadsOutside: links are not followed, and one is in the way.
+        """
+        if self.keys(key):
+            self._filesystem.delete_dir(self._inside(key))
+
+    def bytes_below(self, key: str) -> int:
+        """Bytes of all objects below."""
+        selector = fs.FileSelector(self.uri(key), allow_not_found=True, recursive=True)
+        return sum(info.size for info in self._filesystem.get_file_info(selector) if info.type == fs.FileType.File)
+
+    def attempts(self) -> list[Path]:
+        """Files of this machine that are attempts at objects: each gets its name within seconds, or is left behind."""
+        if not self._is_local:
+            return []
+        return sorted(path for path in Path(self._root).rglob(".*") if path.is_file() and not path.is_symlink())
+
     def folder(self, key: str, *, last: str) -> Path:
         """A folder of this machine with the files of a folder that never changes once `last` lies in it.
 

@@ -11,10 +11,10 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from config.errors import NightfleetError
 from config.settings import Settings
+from lake.leftovers import try_folder
 from lake.signature import UntrustedModel, verify
 from lake.storage import artifact_folder
 from serving import predictors
@@ -52,9 +52,8 @@ def signed_files(
             f"the files of {model} with digest {artifact_digest[:12]}… are not in {folder}. Nothing was loaded.\n"
             f"  Restore that folder from a backup, or go back to the champion before it (`rollback {model}`)."
         )
-    settings.scratch.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=settings.scratch, prefix="version-") as private:  # mode 700
-        copy = Path(private) / artifact_digest
+    with try_folder(settings.scratch, "version") as private:
+        copy = private / artifact_digest
         copy.mkdir()
         try:
             for source in _plain_files(folder):

@@ -21,7 +21,7 @@ from lake.lake import Lake
 from lake.lineage import as_utc
 from lake.storage import lock
 
-Kind = Literal["ingest", "history", "score", "monitor", "train", "rollback", "watch"]
+Kind = Literal["ingest", "history", "score", "monitor", "train", "rollback", "watch", "maintenance"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 RUNNING, SUCCESS, FAILED = "running", "success", "failed"
 ENDED = (SUCCESS, FAILED)
@@ -96,6 +96,8 @@ def described(dag_id: str, conf: Mapping[str, Any] | None = None) -> tuple[str, 
         return str((conf or {}).get("model") or ""), "rollback"
     if dag_id == "watch":
         return "", "watch"
+    if dag_id == "maintenance":
+        return "", "maintenance"
     subject, _, kind = dag_id.rpartition("_")
     for known in KINDS[:5]:
         if kind == known and subject:

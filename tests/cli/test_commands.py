@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from datetime import date, timedelta
 from pathlib import Path
@@ -76,3 +77,18 @@ def test_a_command_that_cannot_says_why(loaded: Lake, arguments: list[str], word
     refused = CliRunner().invoke(commands.app, arguments)
     assert refused.exit_code != 0
     assert words in str(refused.exception)
+
+
+def test_clean_lists_what_would_go_and_then_removes_it(loaded: Lake) -> None:
+    left = loaded.settings.scratch / "publish-of-a-killed-try"
+    left.mkdir()
+    os.utime(left, (0, 0))
+    listed = CliRunner().invoke(commands.app, ["clean", "--dry-run"])
+    assert listed.exit_code == 0, listed.output
+    assert str(left) in listed.output
+    assert "leftovers of dead tries: 1 would go, 0 bytes" in listed.output
+    assert left.is_dir()
+    # Nearly every command makes a try of its own, which takes what dead ones left.
+    assert CliRunner().invoke(commands.app, ["clean"]).exit_code == 0
+    assert not left.exists()
+    assert "there is nothing to remove" in CliRunner().invoke(commands.app, ["clean"]).output

@@ -1,11 +1,14 @@
-"""What the executor imports before it forks."""
+"""What the executor imports before it forks, and when its scheduler rests."""
 
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
+from types import SimpleNamespace
 
 import mlops_executor
 import pytest
+from airflow.executors.local_executor import LocalExecutor
 
 from config.catalog.load import load_catalog
 from serving.predictors import FAMILIES, preloaded_libraries
@@ -49,3 +52,65 @@ def test_an_unknown_family_is_the_training_s_error(imported: list[str], monkeypa
     mlops_executor.preload()
     assert imported
     assert not known & set(imported)
+
+
+@pytest.fixture
+def executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> mlops_executor.WarmLocalExecutor:
+    monkeypatch.setattr(
+        mlops_executor, "conf", ConfigWith(sql_alchemy_conn=f"sqlite:///{tmp_path / 'airflow.db'}?timeout=30")
+    )
+    (tmp_path / "airflow.db").write_bytes(b"")
+    monkeypatch.setattr(LocalExecutor, "heartbeat", lambda self: None)
+    return mlops_executor.WarmLocalExecutor(parallelism=1)
+
+
+class ConfigWith:
+    def __init__(self, **values: str) -> None:
+        self._values = values
+
+    def get(self, _section: str, key: str, **_named: str) -> str:
+        return self._values[key]
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds of each rest between two looks; they pass at once."""
+    slept: list[float] = []
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        now[0] += seconds
+
+    monkeypatch.setattr(mlops_executor, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: now[0]))
+    return slept
+
+
+def test_the_scheduler_rests_while_nothing_runs_and_nobody_writes(
+    executor: mlops_executor.WarmLocalExecutor, looks: list[float], tmp_path: Path
+) -> None:
+    executor.heartbeat()
+    assert sum(looks) == pytest.approx(mlops_executor._LONGEST_REST_SECONDS, abs=mlops_executor._LOOK_SECONDS)
+    looks.clear()
+    (tmp_path / "airflow.db-wal").write_bytes(b"a run was triggered")
+    executor.heartbeat()
+    assert looks == [], "written since the last round: the next round must not wait"
+    executor.heartbeat()
+    assert looks, "nothing since"
+
+
+@pytest.mark.parametrize("what", ["running", "queued_tasks", "event_buffer"])
+def test_it_does_not_rest_while_there_is_work(
+    executor: mlops_executor.WarmLocalExecutor, looks: list[float], what: str
+) -> None:
+    setattr(executor, what, {"a task": "of tonight"})
+    executor.heartbeat()
+    assert looks == []
+
+
+def test_it_does_not_rest_where_the_database_is_a_server(
+    executor: mlops_executor.WarmLocalExecutor, looks: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mlops_executor, "conf", ConfigWith(sql_alchemy_conn="postgresql://db/airflow"))
+    mlops_executor.WarmLocalExecutor(parallelism=1).heartbeat()
+    assert looks == []

@@ -14,11 +14,12 @@ from typing import Protocol
 from config.catalog.model import ModelEntry
 
 LOG_FILE = "training.log"
+HOST_SUFFIX = ".gate"
 
 
 def host_folder(job_dir: Path) -> Path:
     """What lies beside a job, `<job>.gate`: the trainer never gets it, so the host may write there and trust it."""
-    return job_dir.with_name(f"{job_dir.name}.gate")
+    return job_dir.with_name(f"{job_dir.name}{HOST_SUFFIX}")
 
 
 # How many of a trainer's last lines a failure quotes.

@@ -7,8 +7,8 @@ import json
 import logging
 import shutil
 import uuid
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from config.settings import code_version, image_code
 from features.training_set import TrainingSet, build_training_set
 from lake.contained import open_contained
 from lake.lake import Lake
+from lake.leftovers import held, remove_leftovers
 from lake.storage import link_or_copy
 from serving.predictors.brought import FAMILY_FOLDER, FamilyCode, bring
 from serving.predictors.contract import read_json, write_json
@@ -29,6 +30,7 @@ from training.search.study import check_search
 from training.trainers import check_outputs, validated_params
 
 TRAINING_SET_FILE = "training_set.json"
+TRIES = "*.try-*"  # folders of tries at a job, below the jobs of a model
 log = logging.getLogger(__name__)
 
 
@@ -116,9 +118,10 @@ def prepare_jobs(
         named = [model, as_of.isoformat(), run_id, trainer.model_dump(mode="json"), overrides or {}]
         digits = hashlib.sha256(json.dumps(named, sort_keys=True, default=str).encode()).hexdigest()[:12]
         wanted.append((trainer, params, code, lake.settings.jobs / model / f"{as_of.isoformat()}-{digits}"))
-    attempt = lake.settings.jobs / model / f"{as_of.isoformat()}.try-{uuid.uuid4().hex}"
-    attempt.mkdir(parents=True)
-    try:
+    jobs = lake.settings.jobs / model
+    jobs.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(jobs.glob(TRIES))
+    with _try_folder(jobs / f"{as_of.isoformat()}.try-{uuid.uuid4().hex}") as attempt:
         built = build_training_set(lake, model, as_of, attempt)
         for trainer, params, code, job_dir in wanted:
             described = entry.model_copy(update={"trainer": trainer, "candidates": ()})
@@ -143,8 +146,17 @@ def prepare_jobs(
             job["identity"] = job_identity(job)
             _place(lake, job, job_dir, attempt, built, code)
         return [job_dir for *_, job_dir in wanted]
+
+
+@contextmanager
+def _try_folder(folder: Path) -> Iterator[Path]:
+    """A new folder of this try, which may be renamed meanwhile; else it is removed at the end."""
+    folder.mkdir()
+    try:
+        with held(folder):
+            yield folder
     finally:
-        shutil.rmtree(attempt, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _own_code(lake: Lake, family: str) -> FamilyCode | None:
@@ -163,11 +175,8 @@ def _place(
     if prepared == json.loads(json.dumps(job)) and (gate_folder(job_dir) / TRAINING_SET_FILE).is_file():
         return
     # No process id: two containers that share the disk may have equal ones.
-    folder = job_dir.with_name(f"{job_dir.name}.try-{uuid.uuid4().hex}")
-    gate = gate_folder(folder)
-    for path in (folder, gate):
-        path.mkdir()
-    try:
+    attempt = job_dir.with_name(f"{job_dir.name}.try-{uuid.uuid4().hex}")
+    with _try_folder(attempt) as folder, _try_folder(gate_folder(attempt)) as gate:
         name = f"{job['model']} {job['as_of']} {job['entry']['trainer']['family']}"
         write_json(
             folder / JOB_FILE, job | {"mlflow": _mlflow_run(lake, job, name, job_dir.name, mlflow.get("run_id"))}
@@ -180,9 +189,6 @@ def _place(
         for target, source in ((gate_folder(job_dir), gate), (job_dir, folder)):
             shutil.rmtree(target, ignore_errors=True)
             source.rename(target)
-    finally:
-        for path in (folder, gate):
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def _mlflow_run(lake: Lake, job: Mapping[str, Any], name: str, folder: str, previous: str | None) -> dict[str, Any]:
