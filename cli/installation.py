@@ -60,6 +60,15 @@ def _secret_file(path: Path, length_bytes: int) -> str:
     return path.read_text()
 
 
+def _private_database(path: Path) -> None:
+    """Let nobody else read a SQLite database. Where it is not there yet it is made here, empty: SQLite itself asks the
+    umask, and gives the files beside it the mode of this one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    os.close(os.open(path, os.O_RDONLY | os.O_CREAT, 0o600))
+    path.chmod(0o600)
+
+
 def _write_private(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -69,7 +78,15 @@ def _write_private(path: Path, text: str) -> None:
 
 def prepare(settings: Settings) -> Installation:
     """Make folders, secrets and the login file; choose free ports."""
-    settings.home.mkdir(parents=True, exist_ok=True)
+    settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    settings.home.chmod(0o700)
+    _private_database(settings.home / "airflow" / "airflow.db")
+    _private_database(settings.home / "mlflow" / "mlflow.db")
+    _private_database(settings.home / "feast" / "online.db")
+    if not settings.sql_url:
+        _private_database(settings.home / "nightfleet.db")
+    if not settings.feast_registry_url:
+        _private_database(settings.home / "feast" / "registry.db")
     folder = settings.home / "secrets"
     admin = _secret_file(folder / "admin_password", 12)
     operator = _secret_file(folder / "operator_password", 12)

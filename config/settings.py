@@ -152,7 +152,11 @@ class Settings(BaseModel):
     @classmethod
     def _folders(cls, value: Any) -> Any:
         if isinstance(value, str):
-            listed = yaml.safe_load(value) if value.lstrip().startswith("[") else re.split(f"[,{os.pathsep}]", value)
+            listed = (
+                _yaml(value, f"{PREFIX}CATALOGS")
+                if value.lstrip().startswith("[")
+                else re.split(f"[,{os.pathsep}]", value)
+            )
             return tuple(str(part).strip() for part in listed if str(part).strip())
         return value
 
@@ -168,13 +172,13 @@ class Settings(BaseModel):
     @classmethod
     def _limits(cls, value: Any) -> Any:
         """The environment holds them as YAML, of which JSON is a part."""
-        return yaml.safe_load(value) or {} if isinstance(value, str) else value
+        return _yaml(value, f"{PREFIX}SOURCE_LIMITS") or {} if isinstance(value, str) else value
 
     @field_validator("notifications", mode="before")
     @classmethod
     def _channels(cls, value: Any) -> Any:
         """The environment holds them as YAML, of which JSON is a part."""
-        return yaml.safe_load(value) or () if isinstance(value, str) else value
+        return _yaml(value, f"{PREFIX}NOTIFICATIONS") or () if isinstance(value, str) else value
 
     @field_validator("notifications")
     @classmethod
@@ -269,11 +273,33 @@ class Settings(BaseModel):
         return (self.mlflow_public_url or self.tracking_uri).rstrip("/")
 
 
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise BadSettings(f"{where} is not readable as YAML: {error}") from error
+
+
+# What is written otherwise in a URL: Delta's libraries find such a folder by one of its names, and lose it by another.
+_HOME = re.compile(r"[A-Za-z0-9/._~!$&'()*+,;=:@\[\]-]+", re.ASCII)
+
+
+def _checked_home(home: Path) -> Path:
+    odd = sorted({character for character in str(home) if not _HOME.fullmatch(character)})
+    if odd:
+        raise BadSettings(
+            f"setting 'home' is {str(home)!r}, which holds {', '.join(map(repr, odd))}: Delta tables cannot be kept "
+            f"below such a folder. Set {PREFIX}HOME to one of Latin letters, digits, and . _ - alone."
+        )
+    return home
+
+
 def load_settings(**overrides: Any) -> Settings:
     """Settings of this process from environment and profile; `overrides` win over both.
 
     Raises:
-        BadSettings: an unknown variable or key, a value of the wrong type, or a profile that does not exist.
+        BadSettings: an unknown variable or key, a value of the wrong type, a profile that does not exist, or a home
+            below which Delta tables cannot be kept.
     """
     fields = Settings.model_fields
     environment = {key[len(PREFIX) :].lower(): value for key, value in os.environ.items() if key.startswith(PREFIX)}
@@ -289,7 +315,7 @@ def load_settings(**overrides: Any) -> Settings:
     if not path.exists():
         known = sorted(p.stem for p in path.parent.glob("*.yaml"))
         raise BadSettings(f"there is no profile {profile!r} ({path.relative_to(ROOT)}). Known: {', '.join(known)}.")
-    merged = {**(yaml.safe_load(path.read_text()) or {}), **values, "profile": profile}
+    merged = {**(_yaml(path.read_text(), str(path)) or {}), **values, "profile": profile}
     if "catalogs" in merged and merged.get("catalog_dir") is not None:
         raise BadSettings(
             f"catalogs ({merged['catalogs']}) and its former name catalog_dir ({merged['catalog_dir']}) are both set. "
@@ -304,7 +330,7 @@ def load_settings(**overrides: Any) -> Settings:
             f"setting {name!r} is {first.get('input')!r}: {first['msg']}. Fix {PREFIX}{name.upper()} or "
             f"{path.relative_to(ROOT)}."
         ) from error
-    return settings.model_copy(update={"home": settings.home.expanduser().resolve()})
+    return settings.model_copy(update={"home": _checked_home(settings.home.expanduser().resolve())})
 
 
 @functools.cache

@@ -58,7 +58,7 @@ class Lake:
     @cached_property
     def engine(self) -> sa.Engine:
         """The projections' database, its tables brought up to date where a former version wrote them."""
-        self.settings.home.mkdir(parents=True, exist_ok=True)
+        self.settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         engine = create_engine(self.settings.database_url, read_only=self.read_only)
         if is_former(engine):
             # Whoever opens it first: a reader could not read it.

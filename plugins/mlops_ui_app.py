@@ -236,14 +236,19 @@ def _static(name: str, context: ContextDep) -> Response:
 
 
 def _embedded(request: Request, path: str, context: ContextDep) -> Response:
-    from monitoring.pages.embedded import document
+    from monitoring.pages.embedded import DRAWN, STILL, document, framed
 
     try:
         shown = document(context, path)
     except NightfleetError as error:
         status, title = _STATUS.get(type(error), (500, "This page cannot be shown"))
         return _message(request, context, title, str(error), status)
-    return Response(shown.content, media_type=shown.media_type, headers={"content-security-policy": shown.policy})
+    opened_as = request.headers.get("sec-fetch-dest")
+    if shown.policy == DRAWN and opened_as != "iframe":
+        # Alone it could lead its window elsewhere: in a frame of ours it cannot, nor where its scripts do not run.
+        shown = framed(request.url.path) if opened_as else replace(shown, policy=STILL)
+    headers = {"content-security-policy": shown.policy, "vary": "sec-fetch-dest"}
+    return Response(shown.content, media_type=shown.media_type, headers=headers)
 
 
 async def _act(request: Request, action: str, user: GetUserDep, context: ContextDep) -> Response:
@@ -313,7 +318,7 @@ def make_app() -> FastAPI:
         methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"],
         name="nothing",
     )
-    # Prometheus has no login: a dependency of its own, which lets in its token or a login.
+    # Prometheus has no login: a dependency of its own, which lets in its token alone.
     app.add_api_route(
         "/metrics", metrics_route(_lake), methods=READ, name="metrics", dependencies=[Depends(may_scrape)]
     )

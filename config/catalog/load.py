@@ -127,7 +127,8 @@ Entry = TypeVar("Entry", Dataset, ModelEntry)
 def _read(path: Path, kind: type[Entry]) -> Entry:
     try:
         document = yaml.load(path.read_text(encoding="utf-8"), Loader=_SafeLoader)  # noqa: S506 (both are safe loaders)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        # Other bytes than UTF-8 and a date such as 2024-02-30 are a ValueError, a deep nesting a RecursionError.
         raise BadCatalog(f"{path} is not readable as YAML: {error}") from error
     if not isinstance(document, dict):
         raise BadCatalog(f"{path} holds {type(document).__name__}, needs a mapping of keys.")

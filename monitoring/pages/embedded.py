@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import html
 import re
 from dataclasses import dataclass
 
@@ -28,6 +29,10 @@ _LOCKED = (
 # Their scripts stand in the page, with handlers in attributes; they may draw, and reach nothing.
 DRAWN = f"{_LOCKED}; script-src 'unsafe-inline'; sandbox {SANDBOX}"
 STILL = f"{_LOCKED}; script-src 'none'; sandbox"
+FRAMED = (
+    "default-src 'none'; style-src 'unsafe-inline'; frame-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
 NIGHT_REPORTS = ("drift.html", "performance.html")
 MODEL_CARDS, DATA_DOCS = "model_cards", "data_docs"
 _PARTS = 3
@@ -69,6 +74,20 @@ def document(context: Context, path: str) -> Document:
     place = _place(context, path)
     content = place.content()
     return Document(_whole(content) if place.docs else content, HTML, place.policy)
+
+
+def framed(address: str) -> Document:
+    """A page of ours around a drawn document that is opened alone.
+
+    No policy of its own forbids a document to lead its window elsewhere, with what it read in the address; the policy
+    of the page around it does.
+    """
+    content = (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Report</title>'
+        "<style>html,body,iframe{margin:0;border:0;width:100%;height:100%;display:block}</style>"
+        f'<iframe sandbox="{SANDBOX}" src="{html.escape(address)}" title="Report"></iframe></html>'
+    )
+    return Document(content.encode(), HTML, FRAMED)
 
 
 def has_document(context: Context, path: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
@@ -237,16 +238,18 @@ def read_period(
 
 # ---- CSV -------------------------------------------------------------------------------------------------------
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+# Where a cell begins for some spreadsheet (many split at `;`, whatever is quoted), before what begins a formula; its
+# fullwidth form does, too.
+_FORMULA = re.compile(r"(^|[;\t\r\n])(?=[\s\0]*[=+\-@\uff1d\uff0b\uff0d\uff20])|^(?=[\t\r\n])")
 
 
 def to_csv(table: Table) -> str:
     """The table as CSV with a header of keys; every value as it is, not as it is shown.
 
-    Text that a spreadsheet would take for a formula gets an apostrophe before it.
+    Texts are quoted, and what a spreadsheet would take for a formula gets an apostrophe before it.
     """
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\r\n")
+    writer = csv.writer(out, lineterminator="\r\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writerow([column.key + (f" [{column.unit}]" if column.unit else "") for column in table.columns])
     for row in table.rows:
         writer.writerow([_csv_cell(row.get(column.key)) for column in table.columns])
@@ -258,6 +261,6 @@ def _csv_cell(value: Any) -> Any:
         return ""
     if isinstance(value, (list, tuple)):
         value = "; ".join(str(_csv_cell(item)) for item in value)
-    if isinstance(value, str) and value.startswith(_FORMULA):
-        return "'" + value
+    if isinstance(value, str):
+        return _FORMULA.sub(r"\1'", value)
     return value.isoformat() if isinstance(value, (date, datetime)) else value

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -85,6 +86,23 @@ def test_components_end_when_the_block_is_left_by_an_error(tmp_path: Path) -> No
     with pytest.raises(KeyboardInterrupt):
         fail()
     assert not _alive(pids[0])
+
+
+def test_nobody_else_reads_the_home_or_a_database(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path / "var")
+    (settings.home / "airflow").mkdir(parents=True)
+    (settings.home / "airflow" / "airflow.db").touch(0o644)  # that of an installation of before
+    prepare(settings)
+    prepare(settings)
+    assert settings.home.stat().st_mode & 0o777 == 0o700
+    databases = {path.relative_to(settings.home).as_posix(): path for path in settings.home.rglob("*.db")}
+    assert {name: oct(path.stat().st_mode & 0o777) for name, path in databases.items()} == dict.fromkeys(
+        ("airflow/airflow.db", "mlflow/mlflow.db", "nightfleet.db", "feast/online.db", "feast/registry.db"), "0o600"
+    )
+    with sqlite3.connect(databases["nightfleet.db"]) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("CREATE TABLE t (a)")
+        assert {path.stat().st_mode & 0o777 for path in settings.home.glob("nightfleet.db*")} == {0o600}
 
 
 def test_secrets_are_made_once_and_only_the_owner_reads_them(tmp_path: Path) -> None:
