@@ -16,6 +16,16 @@ from lake.tables import DUCKDB_TYPES
 
 # What a SQL type may be where the catalog declares the key: a cast from it to the declared type loses nothing.
 _INTEGERS_TO_32 = frozenset({"TINYINT", "SMALLINT", "INTEGER", "UTINYINT", "USMALLINT"})
+_ROUNDED = ("BIGINT", "DECIMAL")  # where declared float64: some of their values have no double
+# How a text must be written to be read as a type: DuckDB's own casts also take 1_000, 0x1F, 12e3 for an integer, a year
+# of two digits for the first century, and what overflows for infinity.
+_SPELLED: dict[str, str] = {
+    "int32": r"[+-]?\d+(\.0*)?",
+    "int64": r"[+-]?\d+(\.0*)?",
+    "float64": r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?([nN][aA][nN]|[iI][nN][fF]([iI][nN][iI][tT][yY])?)",
+    "date": r"\d{4}[-/]\d{1,2}[-/]\d{1,2}",
+    "timestamp": r"\d{4}[-/]\d{1,2}[-/]\d{1,2}([ T]\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?)?\s*([zZ]|UTC|[+-]\d{2}(:?\d{2})?)?",
+}
 _LOSSLESS: dict[str, frozenset[str]] = {
     "string": frozenset({"VARCHAR"}),
     "int32": _INTEGERS_TO_32,
@@ -67,6 +77,37 @@ def check_types(label: str, found: Mapping[str, str], declared: Mapping[str, Col
         raise mismatch(label, problems)
 
 
+def check_values(
+    connection: duckdb.DuckDBPyConnection,
+    label: str,
+    relation: str,
+    found: Mapping[str, str],
+    declared: Mapping[str, ColumnType],
+    personal: Collection[str] = (),
+) -> None:
+    """Refuse numbers of a relation, whose types `check_types` has accepted, that a double would round.
+
+    Raises:
+        SourceSchemaMismatch: with every such column, its number of such values and the first of them.
+    """
+    problems = []
+    for name, kind in declared.items():
+        if kind != "float64" or not found[name].startswith(_ROUNDED):
+            continue
+        column = quoted(name)
+        rounded = f"TRY_CAST(CAST({column} AS DOUBLE) AS {found[name]}) IS DISTINCT FROM {column}"
+        count, value = connection.execute(
+            f"SELECT count(*), any_value({column}) FROM {relation} WHERE {column} IS NOT NULL AND {rounded}"  # noqa: S608 (quoted)
+        ).fetchall()[0]
+        if count:
+            problems.append(
+                f"{name!r} is {found[name]}, declared float64, which would round {count} values, for example "
+                f"{shown(value, personal=name in personal)}: declare int64, or string, or cast it in `select`"
+            )
+    if problems:
+        raise mismatch(label, problems)
+
+
 def mismatch(label: str, problems: Sequence[str]) -> SourceSchemaMismatch:
     """The error that lists every difference."""
     listed = "\n".join(f"  - {problem}" for problem in problems)
@@ -88,17 +129,13 @@ def _unreadable(name: str, kind: ColumnType) -> str:
     column, duckdb_type = quoted(name), DUCKDB_TYPES[kind]
     if kind == "string":
         return "false"
-    failed = f"({column} IS NOT NULL AND TRY_CAST({column} AS {duckdb_type}) IS NULL)"
-    if kind in ("int32", "int64"):
-        # DuckDB reads '5.7' as the integer 6.
-        fraction = (
-            f"(regexp_matches({column}, '[.eE]') AND TRY_CAST({column} AS DOUBLE) IS DISTINCT FROM"
-            f" CAST(TRY_CAST({column} AS {duckdb_type}) AS DOUBLE))"
-        )
-        return f"({failed} OR {fraction})"
-    if kind == "date":
-        return f"({failed} OR strlen({column}) > 10)"  # a date with a time of day would lose it
-    return failed
+    failed = f"{column} IS NOT NULL AND TRY_CAST({column} AS {duckdb_type}) IS NULL"
+    if kind not in _SPELLED:
+        return f"({failed})"
+    misspelled = f"NOT regexp_full_match(trim({column}), {literal(_SPELLED[kind])})"
+    if kind == "float64":  # what overflows is no infinity that the source has written
+        misspelled += f" OR (isinf(TRY_CAST({column} AS DOUBLE)) AND NOT contains(lower({column}), 'inf'))"
+    return f"({failed} OR coalesce({misspelled}, false))"
 
 
 def stage_text(
@@ -126,9 +163,9 @@ def stage_text(
     bad = " OR ".join(_unreadable(name, kind) for name, kind in columns.items())
     staged = target.with_suffix(".staged.parquet")
     connection.execute(
-        f'COPY (SELECT {casts}, {bad} AS "?" FROM {relation}) TO {sql_path(staged)} (FORMAT parquet)'  # noqa: S608 (quoted names of the catalog)
+        f"COPY (SELECT {casts}, {bad} AS nf__unreadable FROM {relation}) TO {sql_path(staged)} (FORMAT parquet)"  # noqa: S608 (quoted names of the catalog)
     )
-    counts = f'SELECT count(*), count(*) FILTER (WHERE "?") FROM {read_parquet([staged])}'  # noqa: S608 (our own path)
+    counts = f"SELECT count(*), count(*) FILTER (WHERE nf__unreadable) FROM {read_parquet([staged])}"  # noqa: S608 (our own path)
     rows, unreadable = connection.execute(counts).fetchall()[0]
     meter.check("max_rows", rows)
     if unreadable:

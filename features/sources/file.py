@@ -22,7 +22,7 @@ import duckdb
 
 from config.catalog.data import ColumnType, FileSource, Lookup
 from config.masking import cause, library_text
-from features.sources.columns import check_names, check_types, literal, quoted, stage_text, typed_relation
+from features.sources.columns import check_names, check_types, check_values, literal, quoted, stage_text, typed_relation
 from features.sources.errors import SourceMissing, SourceRefused, SourceUnreadable
 from features.sources.meter import Meter
 from lake.artifact import file_digest
@@ -153,7 +153,7 @@ def stage(
                 files.append(_opened(stack, path, found, folder / f"unpacked-{number}", meter))
             with meter.interrupting(connection):
                 if source.format == "parquet":
-                    _stage_parquet(connection, files, columns, target, meter)
+                    _stage_parquet(connection, files, columns, target, meter, personal)
                 else:
                     _stage_csv(connection, files, columns, source.null_values, target, meter, personal)
         except (
@@ -292,6 +292,7 @@ def _stage_parquet(
     columns: Mapping[str, ColumnType],
     target: Path,
     meter: Meter,
+    personal: Collection[str],
 ) -> None:
     selects = []
     for file in files:
@@ -301,6 +302,8 @@ def _stage_parquet(
         meter.take("max_bytes", int(connection.execute(sizes).fetchall()[0][0]))
         relation = read_parquet([file.path])
         described = connection.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall()  # noqa: S608 (quoted path)
-        check_types(f"{meter.label} ({file.name})", {str(row[0]): str(row[1]) for row in described}, columns)
+        label, kinds = f"{meter.label} ({file.name})", {str(row[0]): str(row[1]) for row in described}
+        check_types(label, kinds, columns)
+        check_values(connection, label, relation, kinds, columns, personal)
         selects.append(typed_relation(relation, columns))
     connection.execute(f"COPY ({' UNION ALL '.join(selects)}) TO {sql_path(target)} (FORMAT parquet)")

@@ -27,7 +27,7 @@ from lake.lake import Lake
 from lake.storage import link_or_copy
 
 # A change to how sources are read makes every cached one unknown.
-_READER = "1"
+_READER = "2"
 _FINGERPRINT_DIGITS = 32
 
 
