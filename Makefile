@@ -7,7 +7,8 @@ SHELL := /bin/bash
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-UV_VERSION := 0.13.8
+# Everything is installed by its hash, the installer first.
+INSTALL_UV := $(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r docker/uv-requirements.txt
 NIGHTS ?= 3
 FROM ?=
 ONLY ?=
@@ -27,12 +28,12 @@ help:
 
 # The stamp holds the digest of the lock: a changed requirements.txt installs anew.
 setup: $(VENV)/.installed
-$(VENV)/.installed: requirements.txt Makefile
+$(VENV)/.installed: requirements.txt docker/uv-requirements.txt Makefile
 	@command -v $(PYTHON) >/dev/null || { echo "Nightfleet needs Python 3.11 as '$(PYTHON)'. Install it, or say PYTHON=/path/to/python3.11."; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "Nightfleet needs Python 3.11, but '$(PYTHON)' is $$($(PYTHON) --version). Say PYTHON=/path/to/python3.11."; exit 1; }
 	@echo "== creating $(VENV) and installing $$(grep -c '==' requirements.txt) locked packages (about 2 GB on first use)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@$(INSTALL_UV)
 	@$(BIN)/uv pip install --python $(BIN)/python --require-hashes --compile-bytecode -r requirements.txt 2> >(grep -v "^ + " >&2)
 	@touch $@
 
@@ -66,9 +67,9 @@ bench: setup
 	@$(BIN)/python -m tests.benchmarks $(BENCH_ARGS)
 
 lock:
-	@test -x $(BIN)/uv || { $(PYTHON) -m venv $(VENV) && $(BIN)/pip install --quiet uv==$(UV_VERSION); }
+	@test -x $(BIN)/uv || { $(PYTHON) -m venv $(VENV) && $(INSTALL_UV); }
 	@$(BIN)/uv pip compile --quiet --generate-hashes --python-version 3.11 --custom-compile-command "make lock" requirements.in -o requirements.txt
-	@for image in training training-gpu; do \
+	@for image in uv training training-gpu; do \
 		$(BIN)/uv pip compile --quiet --generate-hashes --python-version 3.11 --custom-compile-command "make lock" -c requirements.txt \
 			docker/$$image-requirements.in -o docker/$$image-requirements.txt || exit 1; done
 

@@ -4,11 +4,10 @@
 ARG BASE_IMAGE=python:3.11-slim
 FROM ${BASE_IMAGE}
 
-ARG UV_VERSION=0.13.8
 RUN { command -v tini >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends tini && rm -rf /var/lib/apt/lists/*; }; } \
     && python3 -m venv /opt/venv && useradd --uid 10000 --create-home --shell /usr/sbin/nologin airflow
-COPY requirements.txt /opt/requirements.txt
-RUN /opt/venv/bin/pip install --quiet --no-cache-dir --disable-pip-version-check uv==${UV_VERSION} \
+COPY docker/uv-requirements.txt requirements.txt /opt/
+RUN /opt/venv/bin/pip install --quiet --no-cache-dir --disable-pip-version-check --require-hashes -r /opt/uv-requirements.txt \
     && /opt/venv/bin/uv pip install --python /opt/venv/bin/python --require-hashes --no-cache --compile-bytecode --quiet -r /opt/requirements.txt \
     && /opt/venv/bin/pip uninstall --quiet --yes uv && rm -rf /root/.cache
 

@@ -3,14 +3,14 @@
 ARG BASE_IMAGE=python:3.11-slim
 FROM ${BASE_IMAGE}
 
-ARG UV_VERSION=0.13.8
 ARG REQUIREMENTS=training-requirements.txt
 # tini is process 1: it forwards signals and reaps children. Debian's Python is externally managed, so the packages get an environment of their own.
 RUN { command -v tini >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends tini && rm -rf /var/lib/apt/lists/*; }; } \
     && python3 -m venv /opt/venv && useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin trainer
+COPY docker/uv-requirements.txt /opt/
 COPY docker/${REQUIREMENTS} /opt/requirements.txt
 # One layer: the installer and its cache leave no trace in the image.
-RUN /opt/venv/bin/pip install --quiet --no-cache-dir --disable-pip-version-check uv==${UV_VERSION} \
+RUN /opt/venv/bin/pip install --quiet --no-cache-dir --disable-pip-version-check --require-hashes -r /opt/uv-requirements.txt \
     && /opt/venv/bin/uv pip install --python /opt/venv/bin/python --require-hashes --no-cache --compile-bytecode --quiet -r /opt/requirements.txt \
     && /opt/venv/bin/pip uninstall --quiet --yes uv && rm -rf /root/.cache
 

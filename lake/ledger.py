@@ -1,21 +1,26 @@
-"""Who was champion when: an append-only Delta table per model. MLflow's alias is its projection."""
+"""Who was champion when: an append-only Delta table per model, every line signed. MLflow's alias is its projection."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from deltalake import CommitProperties
+from deltalake import CommitProperties, DeltaTable, Field
 from deltalake.exceptions import CommitFailedError
 
 from config.errors import NightfleetError, TransientError
-from config.settings import Settings
+from config.settings import MissingSecret, Settings
+from lake.chain import SIGNATURE, LedgerUntrusted, read_seal, seal_former, seal_path, sign_line, verify_lines
 from lake.delta import check_files, file_sizes, sync_data_files, table_location, write_data_file
+from lake.signature import signing_key
 from lake.vacuum import writing
+
+log = logging.getLogger(__name__)
 
 
 class NoChampion(NightfleetError):
@@ -39,6 +44,7 @@ _SCHEMA = pa.schema(
         pa.field("artifact_digest", pa.string(), nullable=False),
         pa.field("evidence_digest", pa.string(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),
+        pa.field(SIGNATURE, pa.string()),  # none in lines of before: see `lake.chain`
     ]
 )
 
@@ -71,11 +77,17 @@ class Promotion:
 
 @dataclass(frozen=True)
 class LedgerSnapshot:
-    """The ledger as one read found it; every night of a run is resolved from the same snapshot."""
+    """The ledger as one read found it; every night of a run is resolved from the same snapshot.
+
+    Attributes:
+        unverified: why nobody vouches for the lines, None where their signatures were verified. A process without the
+            key may show them; it can neither score nor promote by them, both of which need the key.
+    """
 
     model: str
     delta_version: int
     promotions: tuple[Promotion, ...]
+    unverified: str | None = None
 
     def champion_of(self, data_date: date) -> Promotion:
         """The promotion in force on that night: of those effective by then, the one with the highest `(effective_from,
@@ -105,32 +117,54 @@ class Ledger:
     """Reads and appends promotions of one model."""
 
     def __init__(self, settings: Settings, model: str) -> None:
+        self._settings = settings
         self._location = table_location(settings, f"{model}/promotions")
         self._model = model
 
     def read(self) -> LedgerSnapshot:
-        """All promotions up to now."""
+        """All promotions up to now.
+
+        Raises:
+            LedgerUntrusted: a line is not ours; names it.
+        """
         table = self._location.open()
-        if table is None:
-            return LedgerSnapshot(self._model, -1, ())
-        check_files(table.file_uris(), file_sizes(table))
-        # Not `to_pyarrow_table`: the dataset scanner behind it now and then aborts the process as the interpreter ends.
-        rows = (
-            pa.concat_tables(
-                [_SCHEMA.empty_table(), *(pq.read_table(uri, schema=_SCHEMA) for uri in table.file_uris())]
-            )
-            .sort_by("sequence")
-            .to_pylist()
+        lines = [] if table is None else _lines(table)
+        try:
+            self._verify(lines)
+            unverified = None
+        except MissingSecret as error:
+            unverified = f"the signatures of the ledger of {self._model} were not verified. {error}"
+            log.warning("%s", unverified)
+        promotions = tuple(
+            Promotion(**{name: value for name, value in line.items() if name != SIGNATURE}) for line in lines
         )
-        promotions = tuple(Promotion(**row) for row in rows)
-        return LedgerSnapshot(self._model, table.version(), promotions)
+        return LedgerSnapshot(self._model, -1 if table is None else table.version(), promotions, unverified)
+
+    def _verify(self, lines: list[dict[str, Any]]) -> None:
+        signing_key(self._settings)
+        seal = read_seal(self._settings)
+        if seal is None:
+            try:
+                seal = seal_former(self._settings, _all_lines(self._settings))
+            except OSError as error:
+                if any(line[SIGNATURE] is None for line in lines):
+                    raise LedgerUntrusted(
+                        f"the ledger of {self._model} has lines from before lines were signed, which cannot be sealed "
+                        f"in {seal_path(self._settings)}: {error}. Nothing was decided by them.\n"
+                        "  Make that folder writable, then run `python -m cli doctor` once."
+                    ) from error
+                seal = {}
+        verify_lines(self._settings, self._model, lines, seal)
 
     def append(self, promotion: Promotion, *, seen: LedgerSnapshot) -> LedgerSnapshot:
         """Add one promotion, provided that the ledger still is what the caller saw.
 
         Raises:
             LedgerConflict: another promotion was written since `seen` was read; nothing is written.
+            LedgerUntrusted: a line that is there is not ours; nothing is written.
+            MissingSecret: there is no key to sign with; nothing is written.
         """
+        signing_key(self._settings)
         table = self._location.open()
         if table is None:
             table = self._location.create(
@@ -146,7 +180,12 @@ class Ledger:
             )
         sequence = max((p.sequence for p in seen.promotions), default=0) + 1
         row = {**promotion.__dict__, "sequence": sequence, "decided_at": promotion.decided_at.astimezone(UTC)}
+        before = _lines(table)
+        self._verify(before)
+        row[SIGNATURE] = sign_line(self._settings, before, row)
         try:
+            if SIGNATURE not in {field.name for field in table.schema().fields}:
+                table.alter.add_columns(Field(SIGNATURE, "string"))
             root = Path(self._location.uri)
             with writing(self._location):
                 line = write_data_file(root, _SCHEMA, pa.Table.from_pylist([row], schema=_SCHEMA).to_batches(), {})
@@ -160,5 +199,23 @@ class Ledger:
                 f"the ledger of {self._model} changed while this decision was written. Nothing was written. Decide "
                 "again."
             ) from error
-        self._location.sync_commits([version])
+        self._location.sync_commits([version - 1, version])  # the one before may have added the signature's column
         return self.read()
+
+
+def _lines(table: DeltaTable) -> list[dict[str, Any]]:
+    """Every line as it is stored, in order."""
+    check_files(table.file_uris(), file_sizes(table))
+    # Not `to_pyarrow_table`: the dataset scanner behind it now and then aborts the process as the interpreter ends.
+    parts = [pq.read_table(uri, schema=_SCHEMA) for uri in table.file_uris()]
+    lines: list[dict[str, Any]] = pa.concat_tables([_SCHEMA.empty_table(), *parts]).sort_by("sequence").to_pylist()
+    return lines
+
+
+def _all_lines(settings: Settings) -> dict[str, list[dict[str, Any]]]:
+    """Of every ledger that the lake holds."""
+    tables = {
+        folder.parent.name: table_location(settings, f"{folder.parent.name}/promotions").open()
+        for folder in sorted(Path(table_location(settings).uri).glob("*/promotions"))
+    }
+    return {model: _lines(table) for model, table in tables.items() if table is not None}

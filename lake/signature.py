@@ -1,4 +1,5 @@
-"""Signatures of stored models: an HMAC over what a model is, where it comes from and which bytes it has.
+"""Signatures: an HMAC over what a stored model is, where it comes from and which bytes it has; and over other documents
+that must be ours, such as decisions and lines of the ledger.
 
 A digest says that bytes are those that were named; whoever can write to the store can name others. The signature is
 made when a model is stored, with a key that the store does not hold, and is checked before anything of the model is
@@ -15,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -163,6 +165,27 @@ def signing_key(settings: Settings) -> bytes:
     return _key(settings, KEY)
 
 
+def authenticate(settings: Settings, document: Mapping[str, Any]) -> str:
+    """The HMAC of a JSON document, by which `authenticated_by` knows it as ours.
+
+    Raises:
+        MissingSecret: there is no key, or one too short.
+    """
+    return _authentication(signing_key(settings), document)
+
+
+def authenticated_by(settings: Settings, document: Mapping[str, Any], written: str | None) -> str | None:
+    """Name of the key that `written` was made of the document with; None where it was made with neither.
+
+    Raises:
+        MissingSecret: there is no key to verify with.
+    """
+    for name, key in zip((KEY, PREVIOUS_KEY), _verifying_keys(settings), strict=False):
+        if written and written.isascii() and hmac.compare_digest(_authentication(key, document), written):
+            return name
+    return None
+
+
 def _verifying_keys(settings: Settings) -> list[bytes]:
     keys = [signing_key(settings)]
     if process_environment([PREVIOUS_KEY.upper()]) or (settings.home / "secrets" / PREVIOUS_KEY).exists():
@@ -229,8 +252,12 @@ def _refusal(folder: Path, what: str, next_step: str) -> str:
     return f"the model in {folder} is not trusted: {what}. Nothing was loaded.\n  {next_step}"
 
 
+def _authentication(key: bytes, document: Mapping[str, Any]) -> str:
+    return hmac.new(key, _canonical(document), hashlib.sha256).hexdigest()
+
+
 def _mac(key: bytes, signed: Signed) -> str:
-    return hmac.new(key, _canonical(asdict(signed)), hashlib.sha256).hexdigest()
+    return _authentication(key, asdict(signed))
 
 
 def _canonical(document: Any) -> bytes:

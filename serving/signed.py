@@ -6,6 +6,7 @@ store: the files are copied into a folder that only this process' user may enter
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from serving import predictors
 from serving.predictors import Predictor
 
 _COPY_BYTES = 4 * 2**20
+log = logging.getLogger(__name__)
 
 
 class ModelMissing(NightfleetError):
@@ -34,8 +36,8 @@ def signed_files(
     """A private copy of `<artifacts>/<model>/<artifact_digest>` whose signature is verified; removed at the end.
 
     Every file but those below `model/` is then known to be as it was signed. Those are verified by
-    `predictors.load_predictor`, in this copy. A version that was signed before all its files were vouches for
-    manifest, job and training set alone.
+    `predictors.load_predictor`, in this copy. The signature of a version from before vouches for manifest, job
+    and training set alone; the log then says so. Signing it anew would vouch for limits that nobody can check.
 
     Args:
         artifact_digest: the ledger's, or that of the registered version; never one read from the folder itself.
@@ -60,7 +62,13 @@ def signed_files(
                 name = source.relative_to(folder)
                 if not (documents_only and name.parts[0] == "model"):
                     _copy(source, copy / name)
-            verify(settings, copy, model, artifact_digest)
+            if verify(settings, copy, model, artifact_digest).format == 1:
+                log.warning(
+                    "the files of %s with digest %s… were signed when a signature did not cover all of them: nobody "
+                    "vouches for its drift limits (reference.json). Train it again to have them signed.",
+                    model,
+                    artifact_digest[:12],
+                )
             yield copy
         except NightfleetError as error:
             # The copy is gone when this is read: what has to be mended lies in the store.

@@ -40,6 +40,19 @@ def test_its_requirements_are_the_projects_versions_locked_by_hash(image: str) -
     assert text.count("--hash=sha256:") >= len(ours)
 
 
+def test_everything_is_installed_by_its_hash_the_installer_too() -> None:
+    files = [
+        ROOT / "Makefile",
+        *(path for path in (ROOT / "docker").iterdir() if path.suffix in {"", ".sh", ".Dockerfile"}),
+    ]
+    lines = [(path.name, line) for path in files for line in path.read_text().splitlines() if "pip install" in line]
+    assert len(lines) >= 6
+    unlocked = [line for line in lines if "--require-hashes" not in line[1]]
+    assert not unlocked, (
+        f"{unlocked[0]} installs what no hash names. Lock it: a line in docker/*-requirements.in, `make lock`."
+    )
+
+
 def run(client: Any, command: list[str], *, entrypoint: list[str] | None = None, **host: Any) -> tuple[int, str]:
     image = image_name(load_settings(), gpus=False)
     config = client.create_host_config(network_mode="none", read_only=True, **host)

@@ -310,8 +310,8 @@ def test_what_a_killed_run_left_in_a_folder_is_left_out(tmp_path: Path, loads: l
     assert len(loads) == 1
 
 
-def test_a_version_signed_before_all_its_files_were_is_loaded(
-    tmp_path: Path, loads: list[Path], monkeypatch: pytest.MonkeyPatch
+def test_a_version_signed_before_all_its_files_were_is_loaded_and_the_log_says_that_its_limits_are_not_signed(
+    tmp_path: Path, loads: list[Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("lake.signature.FORMAT", 1)
     folder = store(tmp_path)
@@ -323,6 +323,8 @@ def test_a_version_signed_before_all_its_files_were_is_loaded(
     }
     load(folder)
     assert len(loads) == 1
+    (said,) = caplog.messages
+    assert "nobody vouches for its drift limits (reference.json)" in said
     (folder / "job.json").write_text("{}")
     with pytest.raises(UntrustedModel):
         load(folder)

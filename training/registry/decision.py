@@ -10,6 +10,7 @@ from datetime import date
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from config.calendar import Interval
 from config.errors import NightfleetError, TransientError
@@ -17,6 +18,7 @@ from lake.lake import Lake
 from lake.lineage import Input
 from lake.projection import project
 from lake.publish import StalePublish, publish
+from lake.signature import authenticate, authenticated_by
 from lake.tables import LakeTable, named_table
 
 Verdict = Literal["promote", "refuse", "not_evaluated"]
@@ -30,6 +32,10 @@ _ATTEMPTS = 5
 
 class DecisionDamaged(NightfleetError):
     """A stored decision is not the one its digest names."""
+
+
+class DecisionNotSigned(NightfleetError):
+    """Nothing shows that this installation's gate made a decision."""
 
 
 class JudgementContested(TransientError):
@@ -91,6 +97,7 @@ class Decision:
         nights, rows: of the test.
         evidence: everything the verdict rests on, verdict, reasons and checks included, as JSON.
         evidence_digest: SHA-256 of the evidence as canonical JSON; the ledger cites it.
+        signature: over that digest, made when the gate stored it; None in decisions of before they were signed.
     """
 
     model: str
@@ -105,9 +112,10 @@ class Decision:
     rows: int
     evidence: Mapping[str, Any]
     evidence_digest: str
+    signature: str | None = None
 
     @classmethod
-    def of(cls, evidence: Mapping[str, Any]) -> Decision:
+    def of(cls, evidence: Mapping[str, Any], *, signature: str | None = None) -> Decision:
         """The decision that some evidence holds."""
         return cls(
             model=evidence["model"],
@@ -122,6 +130,7 @@ class Decision:
             rows=evidence["test"]["rows"],
             evidence=evidence,
             evidence_digest=_digest(evidence),
+            signature=signature,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -164,8 +173,40 @@ def decisions_table(lake: Lake, model: str) -> LakeTable:
         "checks": "string",
         "evidence": "string",
         "evidence_digest": "string",
+        "signature": "string",
     }
-    return named_table(lake.settings, f"{model}/decisions", columns, ("version", "judgement"))
+    return named_table(
+        lake.settings, f"{model}/decisions", columns, ("version", "judgement"), added={"signature": "NULL"}
+    )
+
+
+def is_signed(lake: Lake, decision: Decision) -> bool:
+    """Whether this installation's gate made the decision, as far as its signature says.
+
+    Raises:
+        MissingSecret: there is no key to verify with.
+    """
+    return authenticated_by(lake.settings, _document(decision), decision.signature) is not None
+
+
+def check_signed(lake: Lake, decision: Decision) -> None:
+    """Take a decision for the gate's only by its signature: whoever writes to the lake can write a decision, too.
+
+    Raises:
+        DecisionNotSigned: it has none, or one over something else.
+        MissingSecret: there is no key to verify with.
+    """
+    if not is_signed(lake, decision):
+        raise DecisionNotSigned(
+            f"the decision on {decision.model} version {decision.version} with evidence "
+            f"{decision.evidence_digest[:12]}… is not signed by this installation's gate: it was made before decisions "
+            "were signed, or written by somebody else. Nothing was promoted, the champion stays.\n"
+            "  Clear the gate's task: it judges again, and signs."
+        )
+
+
+def _document(decision: Decision) -> dict[str, Any]:
+    return {"decision": decision.evidence_digest, "model": decision.model}
 
 
 def project_decisions(lake: Lake, model: str) -> int:
@@ -196,7 +237,7 @@ def stored_decisions(lake: Lake, model: str, as_of: date | None = None) -> list[
     rows = table.read(None if as_of is None else [as_of]).to_pylist()
     found = []
     for row in rows:
-        decision = Decision.of(json.loads(row["evidence"]))
+        decision = Decision.of(json.loads(row["evidence"]), signature=row["signature"])
         if decision.evidence_digest != row["evidence_digest"]:
             raise DecisionDamaged(
                 f"{table.name} holds a decision on version {row['version']} as of {row['data_date']} whose evidence "
@@ -209,8 +250,14 @@ def stored_decisions(lake: Lake, model: str, as_of: date | None = None) -> list[
 
 
 def store_decision(lake: Lake, evidence: Mapping[str, Any], *, run_id: str, inputs: Sequence[Input]) -> Decision:
-    """Add the decision to its partition; where another run stored the same judgement first, that one stands."""
+    """Sign the decision and add it to its partition; where another run stored the same judgement first, that one
+    stands, if it is signed.
+
+    Raises:
+        MissingSecret: there is no key to sign with; nothing is stored.
+    """
     decision = Decision.of(json.loads(_canonical(evidence)))
+    decision = replace(decision, signature=authenticate(lake.settings, _document(decision)))
     model, as_of = decision.model, decision.as_of
     table = decisions_table(lake, model)
     interval = Interval.of(as_of)
@@ -222,10 +269,14 @@ def store_decision(lake: Lake, evidence: Mapping[str, Any], *, run_id: str, inpu
                 other.version == decision.version
                 and other.evidence["subject"] == evidence["subject"]
                 and incumbent_of(other.evidence) == incumbent_of(evidence)
+                and is_signed(lake, other)
             ):
                 project_decisions(lake, model)
                 return other
         number = max((n for _, n, other in others if other.version == decision.version), default=0) + 1
+        kept = table.read([as_of])
+        # The same evidence once more: its unsigned row goes, for a digest names one decision.
+        kept = kept.filter(pc.field("evidence_digest") != decision.evidence_digest)
         row = {
             "version": decision.version,
             "judgement": number,
@@ -237,9 +288,10 @@ def store_decision(lake: Lake, evidence: Mapping[str, Any], *, run_id: str, inpu
             "checks": _text(evidence["checks"]),
             "evidence": _canonical(evidence),
             "evidence_digest": decision.evidence_digest,
+            "signature": decision.signature,
             "data_date": as_of,
         }
-        rows = pa.concat_tables([table.read([as_of]), pa.Table.from_pylist([row], schema=table.schema)])
+        rows = pa.concat_tables([kept, pa.Table.from_pylist([row], schema=table.schema)])
         lineage = replace(
             lake.lineage(model, run_id, verdict=decision.verdict, version=decision.version),
             inputs={as_of: list(inputs)},

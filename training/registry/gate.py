@@ -29,6 +29,7 @@ from lake.storage import artifact_folder
 from training.registry.decision import (
     Decision,
     incumbent_of,
+    is_signed,
     store_decision,
     stored_decisions,
 )
@@ -150,8 +151,8 @@ def _already_judged(
     champion: Promotion | None,
     snapshot: LedgerSnapshot,
 ) -> Decision | None:
-    """The decision on the same files with the same rules against the same incumbent; one that the ledger cites stands
-    whoever reigns now.
+    """The signed decision on the same files with the same rules against the same incumbent; one that the ledger cites
+    stands whoever reigns now.
     """
     cited = {p.evidence_digest for p in snapshot.promotions}
     same = [
@@ -160,7 +161,8 @@ def _already_judged(
         if d.version == version and d.evidence["subject"] == subject
     ]
     for decision in reversed(same):
-        if decision.evidence_digest in cited or decision.incumbent_version == _against(decision, champion):
+        made_here = is_signed(lake, decision) and decision.incumbent_version == _against(decision, champion)
+        if decision.evidence_digest in cited or made_here:
             return decision
     return None
 

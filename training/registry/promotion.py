@@ -24,7 +24,7 @@ from lake.storage import artifact_folder
 from lake.tables import named_table
 from serving.predictors import read_manifest
 from training.registry.approval import ReasonMissing, approval_of
-from training.registry.decision import Decision, incumbent_of, read_decisions
+from training.registry.decision import Decision, check_signed, incumbent_of, read_decisions
 from training.registry.gate import registered_from_json
 from training.registry.origin import verify_origin
 from training.registry.register import Registered
@@ -105,6 +105,8 @@ def promote(lake: Lake, decision: Decision, registered: Registered, *, by: str) 
         NotApproved: the catalog asks for a person's approval, and that run has none of this evidence; nothing is
             written.
         StaleDecision: it was made on another version, or against another champion than reigns now.
+        DecisionNotSigned: this installation's gate did not make it; nothing is written.
+        LedgerUntrusted: a line of the ledger is not ours; nothing is written.
         ModelFilesDamaged: the version's files are missing or are not those that were judged; nothing is written.
         LedgerConflict: another promotion was written in between; nothing is written.
     """
@@ -116,6 +118,7 @@ def promote(lake: Lake, decision: Decision, registered: Registered, *, by: str) 
     seen = ledger.read()
     promotion = _written(seen, decision)
     if promotion is None:
+        check_signed(lake, decision)
         if lake.model(decision.model).approval == "required":
             by = f"{approval_of(lake, decision, run_id=by).by} ({by})"
         _check_incumbent(decision, seen)

@@ -1,0 +1,166 @@
+"""Whether the lines of a ledger are ours: each is signed over itself and all lines before it.
+
+Lines from before lines were signed stand under a seal: their digests, in a file beside the key, which whoever writes to
+the lake cannot reach. It is made once, by the first process with the key that reads a ledger of the installation. A
+ledger that begins later has signed lines alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import date
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from config.errors import NightfleetError
+from config.settings import Settings
+from lake.durable import make_folder, sync_path
+from lake.signature import KEY, authenticate, authenticated_by
+
+SEAL_FILE = "ledger_seal.json"
+SIGNATURE = "signature"
+Line = Mapping[str, Any]
+log = logging.getLogger(__name__)
+
+
+class LedgerUntrusted(NightfleetError):
+    """A line of a ledger is not signed, or is not as it was signed."""
+
+
+def seal_path(settings: Settings) -> Path:
+    """Where the seal of the installation's ledgers lies."""
+    return settings.home / "secrets" / SEAL_FILE
+
+
+def read_seal(settings: Settings) -> dict[str, list[str]] | None:
+    """By model the digests of its sealed lines, the first line's first; None where no seal was made yet."""
+    try:
+        return dict(json.loads(seal_path(settings).read_bytes()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise LedgerUntrusted(
+            f"{seal_path(settings)} is damaged ({error}): nobody knows which lines of the ledgers were there before "
+            "lines were signed. Nothing was decided by them.\n"
+            "  Restore that file from a backup."
+        ) from error
+
+
+def seal_former(settings: Settings, ledgers: Mapping[str, Sequence[Line]]) -> dict[str, list[str]]:
+    """Seal the unsigned lines that each ledger begins with, unless another process did so first; returns the seal."""
+    sealed = {model: _running(lines)[: _unsigned(lines)] for model, lines in ledgers.items() if _unsigned(lines)}
+    for model, digests in sealed.items():
+        log.warning(
+            "the first %d lines of the ledger of %s, from before lines were signed, are sealed", len(digests), model
+        )
+    _write_seal(settings, sealed, first=True)
+    return read_seal(settings) or {}
+
+
+def sign_line(settings: Settings, before: Sequence[Line], line: Line) -> str:
+    """The signature of a line that comes after the others.
+
+    Raises:
+        MissingSecret: there is no key, or one too short.
+    """
+    return authenticate(settings, _signed(line, _running(before)[-1] if before else ""))
+
+
+def verify_lines(settings: Settings, model: str, lines: Sequence[Line], seal: Mapping[str, list[str]]) -> None:
+    """Know every line as ours: sealed, or signed in its place.
+
+    Where lines are known by the previous key alone they are sealed anew, so that that key may be taken away.
+
+    Raises:
+        LedgerUntrusted: names the first line that is not.
+        MissingSecret: there is no key to verify with.
+    """
+    digests = _running(lines)
+    sealed = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(digests, seal.get(model, []), strict=False)))
+    begin, keys = max(sealed, _bound(settings, lines, digests)), set()
+    for number in range(begin, len(lines)):
+        key = _key_of(settings, lines, digests, number)
+        if key is None:
+            raise LedgerUntrusted(_refusal(settings, model, number, lines[number]))
+        keys.add(key)
+    if keys - {KEY}:
+        try:
+            _write_seal(settings, {**seal, model: digests}, first=False)
+        except OSError as error:
+            log.warning("the ledger of %s could not be sealed under the new key: %s", model, error)
+
+
+def _bound(settings: Settings, lines: Sequence[Line], digests: Sequence[str]) -> int:
+    """How many unsigned lines the first signed one vouches for."""
+    unsigned = _unsigned(lines)
+    signed = unsigned < len(lines) and _key_of(settings, lines, digests, unsigned)
+    return unsigned if signed else 0
+
+
+def _key_of(settings: Settings, lines: Sequence[Line], digests: Sequence[str], number: int) -> str | None:
+    line = lines[number]
+    return authenticated_by(settings, _signed(line, digests[number - 1] if number else ""), line[SIGNATURE])
+
+
+def _signed(line: Line, before: str) -> dict[str, Any]:
+    return {"ledger_line": _plain(line, without=(SIGNATURE,)), "before": before}
+
+
+def _plain(line: Line, without: Sequence[str] = ()) -> dict[str, Any]:
+    return {
+        name: value.isoformat() if isinstance(value, date) else value
+        for name, value in line.items()
+        if name not in without and (name != SIGNATURE or value is not None)
+    }
+
+
+def _running(lines: Sequence[Line]) -> list[str]:
+    """After each line the digest of all lines so far."""
+    digests: list[str] = []
+    for line in lines:
+        text = json.dumps([digests[-1] if digests else "", _plain(line)], sort_keys=True, separators=(",", ":"))
+        digests.append(hashlib.sha256(text.encode()).hexdigest())
+    return digests
+
+
+def _unsigned(lines: Sequence[Line]) -> int:
+    return next((number for number, line in enumerate(lines) if line[SIGNATURE] is not None), len(lines))
+
+
+def _write_seal(settings: Settings, sealed: Mapping[str, list[str]], *, first: bool) -> None:
+    path = seal_path(settings)
+    if not path.parent.is_dir():
+        make_folder(path.parent)
+        path.parent.chmod(0o700)
+    attempt = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    try:
+        with open(os.open(attempt, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            json.dump(sealed, file, sort_keys=True)
+        sync_path(attempt)
+        if first:
+            try:
+                os.link(attempt, path)
+            except FileExistsError:
+                return  # another process sealed them meanwhile
+        else:
+            attempt.replace(path)
+        sync_path(path.parent)
+    finally:
+        attempt.unlink(missing_ok=True)
+
+
+def _refusal(settings: Settings, model: str, number: int, line: Line) -> str:
+    what = "is not signed" if line[SIGNATURE] is None else "was changed, moved, or signed with another key"
+    return (
+        f"line {number + 1} of the ledger of {model} (a {line['kind']} of version {line['version']}, files "
+        f"{str(line['artifact_digest'])[:12]}…) {what}: this installation did not write it so. No night is scored and "
+        "nothing is judged by this ledger.\n"
+        f"  Find out who wrote to {settings.lake / model / 'promotions'} and restore that folder from a backup; where "
+        "the key was changed, give the old one as model_signing_key_previous."
+    )
