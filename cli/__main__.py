@@ -178,6 +178,32 @@ def rollback(model: str, reason: Annotated[str, typer.Option(help="Why; kept in 
     )
 
 
+stored_model = typer.Typer(no_args_is_help=True, help="Stored versions of a model.")
+app.add_typer(stored_model, name="model")
+
+
+@stored_model.command("export")
+def _export(
+    model: str,
+    folder: Annotated[Path, typer.Argument(help="Where to; a folder named by the files' digest is made in it.")],
+    version: Annotated[int | None, typer.Option(min=1, help="Which; the champion by default.")] = None,
+) -> None:
+    """Copy a version of MODEL to FOLDER, its signature and every byte verified before anything is written."""
+    from lake.lake import open_lake
+    from serving.signed import export_signed
+    from training.registry.numbers import digest_of
+
+    lake = open_lake()
+    number, digest = digest_of(lake, model, version)
+    export_signed(lake.settings, model, digest, folder)
+    console.print(f"{model} version {number}: verified, and copied to {folder / digest}.", soft_wrap=True)
+    console.print(
+        f'  Load it: python -c "from pathlib import Path; from serving.predictors import load_predictor; '
+        f"load_predictor(Path('{folder / digest}'))\"",
+        soft_wrap=True,
+    )
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
 def airflow(context: typer.Context) -> None:
     """Airflow's own command line on this installation, for example `airflow backfill create --help`."""

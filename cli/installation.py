@@ -15,7 +15,7 @@ import httpx
 from cli.processes import Supervisor, free_port, is_free, python_tool
 from config.catalog.load import Catalog
 from config.errors import NightfleetError
-from config.settings import ROOT, Settings
+from config.settings import MLFLOW_LOGIN, ROOT, Settings, mlflow_login
 from lake.signature import KEY as MODEL_SIGNING_KEY
 
 _START_SECONDS = 240.0
@@ -92,6 +92,7 @@ def prepare(settings: Settings) -> Installation:
     operator = _secret_file(folder / "operator_password", 12)
     viewer = _secret_file(folder / "viewer_password", 12)
     _secret_file(folder / MODEL_SIGNING_KEY, 48)
+    _secret_file(folder / MLFLOW_LOGIN, 24)
     _secret_file(folder / "metrics_token", 48)  # what Prometheus shows at /nightfleet/metrics
     _write_private(folder / "airflow_logins.json", json.dumps({"admin": admin, "operator": operator, "viewer": viewer}))
     airflow_port, mlflow_port = _ports(settings.home / "ports.json")
@@ -123,13 +124,15 @@ def airflow_environment(installation: Installation) -> dict[str, str]:
     inherited = {
         k: v
         for k, v in os.environ.items()
-        if not k.startswith(("AIRFLOW__", "AIRFLOW_")) and k != "PYTHONDONTWRITEBYTECODE"
+        if not k.startswith(("AIRFLOW__", "AIRFLOW_", "MLFLOW_TRACKING_", "MLFLOW_AUTH_"))
+        and k != "PYTHONDONTWRITEBYTECODE"
     }
     return inherited | {
         "PATH": f"{Path(python_tool('airflow')).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "PYTHONPATH": str(ROOT),
         "NIGHTFLEET_HOME": str(settings.home),
         "NIGHTFLEET_MLFLOW_TRACKING_URI": installation.mlflow_url,
+        "NIGHTFLEET_MLFLOW_USER": settings.mlflow_user,
         "NIGHTFLEET_APPROVERS": ",".join(settings.approvers) or "admin",
         "AIRFLOW_HOME": str(home),
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database,
@@ -170,6 +173,46 @@ def airflow_environment(installation: Installation) -> dict[str, str]:
     }
 
 
+def mlflow_command(settings: Settings, port: int) -> list[str]:
+    """The command that starts MLflow's server on the loopback interface, with its own login."""
+    home = settings.home / "mlflow"
+    (home / "artifacts").mkdir(parents=True, exist_ok=True)
+    options = {
+        "--app-name": "basic-auth",
+        "--host": "127.0.0.1",
+        "--port": str(port),
+        "--workers": "1",
+        "--backend-store-uri": f"sqlite:///{home / 'mlflow.db'}",
+        "--artifacts-destination": str(home / "artifacts"),
+    }
+    return [python_tool("mlflow"), "server", *(word for option in options.items() for word in option)]
+
+
+def mlflow_environment(settings: Settings) -> dict[str, str]:
+    """Environment in which MLflow's server asks for a login: its accounts lie in a database of their own."""
+    home = settings.home / "mlflow"
+    home.mkdir(parents=True, exist_ok=True)
+    home.chmod(0o700)  # whoever writes there needs no login
+    database = str(home / "accounts.db").replace("%", "%%")  # the file knows interpolation
+    _write_private(
+        home / "auth.ini",
+        "[mlflow]\n"
+        "default_permission = READ\n"
+        f"database_uri = sqlite:///{database}\n"
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+        # Else every request hashes the password once more, and a training streams for hours.
+        "auth_cache_ttl_seconds = 60\n",
+    )
+    user, password = mlflow_login(settings) or ("", "")
+    return {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_AUTH_CONFIG_PATH": str(home / "auth.ini"),
+        "MLFLOW_AUTH_ADMIN_USERNAME": user,
+        "MLFLOW_AUTH_ADMIN_PASSWORD": password,
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": _secret_file(settings.home / "secrets" / "mlflow_session_key", 48),
+    }
+
+
 def start(installation: Installation, supervisor: Supervisor, catalog: Catalog) -> None:
     """Start MLflow and the components of Airflow that the catalog needs, and wait until all are healthy.
 
@@ -178,26 +221,7 @@ def start(installation: Installation, supervisor: Supervisor, catalog: Catalog) 
         ComponentDied: a component ended.
     """
     settings = installation.settings
-    mlflow_home = settings.home / "mlflow"
-    (mlflow_home / "artifacts").mkdir(parents=True, exist_ok=True)
-    supervisor.start(
-        "mlflow",
-        [
-            python_tool("mlflow"),
-            "server",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(installation.mlflow_port),
-            "--workers",
-            "1",
-            "--backend-store-uri",
-            f"sqlite:///{mlflow_home / 'mlflow.db'}",
-            "--artifacts-destination",
-            str(mlflow_home / "artifacts"),
-        ],
-        {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-    )
+    supervisor.start("mlflow", mlflow_command(settings, installation.mlflow_port), mlflow_environment(settings))
     (settings.home / "mlflow.uri").write_text(installation.mlflow_url)
     migrated = subprocess.run(
         [python_tool("airflow"), "db", "migrate"],
@@ -233,8 +257,24 @@ def _wait_healthy(installation: Installation, supervisor: Supervisor) -> None:
                 f"{name}: {part.get('status')}" for name, part in health.items() if isinstance(part, dict)
             )
             if all(health[name]["status"] == "healthy" for name in needed) and mlflow.status_code == 200:
+                _check_login(installation)
                 return
         except (httpx.HTTPError, ValueError, KeyError):
             state = "the API or MLflow does not answer yet"
         time.sleep(0.2)
     raise StartFailed(f"after {_START_SECONDS:.0f} s not healthy: {state}. The logs are in {supervisor.log_folder}.")
+
+
+def _check_login(installation: Installation) -> None:
+    """MLflow keeps the password that it was first started with."""
+    url = f"{installation.mlflow_url}/api/2.0/mlflow/experiments/search?max_results=1"
+    answer = httpx.get(url, auth=mlflow_login(installation.settings), timeout=30)
+    if answer.status_code == 401:
+        home = installation.settings.home
+        raise StartFailed(
+            f"MLflow refuses the login of {installation.settings.mlflow_user} with "
+            f"{home / 'secrets' / MLFLOW_LOGIN}: its accounts were made with another one.\n"
+            f"  Restore that file, or remove {home / 'mlflow' / 'accounts.db'}: accounts are made anew, runs and "
+            "models stay."
+        )
+    answer.raise_for_status()

@@ -18,7 +18,7 @@ from cli.view import LiveView
 from config.calendar import ONE_DAY
 from config.catalog.load import Catalog
 from config.errors import NightfleetError
-from config.settings import Settings
+from config.settings import MLFLOW_LOGIN, Settings
 from lake.lake import Lake, open_lake
 from lake.storage import reports
 from training.registry.containers import (
@@ -147,7 +147,10 @@ def keep_up(settings: Settings, console: Console, *, replay_seconds: float | Non
             soft_wrap=True,
         )
         console.print(f"Airflow  {installation.airflow_url}")
-        console.print(f"MLflow   {installation.mlflow_url}")
+        console.print(
+            f"MLflow   {installation.mlflow_url}  user {settings.mlflow_user}, password in {folder / MLFLOW_LOGIN}",
+            soft_wrap=True,
+        )
         console.print(f"reports  {reports(settings).uri()}")
         console.print("Ctrl-C ends everything.")
         if replay_seconds is None:

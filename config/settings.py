@@ -19,6 +19,7 @@ from config.limits import SourceLimits
 
 ROOT = Path(__file__).resolve().parents[1]
 PREFIX = "NIGHTFLEET_"
+MLFLOW_LOGIN = "mlflow_password"  # name of a secret
 CODE_FOLDERS = ("config", "lake", "features", "serving", "training", "monitoring", "plugins", "dags", "cli")
 
 
@@ -86,6 +87,9 @@ class Settings(BaseModel):
     )
     mlflow_public_url: str = Field(
         "", description="MLflow's address for a person's browser, where it differs from the tracking URI"
+    )
+    mlflow_user: str = Field(
+        "admin", description="user that logs in to MLflow with the secret `mlflow_password`; without one nobody logs in"
     )
     feast_registry_url: str = Field("", description="SQLAlchemy URL of Feast's registry; SQLite below home by default")
     runner: Literal["auto", "docker", "process"] = Field(
@@ -410,6 +414,18 @@ def secret(settings: Settings, name: str) -> str:
             f"{path} has mode {path.stat().st_mode & 0o777:o}, needs 600: others could read it. Run `chmod 600 {path}`."
         )
     return path.read_text(encoding="utf-8").strip()
+
+
+def mlflow_login(settings: Settings) -> tuple[str, str] | None:
+    """User and password for MLflow; None where there is no secret `mlflow_password`: MLflow then takes what its own
+    variables say, or asks for no login.
+
+    Raises:
+        MissingSecret: others may read the file of the password.
+    """
+    if MLFLOW_LOGIN.upper() in os.environ or (settings.home / "secrets" / MLFLOW_LOGIN).exists():
+        return settings.mlflow_user, secret(settings, MLFLOW_LOGIN)
+    return None
 
 
 def process_environment(names: Iterable[str]) -> dict[str, str]:

@@ -150,12 +150,11 @@ def promote(
     return logged("promote")(promote_decided)(open_lake(), model_name, registered, decision, by=dag_run.run_id)
 
 
-def approve(model: ModelEntry, decision: Any, model_card: Any = None) -> PromotionApproval:
+def approve(model: ModelEntry, decision: Any) -> PromotionApproval:
     return PromotionApproval(
         task_id="approve",
         model_name=model.name,
         decision=decision,
-        model_card=model_card,
         response_timeout=model.approval_timeout,
         doc_md=(
             "Wait for a person to approve or reject the promotion. Failed means: rejected, lapsed, or answered without"
@@ -197,5 +196,5 @@ for model in catalog.models:
         explained: Any = explain(model.name, version, decided)
         promoted = promote(model.name, version, decided)
         if model.approval == "required":
-            approve(model, decided, explained["link"]) >> promoted
+            explained >> approve(model, decided) >> promoted
         add_links(dag)

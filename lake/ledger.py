@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Field
 from deltalake.exceptions import CommitFailedError
+from deltalake.schema import PrimitiveType
 
 from config.errors import NightfleetError, TransientError
 from config.settings import MissingSecret, Settings
@@ -185,7 +186,7 @@ class Ledger:
         row[SIGNATURE] = sign_line(self._settings, before, row)
         try:
             if SIGNATURE not in {field.name for field in table.schema().fields}:
-                table.alter.add_columns(Field(SIGNATURE, "string"))
+                table.alter.add_columns(Field(SIGNATURE, PrimitiveType("string")))
             root = Path(self._location.uri)
             with writing(self._location):
                 line = write_data_file(root, _SCHEMA, pa.Table.from_pylist([row], schema=_SCHEMA).to_batches(), {})

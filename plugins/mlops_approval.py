@@ -15,7 +15,7 @@ from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import Param
 from airflow.sdk.definitions.param import ParamsDict
 from airflow.sdk.exceptions import AirflowSkipException, TaskAwaitingInput
-from mlops_links import ModelCardLink, RetrainingLink
+from mlops_links import ModelCardLink, RetrainingLink, page_address
 
 from config.errors import NightfleetError
 from config.settings import Settings
@@ -55,12 +55,10 @@ class PromotionApproval(HITLOperator):  # type: ignore[misc]  # airflow ships no
     answered in time, and when an answer had no reason. Cleared, it asks again.
     """
 
-    template_fields: Sequence[str] = ("subject", "body", "decision", "model_card")
+    template_fields: Sequence[str] = ("subject", "body", "decision")
     operator_extra_links = (ModelCardLink(), RetrainingLink())
 
-    def __init__(
-        self, *, model_name: str, decision: Any, model_card: Any = None, response_timeout: timedelta, **kwargs: Any
-    ) -> None:
+    def __init__(self, *, model_name: str, decision: Any, response_timeout: timedelta, **kwargs: Any) -> None:
         # What is asked is known when the task runs; until then the form is empty.
         # An answer that comes before the scheduler knows that the task waits makes Airflow try again, and ask again: at
         # once, as a person sits there, however often the task was cleared before.
@@ -68,7 +66,6 @@ class PromotionApproval(HITLOperator):  # type: ignore[misc]  # airflow ships no
         super().__init__(subject=f"Promote {model_name}?", options=OPTIONS, response_timeout=response_timeout, **kwargs)
         self.model_name = model_name
         self.decision = decision
-        self.model_card = model_card
 
     def execute(self, context: Any) -> Any:
         """Ask, then wait."""
@@ -91,7 +88,9 @@ class PromotionApproval(HITLOperator):  # type: ignore[misc]  # airflow ships no
             return before  # the task was killed after it had taken the answer: nobody is asked twice
         # Nobody else's answer is taken, whatever Airflow's roles let them do.
         self.assigned_users = [{"id": user, "name": name} for user, name in approvers(lake.settings).items()]
-        form = approval_form(lake, self.model_name, self.decision, model_card=self.model_card)
+        # Our own page with the card's file, as `explain` wrote it: MLflow's copy may be written by others.
+        card = page_address("embedded", self.model_name, "model_cards", f"{self.decision['version']}.html")
+        form = approval_form(lake, self.model_name, self.decision, model_card=card)
         self.subject, self.body = form.subject, form.body
         # Here and not in the DAG: a parameter of the task would take the run's own `reason`, why it was trained, for
         # the answer's.

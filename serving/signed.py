@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from config.errors import NightfleetError
 from config.settings import Settings
+from lake.artifact import verify_files
 from lake.leftovers import try_folder
 from lake.signature import UntrustedModel, verify
 from lake.storage import artifact_folder
@@ -27,6 +29,10 @@ log = logging.getLogger(__name__)
 
 class ModelMissing(NightfleetError):
     """The files of a model version are not on this machine."""
+
+
+class FolderTaken(NightfleetError):
+    """A model is to be copied to where something lies."""
 
 
 @contextmanager
@@ -89,6 +95,25 @@ def load_signed(settings: Settings, model: str, artifact_digest: str) -> Predict
     """
     with signed_files(settings, model, artifact_digest) as folder:
         return predictors.load_predictor(folder)
+
+
+def export_signed(settings: Settings, model: str, artifact_digest: str, folder: Path) -> None:
+    """Copy a stored model to a new folder, once its signature and every byte are verified; nothing of it is loaded.
+
+    `serving.predictors.load_predictor(folder / artifact_digest)` then loads it without the key.
+
+    Raises:
+        FolderTaken: something lies there.
+        ModelMissing, UntrustedModel, MissingSecret: see `signed_files`; nothing is written.
+        BadManifest, ArtifactMismatch: its manifest is damaged, or a file is missing, unlisted or was changed; nothing
+            is written.
+    """
+    target = folder / artifact_digest
+    if target.exists():
+        raise FolderTaken(f"{target} is there already; nothing was written. Name another folder, or remove it.")
+    with signed_files(settings, model, artifact_digest) as verified:
+        verify_files(verified, predictors.read_manifest(verified)["artifacts"])
+        shutil.copytree(verified, target)
 
 
 def _plain_files(folder: Path) -> Iterator[Path]:

@@ -28,6 +28,7 @@ settings.load_profile("nightfleet")
 # Models are signed and verified in nearly every test; an installation of its own makes its own key.
 os.environ["MODEL_SIGNING_KEY"] = "the-tests'-own-key-which-signs-nothing-else"
 os.environ.pop("MODEL_SIGNING_KEY_PREVIOUS", None)
+os.environ["MLFLOW_PASSWORD"] = "the-tests'-own-password"
 
 
 _BUILD_SECONDS = 1200.0

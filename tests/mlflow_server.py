@@ -1,4 +1,4 @@
-"""A real MLflow server for tests, started in a second or two."""
+"""A real MLflow server for tests, as the product starts it: with a login."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+
+from cli.installation import mlflow_command, mlflow_environment
+from config.settings import Settings
 
 
 @dataclass
@@ -40,26 +42,14 @@ def free_port() -> int:
 def start_mlflow(folder: Path, port: int | None = None) -> MlflowServer:
     """Start a server whose state lies in `folder`, and wait until it is healthy."""
     port = port or free_port()
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    settings = Settings(home=folder)
+    # What a run in this process logged in with elsewhere is none of the server's.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_TRACKING_")}
+    environment = {**inherited, **mlflow_environment(settings), "MLFLOW_DISABLE_TELEMETRY": "true"}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     with (folder / "mlflow.log").open("wb") as log:
         process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "mlflow",
-                "server",
-                "--backend-store-uri",
-                f"sqlite:///{folder}/mlflow.db",
-                "--artifacts-destination",
-                str(folder / "files"),
-                "--host",
-                "127.0.0.1",
-                "--port",
-                str(port),
-                "--workers",
-                "1",
-            ],
+            mlflow_command(settings, port),
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,

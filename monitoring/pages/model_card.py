@@ -32,12 +32,12 @@ from training.registry.decision import Decision, read_decisions
 from training.registry.explanation import Contributions, Explanation, explain
 from training.registry.gate import registered_from_json
 from training.registry.job import TRAINING_SET_FILE, checked_job
+from training.registry.numbers import CARDS_FOLDER, VersionNumberTaken
 from training.registry.promotion import StaleDecision
 from training.registry.register import Registered
 from training.registry.segments import OutputSegments, Segment, SegmentReport
 from training.registry.tracking import MlflowUnavailable, answered, tracking_client
 
-CARDS_FOLDER = "model_cards"
 MLFLOW_CARD_FOLDER = "model_card"
 MLFLOW_EXPLANATION_FOLDER = "explanation"
 TEMPLATE = "model_card.html.jinja"
@@ -104,7 +104,7 @@ def explain_registered(
         decision_json: of the gate, None before it has judged.
         run_id: the run that asks, for the log alone.
     Returns:
-        `path` of the card's file, `link` to it in MLflow's pages, and the version.
+        `path` of the card's file, and the version.
     Raises:
         StaleDecision: no stored decision has that digest.
         NothingToExplain, UntrustedModel, ModelMissing, MlflowUnavailable: as `write_model_card`.
@@ -128,10 +128,7 @@ def explain_registered(
         candidates=registered_json.get("candidates") or (),
     )
     log.info("%s version %s: model card %s, asked for by %s", model, registered.version, path, run_id)
-    client = tracking_client(lake.settings)
-    with answered(lake.settings):
-        link = card_link(lake.settings, client, registered.mlflow_run_id, path.name)
-    return {"model": model, "version": registered.version, "path": str(path), "link": link}
+    return {"model": model, "version": registered.version, "path": str(path)}
 
 
 def write_model_card(
@@ -152,11 +149,13 @@ def write_model_card(
     Raises:
         NothingToExplain, UntrustedModel, ModelMissing, BadManifest, ArtifactMismatch: see `explain`; nothing is
             written.
+        VersionNumberTaken: the card of another version has that number; it stays.
         MlflowUnavailable: MLflow does not answer; where it died in the middle, the card lies there all the same.
     """
     client = tracking_client(lake.settings)  # before the work: where MLflow is down this fails in seconds
     entry = lake.model(model)
     key = f"{model}/{CARDS_FOLDER}/{registered.version}.html"
+    _check_card(lake.settings, key, registered)
     with (
         lake.scratch("explain") as scratch,
         signed_files(lake.settings, model, registered.artifact_digest, documents_only=True) as folder,
@@ -191,15 +190,21 @@ def write_model_card(
     return path
 
 
+def _check_card(settings: Settings, key: str, registered: Registered) -> None:
+    """A card is what somebody approved by: only that of the same version is written again."""
+    store = reports(settings)
+    if store.exists(key) and registered.artifact_digest.encode() not in store.read(key):
+        raise VersionNumberTaken(
+            f"{store.uri(key)} is the model card of another version {registered.version} of {registered.model} than "
+            f"{registered.artifact_digest[:12]}…. It was not overwritten.\n"
+            "  Clear `register`: it gives each version a number of its own."
+        )
+
+
 def run_link(settings: Settings, client: Any, mlflow_run_id: str) -> str:
     """A run's page in MLflow."""
     experiment = client.get_run(mlflow_run_id).info.experiment_id
     return f"{settings.tracking_uri.rstrip('/')}/#/experiments/{experiment}/runs/{mlflow_run_id}"
-
-
-def card_link(settings: Settings, client: Any, mlflow_run_id: str, file: str) -> str:
-    """The card among the run's artifacts in MLflow's pages."""
-    return f"{run_link(settings, client, mlflow_run_id)}/artifacts/{MLFLOW_CARD_FOLDER}/{file}"
 
 
 def _log(client: Any, mlflow_run_id: str, explanation: Explanation, folder: Path, card: Path) -> None:

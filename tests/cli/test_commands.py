@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -17,8 +17,10 @@ from features.materialize import materialize
 from features.transform import transform
 from features.validate import validate
 from lake.lake import Lake
+from lake.ledger import Promotion
 from lake.tables import feature_table, valid_table
 from tests import toy
+from tests.training.registry.versions import AS_OF, MODEL, make_version, write_set
 
 NIGHTS = Interval(toy.FIRST, date(2024, 1, 20))
 
@@ -62,6 +64,32 @@ def test_restate_of_an_unchanged_source_rewrites_nothing(loaded: Lake) -> None:
     done = CliRunner().invoke(commands.app, ["restate", "rides", "2024-01-05", "2024-01-07"])
     assert done.exit_code == 0, done.output
     assert "raw: 0 nights rewritten; the source holds what is published" in done.output
+
+
+def test_a_version_is_exported_once_every_byte_is_verified(
+    toy_lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in toy.environment(toy_lake.settings).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(commands.console, "width", 400)
+    stored = make_version(toy_lake, write_set(toy_lake, "job"), 3).folder
+    digest, decided = stored.name, datetime(2024, 3, 1, tzinfo=UTC)
+    ledger = toy_lake.ledger(MODEL)
+    ledger.append(Promotion(MODEL, 3, AS_OF, AS_OF, decided, "run", digest, "evidence"), seen=ledger.read())
+    target = tmp_path / "elsewhere"
+    done = CliRunner().invoke(commands.app, ["model", "export", MODEL, str(target)])
+    assert done.exit_code == 0, done.output
+    assert f"version 3: verified, and copied to {target / digest}" in done.output
+    files = sorted(path.relative_to(stored) for path in stored.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(target / digest) for path in (target / digest).rglob("*") if path.is_file())
+    refusals = [(["--version", "3"], "FolderTaken"), (["--version", "4"], "Known versions: 3")]
+    for more, words in refusals:
+        refused = CliRunner().invoke(commands.app, ["model", "export", MODEL, str(target), *more])
+        assert words in str(refused.exception)
+    (stored / "model" / "contract.json").write_text("{}")
+    refused = CliRunner().invoke(commands.app, ["model", "export", MODEL, str(tmp_path / "other")])
+    assert "its bytes were changed" in str(refused.exception)
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(

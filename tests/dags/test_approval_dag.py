@@ -107,7 +107,6 @@ def operator(monkeypatch: pytest.MonkeyPatch, waiting: list[Any]) -> Any:
         task_id="approve",
         model_name="ride_minutes",
         decision=PASSED,
-        model_card=None,
         response_timeout=timedelta(days=1),
     )
 
@@ -148,7 +147,6 @@ def test_it_waits_with_the_evidence_that_is_shown(
     monkeypatch.setattr(
         "airflow.providers.standard.operators.hitl.upsert_hitl_detail", lambda **detail: asked.append(detail)
     )
-    operator.model_card = "/reports/card.html"
 
     with pytest.raises(TaskAwaitingInput) as parked:
         # The run was triggered with a reason of its own: why it was trained is not why it is promoted.
@@ -157,7 +155,8 @@ def test_it_waits_with_the_evidence_that_is_shown(
         )
     assert parked.value.kwargs == {"shown": "s" * 64}
     assert parked.value.timeout == timedelta(days=1)
-    assert cards == ["/reports/card.html"]
+    (card,) = cards
+    assert card.endswith("/embedded/ride_minutes/model_cards/3.html"), "our own card, not MLflow's copy of it"
     assert Instance.pushed["_link_ModelCardLink"].endswith("/ride_minutes/model_cards/3.html"), (
         "who is asked needs the card while the task waits"
     )

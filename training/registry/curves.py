@@ -7,6 +7,7 @@ import os
 import threading
 import time
 import urllib.request
+from base64 import b64encode
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
@@ -29,7 +30,16 @@ class CurveStream:
     job.
     """
 
-    def __init__(self, job_dir: Path, tracking_uri: str, run_id: str | None, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        job_dir: Path,
+        tracking_uri: str,
+        run_id: str | None,
+        say: Callable[[str], None],
+        *,
+        login: tuple[str, str] | None = None,
+    ) -> None:
+        self._login = login
         self._job_dir, self._uri, self._run_id, self._say = job_dir, tracking_uri.rstrip("/"), run_id, say
         self._read_bytes, self._cut_line = 0, b""
         self._ended = threading.Event()
@@ -106,5 +116,8 @@ class CurveStream:
             json.dumps(body).encode(),
             {"Content-Type": "application/json"},
         )
+        if self._login is not None:
+            word = b64encode(":".join(self._login).encode()).decode()
+            request.add_unredirected_header("Authorization", f"Basic {word}")
         with urllib.request.urlopen(request, timeout=_REQUEST_TIMEOUT_SECONDS):  # noqa: S310 (as above)
             pass

@@ -39,15 +39,12 @@ from training.registry.judged_set import (
     verify_set,
 )
 from training.registry.judgement import Judgement
+from training.registry.numbers import VersionNumberTaken
 from training.registry.register import Registered
 
 
 class ForeignVersion(NightfleetError):
     """What was handed over is not a version of the model."""
-
-
-class VersionNumberTaken(NightfleetError):
-    """The ledger knows the version's number by other files."""
 
 
 def judge_registered(
@@ -116,24 +113,17 @@ def judge(lake: Lake, model: str, job_dir: Path, registered: Registered, *, run_
 
 
 def _check_number(snapshot: LedgerSnapshot, registered: Registered) -> None:
-    """One number names one set of files, else the reigning champion would be taken for the challenger itself."""
-    known = next(
-        (
-            p.artifact_digest
-            for p in snapshot.promotions
-            if p.version == registered.version and p.artifact_digest != registered.artifact_digest
-        ),
-        None,
-    )
-    if known is not None:
-        newest = max(p.version for p in snapshot.promotions)
-        raise VersionNumberTaken(
-            f"version {registered.version} of {registered.model} is {known[:12]}… in the ledger, but MLflow gives that "
-            f"number to {registered.artifact_digest[:12]}…: MLflow's database was lost, or made anew. Nothing was "
-            "judged, the champion stays.\n"
-            "  Restore MLflow's database from a backup, and train again. Without one, train again until MLflow's "
-            f"number is above {newest}."
-        )
+    """One number names one set of files and one set of files has one number, else the reigning champion would be taken
+    for the challenger itself, or for another.
+    """
+    version, digest = registered.version, registered.artifact_digest
+    for line in snapshot.promotions:
+        if (line.version == version) != (line.artifact_digest == digest):
+            raise VersionNumberTaken(
+                f"version {line.version} of {registered.model} is {line.artifact_digest[:12]}… in the ledger, but "
+                f"{digest[:12]}… was handed over as version {version}. Nothing was judged, the champion stays.\n"
+                "  Clear `register`: it gives each version the number that the ledger knows, or a new one."
+            )
 
 
 def _champion(snapshot: LedgerSnapshot, version: int) -> Promotion | None:

@@ -15,7 +15,8 @@ log = logging.getLogger(__name__)
 def verify_origin(lake: Lake, model: str, version: int, artifact_digest: str) -> Signed:
     """What the signature of a version says, once MLflow's tags of that version agree with it.
 
-    Where MLflow does not answer, or has lost the version, the signature alone counts, and the log says so.
+    Where MLflow does not answer, has lost the version, or gives its number to other files than the signed ledger does,
+    the signature alone counts, and the log says so.
 
     Raises:
         UntrustedModel: the signature is missing, false or about another model; or MLflow knows the version by another
@@ -40,6 +41,12 @@ def verify_origin(lake: Lake, model: str, version: int, artifact_digest: str) ->
         return signed
     for tag, wanted in (("trained_by_run", signed.run_id), ("artifact_digest", signed.artifact_digest)):
         tagged = versions[0].tags.get(tag)
+        if tagged != wanted and any(
+            (line.version, line.artifact_digest) == (version, artifact_digest)
+            for line in lake.ledger(model).read().promotions
+        ):
+            log.warning("MLflow's version %s of %s has another %s than the ledger's", version, model, tag)
+            return signed
         if tagged != wanted:
             raise UntrustedModel(
                 f"{model} version {version} is not trusted: its signature says {tag} {wanted}, MLflow's tag of that "

@@ -257,7 +257,7 @@ def repair_alias(lake: Lake, model: str) -> AliasState:
     if not wanted:
         return AliasState(version, 0, None)
     try:
-        changed = _project(lake, model, version, wanted)
+        changed = _project(lake, model, version, wanted, {p.version: p.artifact_digest for p in snapshot.promotions})
     except MlflowUnavailable as error:
         warning = (
             f"{model}: MLflow may not show version {version} as champion yet. Scoring goes by the ledger; the next run"
@@ -282,13 +282,24 @@ def _wanted_tags(snapshot: LedgerSnapshot, decisions: list[Decision]) -> dict[in
     return wanted
 
 
-def _project(lake: Lake, model: str, version: int | None, wanted: Mapping[int, Mapping[str, str]]) -> int:
+def _project(
+    lake: Lake,
+    model: str,
+    version: int | None,
+    wanted: Mapping[int, Mapping[str, str]],
+    digests: Mapping[int, str],
+) -> int:
     from mlflow.exceptions import MlflowException
 
     client = tracking_client(lake.settings)
     changed = 0
     with answered(lake.settings):
-        there = {int(v.version): v for v in client.search_model_versions(f"name = '{model}'")}
+        there = {
+            int(v.version): v
+            for v in client.search_model_versions(f"name = '{model}'")
+            # A number that MLflow gave again, after its database was lost, is another version there.
+            if v.tags.get("artifact_digest") in {None, digests.get(int(v.version), v.tags.get("artifact_digest"))}
+        }
         for number, tags in wanted.items():
             if number not in there:
                 continue

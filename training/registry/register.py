@@ -30,6 +30,7 @@ from training.__main__ import IMPORTANCES_FILE
 from training.job_file import JOB_FILE, read_job
 from training.progress import CURVES_FILE
 from training.registry.job import TRAINING_SET_FILE, gate_folder
+from training.registry.numbers import Numbers, VersionNumberTaken, given_numbers
 from training.registry.plots import importance_plot
 from training.registry.reference import build_reference, write_reference_sample
 from training.registry.search_report import log_search
@@ -38,6 +39,7 @@ from training.registry.tracking import answered, experiment_id, tracking_client
 REFERENCE_FILE = "reference.json"
 EXAMPLE_ROWS = 5
 _BATCH_ROWS = 65_536
+_MOST_SKIPPED = 10_000
 # What the predictor needs of ours when an analyst loads the model somewhere else.
 _PACKED_CODE = (
     "config/__init__.py",
@@ -68,7 +70,7 @@ class Registered:
     """One version of a model.
 
     Attributes:
-        version: MLflow's number.
+        version: its number, of our own records where they know its files, else MLflow's.
         artifact_digest: names its files, `<artifacts>/<model>/<artifact_digest>`.
         as_of: the night whose knowledge it was trained on.
         folder: those files: manifest.json, signature.json, model/, job.json, training_set.json, reference.json,
@@ -101,6 +103,7 @@ def register(lake: Lake, model: str, job_dir: Path, *, run_id: str) -> Registere
         UnsafeFile: a link, or a file that no trainer writes, or code that is not the job's, lies in the job's folder.
         UntrustedModel: the same model is stored already, without our signature.
         MissingSecret: there is no key to sign with.
+        LedgerUntrusted: a line of the ledger, which knows the numbers, is not ours.
         MlflowUnavailable: MLflow does not answer; start it and try again.
     """
     check_contained(job_dir)
@@ -115,16 +118,18 @@ def register(lake: Lake, model: str, job_dir: Path, *, run_id: str) -> Registere
     digest = combined_digest(manifest["artifacts"])
     # Before the files: where MLflow is down or no key is there this fails in seconds, and a retry repeats nothing.
     signing_key(lake.settings)
+    numbers = given_numbers(lake, model)
     client = tracking_client(lake.settings)
     folder = store(lake, model, job_dir, digest)
     # Another run may have stored the same bytes first: the version then is that run's, as its signature says.
     stored = read_json(folder / JOB_FILE)
     with answered(lake.settings):
-        mlflow_version = registered_version(client, model, digest)
+        mlflow_version = registered_version(client, model, digest, numbers)
         if mlflow_version is None:
             mlflow_run = _log_run(lake, client, model, job, manifest, folder, job_dir)
-            _create_version(client, model, mlflow_run, _tags(stored, manifest, folder, digest, run_id))
-            mlflow_version = registered_version(client, model, digest)
+            tags = _tags(stored, manifest, folder, digest, run_id)
+            _create_version(client, model, mlflow_run, tags, least=numbers.of(digest) or numbers.highest + 1)
+            mlflow_version = registered_version(client, model, digest, numbers)
         elif (spare := (job.get("mlflow") or {}).get("run_id")) not in {None, str(mlflow_version.run_id)}:
             client.set_tag(
                 spare, "same_as", str(mlflow_version.run_id)
@@ -133,7 +138,7 @@ def register(lake: Lake, model: str, job_dir: Path, *, run_id: str) -> Registere
     assert mlflow_version is not None  # created just now, or MLflow said otherwise
     return Registered(
         model,
-        int(mlflow_version.version),
+        numbers.of(digest) or int(mlflow_version.version),
         digest,
         str(mlflow_version.run_id),
         date.fromisoformat(stored["as_of"]),
@@ -159,9 +164,17 @@ def _check_code(job: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
         )
 
 
-def registered_version(client: Any, model: str, artifact_digest: str) -> Any | None:
-    """The version with that artifact digest, the lowest if there were ever two, or None."""
-    versions = client.search_model_versions(f"name = '{model}' and tags.artifact_digest = '{artifact_digest}'")
+def registered_version(client: Any, model: str, artifact_digest: str, numbers: Numbers) -> Any | None:
+    """The version with that artifact digest, the lowest if there were ever two, or None.
+
+    One whose number names another version does not count: MLflow's database was lost, and its numbers began again.
+    """
+    query = f"name = '{model}' and tags.artifact_digest = '{artifact_digest}'"
+    versions = [
+        version
+        for version in client.search_model_versions(query)
+        if numbers.is_free(int(version.version), artifact_digest)
+    ]
     return min(versions, key=lambda version: int(version.version), default=None)
 
 
@@ -402,7 +415,8 @@ def _packed_code(target: Path) -> list[Path]:
     return sorted({target / name.split("/")[0] for name in _PACKED_CODE})
 
 
-def _create_version(client: Any, model: str, mlflow_run: str, tags: Mapping[str, str]) -> None:
+def _create_version(client: Any, model: str, mlflow_run: str, tags: Mapping[str, str], *, least: int) -> None:
+    """Make the version, with a number that is not below `least`."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -411,6 +425,17 @@ def _create_version(client: Any, model: str, mlflow_run: str, tags: Mapping[str,
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     logged = client.get_run(mlflow_run).outputs.model_outputs[-1].model_id
-    client.create_model_version(
-        model, source=f"models:/{logged}", run_id=mlflow_run, tags=dict(tags), model_id=logged, await_creation_for=0
-    )
+    there = {"source": f"models:/{logged}", "run_id": mlflow_run, "model_id": logged, "await_creation_for": 0}
+    last = max((int(version.version) for version in client.search_model_versions(f"name = '{model}'")), default=0)
+    if least - last > _MOST_SKIPPED:
+        raise VersionNumberTaken(
+            f"the next version of {model} needs number {least:,}, but MLflow is at {last:,}: so many numbers are not "
+            "skipped. No version was made.\n"
+            f"  Look who gave that number, in the ledger, the decisions or the model cards of {model}."
+        )
+    # MLflow counts up from the highest number that it ever gave: what is made and deleted moves it on.
+    while last < least - 1:
+        last = int(client.create_model_version(model, **there).version)
+        client.delete_model_version(model, str(last))
+        log.warning("number %d of %s is skipped: it was given before MLflow's database was lost", last, model)
+    client.create_model_version(model, tags=dict(tags), **there)

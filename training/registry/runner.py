@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from config.errors import NightfleetError, TransientError
+from config.settings import mlflow_login
 from lake.artifact import ArtifactMismatch, verify_files
 from lake.contained import UnsafeFile, check_contained
 from lake.lake import Lake
@@ -151,7 +152,8 @@ def run_job(
     host_folder(job_dir).mkdir(exist_ok=True)
     write_json(host_folder(job_dir) / WHERE_FILE, {"runner": runner.name, "image": runner.image})
     attempt = Attempt(entry, job_dir, timeout_seconds or entry.training.timeout_minutes * 60.0, say)
-    with CurveStream(job_dir, lake.settings.tracking_uri, mlflow_run_of(job_dir), say):
+    settings = lake.settings
+    with CurveStream(job_dir, settings.tracking_uri, mlflow_run_of(job_dir), say, login=mlflow_login(settings)):
         ended = runner.run(attempt)
     check_contained(job_dir)
     return _checked_end(attempt, ended)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from config.errors import NightfleetError
-from config.settings import Settings
+from config.settings import Settings, mlflow_login
 
 HEALTH_TIMEOUT_SECONDS = 3.0
 REQUEST_TIMEOUT_SECONDS = 10
@@ -21,7 +21,7 @@ class MlflowUnavailable(NightfleetError):
 
 
 def tracking_client(settings: Settings) -> Any:
-    """An `MlflowClient` of the settings' server, which was just seen alive.
+    """An `MlflowClient` of the settings' server, which was just seen alive, logged in where there is a password.
 
     From here on this process' requests to MLflow give up after some twenty seconds instead of minutes.
 
@@ -40,6 +40,10 @@ def tracking_client(settings: Settings) -> Any:
 
     variables.MLFLOW_HTTP_REQUEST_MAX_RETRIES.set(REQUEST_RETRIES)
     variables.MLFLOW_HTTP_REQUEST_TIMEOUT.set(REQUEST_TIMEOUT_SECONDS)
+    login = mlflow_login(settings)
+    if login is not None:  # MLflow's client, and what it calls, know a login by these alone
+        variables.MLFLOW_TRACKING_USERNAME.set(login[0])
+        variables.MLFLOW_TRACKING_PASSWORD.set(login[1])
     # A task's log is plain lines: no progress bars, no addresses of runs.
     variables.MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)
     variables.MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.set(True)
@@ -62,8 +66,8 @@ def _unavailable(uri: str, error: Exception) -> MlflowUnavailable:
     reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
     return MlflowUnavailable(
         f"MLflow at {uri} did not do what was asked: {reason}.\n"
-        "  What was asked was not done. Start it (`make up`), or set NIGHTFLEET_MLFLOW_TRACKING_URI; then clear this "
-        "task."
+        "  What was asked was not done. Start it (`make up`), or set NIGHTFLEET_MLFLOW_TRACKING_URI; where it refuses "
+        "the login, NIGHTFLEET_MLFLOW_USER and the secret mlflow_password. Then clear this task."
     )
 
 

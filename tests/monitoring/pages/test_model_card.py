@@ -29,6 +29,7 @@ from training.registry.decision import Decision
 from training.registry.explanation import explain
 from training.registry.gate import judge
 from training.registry.job import prepare_job
+from training.registry.numbers import VersionNumberTaken
 from training.registry.promotion import StaleDecision
 from training.registry.register import Registered, register
 from training.registry.runner import run_job
@@ -124,7 +125,6 @@ def test_the_card_says_what_an_approver_must_know(
         "model": "ride_minutes",
         "version": registered.version,
         "path": str(path),
-        "link": written["link"],
     }
     text = shown(path.read_text())
     for wanted in (
@@ -200,9 +200,20 @@ def test_mlflow_has_card_plots_metrics_and_json(
     run = client.get_run(registered.mlflow_run_id)
     assert run.data.metrics["tested/ride_minutes/mae"] > 0
     assert run.info.status == "FINISHED"
-    assert written["link"] == (
-        f"{lake.settings.tracking_uri}/#/experiments/{run.info.experiment_id}/runs/{registered.mlflow_run_id}/artifacts/model_card/{registered.version}.html"
-    )
+
+
+def test_the_card_of_another_version_is_not_overwritten(lake: Lake, judged: tuple[Path, Registered, Decision]) -> None:
+    job_dir, registered, decision = judged
+    path = lake.settings.reports / "ride_minutes" / "model_cards" / "77.html"
+    path.write_text("of another version")
+    try:
+        with pytest.raises(
+            VersionNumberTaken, match="is the model card of another version 77 .* It was not overwritten"
+        ):
+            write_model_card(lake, "ride_minutes", job_dir, replace(registered, version=77), decision)
+        assert path.read_text() == "of another version"
+    finally:
+        path.unlink()
 
 
 def test_again_gives_the_same_bytes(lake: Lake, judged: tuple[Path, Registered, Decision]) -> None:

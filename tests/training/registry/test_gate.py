@@ -513,7 +513,9 @@ def test_a_decision_the_ledger_cites_stands_whoever_reigns_now(toy_lake: Lake) -
     assert (
         judge(toy_lake, MODEL, job, registered, run_id="run") == decision
     )  # it is champion now, and not its own incumbent
-    ledger.append(replace(line, version=9, evidence_digest=decision.evidence_digest), seen=ledger.read())
+    ledger.append(
+        replace(line, version=9, artifact_digest="9" * 64, evidence_digest=decision.evidence_digest), seen=ledger.read()
+    )
     assert judge(toy_lake, MODEL, job, registered, run_id="run") == decision
 
 

@@ -333,7 +333,7 @@ def test_mlflow_s_own_copy_does_not_matter_to_what_is_scored(history: Lake, tmp_
         registered = register(lake, "ride_minutes", job_dir, run_id="swapped")
         rows = pq.read_table(job_dir / "training_set.parquet").slice(0, 20)
         before = load_signed(lake.settings, "ride_minutes", registered.artifact_digest).predict(rows)
-        copies = list((tmp_path / "files").rglob("*.ubj"))
+        copies = list((tmp_path / "mlflow").rglob("*.ubj"))
         assert copies
         for copy in copies:
             copy.write_bytes(b"swapped")
