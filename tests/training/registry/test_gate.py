@@ -36,9 +36,10 @@ from tests.training.registry.versions import (
 from training.job_file import JOB_FILE
 from training.registry import decision as decision_module
 from training.registry.decision import Decision, DecisionDamaged, decisions_table, read_decisions
-from training.registry.gate import ForeignVersion, VersionNumberTaken, judge, judge_registered
+from training.registry.gate import ForeignVersion, judge, judge_registered
 from training.registry.judged_set import GateEvidenceChanged, GateEvidenceMissing
 from training.registry.leakage import Audit, Finding
+from training.registry.numbers import VersionNumberTaken
 from training.registry.register import Registered
 
 CLEAN = Audit((date(2024, 2, 23),), 100, 500, 0, (), 0.1)
