@@ -20,6 +20,7 @@ from typing import Any
 
 from config.errors import NightfleetError
 from config.settings import Settings
+from lake.delta import table_location
 from lake.durable import make_folder, sync_path
 from lake.signature import KEY, authenticate, authenticated_by
 
@@ -143,24 +144,21 @@ def _write_seal(settings: Settings, sealed: Mapping[str, list[str]], *, first: b
         with open(os.open(attempt, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             json.dump(sealed, file, sort_keys=True)
         sync_path(attempt)
-        if first:
-            try:
-                os.link(attempt, path)
-            except FileExistsError:
-                return  # another process sealed them meanwhile
-        else:
-            attempt.replace(path)
+        if first and path.exists():
+            return  # another process sealed them meanwhile
+        attempt.replace(path)
         sync_path(path.parent)
     finally:
         attempt.unlink(missing_ok=True)
 
 
 def _refusal(settings: Settings, model: str, number: int, line: Line) -> str:
+    folder = table_location(settings, f"{model}/promotions").uri
     what = "is not signed" if line[SIGNATURE] is None else "was changed, moved, or signed with another key"
     return (
         f"line {number + 1} of the ledger of {model} (a {line['kind']} of version {line['version']}, files "
         f"{str(line['artifact_digest'])[:12]}…) {what}: this installation did not write it so. No night is scored and "
         "nothing is judged by this ledger.\n"
-        f"  Find out who wrote to {settings.lake / model / 'promotions'} and restore that folder from a backup; where "
-        "the key was changed, give the old one as model_signing_key_previous."
+        f"  Find out who wrote to {folder} and restore that folder from a backup; where the key was changed, give "
+        "the old one as model_signing_key_previous."
     )

@@ -187,6 +187,7 @@ LOCAL_FOLDERS: dict[str, tuple[str, ...]] = {
         "lake/storage.py",  # the cache of what lies elsewhere
         "lake/events.py",  # logs
         "lake/signature.py",  # secrets
+        "lake/chain.py",  # what is sealed beside the key
         "features/definitions.py",  # Feast's SQLite files
         "features/feature_repo/definitions.py",  # as above
         "features/sources/read.py",  # the cache of sources
