@@ -227,9 +227,9 @@ def test_mlflow_dying_in_the_middle_registers_nothing_half(
     job_dir = trained(lake, f"dying in {stage}", max_depth=5)
     real = getattr(training.registry.register, stage)
 
-    def kill_then_go_on(*arguments: Any) -> Any:
+    def kill_then_go_on(*arguments: Any, **named: Any) -> Any:
         server.kill()
-        return real(*arguments)
+        return real(*arguments, **named)
 
     monkeypatch.setattr(training.registry.register, stage, kill_then_go_on)
     started = time.monotonic()
