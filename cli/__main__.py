@@ -271,6 +271,26 @@ def _new_model(
 
 
 @app.command()
+def verify() -> None:
+    """Read everything that has a digest, and say what is damaged; exit code 1 where anything is."""
+    from cli.verify import verify as verify_all
+    from lake.lake import open_lake
+
+    raise typer.Exit(verify_all(open_lake(), console))
+
+
+@app.command()
+def repair() -> None:
+    """Rebuild SQL with its history, Feast's registry and online store, and MLflow's aliases from Delta, and name what
+    has to be made again elsewhere.
+    """
+    from cli.verify import repair as repair_all
+    from lake.lake import open_lake
+
+    raise typer.Exit(repair_all(open_lake(), console))
+
+
+@app.command()
 def doctor() -> None:
     """Say what is missing on this machine, for which capability, and the command that fixes it."""
     from cli.doctor import examine, render

@@ -219,6 +219,24 @@ def ensure_applied(lake: Lake) -> str:
     return _ensure_applied(lake).digest
 
 
+def apply_anew(lake: Lake) -> None:
+    """Apply the catalog to Feast's registry whatever it holds."""
+    with feast_lock(lake), _registry(lake.settings) as engine, engine.begin() as connection:
+        if sa.inspect(connection).has_table(_applied_table.name):
+            connection.execute(_applied_table.delete().where(_applied_table.c.project == PROJECT))
+    ensure_applied(lake)
+
+
+def registry_problems(lake: Lake) -> list[str]:
+    """What Feast's registry and the online store lack of the catalog; nothing is written, and where no feature was ever
+    materialized nothing is missing.
+    """
+    if not lake.settings.online_store.is_file():
+        return []
+    with _registry(lake.settings) as engine, engine.connect() as connection:
+        return missing_objects(lake, connection)
+
+
 def _ensure_applied(lake: Lake) -> _Applied:
     digest = definitions_digest(lake)
     there = _applied(lake)

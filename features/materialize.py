@@ -14,13 +14,15 @@ import io
 import logging
 import sqlite3
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from config.calendar import ONE_DAY, Interval, cutoff
 from config.catalog.data import Dataset
-from features.definitions import ensure_applied, feast_lock, feature_store, view_name
+from features.definitions import PROJECT, ensure_applied, feast_lock, feature_store, view_name
 from features.online_store import NewestWinsSqliteOnlineStore, online_table, stored_time
 from features.retrieval import require_partitions
 from lake.events import logged
@@ -89,6 +91,65 @@ def materialize(lake: Lake, dataset: str, interval: Interval, *, run_id: str) ->
         committed=partitions,
         details={"views": views},
     )
+
+
+def rebuild_online(lake: Lake, dataset: str, *, run_id: str) -> StageResult | None:
+    """Empty the online store of a data set's views, and fill it from what its newest night knows; None where no night
+    has all features.
+    """
+    entry = lake.dataset(dataset)
+    newest = [lake.publications.newest(feature_table(lake.settings, entry, view)) for view in entry.features]
+    nights = [publication.data_date for publication in newest if publication is not None]
+    if not nights or len(nights) < len(newest):
+        return None
+    ensure_applied(lake)
+    with feast_lock(lake), closing(sqlite3.connect(lake.settings.online_store, timeout=30)) as connection, connection:
+        for statement in _PROJECTED:
+            connection.execute(statement)
+        for view in entry.features:
+            name = view_name(dataset, view)
+            connection.execute(f'DELETE FROM "{PROJECT}_{name}"')
+            for table in ("projected_partitions", "projected_rows"):
+                connection.execute(f"DELETE FROM {table} WHERE view = ?", (name,))
+    result: StageResult = materialize(lake, dataset, Interval.of(min(nights)), run_id=run_id)
+    return result
+
+
+def online_problems(lake: Lake, dataset: str) -> dict[str, str]:
+    """What the online store does not hold as the lake has it, by view; nothing is written."""
+    entry = lake.dataset(dataset)
+    problems = {}
+    for view in entry.features:
+        newest = lake.publications.newest(feature_table(lake.settings, entry, view))
+        if newest is None:
+            continue
+        problem = _online_problem(lake, entry, view, newest.data_date)
+        if problem:
+            problems[view] = problem
+    return problems
+
+
+def _online_problem(lake: Lake, dataset: Dataset, view: str, newest: date) -> str | None:
+    name, path = view_name(dataset.name, view), lake.settings.online_store
+    if not path.is_file():
+        return f"{path} is not there"
+    table = feature_table(lake.settings, dataset, view)
+    published = lake.publications.current(table, _reach(dataset, view, newest))
+    with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as connection:
+        try:
+            held = dict(
+                connection.execute("SELECT data_date, digest FROM projected_partitions WHERE view = ?", (name,))
+            )
+            recorded = connection.execute("SELECT row_count FROM projected_rows WHERE view = ?", (name,)).fetchone()
+            (count,) = connection.execute(f'SELECT count(*) FROM "{PROJECT}_{name}"').fetchone()
+        except sqlite3.Error as error:
+            return str(error)
+    missing = [day for day, publication in published.items() if held.get(day.isoformat()) != publication.digest]
+    if missing:
+        return f"lacks {len(missing)} nights, the first is {missing[0]}"
+    if recorded is not None and recorded[0] != count:
+        return f"has {count} values, {recorded[0]} were written"
+    return None
 
 
 def _published(lake: Lake, dataset: Dataset, view: str, interval: Interval) -> tuple[int, dict[date, Publication]]:

@@ -232,7 +232,7 @@ def _write_files(table: LakeTable, staged: Path, changed: list[date]) -> list[Ad
             batch.filter(pc.is_in(batch["data_date"], value_set=wanted))
             for batch in file.iter_batches(batch_size=131_072)
         )
-        parts = (part for batch in batches if batch.num_rows for part in _by_date(batch))
+        parts = (part for batch in batches if batch.num_rows for part in by_date(batch))
         for day, of_day in itertools.groupby(parts, key=lambda part: part[0]):
             values = {"data_date": day.isoformat()}
             added.append(write_data_file(root, schema, (part.select(schema.names) for _, part in of_day), values))
@@ -277,7 +277,7 @@ def _stage(
                 continue
             previous = _check_order(table, previous, batch)
             held, begin = held_as_before(batch, table.added), 0
-            for day, part in _by_date(batch):
+            for day, part in by_date(batch):
                 if day not in digests:
                     raise RowsOutsideInterval(
                         f"{table.name}: {part.num_rows} rows have data_date {day}, outside {interval}. Nothing was "
@@ -358,7 +358,7 @@ def _check_order(table: LakeTable, previous: pa.RecordBatch | None, batch: pa.Re
     return batch.slice(batch.num_rows - 1)
 
 
-def _by_date(batch: pa.RecordBatch) -> Iterator[tuple[date, pa.RecordBatch]]:
+def by_date(batch: pa.RecordBatch) -> Iterator[tuple[date, pa.RecordBatch]]:
     """The sorted batch cut at each change of data_date."""
     runs = pc.run_end_encode(batch["data_date"])
     begin = 0

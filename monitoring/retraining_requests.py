@@ -59,9 +59,9 @@ def requests_table(lake: Lake, model: str) -> LakeTable:
     return named_table(lake.settings, f"{model}/requests", columns, ("actor", "by", "reason"))
 
 
-def project_requests(lake: Lake, model: str) -> int:
+def project_requests(lake: Lake, model: str, *, anew: bool = False) -> int:
     """Bring the SQL table `requests` up to date with the model's; rows written."""
-    return project(lake, requests_table(lake, model), SQL_TABLE)
+    return project(lake, requests_table(lake, model), SQL_TABLE, anew=anew)
 
 
 def read_requests(lake: Lake, model: str) -> pa.Table:

@@ -99,9 +99,9 @@ def approvals_table(lake: Lake, model: str) -> LakeTable:
     return named_table(lake.settings, f"{model}/approvals", columns, ("number",))
 
 
-def project_approvals(lake: Lake, model: str) -> int:
+def project_approvals(lake: Lake, model: str, *, anew: bool = False) -> int:
     """Bring the SQL table `approvals` up to date with the model's; rows written."""
-    return project(lake, approvals_table(lake, model), SQL_TABLE, indexes=(("evidence_digest",),))
+    return project(lake, approvals_table(lake, model), SQL_TABLE, indexes=(("evidence_digest",),), anew=anew)
 
 
 def read_approvals(lake: Lake, model: str, as_of: date | None = None) -> list[Approval]:

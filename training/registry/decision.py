@@ -209,9 +209,9 @@ def _document(decision: Decision) -> dict[str, Any]:
     return {"decision": decision.evidence_digest, "model": decision.model}
 
 
-def project_decisions(lake: Lake, model: str) -> int:
+def project_decisions(lake: Lake, model: str, *, anew: bool = False) -> int:
     """Bring the SQL table `decisions` up to date with the model's; rows written."""
-    return project(lake, decisions_table(lake, model), SQL_TABLE, indexes=(("evidence_digest",),))
+    return project(lake, decisions_table(lake, model), SQL_TABLE, indexes=(("evidence_digest",),), anew=anew)
 
 
 def read_decisions(lake: Lake, model: str) -> list[Decision]:

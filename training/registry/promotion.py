@@ -271,6 +271,27 @@ def repair_alias(lake: Lake, model: str) -> AliasState:
     return AliasState(version, changed, None)
 
 
+def alias_problem(lake: Lake, model: str) -> str | None:
+    """How MLflow's champion differs from the ledger's, None where it does not; nothing is written.
+
+    Raises:
+        MlflowUnavailable: it does not answer.
+    """
+    from mlflow.exceptions import MlflowException
+
+    newest = lake.ledger(model).read().newest
+    if newest is None:
+        return None
+    client = tracking_client(lake.settings)
+    try:
+        shown = int(client.get_model_version_by_alias(model, ALIAS).version)
+    except MlflowException:
+        return f"MLflow shows no champion, the ledger says version {newest.version}"
+    if shown == newest.version:
+        return None
+    return f"MLflow shows version {shown} as champion, the ledger says version {newest.version}"
+
+
 def _wanted_tags(snapshot: LedgerSnapshot, decisions: list[Decision]) -> dict[int, dict[str, str]]:
     wanted: dict[int, dict[str, str]] = {}
     for decision in decisions:
