@@ -15,6 +15,7 @@ from rich.table import Table
 from config.catalog.base import BadCatalog
 from config.catalog.folder import CatalogFolder, catalog_folders
 from config.catalog.load import Catalog, read_catalog
+from config.errors import NightfleetError
 from config.settings import ROOT, Settings
 
 _NEEDED_DISK_GB = 5.0
@@ -145,6 +146,28 @@ def _notifications(settings: Settings) -> tuple[bool, str]:
     return bool(settings.notifications) and "cannot be reached" not in said, said
 
 
+def _projections(settings: Settings) -> tuple[bool, str]:
+    """Whether SQL and Feast show what the lake holds; the bytes themselves are read by `verify` alone."""
+    from config.catalog.load import load_catalog
+    from lake.delta import table_location
+    from lake.lake import Lake
+    from lake.lineage import publications_table
+    from lake.projection import has_table
+    from monitoring.audit.verification import verify_projections
+
+    if not Path(table_location(settings).uri).is_dir():
+        return True, "nothing is stored yet"
+    try:
+        lake = Lake(settings, load_catalog(settings), read_only=True)
+        if not has_table(lake, publications_table.name):
+            return False, "SQL has no index of publications"
+        damages = list(verify_projections(lake))
+    except NightfleetError as error:
+        return False, str(error).splitlines()[0]
+    said = "\n".join(f"{damage.part}: {damage.place} {damage.problem}" for damage in damages)
+    return not damages, said or "as in the lake"
+
+
 def _command(*names: str) -> Callable[[], tuple[bool, str]]:
     def look() -> tuple[bool, str]:
         for name in names:
@@ -188,6 +211,13 @@ def examine(settings: Settings) -> list[Finding]:
 
     add("everything", "the locked packages", _packages, True, "make setup")
     found += _catalogs(settings)
+    add(
+        "looking things up",
+        "SQL and Feast as the lake has them",
+        lambda: _projections(settings),
+        False,
+        "python -m cli repair; `python -m cli verify` reads every digest",
+    )
     add(
         "training in containers",
         "a Docker engine",

@@ -221,6 +221,7 @@ def ensure_applied(lake: Lake) -> str:
 
 def apply_anew(lake: Lake) -> None:
     """Apply the catalog to Feast's registry whatever it holds."""
+    _folder(lake.settings)
     with feast_lock(lake), _registry(lake.settings) as engine, engine.begin() as connection:
         if sa.inspect(connection).has_table(_applied_table.name):
             connection.execute(_applied_table.delete().where(_applied_table.c.project == PROJECT))
@@ -281,10 +282,20 @@ def missing_objects(lake: Lake, registry: sa.Connection) -> list[str]:
     services = {model.name for model in lake.catalog.models}
     missing = {f"feature view {name}" for name in views - _registered(registry, "feature_view")}
     missing |= {f"feature service {name}" for name in services - _registered(registry, "feature_service")}
-    with closing(sqlite3.connect(f"file:{quote(str(lake.settings.online_store))}?mode=ro", uri=True)) as online:
+    with closing(open_online(lake.settings)) as online:
         tables = {name for (name,) in online.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     missing |= {f"online table of {name}" for name in views if f"{PROJECT}_{name}" not in tables}
     return sorted(missing)
+
+
+def open_online(settings: Settings, *, writable: bool = False) -> sqlite3.Connection:
+    """The online store's own database.
+
+    Raises:
+        sqlite3.OperationalError: it is not there.
+    """
+    uri = f"file:{quote(str(settings.online_store))}?mode={'rw' if writable else 'ro'}"
+    return sqlite3.connect(uri, uri=True, timeout=30)
 
 
 def _registered(registry: sa.Connection, kind: str) -> set[str]:
@@ -318,11 +329,16 @@ def _forget_lost_views(settings: Settings) -> None:
         )
 
 
+def _folder(settings: Settings) -> Path:
+    folder = settings.home / "feast"
+    folder.mkdir(parents=True, exist_ok=True)  # SQLite makes a file, not its folder
+    return folder
+
+
 def _apply(lake: Lake) -> None:
     from feast import FeatureStore, RepoConfig
 
-    folder = lake.settings.home / "feast"
-    folder.mkdir(parents=True, exist_ok=True)  # SQLite makes a file, not its folder
+    folder = _folder(lake.settings)
     config = repo_config(lake.settings)
     store = FeatureStore(config=RepoConfig(**config))
     _forget_lost_views(lake.settings)

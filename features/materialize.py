@@ -18,11 +18,10 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 from config.calendar import ONE_DAY, Interval, cutoff
 from config.catalog.data import Dataset
-from features.definitions import PROJECT, ensure_applied, feast_lock, feature_store, view_name
+from features.definitions import PROJECT, ensure_applied, feast_lock, feature_store, open_online, view_name
 from features.online_store import NewestWinsSqliteOnlineStore, online_table, stored_time
 from features.retrieval import require_partitions
 from lake.events import logged
@@ -103,7 +102,7 @@ def rebuild_online(lake: Lake, dataset: str, *, run_id: str) -> StageResult | No
     if not nights or len(nights) < len(newest):
         return None
     ensure_applied(lake)
-    with feast_lock(lake), closing(sqlite3.connect(lake.settings.online_store, timeout=30)) as connection, connection:
+    with feast_lock(lake), closing(open_online(lake.settings, writable=True)) as connection, connection:
         for statement in _PROJECTED:
             connection.execute(statement)
         for view in entry.features:
@@ -130,20 +129,17 @@ def online_problems(lake: Lake, dataset: str) -> dict[str, str]:
 
 
 def _online_problem(lake: Lake, dataset: Dataset, view: str, newest: date) -> str | None:
-    name, path = view_name(dataset.name, view), lake.settings.online_store
-    if not path.is_file():
-        return f"{path} is not there"
-    table = feature_table(lake.settings, dataset, view)
-    published = lake.publications.current(table, _reach(dataset, view, newest))
-    with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as connection:
-        try:
+    name = view_name(dataset.name, view)
+    published = lake.publications.current(feature_table(lake.settings, dataset, view), _reach(dataset, view, newest))
+    try:
+        with closing(open_online(lake.settings)) as connection:
             held = dict(
                 connection.execute("SELECT data_date, digest FROM projected_partitions WHERE view = ?", (name,))
             )
             recorded = connection.execute("SELECT row_count FROM projected_rows WHERE view = ?", (name,)).fetchone()
             (count,) = connection.execute(f'SELECT count(*) FROM "{PROJECT}_{name}"').fetchone()
-        except sqlite3.Error as error:
-            return str(error)
+    except sqlite3.Error as error:
+        return f"cannot be read: {error}"
     missing = [day for day, publication in published.items() if held.get(day.isoformat()) != publication.digest]
     if missing:
         return f"lacks {len(missing)} nights, the first is {missing[0]}"

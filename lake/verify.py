@@ -90,9 +90,7 @@ def verify_files(location: TableLocation, name: str) -> Iterator[Damage]:
             yield Damage("lake", name, f"{uri} {problem}", "Restore that file from a backup.")
 
 
-def _digests(
-    lake: Lake, table: LakeTable, delta: DeltaTable, dates: Sequence[date]
-) -> dict[date, RowsDigest | str]:
+def _digests(lake: Lake, table: LakeTable, delta: DeltaTable, dates: Sequence[date]) -> dict[date, RowsDigest | str]:
     """Digest of the rows of each date, or why they cannot be read."""
     digests: dict[date, RowsDigest | str] = {}
     try:

@@ -21,6 +21,7 @@ from lake.metrics import SQL_TABLE as METRICS_SQL
 from lake.metrics import metrics_table, project_metrics
 from lake.projection import outdated_dates
 from lake.promotions import project_promotions, stored_promotions
+from lake.storage import artifacts
 from lake.tables import LakeTable, feature_table, quarantine_table, raw_table, valid_table
 from lake.verify import Damage, verify_files, verify_table
 from monitoring import retraining_requests
@@ -31,9 +32,9 @@ from serving.projection import bring_predictions, sql_name
 from serving.signed import signed_files
 from training.registry import approval, decision
 from training.registry.promotion import alias_problem, repair_alias
-from training.registry.tracking import MlflowUnavailable
 
 _REPAIR = "`python -m cli repair`"
+_DIGEST_DIGITS = 64
 _BACKUP = "Restore its files from a backup: nothing else says what they said."
 
 
@@ -43,7 +44,7 @@ def verify(lake: Lake) -> Iterator[Damage]:
     for table, remedy in _tables(lake):
         known.add(table.name)
         yield from verify_table(lake, table, remedy=remedy)
-    root = lake.settings.lake
+    root = Path(table_location(lake.settings).uri)
     for log in sorted(root.rglob("_delta_log")):
         name = log.parent.relative_to(root).as_posix()
         if name not in known:  # ledgers, and tables of models that are no longer in the catalog
@@ -116,7 +117,7 @@ def _repair_metrics(lake: Lake, subject: str) -> Iterator[str]:
 
 
 def _groups(lake: Lake, subject: str) -> list[str]:
-    folder = Path(lake.settings.lake, subject, "metrics")
+    folder = Path(table_location(lake.settings, f"{subject}/metrics").uri)
     return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
@@ -139,8 +140,8 @@ def _tables(lake: Lake) -> Iterator[tuple[LakeTable, str]]:
         yield predictions, f"Clear `score` of `{model.name}_score` for {{data_date}}."
         for group in _groups(lake, model.name):
             yield metrics_table(settings, model.name, group), f"Clear `{model.name}_monitor` for {{data_date}}."
-    for table, _, _ in _records(lake):
-        yield table, _BACKUP
+    for record, _, _ in _records(lake):
+        yield record, _BACKUP
 
 
 def _records(lake: Lake) -> Iterator[tuple[LakeTable, str, bool]]:
@@ -164,8 +165,7 @@ def _projected(lake: Lake) -> Iterator[tuple[LakeTable, str, bool]]:
 
 def _versions(lake: Lake, model: str) -> Iterator[Damage]:
     """Signature and bytes of every stored version, those included that the ledger alone knows."""
-    folder = lake.settings.artifacts / model
-    stored = {path.name for path in folder.iterdir() if path.is_dir() and len(path.name) == 64} if folder.is_dir() else set()
+    stored = {name for name in artifacts(lake.settings).names(model) if len(name) == _DIGEST_DIGITS}
     promoted = {promotion.artifact_digest for promotion in lake.ledger(model).read().promotions}
     for digest in sorted(stored | promoted):
         try:

@@ -3,10 +3,14 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import sqlalchemy as sa
 from rich.console import Console
 
-from cli.doctor import examine, render
+from cli.doctor import Finding, examine, render
+from config.calendar import Interval
 from config.settings import Settings
+from lake.lake import Lake
+from lake.metrics import Metric, publish_metrics
 from tests import toy
 from tests.training.own_family import MODEL_YAML, write_family
 
@@ -94,3 +98,19 @@ def test_a_family_of_one_s_own_is_imported_before_a_training_needs_it(tmp_path: 
     [finding] = [f for f in examine(settings) if "catalog" in f.needs]
     assert not finding.present
     assert "trainer.py of the family 'quantile' cannot be imported: ModuleNotFoundError" in finding.found
+
+
+def test_a_projection_that_lost_rows_is_found_with_the_command_that_rebuilds_it(toy_lake: Lake) -> None:
+    def looked() -> Finding:
+        return next(f for f in examine(toy_lake.settings) if f.needs == "SQL and Feast as the lake has them")
+
+    assert looked().found == "nothing is stored yet"
+    night = Interval.of(toy.FIRST)
+    metric = Metric("ride_minutes", toy.FIRST, toy.FIRST, "toy", "ok", value=1.0)
+    publish_metrics(toy_lake, "ride_minutes", "toy", [metric], night, run_id="r")
+    assert looked().present
+    with toy_lake.engine.begin() as connection:
+        connection.execute(sa.text("DELETE FROM metrics"))
+    assert not looked().present
+    assert "metrics of ride_minutes/metrics/toy 1 data dates are not as in the lake" in looked().found
+    assert looked().fix.startswith("python -m cli repair")
