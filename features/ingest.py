@@ -24,6 +24,7 @@ import duckdb
 from config.calendar import ONE_DAY, Interval
 from config.catalog.data import Dataset
 from config.errors import NightfleetError
+from config.masking import shown_row
 from features.sources import (
     SourceMissing,
     SourceRead,
@@ -486,7 +487,10 @@ def _compare(
     order = _listed(["data_date", *plan.raw.key])
     ordered = f"SELECT * FROM ({difference}) ORDER BY {order}, nf__side LIMIT {_EXAMPLES}"  # noqa: S608
     shown = connection.sql(ordered).to_arrow_table()
-    examples = "\n".join(f"  - {row['data_date']}, in the {_side(row, list(kinds))}" for row in shown.to_pylist())
+    examples = "\n".join(
+        f"  - {row['data_date']}, in the {_side(shown_row(row, plan.raw.personal), list(kinds))}"
+        for row in shown.to_pylist()
+    )
     if is_dated(dataset.tables[plan.name]):
         remedy = "A changed delivery of a published night is not read again"
     else:

@@ -21,6 +21,7 @@ from deltalake.transaction import AddAction
 
 from config.calendar import Interval
 from config.errors import NightfleetError, TransientError
+from config.masking import shown_row
 from lake.delta import sync_data_files, write_data_file
 from lake.digest import RowsDigest, held_as_before
 from lake.lineage import Lineage, Publication, Publications, commit_metadata
@@ -345,7 +346,8 @@ def _check_order(table: LakeTable, previous: pa.RecordBatch | None, batch: pa.Re
         equal = same if equal is None else pc.and_(equal, same)
     if pc.any(equal, min_count=0).as_py():
         index = pc.index(equal, True).as_py()
-        key = {name: whole[name][index].as_py() for name in ("data_date", *table.key)}
+        values = {name: whole[name][index].as_py() for name in ("data_date", *table.key)}
+        key = shown_row(values, table.personal)
         raise DuplicateKey(
             f"{table.name}: two rows share the key {key}. Nothing was written. Make the key unique where the rows are "
             "made."

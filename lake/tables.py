@@ -57,6 +57,7 @@ class LakeTable:
             a row of before holds in it, over the row's other columns. Such a row reads as if it had been written with
             that value, and has the digest that it was published with: while every row of a partition holds that value,
             the column is no part of the digest.
+        personal: columns whose values no message shows.
     """
 
     name: str
@@ -64,6 +65,7 @@ class LakeTable:
     schema: pa.Schema
     key: tuple[str, ...]
     added: Mapping[str, str] = field(default_factory=dict)
+    personal: frozenset[str] = frozenset()
 
     def load(self, version: int | None = None) -> DeltaTable | None:
         """The Delta table as of `version` (None: newest), or None when nothing was ever committed."""
@@ -191,14 +193,15 @@ def raw_table(settings: Settings, dataset: Dataset, table: str) -> LakeTable:
     # The key may be null or repeated in raw: it is validation that sets such rows aside; the number keeps them apart.
     number = row_number_column(dataset.tables[table].columns)
     fields.append(pa.field(number, pa.int64(), nullable=False))
-    return _table(settings, f"{dataset.name}/raw/{table}", fields, (*dataset.tables[table].key, "revision", number))
+    key = (*dataset.tables[table].key, "revision", number)
+    return _table(settings, f"{dataset.name}/raw/{table}", fields, key, personal=_personal(dataset, [table]))
 
 
 def valid_table(settings: Settings, dataset: Dataset, table: str) -> LakeTable:
     """`<dataset>/valid/<table>`: declared columns, known_at_utc, revision, data_date."""
-    return _table(
-        settings, f"{dataset.name}/valid/{table}", _row_fields(dataset, table), (*dataset.tables[table].key, "revision")
-    )
+    key = (*dataset.tables[table].key, "revision")
+    personal = _personal(dataset, [table])
+    return _table(settings, f"{dataset.name}/valid/{table}", _row_fields(dataset, table), key, personal=personal)
 
 
 def quarantine_table(settings: Settings, dataset: Dataset, table: str) -> LakeTable:
@@ -210,6 +213,7 @@ def quarantine_table(settings: Settings, dataset: Dataset, table: str) -> LakeTa
         f"{dataset.name}/quarantine/{table}",
         [*fields, pa.field("broken_rules", pa.string(), nullable=False)],
         raw.key,
+        personal=raw.personal,
     )
 
 
@@ -224,13 +228,24 @@ def feature_table(settings: Settings, dataset: Dataset, view: str) -> LakeTable:
     fields = [pa.field(name, kinds[name], nullable=False) for name in declared.entities]
     fields += list(arrow_schema(dict(declared.columns)))
     fields.append(pa.field("event_timestamp", ARROW_TYPES["timestamp"], nullable=False))
-    return _table(settings, f"{dataset.name}/features/{view}", fields, declared.entities)
+    personal = _personal(dataset, declared.reads) | {name for name, column in declared.columns.items() if column.pii}
+    return _table(settings, f"{dataset.name}/features/{view}", fields, declared.entities, personal=personal)
+
+
+def _personal(dataset: Dataset, tables: Iterable[str]) -> frozenset[str]:
+    return frozenset(name for table in tables for name, column in dataset.tables[table].columns.items() if column.pii)
 
 
 def _table(
-    settings: Settings, name: str, fields: list[pa.Field], key: tuple[str, ...], added: Mapping[str, str] | None = None
+    settings: Settings,
+    name: str,
+    fields: list[pa.Field],
+    key: tuple[str, ...],
+    added: Mapping[str, str] | None = None,
+    personal: frozenset[str] = frozenset(),
 ) -> LakeTable:
-    return LakeTable(name, table_location(settings, name), pa.schema([*fields, DATA_DATE]), key, added or {})
+    schema = pa.schema([*fields, DATA_DATE])
+    return LakeTable(name, table_location(settings, name), schema, key, added or {}, personal)
 
 
 def named_table(

@@ -172,6 +172,11 @@ def _misfits(model: ModelEntry, catalog: Catalog) -> Iterator[Misfit]:
         yield Misfit("features", name, f"is not a data set ({', '.join(names)})")
     yield from _feature_misfits(model, dataset, catalog)
     if model.gate.segments:
+        personal = {name for table in dataset.tables.values() for name, c in table.columns.items() if c.pii}
+        personal |= {name for name, c in catalog.feature_columns(model).items() if c.pii}
+        for column in sorted(personal.intersection(model.gate.segments.columns)):
+            expectation = "is personal data (pii), which metrics and pages would show; divide by another column"
+            yield Misfit("gate.segments.columns", column, expectation)
         known_columns = spine_columns | set(catalog.feature_columns(model))
         for column in model.gate.segments.columns:
             if column not in known_columns:

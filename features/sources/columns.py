@@ -48,15 +48,23 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def check_names(label: str, found: Sequence[str], declared: Mapping[str, ColumnType]) -> None:
+def check_names(
+    label: str, found: Sequence[str], declared: Mapping[str, ColumnType], *, personal: bool = False
+) -> None:
     """Compare names, order aside.
 
+    Args:
+        personal: what is not declared is not shown: without a header, a row of persons stands in its place.
     Raises:
         SourceSchemaMismatch: with every undeclared, missing and repeated column.
     """
-    problems = [f"{name!r} is not declared" for name in found if name not in declared]
+    problems = [f"{shown(name, personal=personal)} is not declared" for name in found if name not in declared]
     problems += [f"{name!r} is missing" for name in declared if name not in found]
-    problems += [f"{name!r} appears twice" for name in dict.fromkeys(found) if list(found).count(name) > 1]
+    problems += [
+        f"{shown(name, personal=personal and name not in declared)} appears twice"
+        for name in dict.fromkeys(found)
+        if list(found).count(name) > 1
+    ]
     if problems:
         raise mismatch(label, problems)
 

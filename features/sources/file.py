@@ -269,7 +269,7 @@ def _stage_csv(
                 f"{label} has no header ({file.name}). Nothing was written. Deliver it again; a night without rows is "
                 "a header alone."
             )
-        check_names(f"{label} ({file.name})", header, columns)
+        check_names(f"{label} ({file.name})", header, columns, personal=bool(personal))
         by_header.setdefault(tuple(header), []).append(file.path)
     nulls = ", ".join(literal(value) for value in null_values)
     # Every column as text, in the file's own order: types are checked afterwards, and never guessed from a sample.
