@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +15,7 @@ from rich.console import Console
 from config.calendar import Interval, parse_data_date
 from config.durations import parse_duration
 from config.errors import NightfleetError
-from config.settings import ROOT, Settings, load_settings
+from config.settings import ROOT, load_settings
 
 if TYPE_CHECKING:
     from cli.new import Started
@@ -31,24 +28,6 @@ app = typer.Typer(
 )
 # Where nobody watches (a log, a pipe) lines need not fit a screen.
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
-
-
-class AlreadyRunning(NightfleetError):
-    """Another process supervises this installation."""
-
-
-@contextmanager
-def _only_one(settings: Settings) -> Iterator[None]:
-    settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (settings.home / "run.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise AlreadyRunning(
-                f"another `run` or `up` is running in {settings.home}. Stop it (Ctrl-C in its terminal), or set "
-                "NIGHTFLEET_HOME to another folder."
-            ) from error
-        yield
 
 
 class Stopped(BaseException):
@@ -72,8 +51,7 @@ def run(
 
     settings = load_settings()
     first = parse_data_date(start) if start else None
-    with _only_one(settings):
-        code = run_nights(settings, console, nights=nights, start=first, only=only)
+    code = run_nights(settings, console, nights=nights, start=first, only=only)
     raise typer.Exit(code)
 
 
@@ -92,8 +70,7 @@ def up(
             else parse_duration(replay).total_seconds()
         )
     settings = load_settings()
-    with _only_one(settings):
-        keep_up(settings, console, replay_seconds=seconds)
+    keep_up(settings, console, replay_seconds=seconds)
 
 
 @app.command()

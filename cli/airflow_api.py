@@ -97,10 +97,12 @@ class AirflowApi:
     def wait_for_dags(self, dag_ids: set[str], seconds: float) -> Iterator[set[str]]:
         """Yield the DAGs still missing until all are there and parsed.
 
+        Args:
+            seconds: how long to wait for the next of them.
         Raises:
-            AirflowRefused: a DAG file does not parse, or the DAGs are not there in time.
+            AirflowRefused: a DAG file does not parse, or no further DAG came for so long.
         """
-        deadline = time.monotonic() + seconds
+        deadline, fewest = time.monotonic() + seconds, len(dag_ids)
         while True:
             errors = self.call("GET", "/importErrors").json()["import_errors"]
             if errors:
@@ -110,9 +112,11 @@ class AirflowApi:
             yield missing
             if not missing:
                 return
+            if len(missing) < fewest:
+                deadline, fewest = time.monotonic() + seconds, len(missing)
             if time.monotonic() > deadline:
                 raise AirflowRefused(
-                    f"after {seconds:.0f} s Airflow still has no DAG {sorted(missing)}. Look at the dag-processor's "
-                    "log."
+                    f"for {seconds:.0f} s no further DAG came, and Airflow still has no DAG "
+                    f"{sorted(missing)}. Look at the dag-processor's log."
                 )
             time.sleep(0.3)

@@ -18,7 +18,10 @@ from config.errors import NightfleetError
 from config.settings import MLFLOW_LOGIN, ROOT, Settings, mlflow_login
 from lake.signature import KEY as MODEL_SIGNING_KEY
 
+# How long a start may go on without a sign of life.
 _START_SECONDS = 240.0
+# Components by the part of Airflow's health that speaks for them.
+_HEALTH = {"metadatabase": "api-server", "scheduler": "scheduler", "dag_processor": "dag-processor"}
 
 
 class StartFailed(NightfleetError):
@@ -217,7 +220,7 @@ def start(installation: Installation, supervisor: Supervisor, catalog: Catalog) 
     """Start MLflow and the components of Airflow that the catalog needs, and wait until all are healthy.
 
     Raises:
-        StartFailed: the metadata database could not be migrated, or a component is not healthy in time.
+        StartFailed: the metadata database could not be migrated, or a component is not healthy and shows no progress.
         ComponentDied: a component ended.
     """
     settings = installation.settings
@@ -245,24 +248,44 @@ def start(installation: Installation, supervisor: Supervisor, catalog: Catalog) 
 
 
 def _wait_healthy(installation: Installation, supervisor: Supervisor) -> None:
-    needed = {"metadatabase", "scheduler", "dag_processor"}
+    """Wait as long as something gets on: a part becomes healthy, or a component that is not yet writes to its log. A
+    loaded machine may take minutes to import what a start needs.
+    """
+    progress: tuple[str, int] | None = None
     deadline = time.monotonic() + _START_SECONDS
-    state = "no answer yet"
-    while time.monotonic() < deadline:
+    while True:
         supervisor.check()
-        try:
-            health = httpx.get(f"{installation.airflow_url}/api/v2/monitor/health", timeout=5).json()
-            mlflow = httpx.get(f"{installation.mlflow_url}/health", timeout=5)
-            state = ", ".join(
-                f"{name}: {part.get('status')}" for name, part in health.items() if isinstance(part, dict)
+        waiting = _not_healthy(installation)
+        if not waiting:
+            _check_login(installation)
+            return
+        seen = (", ".join(sorted(waiting)), supervisor.logged_bytes(waiting))
+        if seen != progress:
+            progress, deadline = seen, time.monotonic() + _START_SECONDS
+        if time.monotonic() > deadline:
+            raise StartFailed(
+                f"{seen[0]}: not healthy, and nothing was logged for {_START_SECONDS:.0f} s. The logs are in "
+                f"{supervisor.log_folder}. Read the last lines of theirs, then start again."
             )
-            if all(health[name]["status"] == "healthy" for name in needed) and mlflow.status_code == 200:
-                _check_login(installation)
-                return
-        except (httpx.HTTPError, ValueError, KeyError):
-            state = "the API or MLflow does not answer yet"
         time.sleep(0.2)
-    raise StartFailed(f"after {_START_SECONDS:.0f} s not healthy: {state}. The logs are in {supervisor.log_folder}.")
+
+
+def _not_healthy(installation: Installation) -> set[str]:
+    """The components that do not say yet that they are healthy."""
+    waiting = set()
+    try:
+        health = httpx.get(f"{installation.airflow_url}/api/v2/monitor/health", timeout=5).json()
+        for part, component in _HEALTH.items():
+            if health[part]["status"] != "healthy":
+                waiting.add(component)
+    except (httpx.HTTPError, ValueError, KeyError):
+        waiting = set(_HEALTH.values())
+    try:
+        if httpx.get(f"{installation.mlflow_url}/health", timeout=5).status_code != 200:
+            waiting.add("mlflow")
+    except httpx.HTTPError:
+        waiting.add("mlflow")
+    return waiting
 
 
 def _check_login(installation: Installation) -> None:

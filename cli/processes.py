@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +34,32 @@ def _end_with_parent() -> None:
 
 class ComponentDied(NightfleetError):
     """A component ended by itself, or never became healthy."""
+
+
+class AlreadyRunning(NightfleetError):
+    """Another process supervises this installation, or what it started has not ended yet."""
+
+
+@contextmanager
+def sole_supervisor(home: Path) -> Iterator[int]:
+    """Supervise the installation in that folder alone; yields the lock's descriptor, for the components to inherit.
+
+    The lock lasts until the last who has it open has ended: components that outlive a killed supervisor keep the next
+    one out, so that there are never two schedulers.
+
+    Raises:
+        AlreadyRunning: there is another.
+    """
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (home / "run.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise AlreadyRunning(
+                f"another `run` or `up` is running in {home}, or was killed and what it started is still ending. Stop "
+                "it (Ctrl-C in its terminal), or wait half a minute; or set NIGHTFLEET_HOME to another folder."
+            ) from error
+        yield lock.fileno()
 
 
 def free_port() -> int:
@@ -66,10 +93,15 @@ class Component:
 
 @dataclass
 class Supervisor:
-    """Owns components; leaving the `with` block ends every one of them, whatever happened inside."""
+    """Owns components; leaving the `with` block ends every one of them, whatever happened inside.
+
+    Attributes:
+        inherited: descriptors that every component keeps open.
+    """
 
     log_folder: Path
     environment: Mapping[str, str]
+    inherited: tuple[int, ...] = ()
     components: list[Component] = field(default_factory=list)
     _files: list[IO[bytes]] = field(default_factory=list)
 
@@ -94,6 +126,7 @@ class Supervisor:
             stderr=subprocess.STDOUT,
             env={**self.environment, **(extra_environment or {})},
             start_new_session=True,
+            pass_fds=self.inherited,
             preexec_fn=_end_with_parent if _LIBC else None,
         )
         component = Component(name, command, process, path)
@@ -114,6 +147,10 @@ class Supervisor:
                     f"{component.name} ended with exit code {code}. Its log is {component.log_path}; the last lines:\n"
                     "  " + "\n  ".join(tail)
                 )
+
+    def logged_bytes(self, names: Collection[str]) -> int:
+        """Bytes in the logs of those components."""
+        return sum(c.log_path.stat().st_size for c in self.components if c.name in names)
 
     def stop(self) -> None:
         """End every process group: SIGTERM, then SIGKILL to what is left after a few seconds. A second Ctrl-C does not

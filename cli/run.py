@@ -12,7 +12,7 @@ from rich.console import Console
 from cli.airflow_api import AirflowApi
 from cli.chain import Chain, Plan, make_plan
 from cli.installation import Installation, airflow_environment, prepare, start
-from cli.processes import ComponentDied, Supervisor
+from cli.processes import ComponentDied, Supervisor, sole_supervisor
 from cli.summary import print_summary
 from cli.view import LiveView
 from config.calendar import ONE_DAY
@@ -20,6 +20,7 @@ from config.catalog.load import Catalog
 from config.errors import NightfleetError
 from config.settings import MLFLOW_LOGIN, Settings
 from lake.lake import Lake, open_lake
+from lake.leftovers import rotate
 from lake.storage import reports
 from training.registry.containers import (
     INSTALLATION_LABEL,
@@ -43,10 +44,19 @@ def running(
     settings: Settings, catalog: Catalog, console: Console
 ) -> Iterator[tuple[Installation, Supervisor, AirflowApi]]:
     """Everything started and healthy; everything ended when the block is left."""
+    with sole_supervisor(settings.home) as lock:
+        yield from _running(settings, catalog, console, lock)
+
+
+def _running(
+    settings: Settings, catalog: Catalog, console: Console, lock: int
+) -> Iterator[tuple[Installation, Supervisor, AirflowApi]]:
     installation = prepare(settings)
     began = time.monotonic()
     _remove_containers(settings, console)
-    with Supervisor(settings.home / "logs", airflow_environment(installation)) as supervisor:
+    for log in (settings.home / "logs").glob("*.log"):
+        rotate(log, largest_bytes=settings.log_file_mb * 2**20)
+    with Supervisor(settings.home / "logs", airflow_environment(installation), (lock,)) as supervisor:
         with console.status("starting MLflow and Airflow (api-server, dag-processor, scheduler)"):
             start(installation, supervisor, catalog)
             api = AirflowApi(installation.airflow_url, "admin", installation.admin_password)

@@ -141,7 +141,12 @@ class Settings(BaseModel):
     )
     keep_logs_days: int = Field(60, ge=1, description="how long logs of tasks and components, and events, are kept")
     log_file_mb: int = Field(
-        64, ge=1, description="how large `events.jsonl` and a component's log grow before a new file is begun"
+        64,
+        ge=1,
+        description=(
+            "how large `events.jsonl` grows before a new file is begun; a larger log of a component is renamed at the"
+            " next start"
+        ),
     )
     approvers: tuple[str, ...] = Field(
         (),

@@ -7,11 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import httpx
 import pytest
 
+from cli import installation
 from cli.installation import airflow_environment, prepare
-from cli.processes import ComponentDied, Supervisor, free_port
+from cli.processes import AlreadyRunning, ComponentDied, Supervisor, free_port, sole_supervisor
 from config.settings import ROOT, Settings, load_settings
 
 
@@ -74,6 +77,38 @@ def test_components_end_when_their_supervisor_is_killed_outright(tmp_path: Path)
     while _alive(pid) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not _alive(pid)
+
+
+def test_nobody_supervises_beside_another_or_what_a_killed_one_left(tmp_path: Path) -> None:
+    code = (
+        "import os, time; from pathlib import Path; from cli.processes import Supervisor, sole_supervisor\n"
+        f"home = Path({str(tmp_path)!r}); ignoring = 'trap \"\" TERM; echo up; read line < {tmp_path / 'end'}'\n"
+        "with sole_supervisor(home) as lock, Supervisor(home / 'logs', os.environ, (lock,)) as s:\n"
+        "    print(s.start('slow', ['sh', '-c', ignoring]).log_path, flush=True); time.sleep(600)"
+    )
+    os.mkfifo(tmp_path / "end")
+    killed = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert killed.stdout is not None
+    log = Path(killed.stdout.readline().strip())
+    while "up" not in log.read_text():
+        assert killed.poll() is None
+    with pytest.raises(AlreadyRunning, match="another `run` or `up` is running"), sole_supervisor(tmp_path):
+        pass
+    killed.kill()
+    killed.wait()
+    with (
+        pytest.raises(AlreadyRunning, match="was killed and what it started is still ending"),
+        sole_supervisor(tmp_path),
+    ):
+        pass
+    (tmp_path / "end").write_text("end\n")
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            with sole_supervisor(tmp_path):
+                break
+        except AlreadyRunning:
+            assert time.monotonic() < deadline, "what was left has ended"
 
 
 def test_components_end_when_the_block_is_left_by_an_error(tmp_path: Path) -> None:
@@ -146,3 +181,42 @@ def test_addresses_outlive_a_restart(tmp_path: Path) -> None:
 def test_components_learn_the_approvers_of_the_profile(tmp_path: Path, named: tuple[str, ...], handed_on: str) -> None:
     installation = prepare(Settings(home=tmp_path / "var", approvers=named))
     assert airflow_environment(installation)["NIGHTFLEET_APPROVERS"] == handed_on
+
+
+class SlowStart:
+    """Airflow on a loaded machine: each look at its health takes most of the patience; all are healthy at the last."""
+
+    def __init__(self, log: Path, *, looks: int, logs: bool) -> None:
+        self.now, self._log, self._looks, self._logs = 0.0, log, looks, logs
+
+    def get(self, url: str, timeout: float) -> SimpleNamespace:
+        if not url.endswith("monitor/health"):
+            return SimpleNamespace(status_code=200)
+        self.now += 0.8 * installation._START_SECONDS
+        self._looks -= 1
+        if self._logs:
+            with self._log.open("a") as file:
+                file.write("importing\n")
+        status = "healthy" if self._looks <= 0 else "unhealthy"
+        return SimpleNamespace(json=lambda: {part: {"status": status} for part in installation._HEALTH})
+
+
+@pytest.mark.parametrize("logs", [True, False])
+def test_a_start_is_given_up_when_nothing_gets_on_not_when_it_takes_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logs: bool
+) -> None:
+    with Supervisor(tmp_path, os.environ) as supervisor:
+        component = supervisor.start("scheduler", ["sleep", "600"])
+        slow = SlowStart(component.log_path, looks=6, logs=logs)
+        monkeypatch.setattr(installation, "httpx", SimpleNamespace(get=slow.get, HTTPError=httpx.HTTPError))
+        monkeypatch.setattr(
+            installation, "time", SimpleNamespace(monotonic=lambda: slow.now, sleep=lambda seconds: None)
+        )
+        monkeypatch.setattr(installation, "_check_login", lambda of: None)
+        ready = prepare(Settings(home=tmp_path / "var"))
+        if logs:
+            installation._wait_healthy(ready, supervisor)
+            assert slow.now > 4 * installation._START_SECONDS
+        else:
+            with pytest.raises(installation.StartFailed, match=r"scheduler: not healthy, and nothing was logged"):
+                installation._wait_healthy(ready, supervisor)

@@ -123,7 +123,8 @@ def register(lake: Lake, model: str, job_dir: Path, *, run_id: str) -> Registere
     folder = store(lake, model, job_dir, digest)
     # Another run may have stored the same bytes first: the version then is that run's, as its signature says.
     stored = read_json(folder / JOB_FILE)
-    with answered(lake.settings):
+    # Asked and made under one lock: two that register the same model at once would make two versions of it.
+    with advisory_lock(lake.engine, f"register.{model}"), answered(lake.settings):
         mlflow_version = registered_version(client, model, digest, numbers)
         if mlflow_version is None:
             mlflow_run = _log_run(lake, client, model, job, manifest, folder, job_dir)

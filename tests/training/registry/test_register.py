@@ -7,7 +7,10 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -376,3 +379,28 @@ def test_a_keras_model_registers_too(history: Lake, mlflow_server: str, tmp_path
     assert found["ride_minutes"].to_numpy() == pytest.approx(
         load_predictor(registered.folder).predict(rows)["ride_minutes"].to_numpy(), rel=1e-5
     )
+
+
+def test_two_that_register_one_model_at_once_get_one_version(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    from training.registry import register as module
+
+    job_dir = trained(lake, "twice at once", max_depth=5)
+    store(
+        lake, "ride_minutes", job_dir, combined_digest(json.loads((job_dir / "manifest.json").read_text())["artifacts"])
+    )
+    real, asked = module.registered_version, threading.Barrier(2)
+
+    def slow(*arguments: Any) -> Any:
+        found = real(*arguments)
+        if found is None:
+            # Two that may both ask before one has answered: the second comes within this second, or waits for a lock.
+            with suppress(threading.BrokenBarrierError):
+                asked.wait(timeout=1.0)
+        return found
+
+    monkeypatch.setattr(module, "registered_version", slow)
+    with ThreadPoolExecutor(2) as pool:
+        versions = list(pool.map(lambda run: register(lake, "ride_minutes", job_dir, run_id=run), ("one", "other")))
+    assert versions[0] == versions[1]
+    digest = versions[0].artifact_digest
+    assert len(client_of(lake).search_model_versions(f"tags.artifact_digest = '{digest}'")) == 1
