@@ -492,7 +492,7 @@ def _examples(
     columns = ", ".join(f'CAST("{c}" AS VARCHAR) AS "{c}"' for c in shown if not entry.columns[c].pii)
     order = ", ".join(f'"{c}"' for c in table.raw.key)
     query = (
-        f'SELECT {columns} FROM "marked_{table.name}" WHERE broken_{number} AND data_date = ?'  # noqa: S608
+        f'SELECT {columns} FROM "marked_{table.name}" WHERE nf__broken_{number} AND data_date = ?'  # noqa: S608
         f" ORDER BY {order} LIMIT {_EXAMPLES}"
     )
     examples: list[dict[str, str]] = connection.sql(query, params=[night.data_date]).to_arrow_table().to_pylist()
