@@ -102,7 +102,7 @@ def _lake(folder: Path) -> Lake:
     card.parent.mkdir(parents=True)
     card.write_text(f"<html><body>card {HOSTILE}</body></html>")
     secrets = lake.settings.home / "secrets"
-    secrets.mkdir()
+    secrets.mkdir(exist_ok=True)
     (secrets / "metrics_token").write_text(TOKEN)
     (secrets / "metrics_token").chmod(0o600)
     return lake
