@@ -17,11 +17,12 @@ import optuna
 import pytest
 
 from config.catalog.trainer import Search, Trainer
-from config.settings import ROOT
+from config.settings import ROOT, Settings
 from tests.training.jobs import OUTPUTS, write_job
 from training.__main__ import run
 from training.progress import Progress
 from training.registry.search_report import log_search, search_page
+from training.registry.tracking import tracking_client
 from training.rows import read_rows
 from training.search import trials
 from training.search.gp_sampler import GaussianProcessSampler, expected_improvement
@@ -447,7 +448,6 @@ def test_with_cross_validation_a_trial_is_worth_the_mean_of_its_folds(tmp_path: 
 def test_every_trial_is_a_run_below_the_models_own_once(
     tmp_path: Path, mlflow_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mlflow import MlflowClient
 
     def lost(*_: Any) -> None:
         raise ConnectionError
@@ -465,7 +465,7 @@ def test_every_trial_is_a_run_below_the_models_own_once(
     }
     (job_dir / "search.json").write_text(json.dumps(document))
     manifest = {"search": found.summary, "cross_validation": found.cross_validation}
-    client = MlflowClient(tracking_uri=mlflow_server)
+    client = tracking_client(Settings(mlflow_tracking_uri=mlflow_server))
     experiment = client.create_experiment("search")
     parent = client.create_run(experiment, run_name="toy").info.run_id
     with monkeypatch.context() as patch:
