@@ -7,6 +7,7 @@ import os
 import secrets
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,9 +67,14 @@ def _secret_file(path: Path, length_bytes: int) -> str:
 def _private_database(path: Path) -> None:
     """Let nobody else read a SQLite database. Where it is not there yet it is made here, empty: SQLite itself asks the
     umask, and gives the files beside it the mode of this one.
+
+    One that is there is never opened: the operating system drops every lock that this process has on a file when any of
+    its descriptors is closed, and SQLite's connections would go on without theirs.
     """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    os.close(os.open(path, os.O_RDONLY | os.O_CREAT, 0o600))
+    if not path.exists():
+        with suppress(FileExistsError):  # somebody else's connection has just made it
+            os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o600))
     path.chmod(0o600)
 
 

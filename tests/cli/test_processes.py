@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -220,3 +221,26 @@ def test_a_start_is_given_up_when_nothing_gets_on_not_when_it_takes_long(
         else:
             with pytest.raises(installation.StartFailed, match=r"scheduler: not healthy, and nothing was logged"):
                 installation._wait_healthy(ready, supervisor)
+
+
+def test_preparing_an_installation_leaves_this_process_its_locks(tmp_path: Path) -> None:
+    """A `run` has the database open already. Without its locks, the next process to close the database is the last one
+    for SQLite, and takes away the journal that this process goes on reading.
+    """
+    settings = Settings(home=tmp_path / "var")
+    prepare(settings)
+    database = settings.home / "nightfleet.db"
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("PRAGMA journal_mode = wal")
+        connection.execute("CREATE TABLE t (v INTEGER)")
+        prepare(settings)
+        write = f"""
+import sqlite3
+connection = sqlite3.connect({str(database)!r})
+connection.execute("INSERT INTO t VALUES (1)")
+connection.commit()
+connection.close()
+"""
+        subprocess.run([sys.executable, "-c", write], check=True)
+        assert database.with_name("nightfleet.db-wal").stat().st_size > 0
+        assert connection.execute("SELECT count(*) FROM t").fetchone() == (1,)
