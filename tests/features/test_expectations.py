@@ -183,10 +183,11 @@ def _marked(rows: pa.Table, suite: dict[str, Any]) -> dict[str, set[int]]:
         "marking neither drops nor repeats a row"
     )
     for row in marked:
-        broken = [rule.check for number, rule in enumerate(rules) if row[f"broken_{number}"]]
+        broken = [rule.check for number, rule in enumerate(rules) if row[f"nf__broken_{number}"]]
         assert row["broken_rules"] == ("; ".join(broken) or None)
     return {
-        rule.check: {row["position"] for row in marked if row[f"broken_{number}"]} for number, rule in enumerate(rules)
+        rule.check: {row["position"] for row in marked if row[f"nf__broken_{number}"]}
+        for number, rule in enumerate(rules)
     }
 
 
