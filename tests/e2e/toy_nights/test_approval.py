@@ -46,7 +46,7 @@ def test_an_approval_days_later_promotes_from_then_on_in_the_persons_name(user: 
     assert form["subject"] == "Duration of tomorrow's tours: promote version 1, as of 2024-02-29?"
     assert "| output | metric | challenger | incumbent |" in form["body"]
     assert form["params"]["reason"]["value"] == "", "the reason of the training is no reason to promote"
-    assert re.search(r"Model card: \[http://", form["body"]), form["body"]
+    assert re.search(r"Model card: \[/\S*/embedded/\S+/model_cards/1\.html\]\(/", form["body"]), form["body"]
     evidence = re.search(r"Evidence: `([0-9a-f]{64})`", form["body"])
     assert evidence
     person.decide(FIRST, "Approve", "success", reason="better on every depot")
