@@ -319,7 +319,7 @@ def test_a_csv_is_that_of_the_table_it_names(lake: Lake) -> None:
     """`table=` of the address names the CSV there, which says by its name which table it is about."""
     query = {"night": BAD.isoformat(), "table": "quarantine__of__bookings", "format": "csv"}
     text = to_csv(page(context_of(lake), query=query, dataset="rides").table("quarantine__of__bookings"))
-    assert text.startswith("broken_rules,depot,distance_km [km],event_date,")
+    assert text.startswith('"broken_rules","depot","distance_km [km]","event_date",')
     nights = page(context_of(lake), query={"table": "nights__of__outcomes", "format": "csv"}, dataset="rides").table(
         "nights__of__outcomes"
     )

@@ -52,7 +52,7 @@ def test_csv_has_values_as_they_are_under_keys_with_units() -> None:
         Column("km", "Distance", "number", "km"),
     )
     table = Table("t", "", columns, [{"night": date(2024, 3, 1), "share": 0.123456, "km": 7}, {"night": None}])
-    assert to_csv(table) == "night,share,km [km]\r\n2024-03-01,0.123456,7\r\n,,\r\n"
+    assert to_csv(table) == '"night","share","km [km]"\r\n"2024-03-01",0.123456,7\r\n"","",""\r\n'
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1"])
