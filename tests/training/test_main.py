@@ -126,6 +126,7 @@ def test_it_sees_nothing_but_its_folder() -> None:
         "serving.metrics",
         "serving.metrics.ranking",
         "serving.predictors",
+        "serving.predictors.brought",
         "serving.predictors.contract",
         "serving.predictors.shapley",
         "serving.predictors.sklearn_model",
