@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -39,8 +40,10 @@ def log_nothing_but_the_model(uri: str, mlflow_run: str, *_: Any) -> None:
 
 
 @pytest.fixture
-def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
+def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lake]:
     """Two months of rides, and an MLflow that is one file."""
+    import mlflow
+
     monkeypatch.chdir(tmp_path)  # where MLflow keeps the artifacts of such a database
     monkeypatch.setattr(register_module, "_log_pyfunc", log_nothing_but_the_model)
     monkeypatch.setattr(register_module, "importance_plot", lambda _document, _title, path: path.write_bytes(b""))
@@ -49,8 +52,10 @@ def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
     nights = Interval.closed(date(2024, 1, 1), AS_OF)
     toy.publish_valid(made, nights)
     toy.publish_features(made, nights)
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    return replace(made, settings=made.settings.model_copy(update={"mlflow_tracking_uri": uri}))
+    uri, elsewhere = f"sqlite:///{tmp_path / 'mlflow.db'}", mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)  # where such a database looks up the models that it names, whoever asked
+    yield replace(made, settings=made.settings.model_copy(update={"mlflow_tracking_uri": uri}))
+    mlflow.set_tracking_uri(elsewhere)
 
 
 def trained(lake: Lake, run_id: str, **overrides: Any) -> Path:
