@@ -63,7 +63,7 @@ def spoil(lake: Lake, interval: Interval, *, every: int = 10) -> None:
     edit(lake, "bookings", interval, change)
 
 
-def lake_with(folder: Path, interval: Interval, model: str = toy.MODEL_YAML, **changes: Any) -> Lake:
+def lake_with(folder: Path, interval: Interval, model: str = toy.MODEL_YAML, /, **changes: Any) -> Lake:
     """Raw partitions of the toy in a catalog with some values changed."""
     text = toy.DATASET_YAML
     for path, value in changes.items():
