@@ -1,0 +1,137 @@
+"""Small inputs as people meet them, one folder each in `cases/`: read as meant, or refused with what to declare.
+
+A case holds its catalog, its inputs and `case.json`: where they are from, `nights` (first and last; one night where
+left out), `nightly` (one run a night instead of one for all), and the SQL of a SQLite source.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable, Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from config.calendar import Interval
+from config.catalog.load import load_catalog
+from config.settings import Settings
+from features.ingest import SourceSchemaMismatch, ingest
+from features.validate import validate
+from lake.lake import Lake, StageResult
+from lake.tables import LakeTable, raw_table, valid_table
+
+CASES = Path(__file__).parent / "cases"
+Row = dict[str, Any]
+
+
+class Case:
+    """One case in a folder of its own: `declare` changes its catalog, `run` runs its nights."""
+
+    def __init__(self, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (source,) = CASES.glob(f"{name}-*")
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+        shutil.copytree(source / "catalog", folder, dirs_exist_ok=True)
+        self.folder = folder
+        self.facts: Mapping[str, Any] = json.loads((source / "case.json").read_text())
+        self._yaml = folder / "datasets" / "d.yaml"
+        self.document: dict[str, Any] = yaml.safe_load(self._yaml.read_text())
+        if "sqlite" in self.facts:
+            with sqlite3.connect(folder / "s.db") as database:
+                database.executescript(self.facts["sqlite"])
+        for variable, value in self.facts.get("env", {}).items():
+            monkeypatch.setenv(variable, value.format(home=folder))
+
+    def declare(self, *, source: Mapping[str, Any] | None = None, **columns: Mapping[str, Any]) -> None:
+        """Add keys to the source of table `t`, and to its columns by name."""
+        table = self.document["tables"]["t"]
+        table["source"] |= dict(source or {})
+        for name, keys in columns.items():
+            table["columns"][name] |= dict(keys)
+        self._yaml.write_text(yaml.safe_dump(self.document, sort_keys=False))
+
+    @property
+    def lake(self) -> Lake:
+        settings = Settings(home=self.folder / "var", catalogs=(self.folder,), duckdb_memory_gb=1.0)
+        return Lake(settings, load_catalog(settings))
+
+    @property
+    def nights(self) -> Interval:
+        first = self.document["start"]
+        begin, end = self.facts.get("nights", (str(first), str(first)))
+        return Interval.closed(date.fromisoformat(begin), date.fromisoformat(end))
+
+    def run(self, *stages: Callable[..., StageResult]) -> list[StageResult]:
+        """The results of each stage (ingest and validate where none is named), run by run."""
+        runs = [Interval.of(night) for night in self.nights] if self.facts.get("nightly") else [self.nights]
+        lake = self.lake
+        return [
+            stage(lake, "d", interval, run_id=str(interval))
+            for interval in runs
+            for stage in stages or (ingest, validate)
+        ]
+
+    def rows(self, table: Callable[..., LakeTable] = raw_table) -> list[Row]:
+        """Rows of table `t` in the lake, all nights and revisions, without the lake's own columns but `data_date`."""
+        lake = self.lake
+        read = table(lake.settings, lake.dataset("d"), "t").read()
+        return list(read.select([*lake.dataset("d").tables["t"].columns, "data_date"]).to_pylist())
+
+
+@pytest.fixture
+def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Case]:
+    return lambda name: Case(name, tmp_path, monkeypatch)
+
+
+Cases = Callable[[str], Case]
+FIRST = date(2024, 3, 1)
+
+
+def values(rows: list[Row], column: str) -> dict[Any, Any]:
+    """One column by `id`."""
+    return {row["id"]: row[column] for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("01", ["'d' is declared date", "2 values are not", "'01/02/24'", "row 1"]),
+        ("02", ["'d' is declared date", "2 values are not", "'01/03/24'", "row 1"]),
+        ("08", ["'x' is BIGINT, declared float64", "would round 1 values", "9007199254740993"]),
+        ("10", ["'id' is declared int64", "4 values are not", "'73928e03'", "row 1"]),
+        ("12", ["'d' is declared timestamp", "'infinity'", "row 1"]),
+    ],
+)
+def test_what_could_be_read_wrongly_is_refused(case: Cases, name: str, said: list[str]) -> None:
+    tried = case(name)
+    with pytest.raises(SourceSchemaMismatch) as refusal:
+        tried.run()
+    message = str(refusal.value)
+    assert [part for part in said if part not in message] == [], message
+    lake = tried.lake
+    assert raw_table(lake.settings, lake.dataset("d"), "t").load() is None, "nothing is written"
+
+
+def test_a_column_called_content_is_read_and_corrected_once(case: Cases) -> None:
+    tried = case("05")
+    results = tried.run(ingest)
+    assert [result.details["t"]["corrections"] for result in results] == [0, 1]
+    first = [row for row in tried.rows() if row["data_date"] == FIRST]
+    assert values(first, "content") == {1: 5, 2: None, 3: 7}
+    assert [(row["id"], row["price"]) for row in tried.rows() if row["data_date"] > FIRST] == [(1, 9.0)]
+
+
+def test_a_text_column_called_content_is_read(case: Cases) -> None:
+    tried = case("05b")
+    tried.run()
+    assert values(tried.rows(valid_table), "content") == {1: "hello", 2: None}
+
+
+def test_columns_called_as_words_of_sql_are_read_and_validated(case: Cases) -> None:
+    tried = case("22")
+    tried.run()
+    assert tried.rows(valid_table) == [{"id": 1, "at": 5, "by": "a", "data_date": FIRST}]
