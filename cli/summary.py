@@ -52,8 +52,14 @@ def _ingested(lake: Lake, dataset: Dataset, table: Table) -> None:
             ).fetchall()
         why = ", ".join(f"{rule}: {count:,}" for rule, count in reasons)
         nights = f"{min(published)} to {max(published)}"
+        rows = sum(p.rows - p.closed for p in published.values())
         table.add_row(
-            dataset.name, name, nights, f"{sum(p.rows for p in published.values()):,}", f"{quarantined:,}", why
+            dataset.name,
+            name,
+            nights,
+            f"{rows:,}",
+            f"{quarantined:,}",
+            why,
         )
 
 

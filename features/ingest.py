@@ -6,13 +6,17 @@ Of the rows that one landing night has for a key, those of the newest natural ni
 superseded before anybody saw them. They are published when their content differs from what is known of the key: as
 revision 0 of an unknown key, else with the next revision.
 
+A table with `deletes: close` takes every delivery for the whole of what there is: a key that was there and that the
+delivery lacks is closed in that night, by a row that holds the key alone. It is a revision like any other; where the
+key comes back, so is its row.
+
 The nights of an interval are worked out together, each key's rows in the order of their landing nights, so that one
 bulk run and many nightly runs over the same source give the same partitions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import date
@@ -22,7 +26,7 @@ from typing import Any
 import duckdb
 
 from config.calendar import ONE_DAY, Interval
-from config.catalog.data import Dataset
+from config.catalog.data import Dataset, Table
 from config.errors import NightfleetError
 from config.masking import shown_row
 from features.sources import (
@@ -40,7 +44,7 @@ from lake.events import logged
 from lake.lake import Lake, StageResult, register_nights
 from lake.lineage import PartitionNotReady, Publication
 from lake.publish import Published, StalePublish, publish
-from lake.tables import DUCKDB_TYPES, LakeTable, raw_table, row_number_column
+from lake.tables import CLOSED_COLUMN, DUCKDB_TYPES, LakeTable, raw_table, row_number_column
 
 _BATCH_ROWS = 131_072
 _EXAMPLES = 3
@@ -49,6 +53,7 @@ __all__ = [
     "SourceChanged",
     "SourceMissing",
     "SourceSchemaMismatch",
+    "SourceShrank",
     "SourceUnavailable",
     "SourceUnreadable",
     "ingest",
@@ -58,6 +63,10 @@ __all__ = [
 
 class SourceChanged(NightfleetError):
     """A source has other rows for a published night than it had then."""
+
+
+class SourceShrank(NightfleetError):
+    """A delivery lacks more of the open keys than a night may close."""
 
 
 @dataclass(frozen=True)
@@ -93,13 +102,14 @@ def ingest(lake: Lake, dataset: str, interval: Interval, *, run_id: str) -> Stag
     Where every night of every table is published, the run is a check: the partitions are worked out again and compared.
 
     Returns:
-        `details` has for each table rows, late, corrections, waiting (known after the interval), before_start (known
-        before the data set begins), and undated (rows that do not say when they became known, and count as known when
-        they were seen).
+        `details` has for each table rows, late, corrections, closed (keys that a delivery lacked, with `deletes:
+        close`; each is one of the rows), waiting (known after the interval), before_start (known before the data set
+        begins), and undated (rows that do not say when they became known, and count as known when they were seen).
     Raises:
         PartitionNotReady: the night before the interval is not published.
         SourceMissing, SourceUnreadable, SourceSchemaMismatch, SourceUnavailable: a source cannot be read; nothing is
             written.
+        SourceShrank: a night would close more than the table's `max_closed_share` of its open keys; nothing is written.
         SourceChanged: a check found a difference; nothing is written.
         StalePublish: another run published in between.
     """
@@ -149,6 +159,7 @@ def restate(lake: Lake, dataset: str, interval: Interval, *, run_id: str) -> Sta
         PartitionNotReady: a night of the interval is not published; ingest publishes it.
         SourceMissing, SourceUnreadable, SourceSchemaMismatch, SourceUnavailable: a source cannot be read; nothing is
             written.
+        SourceShrank: as for `ingest`; nothing is written.
         StalePublish: another run published in between.
     """
     entry = lake.dataset(dataset)
@@ -212,7 +223,9 @@ def _plan(lake: Lake, dataset: Dataset, name: str, interval: Interval) -> _Plan:
 def _read(
     lake: Lake, dataset: Dataset, plan: _Plan, nights: Interval, connection: duckdb.DuckDBPyConnection, folder: Path
 ) -> SourceRead:
-    also = _still_waiting(plan, nights) if is_dated(dataset.tables[plan.name]) else ()
+    table = dataset.tables[plan.name]
+    # Where every delivery is whole, what waits in one comes again with the next.
+    also = _still_waiting(plan, nights) if is_dated(table) and table.deletes == "keep" else ()
     return read_source(
         lake, dataset.name, plan.name, nights, connection, name=f"source_of_{plan.name}", folder=folder, also=also
     )
@@ -249,9 +262,12 @@ def _compute(
     Args:
         fresh: nights whose rows come from the source; the later ones come from raw as it is published. None: all.
     """
+    judged = nights if plan.open is not None else fresh
     fresh = fresh or nights
     table = dataset.tables[plan.name]
     columns, keys = list(table.columns), list(table.key)
+    closes = table.deletes == "close"
+    content = f"hash({_listed(columns)})"
     register_nights(connection, nights, dataset.time_zone)
     names = {
         "start": f"DATE '{fresh.start}'",
@@ -266,7 +282,13 @@ def _compute(
         "a_key": _listed(keys, "a"),
         "same_key": " AND ".join(f"a.{quoted(k)} IS NOT DISTINCT FROM b.{quoted(k)}" for k in keys),
         # Compared between two arrivals of one key, as the sum over their rows, never stored: 64 bits suffice.
-        "content": f"hash({_listed(columns)})",
+        "content": content,
+        # What a row of raw says of its key: its content, null where it says that the key is closed.
+        "stored": f'CASE WHEN NOT "{CLOSED_COLUMN}" THEN hash({_listed(columns)}) END'
+        if closes
+        else f"hash({_listed(columns)})",
+        "key_given": " AND ".join(f"{quoted(k)} IS NOT NULL" for k in keys),
+        "closing": f', a.nf__content IS NULL AS "{CLOSED_COLUMN}"' if closes else "",
         # A row that does not say when it became known is known when it is seen.
         "landing": f"greatest(nf__natural_date, coalesce(nf__delivered, DATE '{fresh.start}'))",
     }
@@ -280,23 +302,36 @@ def _compute(
         and read.fingerprint is not None
         and all(p.details.get("source") == read.fingerprint for p in before.values())
     )
-    run(_CANDIDATES + (" AND nf__natural_date >= {start}" if alone else "") + _NEWEST)
+    candidates = _CANDIDATES
+    if alone:
+        candidates += " AND nf__natural_date >= {start}"
+    if closes and read.dated:
+        candidates += " AND (nf__natural_date IS NULL OR nf__natural_date <= nf__delivered)"
+    run(candidates + _NEWEST)
     kept = [day for day in plan.published if fresh.end <= day < nights.end]
     if kept:
         plan.raw.register(connection, "kept", kept, plan.version)
         run(
-            "INSERT INTO candidates SELECT {columns}, known_at_utc, data_date, data_date, data_date, {content} FROM "
-            "kept"
+            "INSERT INTO candidates SELECT {columns}, known_at_utc, data_date, data_date, data_date, {stored} FROM kept"
         )
     if alone and run(_SEEN_EARLIER)[0][0]:
         # Every night before was made from these very bytes, so none of their rows is late; but some of tonight's keys
         # have earlier rows.
         alone = False
     plan.raw.register(connection, "before", [] if alone else before, max(plan.version, 0))
-    run(_KNOWN)
+    run(_KNOWN + ("" if closes else _OF_CANDIDATES) + _HIGHEST)
+    if closes:
+        run(_CLOSED_AT_START)
+        if read.dated:
+            run(_CLOSED_LATER)
     run(_LANDED)
+    closed = run(_CLOSED) if closes else []
+    if judged is not None:
+        _require_whole(plan, table, [row for row in closed if row[0] in judged])
     run(_COMPUTED)
-    return _Computed(f"computed_{plan.name}", *_count(run, read.dated))
+    return _Computed(
+        f"computed_{plan.name}", *_count(run, read.dated, sum(row[1] for row in closed if row[0] in fresh))
+    )
 
 
 # A row's candidates for a key and landing night: those of the newest delivery and natural night.
@@ -321,12 +356,31 @@ _KNOWN = """
 CREATE OR REPLACE TEMP TABLE known AS
 SELECT {key}, revision, sum(nf__content) AS nf__content
 FROM (
-    SELECT {key}, revision, {content} AS nf__content
+    SELECT {key}, revision, {stored} AS nf__content
     FROM before AS a
-    WHERE EXISTS (SELECT 1 FROM candidates AS b WHERE {same_key})
+"""
+_OF_CANDIDATES = "WHERE EXISTS (SELECT 1 FROM candidates AS b WHERE {same_key})"
+_HIGHEST = """
     QUALIFY rank() OVER (PARTITION BY {key} ORDER BY revision DESC) = 1
 )
 GROUP BY ALL
+"""
+# Keys that a delivery lacks arrive in its night without content. Whether that closes them, `landed` says.
+_CLOSED_AT_START = """
+INSERT INTO candidates BY NAME
+SELECT {a_key}, {start} AS nf__landing
+FROM known AS a
+WHERE nf__content IS NOT NULL AND {key_given} AND NOT EXISTS (
+    SELECT 1 FROM {source} AS b WHERE {same_key} AND (b.nf__delivered IS NULL OR b.nf__delivered = {start})
+)
+"""
+_CLOSED_LATER = """
+INSERT INTO candidates BY NAME
+SELECT DISTINCT {a_key}, a.nf__delivered + 1 AS nf__landing
+FROM {source} AS a
+WHERE a.nf__delivered + 1 < {end} AND {key_given} AND NOT EXISTS (
+    SELECT 1 FROM {source} AS b WHERE {same_key} AND b.nf__delivered = a.nf__delivered + 1
+)
 """
 # The arrivals that change what is known of their key, and the revision each of them is.
 _LANDED = """
@@ -338,15 +392,32 @@ compared AS (
     SELECT
         a.*,
         b.revision AS nf__known_revision,
-        coalesce(lag(a.nf__content) OVER w, b.nf__content) IS DISTINCT FROM a.nf__content AS nf__is_new
+        lag(a.nf__content, 1, b.nf__content) OVER w AS nf__before
     FROM arrivals AS a
     LEFT JOIN known AS b ON {same_key}
     WINDOW w AS (PARTITION BY {a_key} ORDER BY a.nf__landing)
 )
 SELECT {key}, nf__landing, CAST(coalesce(nf__known_revision + 1, 0) + row_number() OVER (PARTITION BY {key}
-  ORDER BY nf__landing) - 1 AS INTEGER) AS revision
+  ORDER BY nf__landing) - 1 AS INTEGER) AS revision, nf__content IS NULL AS nf__closes, nf__before IS NULL AS nf__opens
 FROM compared
-WHERE nf__is_new
+WHERE nf__before IS DISTINCT FROM nf__content
+"""
+# Per night that closes keys: how many, and how many were open before it.
+_CLOSED = """
+SELECT nf__landing, nf__closed, nf__known + nf__opened_before
+FROM (
+    SELECT
+        nf__landing,
+        count(*) FILTER (nf__closes) AS nf__closed,
+        (SELECT count(nf__content) FROM known) AS nf__known,
+        coalesce(sum(count(*) FILTER (nf__opens) - count(*) FILTER (nf__closes)) OVER (
+            ORDER BY nf__landing ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+        ), 0) AS nf__opened_before
+    FROM landed
+    GROUP BY nf__landing
+)
+WHERE nf__closed > 0
+ORDER BY nf__landing
 """
 _COMPUTED = """
 CREATE OR REPLACE TEMP TABLE {computed} AS
@@ -356,7 +427,7 @@ SELECT
     b.revision,
     row_number() OVER (PARTITION BY {a_key}, a.nf__landing ORDER BY {a_columns}, a.known_at_utc) AS {row_number},
     a.nf__landing AS data_date,
-    a.nf__natural_date
+    a.nf__natural_date{closing}
 FROM candidates AS a
 INNER JOIN landed AS b ON a.nf__landing = b.nf__landing AND {same_key}
 INNER JOIN nights AS n ON n.data_date = a.nf__landing
@@ -375,13 +446,29 @@ FROM {source} WHERE nf__natural_date >= {end} GROUP BY nf__delivered ORDER BY nf
 """
 
 
-def _count(run: Callable[[str], list[tuple[Any, ...]]], dated: bool) -> tuple[dict[str, int], dict[str, str]]:
-    late, corrections = run(_COUNT_COMPUTED)[0]
+def _require_whole(plan: _Plan, table: Table, nights: Iterable[tuple[Any, ...]]) -> None:
+    """Refuse a night, of (data date, keys it closes, keys open before it), that closes more of them than it may."""
+    for night, closed, before in nights:
+        share = closed / before
+        if share > table.max_closed_share:
+            raise SourceShrank(
+                f"the source of {plan.raw.name} lacks {closed} of the {before} keys that were open before {night}: "
+                f"share {share:.3f}, more than max_closed_share {table.max_closed_share:g}. Nothing was written.\n"
+                "  A delivery that was cut short? Correct it, then clear this task. If these keys are gone, raise "
+                f"`max_closed_share` of the table to {share:.3f} or more (1 lets a delivery close all) for this run."
+            )
+
+
+def _count(
+    run: Callable[[str], list[tuple[Any, ...]]], dated: bool, closed: int
+) -> tuple[dict[str, int], dict[str, str]]:
+    late, revisions = run(_COUNT_COMPUTED)[0]
     waiting, before_start, undated = run(_COUNT_SOURCE)[0]
     until = {night.isoformat(): last.isoformat() for night, last in run(_WAITING)} if dated else {}
     return {
         "late": late,
-        "corrections": corrections,
+        "corrections": revisions - closed,
+        "closed": closed,
         "waiting": waiting,
         "before_start": before_start,
         "undated": undated,
@@ -397,6 +484,7 @@ def _counts(plan: _Plan, interval: Interval, counts: Mapping[str, int]) -> dict[
         "rows": _rows(plan, interval, None),
         "late": 0,
         "corrections": 0,
+        "closed": 0,
         "waiting": 0,
         "before_start": 0,
         "undated": 0,
@@ -491,10 +579,16 @@ def _compare(
         f"  - {row['data_date']}, in the {_side(shown_row(row, plan.raw.personal), list(kinds))}"
         for row in shown.to_pylist()
     )
-    if is_dated(dataset.tables[plan.name]):
+    table = dataset.tables[plan.name]
+    if is_dated(table):
         remedy = "A changed delivery of a published night is not read again"
+    elif table.deletes == "close":
+        remedy = "The next unpublished night lands new and changed rows as late rows and revisions and closes lost keys"
     else:
-        remedy = "The next unpublished night lands the difference as late rows and revisions"
+        remedy = (
+            "The next unpublished night lands new and changed rows as late rows and revisions; rows that are gone stay "
+            "(`deletes: keep`)"
+        )
     raise SourceChanged(
         f"the source of {plan.raw.name} has other rows for {nights} than when they were published: {count} rows "
         f"differ. For example\n{examples}\n"
@@ -505,4 +599,6 @@ def _compare(
 
 def _side(row: Mapping[str, Any], columns: list[str]) -> str:
     values = ", ".join(f"{name}={row[name]}" for name in (*columns, "revision"))
+    if row.get(CLOSED_COLUMN):
+        values += ", closed"
     return f"{'source alone' if row['nf__side'] == 'source' else 'lake alone'}: {values}"

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from config.calendar import Interval
 from lake.lake import Lake
 from lake.lineage import Input, Publication
-from lake.tables import LakeTable
+from lake.tables import CLOSED_COLUMN, LakeTable
 
 # Delta keeps the statistics of a timestamp cut to milliseconds.
 _STATISTICS_MARGIN = timedelta(seconds=1)
@@ -40,17 +40,19 @@ class KnownTable:
 
     def register(self, connection: duckdb.DuckDBPyConnection, view: str, key: tuple[str, ...]) -> None:
         """DuckDB view of every revision in those partitions, with `superseded_on`: the night its next revision arrived
-        in, else null.
+        in, or its key was closed in, else null.
 
         Night n knows the rows with `data_date <= n AND (superseded_on IS NULL OR superseded_on > n)`.
         """
         self.table.register(connection, f"{view}_revisions", self.dates, self.version)
         keys = ", ".join(f'"{name}"' for name in key)
-        connection.execute(
-            f'CREATE OR REPLACE TEMP VIEW "{view}" AS SELECT *, lead(data_date) OVER (PARTITION BY {keys} ORDER BY '
-            "data_date, revision) AS superseded_on "
+        revisions = (
+            f"SELECT *, lead(data_date) OVER (PARTITION BY {keys} ORDER BY data_date, revision) AS superseded_on "
             f'FROM "{view}_revisions"'
         )
+        if self.table.closes:
+            revisions = f'SELECT * EXCLUDE ("{CLOSED_COLUMN}") FROM ({revisions}) WHERE NOT "{CLOSED_COLUMN}"'
+        connection.execute(f'CREATE OR REPLACE TEMP VIEW "{view}" AS {revisions}')
 
     def inputs(self) -> list[Input]:
         """Those partitions as lineage."""

@@ -3,8 +3,9 @@
 What a view's SQL sees
     `nights(data_date, cutoff_utc)`: the nights of the interval.
     Each table the view reads, under its name: every revision in partitions [start - lookback, end), and
-    `superseded_on`, the first night that no longer sees the row: the one its next revision arrived in, or the one it
-    leaves the lookback. Night n sees the rows with `data_date <= n.data_date AND superseded_on > n.data_date`.
+    `superseded_on`, the first night that no longer sees the row: the one its next revision arrived in, the one its key
+    was closed in (`deletes: close`), or the one it leaves the lookback. Night n sees the rows with
+    `data_date <= n.data_date AND superseded_on > n.data_date`.
 
 A file that joins that way, and takes its windows from event times, gives the same rows for 90 nights at once as for
 90 single nights: late rows and corrections change only the nights that came after them.
@@ -30,9 +31,10 @@ from lake.events import logged
 from lake.lake import Lake, StageResult, register_nights
 from lake.lineage import Input, PartitionNotReady, Publication
 from lake.publish import DuplicateKey, Published, publish
-from lake.tables import ARROW_TYPES, DUCKDB_TYPES, LakeTable, feature_table, valid_table
+from lake.tables import ARROW_TYPES, CLOSED_COLUMN, DUCKDB_TYPES, LakeTable, feature_table, valid_table
 
 _BATCH_ROWS = 131_072
+_STANDS = f'WHERE NOT r."{CLOSED_COLUMN}"'
 _INTEGERS = frozenset(
     {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "UHUGEINT"}
 )
@@ -332,9 +334,11 @@ def _register_revisions(
         superseded_on = f"least(s.superseded_on, {leaves})"
     else:
         join, superseded_on = "", leaves
+    # What says that a key is gone ends the revision before it, and is no row itself.
+    columns, kept = ("r.*", "") if not pin.table.closes else (f'r.* EXCLUDE ("{CLOSED_COLUMN}")', _STANDS)
     connection.execute(
-        f'CREATE OR REPLACE TEMP VIEW "{name}" AS SELECT r.*, {superseded_on} AS superseded_on FROM "{name}_rows" AS r '  # noqa: S608 (names from the typed catalog)
-        f"{join}"
+        f'CREATE OR REPLACE TEMP VIEW "{name}" AS SELECT {columns}, {superseded_on} AS superseded_on '  # noqa: S608 (names from the typed catalog)
+        f'FROM "{name}_rows" AS r {join} {kept}'
     )
 
 

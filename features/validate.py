@@ -35,7 +35,15 @@ from lake.lake import Lake, StageResult
 from lake.lineage import Input, Publication
 from lake.metrics import Metric, Status, metrics_table, publish_metrics
 from lake.publish import publish
-from lake.tables import LakeTable, quarantine_table, raw_table, valid_table
+from lake.tables import (
+    ARROW_TYPES,
+    CLOSED_COLUMN,
+    DUCKDB_TYPES,
+    LakeTable,
+    quarantine_table,
+    raw_table,
+    valid_table,
+)
 
 _EXAMPLES = 3
 _BATCH_ROWS = 131_072
@@ -79,12 +87,15 @@ class TableNight:
     """The verdict on one table on one night.
 
     Attributes:
+        rows: those that came; what closes a key (`deletes: close`) is none of them.
+        closed: keys closed.
         broken: rows that broke each rule, by the rule's name; a row may break several.
     """
 
     table: str
     data_date: date
     rows: int
+    closed: int
     bad_rows: int
     broken: Mapping[str, int]
     checks: tuple[TableCheck, ...]
@@ -217,7 +228,8 @@ def _mark(
     # A NaN is a missing number: the rules, SQL and the readers behind then need to know one kind of missing only.
     # Not `nullif(x, NaN)`: from Parquet's statistics, which leave NaN out, DuckDB concludes that nothing equals it.
     columns = ", ".join(_without_nan(f.name) if pa.types.is_floating(f.type) else f'"{f.name}"' for f in raw.schema)
-    connection.execute(f'CREATE OR REPLACE TEMP VIEW "read_{name}" AS SELECT {columns} FROM "raw_{name}"')  # noqa: S608 (names from the typed catalog)
+    stands = f' WHERE NOT "{CLOSED_COLUMN}"' if raw.closes else ""
+    connection.execute(f'CREATE OR REPLACE TEMP VIEW "read_{name}" AS SELECT {columns} FROM "raw_{name}"{stands}')  # noqa: S608 (names from the typed catalog)
     rules = compile_suite(row_suite(dataset, name), f"read_{name}")
     connection.execute(f'CREATE OR REPLACE TABLE "marked_{name}" AS {marking_sql(rules, f"read_{name}")}')
     newest = [rule.column for rule in table.table_rules if isinstance(rule, Freshness)]
@@ -228,13 +240,18 @@ def _mark(
     counted = {row["data_date"]: row for row in by_night.to_pylist()}
     valid, quarantine = valid_table(lake.settings, dataset, name), quarantine_table(lake.settings, dataset, name)
     row_counts = {day: int(counted[day]["nf__rows"]) if day in counted else 0 for day in interval}
+    closed = dict.fromkeys(interval, 0)
+    if raw.closes:
+        query = f'SELECT data_date, count(*) FROM "raw_{name}" WHERE "{CLOSED_COLUMN}" GROUP BY data_date'  # noqa: S608 (as above)
+        closed |= dict(connection.execute(query).fetchall())
     history = _history(lake, valid, quarantine, table, interval) | row_counts
     nights = {}
     for day in interval:
         row = counted.get(day, {})
         checks = tuple(_judge(rule, day, row_counts[day], row, history, dataset) for rule in table.table_rules)
         broken = {rule.check: int(row.get(f"nf__broken_{number}", 0)) for number, rule in enumerate(rules)}
-        nights[day] = TableNight(name, day, row_counts[day], int(row.get("nf__bad", 0)), broken, checks)
+        bad = int(row.get("nf__bad", 0))
+        nights[day] = TableNight(name, day, row_counts[day], closed[day], bad, broken, checks)
     return _Marked(name, raw, valid, quarantine, inputs, rules, nights)
 
 
@@ -250,7 +267,9 @@ def _history(lake: Lake, valid: LakeTable, quarantine: LakeTable, table: Table, 
     before = Interval(interval.start - timedelta(weeks=weeks), interval.start)
     aside = lake.publications.current(quarantine, before)
     return {
-        day: p.rows + aside[day].rows for day, p in lake.publications.current(valid, before).items() if day in aside
+        day: p.rows - p.closed + aside[day].rows
+        for day, p in lake.publications.current(valid, before).items()
+        if day in aside
     }
 
 
@@ -354,16 +373,22 @@ def _publish(
 ) -> int:
     """Publish quarantine, then valid; returns the partitions that were committed."""
     inputs: dict[date, list[Input]] = {day: [table.inputs[day].as_input()] for day in interval}
-    lineage = dataclasses.replace(lake.lineage(dataset, run_id), inputs=inputs)
+    closed = {day.isoformat(): night.closed for day, night in table.nights.items() if night.closed}
+    lineage = dataclasses.replace(
+        lake.lineage(dataset, run_id, **({"closed": closed} if table.valid.closes else {})), inputs=inputs
+    )
     committed = 0
     # Valid last: it is what the next stage waits for, and where it is, quarantine is too.
     for target, kept in ((table.quarantine, "broken_rules IS NOT NULL"), (table.valid, "broken_rules IS NULL")):
         columns = ", ".join(f'"{name}"' for name in target.schema.names)
         order = ", ".join(f'"{name}" NULLS LAST' for name in ("data_date", *target.key))
+        rows = f'SELECT {columns} FROM "marked_{table.name}" WHERE {kept}'  # noqa: S608 (names from the typed catalog)
+        if target.closes:
+            rows += f" UNION ALL {_closings(table)}"
         query = (
-            f'SELECT {columns} FROM "marked_{table.name}" WHERE {kept}'  # noqa: S608 (names from the typed catalog)
-            f" AND data_date >= DATE '{interval.start.isoformat()}' AND data_date < DATE '{interval.end.isoformat()}' "
-            f"ORDER BY {order}"
+            f"SELECT * FROM ({rows})"  # noqa: S608 (as above)
+            f" WHERE data_date >= DATE '{interval.start.isoformat()}' AND data_date < DATE '{interval.end.isoformat()}'"
+            f" ORDER BY {order}"
         )
         reader = connection.sql(query).to_arrow_reader(_BATCH_ROWS)
         before = {day: replaces[target.name][day] for day in interval}
@@ -373,6 +398,26 @@ def _publish(
             )
         committed += len(published.committed)
     return committed
+
+
+# What stands in a closing's columns that hold no null. No reader sees it; instants are its night's own, so that the
+# files' statistics name that night.
+_CLOSED_VALUES = {"BOOLEAN": "false", "VARCHAR": "''", "DATE": "data_date", "TIMESTAMPTZ": "known_at_utc"}
+
+
+def _closings(table: _Marked) -> str:
+    """SELECT of the rows of raw that close a key, as the valid table has them."""
+    kept = (*table.valid.key, "known_at_utc", "data_date", CLOSED_COLUMN)
+    columns = [
+        f'"{f.name}"' if f.nullable or f.name in kept else f'{_closed_value(f)} AS "{f.name}"'
+        for f in table.valid.schema
+    ]
+    return f'SELECT {", ".join(columns)} FROM "raw_{table.name}" WHERE "{CLOSED_COLUMN}"'  # noqa: S608 (names from the typed catalog)
+
+
+def _closed_value(column: pa.Field) -> str:
+    kind = next(DUCKDB_TYPES[name] for name, arrow in ARROW_TYPES.items() if arrow == column.type)
+    return f"CAST({_CLOSED_VALUES.get(kind, '0')} AS {kind})"
 
 
 def _metrics(dataset: str, entry: Table, table: _Marked, night: TableNight) -> Iterator[Metric]:

@@ -57,6 +57,11 @@ class Lineage:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
+def closed_keys(details: Mapping[str, Any], data_date: date) -> int:
+    """Rows of a valid partition that say that their key is gone, as the details of its publication tell."""
+    return int(details.get("closed", {}).get(data_date.isoformat(), 0))
+
+
 @dataclass(frozen=True)
 class Publication:
     """One partition as one commit left it."""
@@ -72,6 +77,11 @@ class Publication:
     committed_at: datetime
     inputs: tuple[Input, ...]
     details: Mapping[str, Any]
+
+    @property
+    def closed(self) -> int:
+        """Of a valid table: how many of the rows say that their key is gone (`deletes: close`)."""
+        return closed_keys(self.details, self.data_date)
 
     def as_input(self) -> Input:
         """This partition as what another one was computed from."""

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from config.calendar import Interval
 from lake.assignment import Plan, scored_by
 from lake.lake import Lake
-from lake.lineage import as_utc, publications_table
+from lake.lineage import as_utc, closed_keys, publications_table
 from lake.projection import has_table
 
 AT_ONCE = 200  # parts of a statement: SQLite takes at most 500 of a union
@@ -41,6 +41,11 @@ class PublishedNight:
     newest_at: datetime
     times: int
     details: str
+
+    @property
+    def closed(self) -> int:
+        """Of a valid table: how many of the rows say that their key is gone (`deletes: close`)."""
+        return closed_keys(json.loads(self.details), self.data_date)
 
     @property
     def scored_by(self) -> Plan:

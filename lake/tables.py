@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 
 import duckdb
@@ -35,6 +35,8 @@ DUCKDB_TYPES: dict[str, str] = {
     "timestamp": "TIMESTAMPTZ",
 }
 DATA_DATE = pa.field("data_date", pa.date32(), nullable=False)
+# True in a row that says that its key is gone, of a table with `deletes: close`: such a row holds no values.
+CLOSED_COLUMN = f"{OWN_PREFIX}closed"
 _RETENTION = {
     "delta.logRetentionDuration": "interval 3650 days",
     "delta.deletedFileRetentionDuration": "interval 3650 days",
@@ -58,6 +60,7 @@ class LakeTable:
             that value, and has the digest that it was published with: while every row of a partition holds that value,
             the column is no part of the digest.
         personal: columns whose values no message shows.
+        may_close: its files may hold rows that say that their key is gone, whatever the catalog says of it now.
     """
 
     name: str
@@ -66,6 +69,7 @@ class LakeTable:
     key: tuple[str, ...]
     added: Mapping[str, str] = field(default_factory=dict)
     personal: frozenset[str] = frozenset()
+    may_close: bool = False
 
     def load(self, version: int | None = None) -> DeltaTable | None:
         """The Delta table as of `version` (None: newest), or None when nothing was ever committed."""
@@ -123,16 +127,26 @@ class LakeTable:
         if files:
             allow(connection, files)
             source = read_parquet(files, partitioned=True)
-            if self.added:
+            added = {name: _duckdb_type(self.schema.field(name).type) for name in self.added}
+            # Closings of a time when the catalog said `deletes: close`, which it no longer does, are no rows.
+            leaves_closings_out = self.may_close and not self.closes
+            if leaves_closings_out:
+                added[CLOSED_COLUMN] = "BOOLEAN"
+            if added:
                 # Where none of the files has them, the columns come from here.
-                nulls = ", ".join(
-                    f'CAST(NULL AS {_duckdb_type(self.schema.field(name).type)}) AS "{name}"' for name in self.added
-                )
+                nulls = ", ".join(f'CAST(NULL AS {kind}) AS "{name}"' for name, kind in added.items())
                 source = f"(SELECT * FROM {source} UNION ALL BY NAME SELECT {nulls} WHERE false)"  # noqa: S608 (as below)
+            if leaves_closings_out:
+                source += f' WHERE "{CLOSED_COLUMN}" IS NOT TRUE'
             connection.execute(f'CREATE OR REPLACE TEMP VIEW "{view}" AS SELECT {columns} FROM {source}')  # noqa: S608 (paths of our own lake, quoted)
         else:
             empty = ", ".join(f'CAST(NULL AS {_duckdb_type(f.type)}) AS "{f.name}"' for f in self.schema)
             connection.execute(f'CREATE OR REPLACE TEMP VIEW "{view}" AS SELECT {empty} WHERE false')
+
+    @property
+    def closes(self) -> bool:
+        """Whether its rows say, in a column, that their key is gone."""
+        return CLOSED_COLUMN in self.schema.names
 
     def _value(self, column: str) -> str:
         return f'coalesce("{column}", {self.added[column]})' if column in self.added else f'"{column}"'
@@ -186,7 +200,9 @@ def row_number_column(declared: Iterable[str]) -> str:
 
 
 def raw_table(settings: Settings, dataset: Dataset, table: str) -> LakeTable:
-    """`<dataset>/raw/<table>`: declared columns (all nullable), known_at_utc, revision (0 first), data_date."""
+    """`<dataset>/raw/<table>`: declared columns (all nullable), known_at_utc, revision (0 first), data_date; with
+    `deletes: close` also `nf__closed`.
+    """
     fields = [
         f.with_nullable(True) if f.name in dataset.tables[table].columns else f for f in _row_fields(dataset, table)
     ]
@@ -194,20 +210,34 @@ def raw_table(settings: Settings, dataset: Dataset, table: str) -> LakeTable:
     number = row_number_column(dataset.tables[table].columns)
     fields.append(pa.field(number, pa.int64(), nullable=False))
     key = (*dataset.tables[table].key, "revision", number)
-    return _table(settings, f"{dataset.name}/raw/{table}", fields, key, personal=_personal(dataset, [table]))
+    added = _closing(dataset, table, fields)
+    made = _table(settings, f"{dataset.name}/raw/{table}", fields, key, added, _personal(dataset, [table]))
+    return replace(made, may_close=True)
 
 
 def valid_table(settings: Settings, dataset: Dataset, table: str) -> LakeTable:
-    """`<dataset>/valid/<table>`: declared columns, known_at_utc, revision, data_date."""
+    """`<dataset>/valid/<table>`: declared columns, known_at_utc, revision, data_date; with `deletes: close` also
+    `nf__closed`.
+    """
     key = (*dataset.tables[table].key, "revision")
-    personal = _personal(dataset, [table])
-    return _table(settings, f"{dataset.name}/valid/{table}", _row_fields(dataset, table), key, personal=personal)
+    fields = _row_fields(dataset, table)
+    added = _closing(dataset, table, fields)
+    made = _table(settings, f"{dataset.name}/valid/{table}", fields, key, added, _personal(dataset, [table]))
+    return replace(made, may_close=True)
+
+
+def _closing(dataset: Dataset, table: str, fields: list[pa.Field]) -> dict[str, str]:
+    """Append the column of closings where the table has one; returns what rows of before hold in it."""
+    if dataset.tables[table].deletes == "keep":
+        return {}
+    fields.append(pa.field(CLOSED_COLUMN, pa.bool_()))
+    return {CLOSED_COLUMN: "false"}
 
 
 def quarantine_table(settings: Settings, dataset: Dataset, table: str) -> LakeTable:
     """`<dataset>/quarantine/<table>`: raw's columns and `broken_rules`, names joined by `; `."""
     raw = raw_table(settings, dataset, table)
-    fields = [f for f in raw.schema if f.name != "data_date"]
+    fields = [f for f in raw.schema if f.name not in ("data_date", CLOSED_COLUMN)]
     return _table(
         settings,
         f"{dataset.name}/quarantine/{table}",

@@ -167,6 +167,21 @@ class Table(Model):
     columns: dict[str, Column] = Field(min_length=1)
     checks: tuple[Check, ...] = ()
     quality: Quality = Quality()
+    deletes: Literal["keep", "close"] = Field(
+        "keep",
+        exclude_if=lambda deletes: deletes == "keep",  # the catalog's digest of before it could be declared
+        description=(
+            "what a key means that a delivery lacks: nothing (keep), or that it is gone from that night on (close);"
+            " close is for sources whose every delivery is whole"
+        ),
+    )
+    max_closed_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        exclude=True,  # it shapes no row
+        description="with `deletes: close`, the share of open keys that one night may close; more is refused",
+    )
 
     @property
     def row_rules(self) -> tuple[RowRule, ...]:
@@ -189,6 +204,15 @@ class Table(Model):
                 raise ValueError(f"key names {name!r}, which is not a column of the table")
             if self.columns[name].nullable:
                 raise ValueError(f"key column {name!r} must say nullable: false")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_deliveries(self) -> Self:
+        if self.deletes == "close" and isinstance(self.source, SqlSource) and ":start_utc" in self.source.query:
+            raise ValueError(
+                "deletes: close needs a source whose every delivery is whole, and a query with :start_utc asks for a"
+                " part of it: every key from before would be closed. Ask without it, or say deletes: keep"
+            )
         return self
 
     @model_validator(mode="after")

@@ -234,7 +234,7 @@ def _data(lake: Lake) -> Iterator[Metric]:
     newest = newest_publications(lake, [name for pair in named.values() for name in pair])
     for (dataset, table), (valid, quarantine) in named.items():
         if valid in newest:
-            rows.add_metric([dataset, table], newest[valid].rows)
+            rows.add_metric([dataset, table], newest[valid].rows - newest[valid].closed)
             night.add_metric(
                 [dataset, table], cutoff(newest[valid].data_date, lake.dataset(dataset).time_zone).timestamp()
             )

@@ -228,14 +228,14 @@ def _night_table(
             "state": one.states[0],
             "also": list(one.states[1:]),
         }
-        row |= {"rows": one.rows, "quarantined": one.quarantined, "score": one.score}
+        row |= {"rows": one.rows, "quarantined": one.quarantined, "closed": one.closed, "score": one.score}
         if one.quarantined:
             row["quarantined_url"] = address.of_night(night, part.key) + "#quarantine"
         if one.quarantined is not None and one.rows:
             row["share"] = one.quarantined / one.rows
         if one.published:
             p = one.published
-            row |= {"valid": p.rows if part.quarantine else None, "newest_at": p.newest_at, "commits": p.times}
+            row |= {"valid": one.kept if part.quarantine else None, "newest_at": p.newest_at, "commits": p.times}
             row |= {"version": p.version, "digest": p.digest[:12], "run": p.run_id}
             row["run_url"] = run_url(
                 address.context, on_record, p.run_id, f"{entry.name}_ingest", f"{entry.name}_history"
@@ -258,6 +258,7 @@ def _night_table(
         Column("valid", "valid", "number"),
         Column("quarantined", "quarantined", "number", link="quarantined_url"),
         Column("share", "share", "percent"),
+        Column("closed", "keys closed", "number"),
         Column("score", "quality score", "number"),
         Column("docs", "Great Expectations", link="docs_url"),
         Column("newest_at", "published", "date"),
@@ -294,7 +295,7 @@ def _nights_table(
                 else {"failed": _failure(run), "failed_url": context.dag_url(run.dag_id, run.run_id, run.failed_task)}
             )
             | (
-                {"rows": None, "valid": None, "quarantined": None}
+                {"rows": None, "valid": None, "quarantined": None, "closed": None}
                 if night["states"][0] == "missing" and not night["rows"]
                 else {}
             )
@@ -306,6 +307,7 @@ def _nights_table(
         Column("rows", "rows", "number"),
         Column("valid", "valid", "number"),
         Column("quarantined", "quarantined", "number"),
+        Column("closed", "keys closed", "number"),
         Column("score", "lowest quality score", "number"),
         Column("first_at", "first published", "date"),
         Column("newest_at", "newest commit", "date"),

@@ -68,6 +68,7 @@ class Night:
     Attributes:
         states: all that are true of it, the worst first.
         quarantined: rows set aside, None for a feature view.
+        closed: keys that the night's delivery lacked and that it closed, None for a feature view.
         score: its quality score, in [0, 1].
     """
 
@@ -75,12 +76,18 @@ class Night:
     states: tuple[State, ...]
     published: PublishedNight | None
     quarantined: int | None
+    closed: int | None
     score: float | None
 
     @property
     def rows(self) -> int | None:
         """Rows that came, valid or not; None for a missing night."""
-        return None if self.published is None else self.published.rows + (self.quarantined or 0)
+        return None if self.published is None else self.published.rows - (self.closed or 0) + (self.quarantined or 0)
+
+    @property
+    def kept(self) -> int | None:
+        """Rows that are published, without what only closes a key; None for a missing night."""
+        return None if self.published is None else self.published.rows - (self.closed or 0)
 
 
 def states_of(
@@ -200,8 +207,14 @@ def nights_of(
                 deadline = None if one is None or one.first_at in in_bulk else _deadline(entry, models, day)
                 count = aside[day].rows if day in aside else 0
                 states = states_of(published=one, quarantined=count, later_first_at=later, deadline=deadline)
+                of_table = one if part.quarantine else None
                 nights[day] = Night(
-                    day, states, one, count if part.quarantine and one else None, scores.get((part.key, day))
+                    day,
+                    states,
+                    one,
+                    count if of_table else None,
+                    of_table.closed if of_table else None,
+                    scores.get((part.key, day)),
                 )
             if one is not None:
                 later = one.first_at if later is None else min(later, one.first_at)
@@ -231,7 +244,8 @@ def together(parts: Sequence[Part], nights: Mapping[str, Mapping[date, Night]]) 
                 "day": day,
                 "states": tuple(s for s in STATES if s in states and (s != "published" or len(states) == 1)),
                 "rows": sum(night.rows or 0 for night in counted),
-                "valid": sum(night.published.rows for night in counted if night.published),
+                "valid": sum(night.kept or 0 for night in counted),
+                "closed": sum(night.closed or 0 for night in counted),
                 "quarantined": sum(night.quarantined or 0 for night in counted),
                 "score": min(scores, default=None),
                 "first_at": max((p.first_at for p in told), default=None),

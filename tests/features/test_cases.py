@@ -21,9 +21,10 @@ from config.calendar import Interval
 from config.catalog.load import load_catalog
 from config.settings import Settings
 from features.ingest import SourceSchemaMismatch, ingest
+from features.transform import transform
 from features.validate import validate
 from lake.lake import Lake, StageResult
-from lake.tables import LakeTable, raw_table, valid_table
+from lake.tables import LakeTable, feature_table, raw_table, valid_table
 
 CASES = Path(__file__).parent / "cases"
 Row = dict[str, Any]
@@ -33,7 +34,7 @@ class Case:
     """One case in a folder of its own: `declare` changes its catalog, `run` runs its nights."""
 
     def __init__(self, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        (source,) = CASES.glob(f"{name}-*")
+        source = next(CASES.glob(f"{name}-*"), CASES / name)
         shutil.copytree(source, folder, dirs_exist_ok=True)
         shutil.copytree(source / "catalog", folder, dirs_exist_ok=True)
         self.folder = folder
@@ -135,3 +136,28 @@ def test_columns_called_as_words_of_sql_are_read_and_validated(case: Cases) -> N
     tried = case("22")
     tried.run()
     assert tried.rows(valid_table) == [{"id": 1, "at": 5, "by": "a", "data_date": FIRST}]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("landing", {1: FIRST, 2: date(2024, 3, 7)}), ("row_number", {1: 7, 2: 7})]
+)
+def test_a_column_called_as_one_of_ours_is_read_whole(case: Cases, name: str, expected: dict[int, Any]) -> None:
+    tried = case(f"06-column-{name}")
+    ingested, validated = tried.run()
+    assert {name: count for name, count in ingested.details["t"].items() if count} == {"rows": 2, "undated": 2}
+    assert validated.details["quarantined"] == 0
+    assert values(tried.rows(valid_table), name) == expected
+
+
+@pytest.mark.parametrize(("deletes", "closed", "left"), [("keep", 0, {1: 5, 2: 6, 3: 7}), ("close", 1, {1: 5, 3: 7})])
+def test_a_key_that_a_snapshot_lacks_stays_or_ends_as_declared(
+    case: Cases, deletes: str, closed: int, left: dict[int, float]
+) -> None:
+    tried = case("31")
+    tried.document["tables"]["t"]["deletes"] = deletes
+    tried.declare()
+    results = tried.run(ingest, validate, transform)
+    assert [result.details["t"]["closed"] for result in results if result.stage == "ingest"] == [0, closed]
+    lake = tried.lake
+    shown = feature_table(lake.settings, lake.dataset("d"), "v").read([tried.nights.last]).to_pylist()
+    assert values(shown, "x") == left

@@ -240,7 +240,7 @@ def test_a_changed_source_under_a_published_night_writes_nothing(tmp_path: Path,
         assert part in message, message
     for part in (
         "Nothing was written",
-        "The next unpublished night lands the difference",
+        "The next unpublished night lands new and changed rows",
         "restate meters 2024-03-01 2024-03-01",
     ):
         assert part in message, message

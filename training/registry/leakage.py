@@ -34,7 +34,7 @@ from features.transform import compute_view, inputs_of_view
 from lake.duck import read_parquet
 from lake.lake import Lake, register_nights
 from lake.publish import publish
-from lake.tables import DUCKDB_TYPES, LakeTable, feature_table, valid_table
+from lake.tables import CLOSED_COLUMN, DUCKDB_TYPES, LakeTable, feature_table, valid_table
 
 NIGHTS = 3
 _SHOWN = 20
@@ -249,10 +249,13 @@ def _audit_labels(
     key = _names(dataset.tables[entry.label.table].key)
     entity = _names(entry.entity)
     instant = cutoff(as_of, dataset.time_zone).isoformat()
+    label = label_as_number(entry)
+    if table.closes:
+        label = f'CASE WHEN "{CLOSED_COLUMN}" THEN NULL ELSE {label} END'
     connection.execute(f"""
         CREATE OR REPLACE TEMP VIEW label_audit AS
         WITH known AS (
-            SELECT {entity}, {label_as_number(entry)} AS known_label
+            SELECT {entity}, {label} AS known_label
             FROM (SELECT * FROM label_rows WHERE known_at_utc <= TIMESTAMPTZ '{instant}') SEMI JOIN rows
               USING ({entity})
             QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY data_date DESC, revision DESC) = 1

@@ -4,6 +4,7 @@ aside.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -21,7 +22,7 @@ from lake.lineage import publications_table
 from lake.projection import _metadata as projections_metadata
 from lake.publication_queries import PublishedNight
 from lake.storage import ObjectStore
-from lake.tables import quarantine_table, raw_table
+from lake.tables import quarantine_table, raw_table, valid_table
 from monitoring.alerting.runs import _metadata as runs_metadata
 from monitoring.pages.data import data_docs_folder, page
 from monitoring.pages.data_nights import STATES, states_of
@@ -121,7 +122,9 @@ def test_a_night_has_every_state_that_is_true_of_it_worst_first(
     assert states_of(**(facts | given)) == expected
 
 
-def published(lake: Lake, table_name: str, night: date, at: datetime, version: int = 1, rows: int = 5) -> None:
+def published(
+    lake: Lake, table_name: str, night: date, at: datetime, version: int = 1, rows: int = 5, details: str = "{}"
+) -> None:
     """A line of the index, as a publish leaves it."""
     _ = lake.publications  # makes the table
     values = {
@@ -136,7 +139,7 @@ def published(lake: Lake, table_name: str, night: date, at: datetime, version: i
     with lake.engine.begin() as connection:
         connection.execute(
             publications_table.insert().values(
-                **values, code_version="c", catalog_digest="c", inputs="[]", details="{}"
+                **values, code_version="c", catalog_digest="c", inputs="[]", details=details
             )
         )
 
@@ -250,6 +253,19 @@ def test_the_night_tells_rows_quality_and_docs_of_every_table(lake: Lake) -> Non
         b"rides.bookings"
         in document(context_of(lake), bookings["docs_url"].removeprefix("/nightfleet/embedded/")).content
     )
+
+
+def test_keys_closed_are_counted_and_are_no_rows(tmp_path: Path) -> None:
+    empty = toy.toy_lake(tmp_path)
+    entry = empty.dataset("rides")
+    valid, quarantine = (make(empty.settings, entry, "bookings") for make in (valid_table, quarantine_table))
+    for name, rows, details in ((valid.name, 5, json.dumps({"closed": {f"{FIRST}": 2}})), (quarantine.name, 1, "{}")):
+        published(empty, name, FIRST, AT, rows=rows, details=details)
+    (bookings,) = table(shown(empty, night=FIRST.isoformat()), "night")
+    assert {name: bookings[name] for name in ("rows", "valid", "quarantined", "closed")} == {
+        "rows": 4, "valid": 3, "quarantined": 1, "closed": 2,
+    }  # fmt: skip
+    assert [night["closed"] for night in table(shown(empty), "nights")] == [2]
 
 
 def test_calendar_and_words_agree(lake: Lake) -> None:
