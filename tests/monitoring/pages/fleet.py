@@ -39,6 +39,24 @@ def night(lake: Lake, day: date = NIGHT, spoiled: Spoiled | None = None, *, left
     """Drift, performance and quality of one night: good but for `spoiled`, by (check, column); checks `left_out` are
     not there.
     """
+    _publish(lake, Interval.of(day), _judged(day, spoiled, left_out))
+
+
+def nights(lake: Lake, spoiled: Spoiled | None = None, *, count: int = 6, left_out: tuple[str, ...] = ()) -> None:
+    """Good nights up to the newest, which is spoiled; committed together, as a history is."""
+    days = [NIGHT - timedelta(days=back) for back in range(count - 1, -1, -1)]
+    judged = [_judged(day, spoiled if day == NIGHT else None, left_out if day == NIGHT else ()) for day in days]
+    together = {key: [row for of_day in judged for row in of_day[key]] for key in judged[0]}
+    _publish(lake, Interval(days[0], days[-1] + ONE_DAY), together)
+
+
+def _publish(lake: Lake, interval: Interval, judged: Mapping[tuple[str, str], list[Metric]]) -> None:
+    for (subject, group), rows in judged.items():
+        publish_metrics(lake, subject, group, rows, interval, run_id="t")
+
+
+def _judged(day: date, spoiled: Spoiled | None, left_out: tuple[str, ...]) -> dict[tuple[str, str], list[Metric]]:
+    """Rows by subject and group."""
     changes = dict(spoiled or {})
 
     def row(subject: str, check: str, column: str = "", about: date = day, **values: Any) -> Metric:
@@ -61,17 +79,5 @@ def night(lake: Lake, day: date = NIGHT, spoiled: Spoiled | None = None, *, left
     quality = [row(DATASET, "quality_score", table, value=1.0, threshold=0.99) for table in ("bookings", "outcomes")]
     quality += [row(DATASET, "bad_share", table, value=0.0, threshold=0.01) for table in ("bookings", "outcomes")]
     extra = [Metric(MODEL, day, day, check, column=column, **values) for (check, column), values in changes.items()]
-    for subject, group, rows in (
-        (MODEL, "drift", drift + extra),
-        (MODEL, "performance", errors),
-        (DATASET, "validate", quality),
-    ):
-        kept = [r for r in rows if r.check not in left_out]
-        publish_metrics(lake, subject, group, kept, Interval.of(day), run_id="t")
-
-
-def nights(lake: Lake, spoiled: Spoiled | None = None, *, count: int = 6, **last: Any) -> None:
-    """Good nights up to the newest, which is spoiled."""
-    for back in range(count - 1, 0, -1):
-        night(lake, NIGHT - timedelta(days=back))
-    night(lake, NIGHT, spoiled, **last)
+    groups = {(MODEL, "drift"): drift + extra, (MODEL, "performance"): errors, (DATASET, "validate"): quality}
+    return {key: [row for row in rows if row.check not in left_out] for key, rows in groups.items()}
