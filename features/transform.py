@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 from config.calendar import ONE_DAY, Interval
 from config.catalog.data import Dataset, FeatureView
 from config.errors import NightfleetError
+from config.masking import cause, library_text
 from lake.duck import confine
 from lake.events import logged
 from lake.lake import Lake, StageResult, register_nights
@@ -303,7 +304,7 @@ def _compute(
             "the view; a file becomes a table by a source of its own."
         ) from error
     except duckdb.Error as error:
-        raise FeatureSqlFailed(f"{path} does not run: {error}") from error
+        raise _failed(path, "does not run", error, target) from cause(error, personal=bool(target.personal))
     return pa.RecordBatchReader.from_batches(target.schema, _checked(path, batches, target, declared, interval))
 
 
@@ -406,4 +407,8 @@ def _checked(
                     )
             yield batch.cast(target.schema)
     except duckdb.Error as error:
-        raise FeatureSqlFailed(f"{path} fails while it runs: {error}") from error
+        raise _failed(path, "fails while it runs", error, target) from cause(error, personal=bool(target.personal))
+
+
+def _failed(path: Path, how: str, error: duckdb.Error, target: LakeTable) -> FeatureSqlFailed:
+    return FeatureSqlFailed(f"{path} {how}: {library_text(error, personal=bool(target.personal))}")

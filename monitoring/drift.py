@@ -421,7 +421,9 @@ class _Judge:
             self._column(f"drift_{method}", name, profile, self.features, problem) for name, profile in profiles.items()
         ]
         nulls = [self._null_rate(name, profile, problem) for name, profile in profiles.items()]
-        means = [m for name, profile in profiles.items() for m in self._means(name, profile, self.features, problem)]
+        # Of a night with one row the mean is that row's value.
+        shown = {name: p for name, p in profiles.items() if not (name in self.declared and self.declared[name].pii)}
+        means = [m for name, profile in shown.items() for m in self._means(name, profile, self.features, problem)]
         problem = self._predictions_problem()
         outputs: Mapping[str, Mapping[str, Any]] = self.reference.profile.get("predictions", {})
         predicted = [

@@ -111,6 +111,14 @@ class Catalog(Model):
             for name, column in view.declared.columns.items()
         }
 
+    def personal_columns(self, model: ModelEntry) -> frozenset[str]:
+        """What is marked as personal data of all that the model reads: columns of tables by name, features as
+        `feature_columns` names them.
+        """
+        tables = (table for dataset in self.datasets_of(model) for table in dataset.tables.values())
+        columns = {name for table in tables for name, column in table.columns.items() if column.pii}
+        return frozenset(columns | {name for name, column in self.feature_columns(model).items() if column.pii})
+
     def digest(self, name: str) -> str:
         """SHA-256 of one entry, data set or model, as JSON: equal text means equal configuration."""
         entry: Dataset | ModelEntry | None = next((d for d in self.datasets if d.name == name), None) or next(
@@ -172,9 +180,7 @@ def _misfits(model: ModelEntry, catalog: Catalog) -> Iterator[Misfit]:
         yield Misfit("features", name, f"is not a data set ({', '.join(names)})")
     yield from _feature_misfits(model, dataset, catalog)
     if model.gate.segments:
-        personal = {name for table in dataset.tables.values() for name, c in table.columns.items() if c.pii}
-        personal |= {name for name, c in catalog.feature_columns(model).items() if c.pii}
-        for column in sorted(personal.intersection(model.gate.segments.columns)):
+        for column in sorted(catalog.personal_columns(model).intersection(model.gate.segments.columns)):
             expectation = "is personal data (pii), which metrics and pages would show; divide by another column"
             yield Misfit("gate.segments.columns", column, expectation)
         known_columns = spine_columns | set(catalog.feature_columns(model))

@@ -8,8 +8,6 @@ from datetime import date
 from typing import TYPE_CHECKING, Any, Literal
 
 from config.calendar import Interval
-from config.catalog.model import ModelEntry
-from lake.lake import Lake
 from lake.lineage import Input
 from monitoring.wording import exact
 
@@ -74,7 +72,7 @@ def tree(found: Trace, *, personal: Collection[str] = ()) -> Branch:
     version was in force.
 
     Args:
-        personal: columns whose values are marked as personal data, as `personal_columns` names them.
+        personal: columns whose values are marked as personal data, as the catalog names them.
     """
     p = found.prediction
     facts = (Fact("target time", p.target_time_utc), *(Fact(name, value) for name, value in p.outputs.items()))
@@ -97,15 +95,6 @@ def tree(found: Trace, *, personal: Collection[str] = ()) -> Branch:
         target=Target("model", p.model),
         entity=tuple(Fact(name, value, personal=name in personal) for name, value in p.entity.items()),
     )
-
-
-def personal_columns(lake: Lake, entry: ModelEntry) -> frozenset[str]:
-    """What the catalog marks as personal data: columns of the data set's tables by name, features as
-    `<view>__<column>`.
-    """
-    tables = lake.dataset(entry.dataset).tables.values()
-    columns = {name for table in tables for name, column in table.columns.items() if column.pii}
-    return frozenset(columns | {name for name, column in lake.catalog.feature_columns(entry).items() if column.pii})
 
 
 def _view(view: TracedView, personal: Collection[str]) -> Branch:

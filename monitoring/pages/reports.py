@@ -45,7 +45,7 @@ from training.registry.reference import SAMPLE_FILE, SAMPLE_ROWS, as_numbers
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMAT = 3
+FORMAT = 4
 _PERFORMANCE_ROWS = 100_000
 _NEW_CATEGORIES = 5
 _OTHER = "(other)"
@@ -158,6 +158,9 @@ def _drift_page(
         )
     profiles = {**feature_profiles(lake, entry, reference), **reference.profile.get("predictions", {})}
     profiles = {name: profile for name, profile in profiles.items() if name in numbers}
+    personal = sorted(lake.catalog.personal_columns(entry).intersection(profiles))
+    page.notes += [f"{name} is personal data: it is measured, but not drawn" for name in personal]
+    profiles = {name: profile for name, profile in profiles.items() if name not in personal}
     current = _current_rows(lake, entry, day, role, reference, scored, profiles)
     before = _reference_rows(sample, profiles)
     drawn: dict[str, tuple[Any, Any]] = {}

@@ -24,7 +24,7 @@ from monitoring.audit.lookup import (
 )
 from monitoring.audit.reproduction import reproduce_apart
 from monitoring.audit.trace import InputsExpired, Trace, UnknownPrediction, trace
-from monitoring.audit.tree import Branch, Fact, Target, personal_columns, tree
+from monitoring.audit.tree import Branch, Fact, Target, tree
 from monitoring.pages.page import BadAddress, Column, Context, Page, Table, read_date, shortened
 from monitoring.pages.run_links import run_url, runs_on_record
 from monitoring.wording import exact
@@ -96,7 +96,7 @@ def _traced(
     except (InputsExpired, UnknownPrediction) as error:
         said = f"Prediction {one.prediction_id} is in SQL, but its origin cannot be read. {_plain(error)}"
         return _form(context, query, text=text, problem=said, listed=[one])
-    personal = personal_columns(context.lake, entry)
+    personal = context.lake.catalog.personal_columns(entry)
     branch = tree(traced, personal=personal)
     subjects = [*(dataset.name for dataset in context.lake.catalog.datasets_of(entry)), entry.name]
     linked = _Links(context, traced, runs_on_record(context.lake, subjects, _run_ids(branch)))
@@ -512,7 +512,7 @@ def _list_table(context: Context, name: str, caption: str, found: Sequence[Found
     rows = []
     for one in found:
         entry = entries[one.model]
-        personal = personal_columns(context.lake, entry)
+        personal = context.lake.catalog.personal_columns(entry)
         entity = {
             key: HIDDEN if key in personal and value is not None else _identity(value)
             for key, value in one.entity.items()

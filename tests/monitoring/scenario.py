@@ -62,7 +62,7 @@ def store_reference(lake: Lake, promotion: Promotion, training_path: Path, *, sl
     target = lake.settings.artifacts / MODEL / promotion.artifact_digest
     reference = build_reference(training_path, KINDS, lake.model(MODEL), predictions)
     (target / "reference.json").write_text(json.dumps(reference))
-    write_reference_sample(training_path, target, 7, predictions)
+    write_reference_sample(training_path, target, 7, KINDS, predictions)
     sign(lake.settings, target, MODEL)
 
 

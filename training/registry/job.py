@@ -13,6 +13,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from config.catalog.model import ModelEntry
 from config.errors import NightfleetError
 from config.settings import code_version, image_code
 from features.training_set import TrainingSet, build_training_set
@@ -36,6 +37,10 @@ log = logging.getLogger(__name__)
 
 class ForeignJob(NightfleetError):
     """A path that was handed over is not the folder of a prepared job of the model."""
+
+
+class PersonalFeature(NightfleetError):
+    """A feature of a model is a text that is personal data."""
 
 
 def gate_folder(job_dir: Path) -> Path:
@@ -105,8 +110,10 @@ def prepare_jobs(
         BadFamily: the code of a candidate's own family is incomplete, or cannot be imported.
         NotEnoughMemory, GpuUnavailable: the job asks for more than trainings may take.
         NotEnoughHistory, PartitionNotReady: the training set cannot be built.
+        PersonalFeature: a feature is a text that is personal data.
     """
     entry = lake.model(model)
+    _refuse_personal_texts(lake, entry)
     check_size(entry, lake.settings)
     trainers = entry.trainers if candidates and not overrides else (entry.trainer,)
     wanted = []
@@ -146,6 +153,18 @@ def prepare_jobs(
             job["identity"] = job_identity(job)
             _place(lake, job, job_dir, attempt, built, code)
         return [job_dir for *_, job_dir in wanted]
+
+
+def _refuse_personal_texts(lake: Lake, entry: ModelEntry) -> None:
+    """A model lists the values of each text that it reads: in its manifest, its drift profile and at MLflow."""
+    columns = lake.catalog.feature_columns(entry)
+    texts = [name for name, column in columns.items() if column.pii and column.type == "string"]
+    if texts:
+        raise PersonalFeature(
+            f"{entry.name} reads {texts[0]}, a text that is personal data (pii): its values would be listed in the "
+            "model's manifest and its drift profile. Nothing was prepared; a champion that reads it goes on scoring.\n"
+            "  Let the view's SQL derive a number from it, or a text that names nobody, and declare that instead."
+        )
 
 
 @contextmanager

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +28,7 @@ from config.catalog.data import Dataset
 from config.catalog.load import ModelView
 from config.catalog.model import ModelEntry
 from config.errors import NightfleetError
+from config.masking import HIDDEN, shown_row
 from features.labels import is_mature, label_as_number
 from features.retrieval import spine_table
 from features.transform import compute_view, inputs_of_view
@@ -196,9 +197,9 @@ def audit(
             with _cut_lake(lake, entry, night, pins) as cut:
                 for view in lake.catalog.views(entry):
                     _audit_view(connection, lake, cut, entry, view, night, pins[view.name], tally)
-    return Audit(
-        tuple(sampled), tally.cells, rows, tally.differing, tuple(tally.findings[:_SHOWN]), time.perf_counter() - begun
-    )
+    personal = lake.catalog.personal_columns(entry)
+    findings = tuple(_masked(finding, personal) for finding in tally.findings[:_SHOWN])
+    return Audit(tuple(sampled), tally.cells, rows, tally.differing, findings, time.perf_counter() - begun)
 
 
 def _sample(
@@ -298,6 +299,14 @@ def _audit_spine(
         """
     )
     _collect(connection, "spine_audit", "spine", entry.spine.source, "(row)", entry.entity, tally)
+
+
+def _masked(finding: Finding, personal: Collection[str]) -> Finding:
+    """Without values of personal columns: findings are stored with the decision, and shown."""
+    masked = replace(finding, entity=shown_row(finding.entity, personal))
+    if {finding.column, f"{finding.source}__{finding.column}"}.intersection(personal):
+        return replace(masked, recorded=HIDDEN, known=HIDDEN)
+    return masked
 
 
 def _collect(

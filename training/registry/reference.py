@@ -9,7 +9,7 @@ walked through the training window, each compared with the rest of it.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from config.catalog.model import ModelEntry
 from config.errors import NightfleetError
+from training.registry.coarse import Grid
 
 FORMAT = 2  # since 2 a numeric column has its mean; profiles of 1 are read, without it
 READABLE_FORMATS = (1, 2)
@@ -278,8 +279,11 @@ def _profile(
     method: str,
     window: int,
     quantile: float,
+    personal: bool = False,
 ) -> dict[str, Any]:
-    """Bins, counts and walked-window limits of one column."""
+    """Bins, counts and walked-window limits of one column. A personal one's edges lie on a coarse grid, and it has no
+    mean.
+    """
     rows = len(column)
     windows = max(night_count - window + 1, 0)
     bins = min(MAX_BINS, max(MIN_BINS, rows * window // max(night_count, 1) // ROWS_PER_BIN))
@@ -292,8 +296,10 @@ def _profile(
     else:
         numbers = as_numbers(column)
         edges = numeric_edges(numbers, bins)
+        if personal:
+            edges = Grid.of(edges).lines
         profile = {"kind": "numeric", "edges": [_pack(edge) for edge in edges], "counts": [0] * (len(edges) + 1)}
-        if is_averaged(kind):
+        if is_averaged(kind) and not personal:
             summed = exact_sum(numbers)
             profile |= {"mean": summed.mean(), "mean_rows": summed.count}
     per_night, nulls_per_night = count_bins(column, profile, nights, night_count)
@@ -331,6 +337,7 @@ def build_reference(
     predictions: pa.Table | None = None,
     *,
     calendar_columns: Collection[str] = (),
+    personal_columns: Collection[str] = (),
 ) -> dict[str, Any]:
     """The profile that drift is measured against, JSON-able and equal for equal rows.
 
@@ -342,6 +349,7 @@ def build_reference(
             on the validation split where that has enough nights, because a model's predictions on rows it was fitted to
             are sharper than any later ones. None: predictions are not profiled.
         calendar_columns: features that follow from the date alone; left out.
+        personal_columns: features whose values the profile must not hold.
     Returns:
         `{"format", "method", "limit_quantile", "window_nights", "nights", "rows", "first", "last", "volume", "label",
         "columns", "predictions"}`. A column has its bins (`edges` or `categories` and `other`), their `counts` and
@@ -371,7 +379,12 @@ def build_reference(
     settings: dict[str, Any] = {"method": drift.method, "window": window, "quantile": drift.limit_quantile}
     columns = {
         name: _profile(
-            pq.read_table(training_path, columns=[name])[name].filter(train), kind, nights, len(days), **settings
+            pq.read_table(training_path, columns=[name])[name].filter(train),
+            kind,
+            nights,
+            len(days),
+            **settings,
+            personal=name in personal_columns,
         )
         for name, kind in feature_columns.items()
         if name not in calendar_columns
@@ -451,11 +464,20 @@ def _prediction_profiles(
     }
 
 
-def write_reference_sample(training_path: Path, folder: Path, seed: int, predictions: pa.Table | None = None) -> Path:
-    """Write at most SAMPLE_ROWS rows of the training file to `folder/reference_sample.parquet`; the same rows for the
-    same seed.
+def write_reference_sample(
+    training_path: Path,
+    folder: Path,
+    seed: int,
+    features: Iterable[str],
+    predictions: pa.Table | None = None,
+    *,
+    personal_columns: Collection[str] = (),
+) -> Path:
+    """Write features and split of at most SAMPLE_ROWS rows of the training file to `folder/reference_sample.parquet`;
+    the same rows for the same seed. Whose rows they are is not in it.
 
     Args:
+        features: columns to keep; numbers among `personal_columns` are brought to a coarse grid.
         predictions: output columns row by row, as in `build_reference`; kept only on the rows whose predictions are the
             reference, null elsewhere.
     Returns:
@@ -468,9 +490,14 @@ def write_reference_sample(training_path: Path, folder: Path, seed: int, predict
         else np.sort(np.random.default_rng(seed).choice(rows, SAMPLE_ROWS, replace=False))
     )
     picked = pa.array(chosen, pa.int64())
-    schema = pq.read_schema(training_path)
     # Column by column: the training file may be far larger than its sample.
-    columns = {name: pq.read_table(training_path, columns=[name])[name].take(picked) for name in schema.names}
+    columns = {
+        name: pq.read_table(training_path, columns=[name])[name].take(picked)
+        for name in ("data_date", "split", *features)
+    }
+    for name in personal_columns:
+        if name in columns and not pa.types.is_boolean(columns[name].type):
+            columns[name] = _coarse(columns[name])
     if predictions is not None:
         split = _prediction_split(pq.read_table(training_path, columns=["data_date", "split"]))
         for name in predictions.column_names:
@@ -481,6 +508,13 @@ def write_reference_sample(training_path: Path, folder: Path, seed: int, predict
     path = folder / SAMPLE_FILE
     pq.write_table(pa.table(columns).replace_schema_metadata(None), path, compression="zstd")
     return path
+
+
+def _coarse(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Numbers on the grid that the profile's edges lie on; null where there is none."""
+    values = as_numbers(column)
+    rounded = Grid.of(numeric_edges(values, MAX_BINS)).nearest(values)
+    return pa.chunked_array([pa.array(rounded, mask=np.isnan(rounded)).cast(column.type, safe=False)])
 
 
 def window_values(method: str, total: Sequence[int], observed: npt.ArrayLike, *, ordered: bool) -> Floats:

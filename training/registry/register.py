@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -57,6 +58,8 @@ _PACKED_CODE = (
 # Whole numbers as double, so that a missing one can be NaN: pandas keeps such a column as floats, which MLflow refuses
 # as long.
 _MLFLOW_TYPES = {"string": "string", "int32": "double", "int64": "double", "float64": "double", "boolean": "boolean"}
+# In the place of a personal value in the example, by a feature's type.
+_NO_VALUE = {"string": "", "int32": math.nan, "int64": math.nan, "float64": math.nan, "boolean": False}
 _OUTPUT_TYPES = {"string": "string", "int64": "long", "float64": "double"}
 log = logging.getLogger(__name__)
 
@@ -211,10 +214,14 @@ def _signed_files(lake: Lake, model: str, job_dir: Path, folder: Path) -> Path:
     training_path = job_dir / job["training_set"]["path"]
     predictions = predict_file(predictor, training_path)
     entry = lake.model(model)
+    features = predictor.feature_columns
     calendar = {name for name, column in lake.catalog.feature_columns(entry).items() if column.calendar}
-    reference = build_reference(training_path, predictor.feature_columns, entry, predictions, calendar_columns=calendar)
+    personal = lake.catalog.personal_columns(entry)
+    reference = build_reference(
+        training_path, features, entry, predictions, calendar_columns=calendar, personal_columns=personal
+    )
     write_json(folder / REFERENCE_FILE, reference)
-    write_reference_sample(training_path, folder, job["seed"], predictions)
+    write_reference_sample(training_path, folder, job["seed"], features, predictions, personal_columns=personal)
     sign(lake.settings, folder, model)
     return folder
 
@@ -298,7 +305,9 @@ def _log_run(
     for name in (MANIFEST_FILE, SIGNATURE_FILE, JOB_FILE, TRAINING_SET_FILE, IMPORTANCES_FILE):
         client.log_artifact(mlflow_run, str(folder / name))
     _log_inputs(client, mlflow_run, model, job, folder, job_dir)
-    _log_pyfunc(lake.settings.tracking_uri, mlflow_run, model, manifest, folder, job_dir / job["training_set"]["path"])
+    training_path = job_dir / job["training_set"]["path"]
+    personal = lake.catalog.personal_columns(lake.model(model))
+    _log_pyfunc(lake.settings.tracking_uri, mlflow_run, model, manifest, folder, training_path, personal)
     client.set_terminated(mlflow_run, "FINISHED")
     return mlflow_run
 
@@ -349,10 +358,16 @@ def _log_inputs(client: Any, mlflow_run: str, model: str, job: Mapping[str, Any]
 
 
 def _log_pyfunc(
-    uri: str, mlflow_run: str, model: str, manifest: Mapping[str, Any], folder: Path, training_path: Path
+    uri: str,
+    mlflow_run: str,
+    model: str,
+    manifest: Mapping[str, Any],
+    folder: Path,
+    training_path: Path,
+    personal: frozenset[str],
 ) -> None:
-    """Log the stored files as a model that `mlflow.pyfunc.load_model` opens, with signature, example and pinned
-    requirements.
+    """Log the stored files as a model that `mlflow.pyfunc.load_model` opens, with signature, example (without personal
+    data) and pinned requirements.
     """
     import mlflow
     from mlflow.models.signature import ModelSignature
@@ -370,6 +385,8 @@ def _log_pyfunc(
     ).to_pandas()
     numbers = [name for name, kind in features.items() if kind in {"int32", "int64", "float64"}]
     example = example.astype(dict.fromkeys(numbers, "float64"))
+    for name in personal.intersection(features):
+        example[name] = _NO_VALUE[features[name]]
     libraries = {name: version for name, version in manifest["libraries"].items() if name != "python"}
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(uri)

@@ -276,11 +276,11 @@ def test_the_sample_is_bounded_and_the_same_for_a_seed(tmp_path):
     rows = 2500
     path = training_file(tmp_path / "t.parquet", {"x": np.arange(10.0 * rows)}, 10, rows, validation_nights=7)
     predictions = pa.table({"minutes": np.arange(10.0 * rows)})
-    first = write_reference_sample(path, tmp_path, 7, predictions)
+    first = write_reference_sample(path, tmp_path, 7, ["x"], predictions)
     content = first.read_bytes()
-    assert write_reference_sample(path, tmp_path, 7, predictions).read_bytes() == content
-    assert write_reference_sample(path, tmp_path, 8, predictions).read_bytes() != content
-    sample = pq.read_table(write_reference_sample(path, tmp_path, 7, predictions))
+    assert write_reference_sample(path, tmp_path, 7, ["x"], predictions).read_bytes() == content
+    assert write_reference_sample(path, tmp_path, 8, ["x"], predictions).read_bytes() != content
+    sample = pq.read_table(write_reference_sample(path, tmp_path, 7, ["x"], predictions))
     assert sample.num_rows == SAMPLE_ROWS
     frame = sample.to_pandas()
     assert frame.loc[frame["split"] == "train", "minutes"].isna().all()
