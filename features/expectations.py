@@ -26,7 +26,7 @@ from config.catalog.checks import (
     check_name,
 )
 from config.catalog.data import ColumnType, Dataset, Table
-from features.sources.columns import quoted
+from features.sources.values import quoted
 
 Suite = dict[str, Any]
 

@@ -38,7 +38,8 @@ from features.sources import (
     is_dated,
     read_source,
 )
-from features.sources.columns import quoted
+from features.sources.columns import told
+from features.sources.values import quoted
 from lake.delta import PartitionDamaged
 from lake.events import logged
 from lake.lake import Lake, StageResult, register_nights
@@ -133,12 +134,17 @@ def ingest(lake: Lake, dataset: str, interval: Interval, *, run_id: str) -> Stag
                 continue
             computed = _compute(connection, entry, plan, nights, reads[plan.name])
             if check:
-                committed += len(_confirm(lake, connection, entry, plan, nights, computed, run_id))
+                committed += len(_confirm(lake, connection, entry, plan, nights, computed, run_id, reads[plan.name]))
                 details[plan.name] = _counts(plan, interval, computed.counts)
                 continue
-            done = _publish(lake, connection, plan, nights, computed, run_id, fingerprint=reads[plan.name].fingerprint)
+            read = reads[plan.name]
+            done = _publish(lake, connection, plan, nights, computed, run_id, read=read)
             committed += len(done.committed)
-            details[plan.name] = _counts(plan, interval, computed.counts) | {"rows": _rows(plan, interval, done)}
+            details[plan.name] = (
+                _counts(plan, interval, computed.counts)
+                | {"rows": _rows(plan, interval, done)}
+                | ({"differing_columns": told(read.differences)} if read.differences else {})
+            )
     return StageResult(
         "ingest", dataset, str(interval), sum(table["rows"] for table in details.values()), committed, details
     )
@@ -178,7 +184,8 @@ def restate(lake: Lake, dataset: str, interval: Interval, *, run_id: str) -> Sta
             whole = Interval.closed(interval.start, max(plan.published))
             computed = _compute(connection, entry, plan, whole, reads[plan.name], fresh=interval)
             # No fingerprint: these partitions no longer follow from one source alone.
-            done = _publish(lake, connection, plan, whole, computed, run_id, fingerprint=None)
+            read = replace(reads[plan.name], fingerprint=None)
+            done = _publish(lake, connection, plan, whole, computed, run_id, read=read)
             committed += len(done.committed)
             restated = [day.isoformat() for day in done.committed]
             details[plan.name] = _counts(plan, interval, computed.counts) | {
@@ -505,16 +512,17 @@ def _publish(
     computed: _Computed,
     run_id: str,
     *,
-    fingerprint: str | None,
+    read: SourceRead,
 ) -> Published:
     order = _listed(["data_date", *plan.raw.key])
     names = _listed(plan.raw.schema.names)
     reader = connection.sql(f"SELECT {names} FROM {quoted(computed.view)} ORDER BY {order}").to_arrow_reader(  # noqa: S608 (quoted)
         _BATCH_ROWS
     )
-    lineage = replace(
-        lake.lineage(plan.raw.name.split("/")[0], run_id), details={"source": fingerprint, "waiting": computed.waiting}
-    )
+    stated: dict[str, Any] = {"source": read.fingerprint, "waiting": computed.waiting}
+    if read.differences:
+        stated["differences"] = told(read.differences)
+    lineage = replace(lake.lineage(plan.raw.name.split("/")[0], run_id), details=stated)
     replaces = {day: plan.published[day].digest if day in plan.published else None for day in nights}
     with lake.scratch("publish") as scratch:
         return publish(lake.publications, plan.raw, reader, nights, replaces=replaces, lineage=lineage, scratch=scratch)
@@ -528,6 +536,7 @@ def _confirm(
     nights: Interval,
     computed: _Computed,
     run_id: str,
+    read: SourceRead,
 ) -> tuple[date, ...]:
     """Compare with what is published; where its files are damaged write the same rows again, and say of which nights.
 
@@ -545,7 +554,8 @@ def _confirm(
         again = replace(plan, published={})
         sources = {plan.published[day].details.get("source") for day in damaged}
         fingerprint = sources.pop() if len(sources) == 1 else None
-        return _publish(lake, connection, again, nights, computed, run_id, fingerprint=fingerprint).committed
+        read = replace(read, fingerprint=fingerprint)
+        return _publish(lake, connection, again, nights, computed, run_id, read=read).committed
     except StalePublish as error:
         day, problem = min(damaged.items())
         raise PartitionDamaged(

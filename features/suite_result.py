@@ -15,7 +15,7 @@ from typing import Any
 import duckdb
 
 from features.expectations import CompiledRule, Suite, column_type, compile_suite, gx_suite, is_about_type
-from features.sources.columns import quoted
+from features.sources.values import quoted
 
 # As many as GX shows when it is not told otherwise.
 _EXAMPLES = 20

@@ -30,6 +30,8 @@ from features.expectations import (
     table_bounds,
     table_measure,
 )
+from features.sources.columns import EVERY_NIGHT
+from lake.duck import is_nan
 from lake.events import logged
 from lake.lake import Lake, StageResult
 from lake.lineage import Input, Publication
@@ -48,6 +50,8 @@ from lake.tables import (
 _EXAMPLES = 3
 _BATCH_ROWS = 131_072
 SCORE = "quality_score"
+UNDECLARED = "undeclared_column"
+MISSING = "missing_column"
 
 
 class DataRejected(NightfleetError):
@@ -166,7 +170,10 @@ def validate(lake: Lake, dataset: str, interval: Interval, *, run_id: str) -> St
                 metric
                 for table in marked
                 for day in passed
-                for metric in _metrics(dataset, entry.tables[table.name], table, table.nights[day])
+                for metric in (
+                    *_differing(dataset, table, day),
+                    *_metrics(dataset, entry.tables[table.name], table, table.nights[day]),
+                )
             ]
             inputs = {day: [table.inputs[day].as_input() for table in marked] for day in passed}
             before = {day: metrics_before[day] for day in passed}
@@ -225,9 +232,7 @@ def _mark(
     raw = raw_table(lake.settings, dataset, name)
     table = dataset.tables[name]
     raw.register(connection, f"raw_{name}", list(interval), max(p.version for p in inputs.values()))
-    # A NaN is a missing number: the rules, SQL and the readers behind then need to know one kind of missing only.
-    # Not `nullif(x, NaN)`: from Parquet's statistics, which leave NaN out, DuckDB concludes that nothing equals it.
-    columns = ", ".join(_without_nan(f.name) if pa.types.is_floating(f.type) else f'"{f.name}"' for f in raw.schema)
+    columns = ", ".join(_read(f, table) for f in raw.schema)
     stands = f' WHERE NOT "{CLOSED_COLUMN}"' if raw.closes else ""
     connection.execute(f'CREATE OR REPLACE TEMP VIEW "read_{name}" AS SELECT {columns} FROM "raw_{name}"{stands}')  # noqa: S608 (names from the typed catalog)
     rules = compile_suite(row_suite(dataset, name), f"read_{name}")
@@ -255,8 +260,12 @@ def _mark(
     return _Marked(name, raw, valid, quarantine, inputs, rules, nights)
 
 
-def _without_nan(column: str) -> str:
-    return f'CASE WHEN isnan("{column}") THEN NULL ELSE "{column}" END AS "{column}"'
+def _read(field: pa.Field, table: Table) -> str:
+    """A column of raw; NaN is missing unless the catalog keeps it: nights of before were read with NaN in them."""
+    name = f'"{field.name}"'
+    if not pa.types.is_floating(field.type) or table.columns[field.name].nan == "keep":
+        return name
+    return f"CASE WHEN {is_nan(name)} THEN NULL ELSE {name} END AS {name}"
 
 
 def _history(lake: Lake, valid: LakeTable, quarantine: LakeTable, table: Table, interval: Interval) -> dict[date, int]:
@@ -475,6 +484,22 @@ def _metrics(dataset: str, entry: Table, table: _Marked, night: TableNight) -> I
     else:
         yield metric(
             SCORE, "ok" if night.score >= 1 - warn else "warning", value=night.score, threshold=1 - warn, n=night.rows
+        )
+
+
+def _differing(dataset: str, table: _Marked, day: date) -> Iterator[Metric]:
+    """One row per column in which the night's delivery differs from the catalog, where that says to warn."""
+    told = table.inputs[day].details.get("differences", {})
+    for column, missing in told.get(day.isoformat(), told.get(EVERY_NIGHT, [])):
+        yield Metric(
+            dataset,
+            day,
+            day,
+            MISSING if missing else UNDECLARED,
+            "warning",
+            column=f"{table.name}.{column}",
+            n=table.nights[day].rows,
+            reason="the source lacks it: null in every row" if missing else "the source has it, the catalog does not",
         )
 
 

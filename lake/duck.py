@@ -78,3 +78,12 @@ def read_parquet(paths: Iterable[str | Path], *, partitioned: bool = False) -> s
     if partitioned:
         options = "union_by_name=true, hive_partitioning=true, hive_types_autocast=false"
     return f"read_parquet([{', '.join(literal_path(path) for path in paths)}], {options})"
+
+
+def is_nan(column: str) -> str:
+    """SQL that tells whether a float column of any relation is NaN.
+
+    `isnan` alone would not do: DuckDB answers it from the statistics of a Parquet file, and most writers leave NaN out
+    of these. What stands in `try` is looked at value by value.
+    """
+    return f"isnan(try({column}))"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
+import re
+from collections.abc import Iterable, Mapping
 from datetime import date, time
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from config.catalog.base import Model, Name
 from config.catalog.checks import Check, RowRule, TableRule, check_columns, check_name, check_types
@@ -23,6 +26,122 @@ RESERVED_COLUMNS = frozenset(
 )
 
 
+OnDifference = Literal["refuse", "warn", "ignore"]
+# UTC by its other names: where a data set's zone is one of them, a time without a zone has only one meaning.
+_UTC = frozenset({"UTC", "UCT", "Universal", "Zulu", "Etc/UTC", "Etc/UCT", "Etc/Universal", "Etc/Zulu"})
+_TEXT_FORMAT = re.compile(r"(?:[^%]|%-?[aAbBdjHIpmMSfgnyYzZcxX%])+")
+_NUMBERS = frozenset({"int32", "int64", "float64"})
+
+
+def _unset(description: str) -> Any:
+    """A key that is no part of the catalog's digest while nobody says it: entries of before keep theirs."""
+    return Field(None, exclude_if=lambda value: value is None, description=description)
+
+
+def _known_zone(value: str | None) -> str | None:
+    try:
+        if value is not None:
+            ZoneInfo(value)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ValueError("is not an IANA time zone, for example America/New_York") from error
+    return value
+
+
+Zone = Annotated[str, AfterValidator(_known_zone)]
+Mark = Annotated[str, Field(min_length=1, max_length=1)]
+
+
+class Numerals(Model):
+    """How a source writes numbers and times, where not plainly; a column may say otherwise."""
+
+    decimal: Mark | None = _unset("mark before the decimals; a point where left out")
+    thousands: Mark | None = _unset("mark between groups of three digits; none where left out")
+    zone: Zone | None = _unset(
+        "IANA zone of times that are written without one, for example UTC or America/Chicago; a data set in UTC needs "
+        "none"
+    )
+
+
+class Spelling(Numerals):
+    """How a source writes one column, and what to do where it does not have it."""
+
+    null_values: tuple[str, ...] | None = _unset("texts that are null in this column, instead of the source's own")
+    format: tuple[str, ...] | None = _unset(
+        "strptime format of a date or timestamp, for example '%d/%m/%y'; of several the first that fits"
+    )
+    ambiguous: Literal["earlier", "later"] | None = _unset(
+        "which of the two instants a local time is that a clock change shows twice; refused where left out"
+    )
+    currency: str | None = _unset("sign before or after a number, left out of it")
+    nan: Literal["null", "refuse", "keep"] | None = _unset(
+        "what a float64's NaN is: null (where left out), refused, or kept; infinities are refused unless kept"
+    )
+    renamed_from: tuple[str, ...] | None = _unset("what the source calls the column, or once called it")
+    on_missing: OnDifference | None = _unset("where the source lacks the column: refuse, or null and warn or ignore")
+
+    @field_validator("format", "renamed_from", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("format")
+    @classmethod
+    def _known_directives(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for text in value or ():
+            if "%" not in text or not _TEXT_FORMAT.fullmatch(text):
+                raise ValueError(f"{text!r} is no strptime format, for example '%d/%m/%y' or '%d.%m.%Y %H:%M'")
+        return value
+
+    def misfit(self, kind: ColumnType, *, nullable: bool = True) -> str | None:
+        """What a key says that cannot hold of a column of that type."""
+        needs: dict[str, frozenset[str]] = {
+            "format": frozenset({"date", "timestamp"}),
+            "zone": frozenset({"timestamp"}),
+            "ambiguous": frozenset({"timestamp"}),
+            "decimal": _NUMBERS,
+            "thousands": _NUMBERS,
+            "currency": _NUMBERS,
+            "nan": frozenset({"float64"}),
+        }
+        for key, kinds in needs.items():
+            if getattr(self, key) is not None and kind not in kinds:
+                return f"{key} is for {', '.join(sorted(kinds))}; the column is {kind}"
+        if self.on_missing in ("warn", "ignore") and not nullable:
+            return "on_missing makes the column null; it must not say nullable: false"
+        return None
+
+
+class SourceColumn(Spelling):
+    """A column of a source itself, where the table's are others."""
+
+    type: ColumnType
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Self:
+        if misfit := self.misfit(self.type):
+            raise ValueError(misfit)
+        return self
+
+
+def _check_case(names: Iterable[str], what: str) -> None:
+    """Refuse names that differ in case alone: SQL does not tell them apart."""
+    seen: dict[str, str] = {}
+    for name in names:
+        if (other := seen.setdefault(name.lower(), name)) != name:
+            raise ValueError(
+                f"{what} {other!r} and {name!r} differ in capitals alone, which SQL does not tell apart: give one "
+                f"another name here, and say `renamed_from: {name}` where its source calls it so"
+            )
+
+
+def _distinct_columns(value: dict[str, Any] | None) -> dict[str, Any] | None:
+    _check_case(value or (), "the columns")
+    return value
+
+
+SourceColumns = Annotated[dict[str, ColumnType | SourceColumn], AfterValidator(_distinct_columns)]
+
+
 class Column(Model):
     """One declared column."""
 
@@ -31,6 +150,16 @@ class Column(Model):
     unit: str | None = None
     nullable: bool = True
     pii: bool = False
+
+
+class TableColumn(Column, Spelling):
+    """A column of a table, and how its source writes it."""
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Self:
+        if misfit := self.misfit(self.type, nullable=self.nullable):
+            raise ValueError(misfit)
+        return self
 
 
 class FeatureColumn(Column):
@@ -62,17 +191,101 @@ class FeatureColumn(Column):
 # ---- sources ---------------------------------------------------------------------------------------------------
 
 
-class Lookup(Model):
+class _Differing(Numerals):
+    on_extra: OnDifference | None = _unset(
+        "columns of the source that are not declared: refuse (where left out), or leave them out and warn, or ignore"
+    )
+
+    @property
+    def text_nulls(self) -> tuple[str, ...] | None:
+        """Texts that are null in every column that does not say otherwise."""
+        return None
+
+    def spelled(
+        self, columns: Mapping[str, ColumnType | SourceColumn | TableColumn], naive_zone: str | None
+    ) -> dict[str, SourceColumn]:
+        """The columns with everything that says how they are written: what they leave out is as the source says.
+
+        Args:
+            naive_zone: zone of times without one where neither says it.
+        Raises:
+            ValueError: a column's marks cannot be told apart.
+        """
+        whole = {}
+        for name, column in columns.items():
+            kind = column if isinstance(column, str) else column.type
+            keys = {} if isinstance(column, str) else {key: getattr(column, key) for key in Spelling.model_fields}
+            if kind in _NUMBERS:
+                for mark in ("decimal", "thousands"):
+                    keys[mark] = keys.get(mark) or getattr(self, mark)
+                if keys["thousands"] == (keys["decimal"] or "."):
+                    raise ValueError(
+                        f"column {name!r} has {keys['thousands']!r} as its mark of decimals and of thousands: declare "
+                        "`decimal` too"
+                    )
+            if kind == "timestamp":
+                zone = keys.get("zone") or self.zone or naive_zone
+                keys["zone"] = "UTC" if zone in _UTC else zone
+            if keys.get("null_values") is None:
+                keys["null_values"] = self.text_nulls
+            whole[name] = SourceColumn(type=kind, **keys)
+        return whole
+
+
+class Csv(_Differing):
+    """How a CSV file is written, where not as RFC 4180 says, in UTF-8."""
+
+    delimiter: str | None = _unset("between the cells of a row; a comma where left out")
+    encoding: str | None = _unset("Python's name of the encoding, for example cp1252; UTF-8 where left out")
+    quote: str | None = _unset("around a cell that holds a delimiter; a double quote where left out, '' for none")
+    skip_lines: Annotated[int, Field(ge=0)] | None = _unset("lines before the header")
+    max_line_bytes: Annotated[int, Field(ge=1)] | None = _unset("longest row; 2,000,000 where left out")
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, value: str | None) -> str | None:
+        try:
+            if value is not None and not codecs.lookup(value)._is_text_encoding:
+                raise LookupError(value)
+        except LookupError as error:
+            raise ValueError("is no encoding of texts that Python knows, for example cp1252 or utf-16") from error
+        return value
+
+    @field_validator("delimiter")
+    @classmethod
+    def _usable_delimiter(cls, value: str | None) -> str | None:
+        if value is not None and (not 1 <= len(value.encode()) <= 4 or set(value) & set("\r\n")):
+            raise ValueError(f"{value!r} is no delimiter: one to four bytes, no end of line")
+        return value
+
+    @field_validator("quote")
+    @classmethod
+    def _usable_quote(cls, value: str | None) -> str | None:
+        if value is not None and (len(value.encode()) > 1 or value in ("\r", "\n")):
+            raise ValueError(f"{value!r} is no quote: one ASCII character, or '' for none")
+        return value
+
+
+class Lookup(Csv):
     """A small file that a source's `select` may join, under its name."""
 
     uri: str
     format: Literal["csv", "parquet"] = "csv"
     null_values: tuple[str, ...] = ("",)
-    columns: dict[str, ColumnType]
+    columns: SourceColumns
+
+    @property
+    def text_nulls(self) -> tuple[str, ...] | None:  # noqa: D102 (as in _Differing)
+        return self.null_values if self.format == "csv" else None
+
+    @model_validator(mode="after")
+    def _marks(self) -> Self:
+        self.spelled(self.columns, None)
+        return self
 
 
-class _Source(Model):
-    columns: dict[str, ColumnType] | None = Field(
+class _Source(_Differing):
+    columns: SourceColumns | None = Field(
         None, description="columns of the source itself, in any order; left out when they are the table's own"
     )
     select: str | None = Field(
@@ -94,7 +307,7 @@ class _Source(Model):
         return installation.model_copy(update=self.limits.model_dump(exclude_unset=True))
 
 
-class FileSource(_Source):
+class FileSource(_Source, Csv):
     """CSV or Parquet: a path, a folder's glob, a member of a zip or gzip, or `package:<module>/<path>` of an installed
     package.
 
@@ -106,6 +319,10 @@ class FileSource(_Source):
     uri: str
     format: Literal["csv", "parquet"] = "csv"
     null_values: tuple[str, ...] = ("",)
+
+    @property
+    def text_nulls(self) -> tuple[str, ...] | None:  # noqa: D102 (as in _Differing)
+        return self.null_values if self.format == "csv" else None
 
 
 class SqlSource(_Source):
@@ -164,7 +381,7 @@ class Table(Model):
     source: Source
     key: tuple[str, ...] = Field(min_length=1)
     known_at: KnownAt | Literal["arrival"]
-    columns: dict[str, Column] = Field(min_length=1)
+    columns: Annotated[dict[str, TableColumn], AfterValidator(_distinct_columns)] = Field(min_length=1)
     checks: tuple[Check, ...] = ()
     quality: Quality = Quality()
     deletes: Literal["keep", "close"] = Field(
@@ -196,9 +413,12 @@ class Table(Model):
     @model_validator(mode="after")
     def _key(self) -> Self:
         for reserved in sorted(
-            name for name in self.columns if name in RESERVED_COLUMNS or name.startswith(OWN_PREFIX)
+            name for name in self.columns if name.lower() in RESERVED_COLUMNS or name.lower().startswith(OWN_PREFIX)
         ):
-            raise ValueError(f"column {reserved!r} is reserved; rename it in the source's select")
+            raise ValueError(
+                f"column {reserved!r} is reserved; give it another name, and say `renamed_from: {reserved}` there, or "
+                "rename it in the source's select"
+            )
         for name in self.key:
             if name not in self.columns:
                 raise ValueError(f"key names {name!r}, which is not a column of the table")
@@ -214,6 +434,26 @@ class Table(Model):
                 " part of it: every key from before would be closed. Ask without it, or say deletes: keep"
             )
         return self
+
+    @model_validator(mode="after")
+    def _spelling(self) -> Self:
+        self.source_columns(None)
+        for name, column in self.columns.items() if self.source.columns is not None else ():
+            for key in ("null_values", "renamed_from", "on_missing"):
+                if getattr(column, key) is not None:
+                    raise ValueError(f"column {name!r} says {key}, which belongs to a column of `source: columns`")
+        return self
+
+    def source_columns(self, naive_zone: str | None) -> dict[str, SourceColumn]:
+        """Columns of the source itself, with everything that says how they are written."""
+        columns: Mapping[str, ColumnType | SourceColumn | TableColumn] = self.source.columns or self.columns
+        return self.source.spelled(columns, naive_zone)
+
+    def shaped_columns(self, naive_zone: str | None) -> dict[str, SourceColumn]:
+        """Columns of the table as `select` makes them: what says how the source's own are called is left out."""
+        spelled = self.source.spelled(self.columns, naive_zone)
+        own = {"renamed_from": None, "on_missing": None, "null_values": None}
+        return {name: column.model_copy(update=own) for name, column in spelled.items()}
 
     @model_validator(mode="after")
     def _fitting_checks(self) -> Self:
@@ -265,6 +505,7 @@ class FeatureView(Model):
                 if plain in expanded or (plain != name and plain in value):
                     raise ValueError(f"the steps of {name!r} make a column {plain!r}, which exists already; rename one")
                 expanded[plain] = declared
+        _check_case(expanded, "the features")
         return expanded
 
 
@@ -299,7 +540,7 @@ class Dataset(Model):
     owner: str
     owner_url: str
     licence: str
-    time_zone: str
+    time_zone: Zone
     start: date | None = Field(None, description="first data date of a live data set; a replay says `from` instead")
     replay: Replay | None = None
     ready_after: time | None = Field(None, description="local time before which a live night is not read")
@@ -314,6 +555,11 @@ class Dataset(Model):
         assert first is not None  # the validator saw to it
         return first
 
+    @property
+    def zone_of_naive_times(self) -> str | None:
+        """Zone of a time without one, where no source or column declares it; None: such a time is refused."""
+        return "UTC" if self.time_zone in _UTC else None
+
     def entity_types(self, view: str) -> dict[str, ColumnType]:
         """Type of each entity column of a feature view: that of the first table the view reads that has it."""
         types: dict[str, ColumnType] = {}
@@ -321,15 +567,6 @@ class Dataset(Model):
             for name, column in self.tables[table].columns.items():
                 types.setdefault(name, column.type)
         return {name: types[name] for name in self.features[view].entities}
-
-    @field_validator("time_zone")
-    @classmethod
-    def _zone(cls, value: str) -> str:
-        try:
-            ZoneInfo(value)
-        except (ZoneInfoNotFoundError, ValueError) as error:
-            raise ValueError("is not an IANA time zone, for example America/New_York") from error
-        return value
 
     @model_validator(mode="after")
     def _references(self) -> Self:

@@ -20,17 +20,21 @@ from typing import BinaryIO
 
 import duckdb
 
-from config.catalog.data import ColumnType, FileSource, Lookup
+from config.catalog.data import FileSource, Lookup, SourceColumn
 from config.masking import cause, library_text
-from features.sources.columns import check_names, check_types, check_values, literal, quoted, stage_text, typed_relation
+from features.sources.columns import Difference, Matched, Rows, check_types, match_names, mismatch, stage_rows
 from features.sources.errors import SourceMissing, SourceRefused, SourceUnreadable
 from features.sources.meter import Meter
+from features.sources.values import literal
 from lake.artifact import file_digest
 from lake.contained import UnsafeFile, open_contained
-from lake.duck import literal_path, read_parquet, sql_path
+from lake.duck import literal_path, read_parquet
 
 _MEMBER = "!"
 _ANY_BYTES = 2**62  # `Meter` counts them
+_CHUNK_BYTES = 1 << 20
+# A text that no file holds: to DuckDB nothing is null, the catalog's texts are compared afterwards.
+_NO_TEXT = "\ufdd0nf__no_text\ufdd0"
 
 
 @dataclass(frozen=True)
@@ -128,14 +132,17 @@ def stage(
     connection: duckdb.DuckDBPyConnection,
     source: FileSource | Lookup,
     found: FoundFiles,
-    columns: Mapping[str, ColumnType],
+    columns: Mapping[str, SourceColumn],
     folder: Path,
     target: Path,
     meter: Meter,
     *,
     personal: Collection[str] = (),
-) -> None:
+) -> tuple[Difference, ...]:
     """Write the files' rows to one Parquet file `target` with exactly the declared columns.
+
+    Returns:
+        Columns that the files have and the catalog does not, or the other way round, of which it says `warn`.
 
     Args:
         folder: for what has to be unpacked.
@@ -153,15 +160,17 @@ def stage(
                 files.append(_opened(stack, path, found, folder / f"unpacked-{number}", meter))
             with meter.interrupting(connection):
                 if source.format == "parquet":
-                    _stage_parquet(connection, files, columns, target, meter, personal)
-                else:
-                    _stage_csv(connection, files, columns, source.null_values, target, meter, personal)
+                    return _stage_parquet(connection, files, source, columns, target, meter, personal)
+                files = [
+                    _readable(file, source, folder / f"readable-{number}", meter) for number, file in enumerate(files)
+                ]
+                return _stage_csv(connection, files, source, columns, target, meter, personal)
         except (
             duckdb.IOException,
             duckdb.InvalidInputException,
             duckdb.ConversionException,
             duckdb.ParserException,
-            UnicodeDecodeError,
+            UnicodeError,
             EOFError,
             zlib.error,
             zipfile.BadZipFile,
@@ -179,9 +188,13 @@ def stage(
             reason = library_text(error, personal=bool(personal)).split("Possible fixes")[0].strip()
             for opened in files:
                 reason = reason.replace(str(opened.path), opened.name)
+            encoded = isinstance(error, UnicodeError) or "unicode" in str(error).lower()
+            remedy = (
+                f"Declare its `encoding`, for example cp1252 (it is read as {source.encoding or 'utf-8'}), or deliver"
+            )
             raise SourceUnreadable(
                 f"{found.label} cannot be read as {source.format} ({where}):\n  {reason}\n"
-                "  Nothing was written. Deliver the whole file again."
+                f"  Nothing was written. {remedy if encoded else 'Deliver'} the whole file again."
             ) from cause(error, personal=bool(personal))
 
 
@@ -238,14 +251,67 @@ def _unzipped(stored: BinaryIO, path: Path, found: FoundFiles, folder: Path, met
         return target
 
 
-def _header(file: _File, meter: Meter) -> list[str]:
+def _readable(file: _File, source: FileSource | Lookup, folder: Path, meter: Meter) -> _File:
+    """The file in UTF-8 and with one kind of line end, as DuckDB reads it; itself where it is so already."""
+    encoding, quote = source.encoding or "utf-8", '"' if source.quote is None else source.quote
+    foreign = codecs.lookup(encoding).name not in ("utf-8", "ascii")
+    if not foreign and not _mixes_line_ends(file.path):
+        return file
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / "readable.csv"
+    decoder = codecs.getincrementaldecoder(encoding if foreign else "latin-1")()
+    quoted_cell, held = False, ""
+    with file.path.open("rb") as stored, target.open("wb") as written:
+        while chunk := stored.read(_CHUNK_BYTES):
+            meter.in_time()
+            text = held + decoder.decode(chunk)
+            held = "\r" if text.endswith("\r") else ""  # its line feed may come with the next chunk
+            text, quoted_cell = _one_line_end(text.removesuffix("\r") if held else text, quote, inside=quoted_cell)
+            # What is no foreign encoding passes through byte by byte: whether it is UTF-8 is DuckDB's to say.
+            written.write(text.encode("utf-8" if foreign else "latin-1"))
+        decoder.decode(b"", final=True)
+        written.write(b"\n" if held and not quoted_cell else held.encode())
+    return _File(target, file.name)
+
+
+def _mixes_line_ends(path: Path) -> bool:
+    feeds = returns = pairs = 0
+    last = b""
+    with path.open("rb") as stored:
+        while chunk := stored.read(_CHUNK_BYTES):
+            feeds, returns = feeds + chunk.count(b"\n"), returns + chunk.count(b"\r")
+            pairs += chunk.count(b"\r\n") + (last == b"\r" and chunk.startswith(b"\n"))
+            last = chunk[-1:]
+    return len({kind for kind, lines in (("lf", feeds - pairs), ("cr", returns - pairs), ("crlf", pairs)) if lines}) > 1
+
+
+def _one_line_end(text: str, quote: str, *, inside: bool) -> tuple[str, bool]:
+    """The text with line feeds alone outside quotes, and whether it ends inside of them."""
+    parts = text.split(quote) if quote else [text]
+    for number in range(int(inside), len(parts), 2):
+        parts[number] = parts[number].replace("\r\n", "\n").replace("\r", "\n")
+    return quote.join(parts), inside ^ (len(parts) % 2 == 0)
+
+
+def _header(file: _File, source: FileSource | Lookup, meter: Meter) -> list[str]:
     at_most = meter.limits.max_header_bytes
     with file.path.open("rb") as stored:
         begin = stored.read(at_most + 1)
     cut = len(begin) > at_most
     text = codecs.getincrementaldecoder("utf-8-sig")().decode(begin, final=not cut)
     lines = io.StringIO(text, newline="")
-    header = next(csv.reader(lines), [])
+    for _ in range(source.skip_lines or 0):
+        lines.readline()
+    quote = '"' if source.quote is None else source.quote
+    delimiter = source.delimiter or ","
+    if len(delimiter) > 1:  # the csv module knows single characters alone
+        header = lines.readline().rstrip("\r\n").split(delimiter)
+        header = [name.strip(quote) if quote else name for name in header] if header != [""] else []
+    else:
+        reader = csv.reader(lines, delimiter=delimiter, quotechar=quote or None, quoting=csv.QUOTE_MINIMAL)
+        if not quote:
+            reader = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+        header = next(reader, [])
     if cut and lines.tell() == len(text):
         meter.check("max_header_bytes", len(begin))
     return header
@@ -254,47 +320,80 @@ def _header(file: _File, meter: Meter) -> list[str]:
 def _stage_csv(
     connection: duckdb.DuckDBPyConnection,
     files: Sequence[_File],
-    columns: Mapping[str, ColumnType],
-    null_values: Sequence[str],
+    source: FileSource | Lookup,
+    columns: Mapping[str, SourceColumn],
     target: Path,
     meter: Meter,
     personal: Collection[str],
-) -> None:
+) -> tuple[Difference, ...]:
     label = meter.label
-    by_header: dict[tuple[str, ...], list[Path]] = {}
+    by_header: dict[tuple[str, ...], list[_File]] = {}
+    matches: dict[tuple[str, ...], Matched] = {}
     for file in files:
-        header = _header(file, meter)
+        header = tuple(_header(file, source, meter))
         if not header:
             raise SourceUnreadable(
                 f"{label} has no header ({file.name}). Nothing was written. Deliver it again; a night without rows is "
                 "a header alone."
             )
-        check_names(f"{label} ({file.name})", header, columns, personal=bool(personal))
-        by_header.setdefault(tuple(header), []).append(file.path)
-    nulls = ", ".join(literal(value) for value in null_values)
-    # Every column as text, in the file's own order: types are checked afterwards, and never guessed from a sample.
-    ordered = ", ".join(quoted(name) for name in columns)
-    selects = []
-    for same_header, paths in by_header.items():
-        spec = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in same_header)
-        listed = ", ".join(literal_path(path) for path in paths)
-        options = (
-            f"header=true, auto_detect=false, hive_partitioning=false, columns={{{spec}}}, delim=',', "
-            f"quote='\"', escape='\"', nullstr=[{nulls}], compression='none'"
-        )
-        selects.append(f"SELECT {ordered} FROM read_csv([{listed}], {options})")  # noqa: S608 (quoted)
-    stage_text(connection, meter, f"({' UNION ALL '.join(selects)})", columns, target, personal=personal)
+        if header not in matches:
+            _check_delimiter(f"{label} ({file.name})", header, columns, source)
+            matches[header] = match_names(
+                f"{label} ({file.name})", header, columns, source.on_extra, personal=bool(personal)
+            )
+        by_header.setdefault(header, []).append(file)
+    parts = []
+    for header, same in by_header.items():
+        matched = matches[header]
+        # By position, under names of our own: what a file calls its columns may be no name in SQL, or one twice.
+        numbered = Matched({name: f"nf__{header.index(found)}" for name, found in matched.names.items()})
+        listed = [(file.name, numbered.relation(_csv_relation([file], source, len(header)))) for file in same]
+        relation = listed[0][1] if len(same) == 1 else numbered.relation(_csv_relation(same, source, len(header)))
+        parts.append(Rows(relation, dict.fromkeys(matched.names, "VARCHAR"), tuple(listed)))
+    stage_rows(connection, meter, parts, columns, target, personal=personal)
+    return tuple(difference for matched in matches.values() for difference in matched.differences)
+
+
+def _check_delimiter(
+    label: str, header: Sequence[str], columns: Mapping[str, SourceColumn], source: FileSource | Lookup
+) -> None:
+    """A header that is one name to us, and several to whoever wrote it."""
+    for mark in (",", ";", "\t", "|"):
+        if len(header) == 1 < len(columns) and header[0].count(mark) == len(columns) - 1:
+            raise mismatch(
+                label,
+                [
+                    f"its header is one name with {source.delimiter or ','!r} between names, and {len(columns)} with "
+                    f"{mark!r}, as many as are declared. Declare `delimiter: {mark!r}`"
+                ],
+            )
+
+
+def _csv_relation(files: Sequence[_File], source: FileSource | Lookup, width: int) -> str:
+    # Every column as text: types are checked afterwards, and never guessed from a sample; so are nulls.
+    spec = ", ".join(f"'nf__{number}': 'VARCHAR'" for number in range(width))
+    quote = literal('"' if source.quote is None else source.quote)
+    options = (
+        f"header=true, auto_detect=false, hive_partitioning=false, columns={{{spec}}}, "
+        f"delim={literal(source.delimiter or ',')}, quote={quote}, escape={quote}, nullstr=[{literal(_NO_TEXT)}], "
+        f"compression='none', skip={source.skip_lines or 0}"
+    )
+    if source.max_line_bytes is not None:
+        options += f", max_line_size={source.max_line_bytes}"
+    return f"read_csv([{', '.join(literal_path(file.path) for file in files)}], {options})"
 
 
 def _stage_parquet(
     connection: duckdb.DuckDBPyConnection,
     files: Sequence[_File],
-    columns: Mapping[str, ColumnType],
+    source: FileSource | Lookup,
+    columns: Mapping[str, SourceColumn],
     target: Path,
     meter: Meter,
     personal: Collection[str],
-) -> None:
-    selects = []
+) -> tuple[Difference, ...]:
+    parts = []
+    differences: list[Difference] = []
     for file in files:
         footer = f"SELECT coalesce(sum(num_rows), 0) FROM parquet_file_metadata({literal_path(file.path)})"  # noqa: S608 (quoted path)
         meter.take("max_rows", int(connection.execute(footer).fetchall()[0][0]))
@@ -302,8 +401,12 @@ def _stage_parquet(
         meter.take("max_bytes", int(connection.execute(sizes).fetchall()[0][0]))
         relation = read_parquet([file.path])
         described = connection.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall()  # noqa: S608 (quoted path)
-        label, kinds = f"{meter.label} ({file.name})", {str(row[0]): str(row[1]) for row in described}
-        check_types(label, kinds, columns)
-        check_values(connection, label, relation, kinds, columns, personal)
-        selects.append(typed_relation(relation, columns))
-    connection.execute(f"COPY ({' UNION ALL '.join(selects)}) TO {sql_path(target)} (FORMAT parquet)")
+        label, found = f"{meter.label} ({file.name})", {str(row[0]): str(row[1]) for row in described}
+        matched = match_names(label, list(found), columns, source.on_extra, personal=bool(personal))
+        types = {name: found[own] for name, own in matched.names.items()}
+        check_types(label, types, columns)
+        differences += matched.differences
+        listed = matched.relation(relation)
+        parts.append(Rows(listed, types, ((file.name, listed),)))
+    stage_rows(connection, meter, parts, columns, target, personal=personal)
+    return tuple(differences)

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tenacity
 
-from config.catalog.data import ColumnType, HttpSource
+from config.catalog.data import HttpSource, SourceColumn
 from config.masking import cause
 from config.settings import Settings, secret
-from features.sources.columns import check_names, stage_text
+from features.sources.columns import Difference, Rows, match_names, stage_rows
 from features.sources.errors import SourceRefused, SourceUnavailable, SourceUnreadable
 from features.sources.meter import Meter
 from lake.duck import read_parquet
@@ -40,14 +40,14 @@ def stage(
     connection: duckdb.DuckDBPyConnection,
     settings: Settings,
     source: HttpSource,
-    columns: Mapping[str, ColumnType],
+    columns: Mapping[str, SourceColumn],
     night: date | None,
     folder: Path,
     target: Path,
     meter: Meter,
     *,
     personal: Collection[str] = (),
-) -> None:
+) -> tuple[Difference, ...]:
     """Write the records of all pages to one Parquet file `target`; one page at a time is held in memory.
 
     Raises:
@@ -60,6 +60,8 @@ def stage(
     """
     label = meter.label
     text_schema = pa.schema([pa.field(name, pa.string()) for name in columns])
+    spellings = {name: (name, *(column.renamed_from or ())) for name, column in columns.items()}
+    known = {own for names in spellings.values() for own in names}
     pages = folder / f"{target.stem}.pages.parquet"
     headers = {"Accept": "application/json"}
     if source.token_secret:
@@ -72,22 +74,31 @@ def stage(
     ):
         for url, records in documents:
             names = {name for record in records for name in record}
-            if names - set(columns):
-                check_names(f"{label} ({url})", sorted(names | found), columns)
+            if names - known and source.on_extra in (None, "refuse"):
+                match_names(f"{label} ({url})", sorted(names | found), columns)
             found |= names
             meter.take("max_rows", len(records))
             try:
-                texts = [pa.array([_text(record.get(name)) for record in records], pa.string()) for name in columns]
+                texts = [
+                    pa.array([_text(_first(record, names)) for record in records], pa.string())
+                    for names in spellings.values()
+                ]
             except UnicodeEncodeError as error:
                 raise SourceUnreadable(
                     f"{label}: {url} sends a text with half a character (a lone surrogate), which no table holds. "
                     "Nothing was written. Correct it where it is made."
                 ) from cause(error, personal=bool(personal))
             writer.write_table(pa.table(texts, schema=text_schema))
-    if found:
-        check_names(label, sorted(found), columns)
+    matched = match_names(label, sorted(found), columns, source.on_extra) if found else None
     with meter.interrupting(connection):
-        stage_text(connection, meter, read_parquet([pages]), columns, target, personal=personal)
+        rows = Rows(read_parquet([pages]), dict.fromkeys(columns, "VARCHAR"))
+        stage_rows(connection, meter, [rows], columns, target, personal=personal)
+    return matched.differences if matched else ()
+
+
+def _first(record: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    """The value under the first of the names that the record has."""
+    return next((record[name] for name in names if name in record), None)
 
 
 def _text(value: Any) -> str | None:

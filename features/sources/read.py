@@ -6,29 +6,42 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
 import duckdb
+import pyarrow.parquet as pq
 
 from config.calendar import Interval
-from config.catalog.data import ColumnType, Dataset, FileSource, HttpSource, KnownAt, SqlSource, Table
+from config.catalog.data import Dataset, FileSource, HttpSource, KnownAt, SourceColumn, SqlSource, Table
 from config.masking import cause, library_text
 from features.sources import file, http, sql
-from features.sources.columns import check_types, literal, quoted, typed_relation
+from features.sources.columns import (
+    Difference,
+    Rows,
+    check_types,
+    is_refusal,
+    match_names,
+    mismatch,
+    refusal,
+    typed,
+)
 from features.sources.errors import SourceMissing, SourceSqlReachesOutside, SourceUnavailable, SourceUnreadable
 from features.sources.meter import Meter
+from features.sources.values import literal, quoted
 from lake.artifact import file_digest
 from lake.duck import allow, confine, read_parquet, sql_path
 from lake.lake import Lake
 from lake.storage import link_or_copy
 
 # A change to how sources are read makes every cached one unknown.
-_READER = "2"
+_READER = "3"
 _FINGERPRINT_DIGITS = 32
+# What stands in a staged file about the columns that the source had and the catalog has not, or the other way round.
+_DIFFERENCES = "nf_differences"
 
 
 @dataclass(frozen=True)
@@ -42,11 +55,14 @@ class SourceRead:
         dated: whether the source delivers night by night.
         fingerprint: digest of the source's bytes and of everything that shapes its rows; equal fingerprints mean equal
             rows. None where no bytes can be compared.
+        differences: columns that a delivery has and the catalog has not, or the other way round, where the catalog says
+            to warn; by night, None for a source that is the same every night.
     """
 
     view: str
     dated: bool
     fingerprint: str | None
+    differences: Mapping[date | None, tuple[Difference, ...]]
 
 
 def is_dated(table: Table) -> bool:
@@ -83,14 +99,22 @@ def read_source(
     """
     reading = _Reading(lake, lake.dataset(dataset), table, connection, folder)
     dated = is_dated(reading.table)
+    fingerprint = None
+    staged: dict[date | None, Path]
     if dated:
-        staged = [reading.stage(night) for night in (*also, *interval)]
-        fingerprint = None
+        staged = {night: reading.stage(night) for night in (*also, *interval)}
     else:
         path, fingerprint = reading.stage_cached()
-        staged = [path]
-    connection.execute(f"CREATE OR REPLACE TEMP VIEW {quoted(name)} AS SELECT * FROM {read_parquet(staged)}")  # noqa: S608 (our own paths, quoted)
-    return SourceRead(name, dated, fingerprint)
+        staged = {None: path}
+    view = f"CREATE OR REPLACE TEMP VIEW {quoted(name)} AS SELECT * FROM {read_parquet(staged.values())}"  # noqa: S608 (our own paths, quoted)
+    connection.execute(view)
+    differences = {night: told for night, path in staged.items() if (told := _differences(path))}
+    return SourceRead(name, dated, fingerprint, differences)
+
+
+def _differences(path: Path) -> tuple[Difference, ...]:
+    stored = (pq.read_metadata(path).metadata or {}).get(_DIFFERENCES.encode(), b"[]")
+    return tuple(Difference(str(column), bool(missing)) for column, missing in json.loads(stored))
 
 
 def _cached(cache: Path, fingerprint: str) -> Path | None:
@@ -109,9 +133,8 @@ class _Reading:
         self.home = lake.catalog.home(dataset.name)
         self.root = self.home.sources
         self.label = f"source of {dataset.name}/{table}"
-        self.own_columns: Mapping[str, ColumnType] = self.source.columns or {
-            name: column.type for name, column in self.table.columns.items()
-        }
+        self.naive_zone = dataset.zone_of_naive_times
+        self.own_columns = self.table.source_columns(self.naive_zone)
         self.select = self._select_text()
 
     def _meter(self, label: str) -> Meter:
@@ -202,56 +225,22 @@ class _Reading:
         with ExitStack() as stack:
             folder = stack.enter_context(self.lake.scratch("source"))
             own = folder / "own.parquet"
-            match self.source:
-                case FileSource():
-                    assert found is not None  # stage and stage_cached find the files of a file source
-                    file.stage(
-                        self.connection,
-                        self.source,
-                        found,
-                        self.own_columns,
-                        folder / "own",
-                        own,
-                        self._meter(self.label),
-                        personal=self._personal(self.own_columns),
-                    )
-                case SqlSource():
-                    sql.stage(
-                        self.lake.settings,
-                        self.source,
-                        self.own_columns,
-                        night,
-                        self.dataset.time_zone,
-                        own,
-                        self._meter(self.label),
-                        personal=self._personal(self.own_columns),
-                    )
-                case HttpSource():
-                    http.stage(
-                        self.connection,
-                        self.lake.settings,
-                        self.source,
-                        self.own_columns,
-                        night,
-                        folder,
-                        own,
-                        self._meter(self.label),
-                        personal=self._personal(self.own_columns),
-                    )
+            differences = list(self._stage_own(night, found, folder, own))
             views = {"source": (own, self.own_columns)}
             for name, lookup in self.source.lookups.items():
                 label, path = f"lookup {name} of {self.label}", folder / f"lookup-{name}.parquet"
-                file.stage(
+                columns = lookup.spelled(lookup.columns, self.naive_zone)
+                differences += file.stage(
                     self.connection,
                     lookup,
                     file.find(lookup.uri, self.root, night, label),
-                    lookup.columns,
+                    columns,
                     folder / f"lookup-{name}",
                     path,
                     self._meter(label),
                     personal=self._personal(lookup.columns),
                 )
-                views[name] = (path, lookup.columns)
+                views[name] = (path, columns)
             # The catalog's own SQL gets a connection of its own, that reaches its views and nothing else.
             connection = stack.enter_context(self.lake.duckdb())
             for name, (path, columns) in views.items():
@@ -261,12 +250,70 @@ class _Reading:
                 )
             allow(connection, [*(path for path, _ in views.values()), target])
             confine(connection)
-            self._shape(connection, night, target)
+            self._shape(connection, night, target, differences)
 
-    def _shape(self, connection: duckdb.DuckDBPyConnection, night: date | None, target: Path) -> None:
-        """Apply `select` and `known_at`, and date each row."""
-        declared = {name: column.type for name, column in self.table.columns.items()}
+    def _stage_own(
+        self, night: date | None, found: file.FoundFiles | None, folder: Path, own: Path
+    ) -> tuple[Difference, ...]:
+        """Write the source's own columns."""
+        meter, personal = self._meter(self.label), self._personal(self.own_columns)
+        match self.source:
+            case FileSource():
+                assert found is not None  # stage and stage_cached find the files of a file source
+                return file.stage(
+                    self.connection,
+                    self.source,
+                    found,
+                    self.own_columns,
+                    folder / "own",
+                    own,
+                    meter,
+                    personal=personal,
+                )
+            case SqlSource():
+                return sql.stage(
+                    self.connection,
+                    self.lake.settings,
+                    self.source,
+                    self.own_columns,
+                    night,
+                    self.dataset.time_zone,
+                    own,
+                    meter,
+                    personal=personal,
+                )
+            case HttpSource():
+                return http.stage(
+                    self.connection,
+                    self.lake.settings,
+                    self.source,
+                    self.own_columns,
+                    night,
+                    folder,
+                    own,
+                    meter,
+                    personal=personal,
+                )
+
+    def _shaped(self, connection: duckdb.DuckDBPyConnection) -> tuple[Rows, Mapping[str, SourceColumn]]:
+        """What `select` makes of the source, or the source itself, and how its columns are read."""
         relation = f"({self.select.rstrip().rstrip(';')}\n)" if self.select else "source"
+        columns = self.table.shaped_columns(self.naive_zone)
+        described = connection.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall()  # noqa: S608 (the catalog's own SQL)
+        found = {str(row[0]): str(row[1]) for row in described}
+        label = f"select of the {self.label}" if self.select else self.label
+        match_names(label, [str(row[0]) for row in described], columns)
+        check_types(label, found, columns)
+        return Rows(relation, found), columns
+
+    def _shape(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        night: date | None,
+        target: Path,
+        differences: Sequence[Difference],
+    ) -> None:
+        """Apply `select` and `known_at`, and date each row."""
         known = self.table.known_at
         instant = "NULL" if not isinstance(known, KnownAt) else known.sql or quoted(str(known.column))
         # The microsecond makes midnight part of the night that ends there, as `cutoff(T-1) < known_at <= cutoff(T)`
@@ -274,17 +321,16 @@ class _Reading:
         natural = f"CAST(timezone({literal(self.dataset.time_zone)}, known_at_utc - INTERVAL 1 MICROSECOND) AS DATE)"
         delivered = f"DATE {literal(night.isoformat())}" if night else "CAST(NULL AS DATE)"
         try:
-            described = connection.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall()  # noqa: S608 (the catalog's own SQL)
-            check_types(
-                f"select of the {self.label}" if self.select else self.label,
-                {str(row[0]): str(row[1]) for row in described},
-                declared,
-            )
-            typed = typed_relation(relation, declared)
-            dated = f"SELECT *, CAST({instant} AS TIMESTAMPTZ) AS known_at_utc FROM ({typed})"  # noqa: S608 (the catalog's own SQL)
+            shaped, columns = self._shaped(connection)
+            read = typed(shaped, columns)
+            self._check_instant(connection, instant, read)
+            dated = f"SELECT *, CAST({instant} AS TIMESTAMPTZ) AS known_at_utc FROM ({read})"  # noqa: S608 (the catalog's own SQL)
             dates = f"{natural} AS nf__natural_date, {delivered} AS nf__delivered"
             rows = f"SELECT *, {dates} FROM ({dated}) ORDER BY nf__natural_date"  # noqa: S608 (as above)
-            options = "FORMAT parquet, ROW_GROUP_SIZE 20480, USE_TMP_FILE false"
+            told = literal(json.dumps([[difference.column, difference.missing] for difference in differences]))
+            options = (
+                f"FORMAT parquet, ROW_GROUP_SIZE 20480, USE_TMP_FILE false, KV_METADATA {{{_DIFFERENCES}: {told}}}"
+            )
             connection.execute(f"COPY ({rows}) TO {sql_path(target)} ({options})")
         except duckdb.PermissionException as error:
             raise SourceSqlReachesOutside(
@@ -295,8 +341,25 @@ class _Reading:
         except (duckdb.IOException, duckdb.OutOfMemoryException):
             raise
         except duckdb.Error as error:
-            personal = bool(self._personal(declared))
+            if is_refusal(error):
+                hidden = self._personal(columns)
+                raise refusal(connection, f"select of the {self.label}", [shaped], columns, hidden) from None
+            personal = bool(self._personal(self.table.columns))
             raise SourceUnreadable(
                 f"select or known_at of the {self.label} fails: {library_text(error, personal=personal)}\n"
                 "  Nothing was written. Correct the SQL, or the source's rows it stumbles on."
             ) from cause(error, personal=personal)
+
+    def _check_instant(self, connection: duckdb.DuckDBPyConnection, instant: str, read: str) -> None:
+        """Refuse a `known_at` whose time has no zone: taken for UTC, it would let rows of the future in."""
+        described = connection.execute(f"DESCRIBE SELECT {instant} AS nf__instant FROM ({read})").fetchall()  # noqa: S608 (the catalog's own SQL)
+        found = str(described[0][1])
+        if self.naive_zone is None and (found.startswith("TIMESTAMP_") or found in ("TIMESTAMP", "DATE")):
+            zone = literal(self.dataset.time_zone)
+            raise mismatch(
+                self.label,
+                [
+                    f"known_at is a {found} without a time zone: write `timezone({zone}, <expression>)`, or another "
+                    "zone in which it holds"
+                ],
+            )

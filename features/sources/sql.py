@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from datetime import date
+from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
 from config.calendar import ONE_DAY, cutoff
-from config.catalog.data import ColumnType, SqlSource
+from config.catalog.data import SourceColumn, SqlSource
 from config.masking import cause, library_text, shown
 from config.settings import Settings, secret
-from features.sources.columns import check_names, mismatch
+from features.sources.columns import (
+    Difference,
+    Rows,
+    check_types,
+    is_refusal,
+    match_names,
+    mismatch,
+    refusal,
+    typed,
+)
 from features.sources.errors import SourceRefused, SourceUnavailable
 from features.sources.meter import Meter
 from lake.tables import ARROW_TYPES
@@ -32,16 +43,17 @@ def _parameters(query: str) -> set[str]:
 
 
 def stage(
+    duck: duckdb.DuckDBPyConnection,
     settings: Settings,
     source: SqlSource,
-    columns: Mapping[str, ColumnType],
+    columns: Mapping[str, SourceColumn],
     night: date | None,
     time_zone: str,
     target: Path,
     meter: Meter,
     *,
     personal: Collection[str] = (),
-) -> None:
+) -> tuple[Difference, ...]:
     """Write the query's rows to one Parquet file `target`, batch by batch: memory does not grow with the rows.
 
     Args:
@@ -59,28 +71,27 @@ def stage(
     values = {name: value for name, value in bounds.items() if name in _parameters(source.query)}
     url = make_url(secret(settings, source.url_secret))
     engine = sa.create_engine(url, poolclass=sa.NullPool)
-    schema = pa.schema([pa.field(name, ARROW_TYPES[kind]) for name, kind in columns.items()])
+    schema = pa.schema([pa.field(name, ARROW_TYPES[column.type]) for name, column in columns.items()])
     try:
         with engine.connect() as connection, pq.ParquetWriter(target, schema, compression="zstd") as writer:
             result = connection.execution_options(stream_results=True, yield_per=source.batch_rows).execute(
                 query, values
             )
             names = list(result.keys())
-            check_names(label, names, columns)
+            matched = match_names(label, names, columns, source.on_extra)
             done = 0
             for rows in result.partitions(source.batch_rows):
                 by_name = dict(zip(names, zip(*rows, strict=True), strict=True))
                 meter.take("max_rows", len(rows))
-                batch = pa.table(
-                    [
-                        _column(label, name, by_name[name], kind, done, personal=name in personal)
-                        for name, kind in columns.items()
-                    ],
-                    schema=schema,
-                )
+                own = {name: by_name[found] for name, found in matched.names.items()}
+                natural = _columns(label, own, columns, done, personal)
+                if not own:
+                    natural = pa.table({"nf__none": pa.nulls(len(rows))})
+                batch = _typed(duck, label, natural, columns, done, personal).cast(schema)
                 meter.take("max_bytes", batch.nbytes)
                 writer.write_table(batch)
                 done += len(rows)
+        return matched.differences
     except sa.exc.OperationalError as error:
         where = url.render_as_string(hide_password=True)
         raise SourceUnavailable(
@@ -98,41 +109,79 @@ def stage(
         engine.dispose()
 
 
-def _column(label: str, name: str, values: tuple[Any, ...], kind: ColumnType, done: int, *, personal: bool) -> pa.Array:
+def _columns(
+    label: str,
+    rows: Mapping[str, tuple[Any, ...]],
+    columns: Mapping[str, SourceColumn],
+    done: int,
+    personal: Collection[str],
+) -> pa.Table:
+    """One batch as the driver hands it out.
+
+    Raises:
+        SourceSchemaMismatch: a column holds values of several types, or of one that no column can have.
+    """
+    arrays, problems = {}, []
+    for name, values in rows.items():
+        try:
+            kinds = [_kind(value) for value in values if value is not None]
+            if len(set(kinds)) > 1:
+                raise TypeError
+            arrays[name] = pa.array(values)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError, UnicodeError):
+            row, value = _odd(values)
+            problems.append(
+                f"{name!r} is declared {columns[name].type}, but row {done + row + 1} has "
+                f"{shown(value, personal=name in personal)} ({type(value).__name__}), and other rows may have other "
+                "types: cast it in `query`"
+            )
+    if problems:
+        raise mismatch(label, problems)
+    return pa.table(arrays)
+
+
+def _kind(value: object) -> str:
+    """What a column holds one of alone: Arrow would cut the time off a datetime that comes after a date."""
+    if isinstance(value, datetime):
+        return "instant" if value.tzinfo else "local time"
+    return "number" if type(value) in (int, float, Decimal) else type(value).__name__
+
+
+def _odd(values: tuple[Any, ...]) -> tuple[int, Any]:
+    """Place and value of the first value that no column can hold, or that differs in type from those before."""
+    first = None
+    for row, value in enumerate(values):
+        if value is None:
+            continue
+        first = first or _kind(value)
+        try:
+            pa.array([value])
+        except (pa.ArrowException, TypeError, ValueError, OverflowError, UnicodeError):
+            return row, value
+        if _kind(value) != first:
+            return row, value
+    return next((row, value) for row, value in enumerate(values) if value is not None)
+
+
+def _typed(
+    connection: duckdb.DuckDBPyConnection,
+    label: str,
+    batch: pa.Table,
+    columns: Mapping[str, SourceColumn],
+    done: int,
+    personal: Collection[str],
+) -> pa.Table:
+    connection.register("nf__batch", batch)
     try:
-        return _converted(values, kind)
-    except (pa.ArrowException, TypeError, ValueError, OverflowError):
-        for number, value in enumerate(values):
-            try:
-                _converted((value,), kind)
-            except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-                problem = (
-                    f"{name!r} is declared {kind}, but row {done + number + 1} has {shown(value, personal=personal)} "
-                    f"({type(value).__name__})"
-                )
-                raise mismatch(label, [problem]) from cause(error, personal=personal)
-        raise
-
-
-def _converted(values: tuple[Any, ...], kind: ColumnType) -> pa.Array:
-    wanted = ARROW_TYPES[kind]
-    found = pa.array(values)
-    if pa.types.is_null(found.type) or found.type == wanted:
-        return found.cast(wanted)
-    text = pa.types.is_string(found.type)
-    number = pa.types.is_integer(found.type) or pa.types.is_floating(found.type) or pa.types.is_decimal(found.type)
-    accepted = {
-        "string": text,
-        "int32": number,
-        "int64": number,
-        "float64": number,
-        "boolean": pa.types.is_integer(found.type) and set(values) <= {0, 1, None},  # SQLite has no boolean
-        "date": text,  # nor dates, nor timestamps: it hands out texts
-        "timestamp": text or pa.types.is_timestamp(found.type),
-    }[kind]
-    if not accepted:
-        raise TypeError(f"{found.type} is not {kind}")
-    if text and kind == "timestamp":
-        zoned = values[next(i for i, v in enumerate(values) if v is not None)][-6:]
-        found = found.cast(wanted if zoned.endswith("Z") or "+" in zoned or zoned[0] == "-" else pa.timestamp("us"))
-    return found.cast(wanted)
+        described = connection.execute("DESCRIBE SELECT * FROM nf__batch").fetchall()
+        types = {str(row[0]): str(row[1]) for row in described if str(row[0]) in columns}
+        check_types(label, types, columns)
+        rows = Rows("nf__batch", types)
+        try:
+            return connection.sql(typed(rows, columns)).to_arrow_table()
+        except duckdb.InvalidInputException as error:
+            if not is_refusal(error):
+                raise
+            raise refusal(connection, label, [rows], columns, personal, rows_before=done) from None
+    finally:
+        connection.unregister("nf__batch")

@@ -10,7 +10,7 @@ import json
 import shutil
 import sqlite3
 from collections.abc import Callable, Mapping
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,15 @@ import pytest
 import yaml
 
 from config.calendar import Interval
+from config.catalog.base import BadCatalog
 from config.catalog.load import load_catalog
 from config.settings import Settings
-from features.ingest import SourceSchemaMismatch, ingest
+from features.ingest import SourceSchemaMismatch, SourceUnreadable, ingest
 from features.transform import transform
 from features.validate import validate
 from lake.lake import Lake, StageResult
-from lake.tables import LakeTable, feature_table, raw_table, valid_table
+from lake.metrics import metrics_table
+from lake.tables import LakeTable, feature_table, quarantine_table, raw_table, valid_table
 
 CASES = Path(__file__).parent / "cases"
 Row = dict[str, Any]
@@ -161,3 +163,111 @@ def test_a_key_that_a_snapshot_lacks_stays_or_ends_as_declared(
     lake = tried.lake
     shown = feature_table(lake.settings, lake.dataset("d"), "v").read([tried.nights.last]).to_pylist()
     assert values(shown, "x") == left
+
+
+def test_two_digit_years_are_read_by_declared_formats(case: Cases) -> None:
+    tried = case("01")
+    tried.declare(d={"format": ["%d/%m/%y", "%Y-%m-%d"]})
+    tried.run()
+    assert values(tried.rows(), "d") == {1: date(2024, 2, 1), 2: date(2024, 2, 1), 3: date(2024, 2, 13)}
+
+
+def test_no_row_is_dropped_behind_a_date_that_known_at_is_made_of(case: Cases) -> None:
+    tried = case("02")
+    tried.declare(d={"format": ["%d/%m/%y", "%Y-%m-%d", "%d-%m-%y"]})
+    (ingested, _) = tried.run()
+    assert values(tried.rows(), "d") == {1: FIRST, 2: FIRST}
+    assert ingested.details["t"]["before_start"] == 1, "the third row is of the day before the data set begins"
+
+
+def test_nan_in_a_column_without_nulls_is_set_aside_and_no_feature(case: Cases) -> None:
+    tried = case("07")
+    tried.document["tables"]["t"]["quality"] = {"stop_share": 0.5}
+    tried.declare()
+    (ingested, validated, _) = tried.run(ingest, validate, transform)
+    assert ingested.details["t"]["rows"] == 3
+    assert values(tried.rows(), "x") == {1: 1.0, 2: None, 3: 3.0}
+    assert validated.details["reasons"] == {"t: not_null(x)": 1}
+    assert values(tried.rows(quarantine_table), "x") == {2: None}
+    lake = tried.lake
+    features = feature_table(lake.settings, lake.dataset("d"), "v").read()
+    assert sorted(zip(features["id"].to_pylist(), features["x"].to_pylist(), strict=True)) == [(1, 1.0), (3, 3.0)]
+
+
+def test_a_local_time_without_a_zone_is_refused_and_read_in_the_declared_one(case: Cases) -> None:
+    tried = case("09")
+    with pytest.raises(SourceSchemaMismatch) as refusal:
+        tried.run()
+    for part in ("'seen' is declared timestamp", "2 values have no time zone", "'2024-07-02 01:00:00'", "`zone: UTC`"):
+        assert part in str(refusal.value)
+    tried.declare(seen={"zone": "America/Chicago"})
+    tried.run(ingest)
+    assert [(row["id"], row["data_date"].isoformat(), row["seen"]) for row in tried.rows()] == [
+        (2, "2024-07-01", datetime(2024, 7, 1, 17, tzinfo=UTC)),
+        (1, "2024-07-02", datetime(2024, 7, 2, 6, tzinfo=UTC)),
+    ]
+
+
+def test_columns_that_differ_in_capitals_alone_are_a_catalog_error_with_a_way_out(case: Cases) -> None:
+    tried = case("16")
+    with pytest.raises(
+        BadCatalog, match=r"'username' and 'userName' differ in capitals alone.*`renamed_from: userName`"
+    ):
+        tried.run()
+    columns = tried.document["tables"]["t"]["columns"]
+    columns["user_name"] = columns.pop("userName") | {"renamed_from": "userName"}
+    tried.declare()
+    tried.run()
+    assert tried.rows() == [{"id": 1, "username": "a", "user_name": "b", "data_date": FIRST}]
+
+
+def test_without_null_values_nothing_is_null(case: Cases) -> None:
+    tried = case("18")
+    tried.run()
+    assert values(tried.rows(), "name") == {1: "", 2: "NA"}
+
+
+def test_a_windows_header_over_unix_rows_is_read(case: Cases) -> None:
+    tried = case("19")
+    tried.run()
+    assert values(tried.rows(), "name") == {1: "a", 2: "b", 3: "c"}
+
+
+def test_semicolons_decimal_commas_and_another_encoding_are_declared(case: Cases) -> None:
+    tried = case("20")
+    with pytest.raises(SourceUnreadable, match="Declare its `encoding`, for example cp1252"):
+        tried.run()
+    tried.declare(source={"encoding": "cp1252"})
+    with pytest.raises(SourceSchemaMismatch, match="Declare `delimiter: ';'`"):
+        tried.run()
+    tried.declare(source={"delimiter": ";"})
+    with pytest.raises(SourceSchemaMismatch, match=r"first '1,5', in row 1 .* Declare `decimal`"):
+        tried.run()
+    tried.declare(source={"decimal": ","})
+    tried.run()
+    assert tried.rows() == [{"id": 1, "name": "Ação", "x": 1.5, "data_date": FIRST}]
+
+
+def test_a_new_column_is_refused_or_left_out_and_told(case: Cases) -> None:
+    tried = case("26")
+    with pytest.raises(SourceSchemaMismatch, match=r"(?s)02.csv.*'new' is not declared.*`on_extra: warn`"):
+        tried.run()
+    assert values(tried.rows(), "x") == {1: 5.0}, "the night before stays readable"
+    tried.declare(source={"on_extra": "warn"})
+    results = tried.run()
+    assert results[2].details["t"]["differing_columns"] == {"2024-03-02": [["new", False]]}
+    assert [(row["data_date"], row["x"]) for row in tried.rows(valid_table)] == [(FIRST, 5.0), (date(2024, 3, 2), 6.0)]
+    metrics = metrics_table(tried.lake.settings, "d", "quality").read().to_pylist()
+    told = [(row["data_date"], row["column"], row["status"]) for row in metrics if row["check"] == "undeclared_column"]
+    assert told == [(date(2024, 3, 2), "t.new", "warning")]
+
+
+def test_sql_texts_with_and_without_a_zone(case: Cases) -> None:
+    tried = case("27")
+    with pytest.raises(
+        SourceSchemaMismatch, match=r"'x' .* 1 values have no time zone: first '2024-02-01 10:00:00', in row 1"
+    ):
+        tried.run()
+    tried.declare(x={"zone": "UTC"})
+    tried.run()
+    assert set(values(tried.rows(), "x").values()) == {datetime(2024, 2, 1, 10, tzinfo=UTC)}

@@ -28,7 +28,7 @@ from config.catalog.checks import (
     check_name,
     check_types,
 )
-from config.catalog.data import Column, Dataset, Table
+from config.catalog.data import Dataset, Table, TableColumn
 from config.catalog.load import load_catalog
 from config.settings import ROOT, Settings
 from features.expectations import (
@@ -44,14 +44,14 @@ from features.expectations import (
 from features.suite_result import suite_result
 
 COLUMNS = {
-    "key": Column(type="int64", description="", nullable=False),
-    "text": Column(type="string", description=""),
-    "small": Column(type="int32", description=""),
-    "number": Column(type="float64", description=""),
-    "flag": Column(type="boolean", description=""),
-    "day": Column(type="date", description=""),
-    "begin": Column(type="timestamp", description=""),
-    "end": Column(type="timestamp", description=""),
+    "key": TableColumn(type="int64", description="", nullable=False),
+    "text": TableColumn(type="string", description=""),
+    "small": TableColumn(type="int32", description=""),
+    "number": TableColumn(type="float64", description=""),
+    "flag": TableColumn(type="boolean", description=""),
+    "day": TableColumn(type="date", description=""),
+    "begin": TableColumn(type="timestamp", description=""),
+    "end": TableColumn(type="timestamp", description=""),
 }
 CHECKS = (
     NotNull(rule="not_null", column="text"),

@@ -501,7 +501,7 @@ def test_a_whole_source_gives_the_same_nights_in_bulk_and_by_the_short_cut(
 
         def unknown(*args: Any, **kwargs: Any) -> SourceRead:
             found = read(*args, **kwargs)
-            return SourceRead(found.view, found.dated, None)
+            return SourceRead(found.view, found.dated, None, found.differences)
 
         patched.setattr(features.ingest, "read_source", unknown)
         ingest(lakes["long"], "meters", Interval(FIRST, FIRST + cut * ONE_DAY), run_id="long")
