@@ -305,8 +305,8 @@ def _header(file: _File, source: FileSource | Lookup, meter: Meter) -> list[str]
     quote = '"' if source.quote is None else source.quote
     delimiter = source.delimiter or ","
     if len(delimiter) > 1:  # the csv module knows single characters alone
-        header = lines.readline().rstrip("\r\n").split(delimiter)
-        header = [name.strip(quote) if quote else name for name in header] if header != [""] else []
+        line = lines.readline().rstrip("\r\n")
+        header = [name.strip(quote or None) for name in line.split(delimiter)] if line else []
     else:
         reader = csv.reader(lines, delimiter=delimiter, quotechar=quote or None, quoting=csv.QUOTE_MINIMAL)
         if not quote:
