@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from config.errors import NightfleetError, TransientError
 from lake.lake import Lake
 from lake.projection import project
 from lake.publish import StalePublish, publish
+from lake.signature import authenticate, authenticated_by
 from lake.tables import LakeTable, named_table
 from training.registry.decision import Decision, decisions_table, read_decisions
 
@@ -65,6 +66,7 @@ class Approval:
         evidence_digest: of the decision that was shown.
         run_id: the training run that asked.
         asking: which asking of that run it answers; a task that is tried again asks the same, a cleared one anew.
+        signature: over all of it, made when it was recorded; None in answers of before they were signed.
     """
 
     model: str
@@ -77,10 +79,13 @@ class Approval:
     evidence_digest: str
     run_id: str
     asking: int = 0
+    signature: str | None = field(default=None, compare=False)
 
     def to_json(self) -> dict[str, Any]:
-        """Its fields as JSON."""
-        return {**self.__dict__, "as_of": self.as_of.isoformat(), "answered_at": self.answered_at.isoformat()}
+        """Its fields as JSON, without the signature."""
+        document = {**self.__dict__, "as_of": self.as_of.isoformat(), "answered_at": self.answered_at.isoformat()}
+        del document["signature"]
+        return document
 
 
 def approvals_table(lake: Lake, model: str) -> LakeTable:
@@ -95,8 +100,9 @@ def approvals_table(lake: Lake, model: str) -> LakeTable:
         "evidence_digest": "string",
         "run_id": "string",
         "asking": "int64",
+        "signature": "string",
     }
-    return named_table(lake.settings, f"{model}/approvals", columns, ("number",))
+    return named_table(lake.settings, f"{model}/approvals", columns, ("number",), added={"signature": "NULL"})
 
 
 def project_approvals(lake: Lake, model: str, *, anew: bool = False) -> int:
@@ -230,7 +236,8 @@ def approval_of(lake: Lake, decision: Decision, *, run_id: str) -> Approval:
     """The approval that lets a run promote on a decision: the last word on that version in that run.
 
     Raises:
-        NotApproved: there is none, it is no approval, or it is one of other evidence.
+        NotApproved: there is none, it is no approval, it is one of other evidence, or nobody gave it here.
+        MissingSecret: there is no key to verify with.
     """
     words = [
         a
@@ -250,8 +257,23 @@ def approval_of(lake: Lake, decision: Decision, *, run_id: str) -> Approval:
             f"{last.answer}, by {last.by}"
             f"{': ' + last.reason if last.reason else ''}. Nothing was promoted. Clear the task `approve` to ask again."
         )
+    if not _is_signed(lake, last):
+        raise NotApproved(
+            f"the approval of {decision.model} version {decision.version} in run {run_id}, by {last.by}, is not signed "
+            "by this installation: it was given before answers were signed, or written by somebody else. Nothing was "
+            "promoted.\n"
+            "  Clear the task `approve` to ask for it."
+        )
     _check_evidence(last, decision.evidence_digest)
     return last
+
+
+def _is_signed(lake: Lake, approval: Approval) -> bool:
+    return authenticated_by(lake.settings, _document(approval), approval.signature) is not None
+
+
+def _document(approval: Approval) -> dict[str, Any]:
+    return {"approval": approval.to_json()}
 
 
 def _check_evidence(approval: Approval, evidence_digest: str) -> None:
@@ -275,6 +297,7 @@ def _record(lake: Lake, approval: Approval) -> None:
             return
         row = {name: value for name, value in approval.__dict__.items() if name not in {"model", "as_of"}}
         row |= {"number": there.num_rows + 1, "data_date": approval.as_of}
+        row["signature"] = authenticate(lake.settings, _document(approval))
         rows = pa.concat_tables([there, pa.Table.from_pylist([row], schema=table.schema)])
         decided = lake.publications.current(decisions_table(lake, approval.model), interval).get(approval.as_of)
         lineage = lake.lineage(approval.model, approval.run_id, answer=approval.answer, version=approval.version)

@@ -18,6 +18,7 @@ from config.calendar import Interval
 from lake.lake import Lake
 from lake.lineage import as_utc
 from lake.projection import has_table, read_projected, sql_columns
+from lake.tables import LakeTable
 from training.registry import approval, decision
 from training.registry.approval import Approval
 from training.registry.decision import Check, Reason
@@ -100,7 +101,7 @@ def read_approvals_of(lake: Lake, models: Collection[str], interval: Interval | 
     """What people answered on versions trained as of the nights of a period (None: all), by night, model, order of the
     answers.
     """
-    table = sql_columns(approval.SQL_TABLE, approval.approvals_table(lake, "").schema)
+    table = _signed(approval.SQL_TABLE, approval.approvals_table(lake, ""))
     rows = read_projected(lake, table, [f"{model}/approvals" for model in models], interval, order=("number",))
     names = ("version", "answer", "by", "reason", "evidence_digest", "run_id", "asking")
     return [
@@ -115,9 +116,14 @@ def read_approvals_of(lake: Lake, models: Collection[str], interval: Interval | 
 
 
 def _decisions(lake: Lake) -> sa.Table:
-    schema = decision.decisions_table(lake, "").schema
-    # A database of before has no such column until its next projection, and who reads SQL verifies nothing.
-    return sql_columns(decision.SQL_TABLE, schema.remove(schema.get_field_index("signature")))
+    return _signed(decision.SQL_TABLE, decision.decisions_table(lake, ""))
+
+
+def _signed(name: str, table: LakeTable) -> sa.Table:
+    """Without the signatures: a database of before has no such column until its next projection, and who reads SQL
+    verifies nothing.
+    """
+    return sql_columns(name, table.schema.remove(table.schema.get_field_index("signature")))
 
 
 def _model(source_table: str) -> str:

@@ -6,6 +6,7 @@ import json
 from datetime import UTC, date, datetime, timedelta, timezone
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -230,6 +231,7 @@ def test_only_a_last_word_of_yes_in_the_same_run_lets_through(words: list[tuple[
     last = next((word for word, run in reversed(words) if run == RUN), None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(approval_module, "read_approvals", lambda *_: kept)
+        patch.setattr(approval_module, "_is_signed", lambda *_: True)
         if last == "approved":
             assert approval_of(None, decision, run_id=RUN).answer == "approved"  # type: ignore[arg-type]
         else:
@@ -308,3 +310,41 @@ def test_a_rollback_needs_no_approval(lake: Lake) -> None:
         answer(lake, decision)
         promote(lake, decision, registered, by=RUN)
     assert rollback(lake, MODEL, by="ada", reason="odd").version == 1
+
+
+def test_an_answer_that_this_installation_did_not_record_promotes_nothing(lake: Lake) -> None:
+    decision, registered = judged(lake)
+    table, night = approvals_table(lake, MODEL), Interval.of(AS_OF)
+    given = {
+        "number": 1,
+        "version": 1,
+        "answer": "approved",
+        "by": "ada",
+        "reason": "as ada would say",
+        "answered_at": ANSWERED,
+        "evidence_digest": decision.evidence_digest,
+        "run_id": RUN,
+        "asking": 0,
+        "data_date": AS_OF,
+    }
+    toy.publish_rows(lake, table, pa.Table.from_pylist([given], schema=table.schema), night)
+    with pytest.raises(
+        NotApproved, match=r"run .* by ada, is not signed by this installation(?s:.*)Clear the task `approve`"
+    ):
+        promote(lake, decision, registered, by=RUN)
+    # A signed answer under another name, or about another run, is none either.
+    answer(lake, decision, asking=1, run_id="another")
+    signed = table.read([AS_OF]).to_pylist()[-1]
+    for edit in ({"by": "bob"}, {"run_id": RUN}):
+        toy.publish_rows(
+            lake,
+            table,
+            pa.Table.from_pylist([signed | {"number": 1, "run_id": RUN} | edit], schema=table.schema),
+            night,
+        )
+        with pytest.raises(NotApproved, match="is not signed by this installation"):
+            promote(lake, decision, registered, by=RUN)
+    assert lines(lake) == []
+    answer(lake, decision, asking=2)
+    promote(lake, decision, registered, by=RUN)
+    assert lines(lake) == [1]
