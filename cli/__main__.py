@@ -257,14 +257,19 @@ def verify() -> None:
 
 
 @app.command()
-def repair() -> None:
+def repair(
+    accept_ledger: Annotated[
+        list[str] | None,
+        typer.Option(help="Model whose ledger was restored from an older backup: it counts as it is now. Repeatable."),
+    ] = None,
+) -> None:
     """Rebuild SQL with its history, Feast's registry and online store, and MLflow's aliases from Delta, and name what
     has to be made again elsewhere.
     """
     from cli.verify import repair as repair_all
     from lake.lake import open_lake
 
-    raise typer.Exit(repair_all(open_lake(), console))
+    raise typer.Exit(repair_all(open_lake(), console, accept_ledgers=accept_ledger or ()))
 
 
 @app.command()

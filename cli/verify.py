@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 
 from rich.console import Console
 from rich.markup import escape
@@ -29,8 +30,15 @@ def verify(lake: Lake, console: Console) -> int:
     return 1 if count else 0
 
 
-def repair(lake: Lake, console: Console) -> int:
-    """Rebuild SQL, Feast and MLflow's aliases from Delta, then say what is still damaged and how it is made again."""
+def repair(lake: Lake, console: Console, *, accept_ledgers: Collection[str] = ()) -> int:
+    """Rebuild SQL, Feast and MLflow's aliases from Delta, then say what is still damaged and how it is made again.
+
+    Args:
+        accept_ledgers: models whose ledgers were restored from an older backup, and count as they are.
+    """
+    for model in accept_ledgers:
+        seen, lines = lake.ledger(lake.model(model).name).accept()
+        console.print(f"ledger: that of {model} counts with its {lines} lines; {seen} were seen before", markup=False)
     for line in verification.repair(lake, run_id=f"repair__{int(time.time())}"):
         console.print(line, markup=False, soft_wrap=True)
     return verify(lake, console)

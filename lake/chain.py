@@ -3,6 +3,9 @@
 Lines from before lines were signed stand under a seal: their digests, in a file beside the key, which whoever writes to
 the lake cannot reach. It is made once, by the first process with the key that reads a ledger of the installation. A
 ledger that begins later has signed lines alone.
+
+A chain that is cut at its end still is a chain. So the end of each ledger that was seen last is kept beside the key,
+too: a ledger goes on from there, and never lacks it.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import logging
 import os
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import date
 from itertools import takewhile
 from pathlib import Path
@@ -25,6 +29,7 @@ from lake.durable import make_folder, sync_path
 from lake.signature import KEY, authenticate, authenticated_by
 
 SEAL_FILE = "ledger_seal.json"
+HEADS_FOLDER = "ledger_heads"
 SIGNATURE = "signature"
 Line = Mapping[str, Any]
 log = logging.getLogger(__name__)
@@ -32,6 +37,82 @@ log = logging.getLogger(__name__)
 
 class LedgerUntrusted(NightfleetError):
     """A line of a ledger is not signed, or is not as it was signed."""
+
+
+class LedgerCut(LedgerUntrusted):
+    """A ledger lacks lines that were seen in it."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """How far a ledger was seen.
+
+    Attributes:
+        lines: how many.
+        digest: of all of them.
+    """
+
+    lines: int
+    digest: str
+
+
+def head_path(settings: Settings, model: str) -> Path:
+    """Where it is kept how far a ledger was seen."""
+    return settings.home / "secrets" / HEADS_FOLDER / f"{model}.json"
+
+
+def read_head(settings: Settings, model: str) -> Head | None:
+    """How far the ledger was seen; None where nobody with the key has read it yet. Ask before the ledger is read: a
+    line that is added in between is no line that is lacking.
+
+    Raises:
+        LedgerUntrusted: the file is damaged.
+    """
+    path = head_path(settings, model)
+    try:
+        return Head(**json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise LedgerUntrusted(
+            f"{path} is damaged ({error}): nobody knows how many lines the ledger of {model} had. Nothing was decided "
+            f"by them.\n  Restore that file from a backup, or run `python -m cli repair --accept-ledger {model}` once "
+            "you know that no line is lacking."
+        ) from error
+
+
+def check_head(settings: Settings, model: str, lines: Sequence[Line], head: Head | None) -> None:
+    """Know verified lines as all that there ever were, and keep how far they reach.
+
+    Raises:
+        LedgerCut: lines are lacking that were seen.
+    """
+    digests = _running(lines)
+    reached = head.lines if head else 0
+    if head and reached and (len(lines) < reached or digests[reached - 1] != head.digest):
+        folder = table_location(settings, f"{model}/promotions").uri
+        raise LedgerCut(
+            f"the ledger of {model} has {len(lines)} lines, of the {reached} that were seen in it some are lacking: it "
+            "was cut, or restored from an older backup. No night is scored and nothing is judged by it.\n"
+            f"  Restore {folder} from a newer backup. If none is newer, or the ledger was restored on purpose, run "
+            f"`python -m cli repair --accept-ledger {model}`: what the lacking lines promoted no longer counts."
+        )
+    if len(lines) > reached:
+        try:
+            _write(head_path(settings, model), asdict(Head(len(lines), digests[-1])))
+        except OSError as error:
+            log.warning("how far the ledger of %s reaches could not be kept: %s", model, error)
+
+
+def forget_head(settings: Settings, model: str) -> Head | None:
+    """Take the ledger for whole as it is, with the next read; returns how far it was seen before."""
+    path = head_path(settings, model)
+    try:
+        head = read_head(settings, model)
+    except LedgerUntrusted:
+        head = None
+    path.unlink(missing_ok=True)
+    return head
 
 
 def seal_path(settings: Settings) -> Path:
@@ -60,7 +141,7 @@ def seal_former(settings: Settings, ledgers: Mapping[str, Sequence[Line]]) -> di
         log.warning(
             "the first %d lines of the ledger of %s, from before lines were signed, are sealed", len(digests), model
         )
-    _write_seal(settings, sealed, first=True)
+    _write(seal_path(settings), sealed, first=True)
     return read_seal(settings) or {}
 
 
@@ -92,7 +173,7 @@ def verify_lines(settings: Settings, model: str, lines: Sequence[Line], seal: Ma
         keys.add(key)
     if keys - {KEY}:
         try:
-            _write_seal(settings, {**seal, model: digests}, first=False)
+            _write(seal_path(settings), {**seal, model: digests})
         except OSError as error:
             log.warning("the ledger of %s could not be sealed under the new key: %s", model, error)
 
@@ -134,18 +215,19 @@ def _unsigned(lines: Sequence[Line]) -> int:
     return next((number for number, line in enumerate(lines) if line[SIGNATURE] is not None), len(lines))
 
 
-def _write_seal(settings: Settings, sealed: Mapping[str, list[str]], *, first: bool) -> None:
-    path = seal_path(settings)
-    if not path.parent.is_dir():
-        make_folder(path.parent)
-        path.parent.chmod(0o700)
+def _write(path: Path, document: Mapping[str, Any], *, first: bool = False) -> None:
+    """Put a file beside the key, whole; `first`: unless there is one."""
+    for folder in (path.parent.parent, path.parent):
+        if not folder.is_dir():
+            make_folder(folder)
+            folder.chmod(0o700)
     attempt = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
     try:
         with open(os.open(attempt, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            json.dump(sealed, file, sort_keys=True)
+            json.dump(document, file, sort_keys=True)
         sync_path(attempt)
         if first and path.exists():
-            return  # another process sealed them meanwhile
+            return  # another process was first
         attempt.replace(path)
         sync_path(path.parent)
     finally:

@@ -16,7 +16,19 @@ from deltalake.schema import PrimitiveType
 
 from config.errors import NightfleetError, TransientError
 from config.settings import MissingSecret, Settings
-from lake.chain import SIGNATURE, LedgerUntrusted, read_seal, seal_former, seal_path, sign_line, verify_lines
+from lake.chain import (
+    SIGNATURE,
+    Head,
+    LedgerUntrusted,
+    check_head,
+    forget_head,
+    read_head,
+    read_seal,
+    seal_former,
+    seal_path,
+    sign_line,
+    verify_lines,
+)
 from lake.delta import check_files, file_sizes, sync_data_files, table_location, write_data_file
 from lake.signature import signing_key
 from lake.vacuum import writing
@@ -126,12 +138,13 @@ class Ledger:
         """All promotions up to now.
 
         Raises:
-            LedgerUntrusted: a line is not ours; names it.
+            LedgerUntrusted: a line is not ours; names it. Or lines are lacking that were seen (`LedgerCut`).
         """
+        head = read_head(self._settings, self._model)
         table = self._location.open()
         lines = [] if table is None else _lines(table)
         try:
-            self._verify(lines)
+            self._verify(lines, head)
             unverified = None
         except MissingSecret as error:
             unverified = f"the signatures of the ledger of {self._model} were not verified. {error}"
@@ -141,7 +154,7 @@ class Ledger:
         )
         return LedgerSnapshot(self._model, -1 if table is None else table.version(), promotions, unverified)
 
-    def _verify(self, lines: list[dict[str, Any]]) -> None:
+    def _verify(self, lines: list[dict[str, Any]], head: Head | None) -> None:
         signing_key(self._settings)
         seal = read_seal(self._settings)
         if seal is None:
@@ -156,6 +169,17 @@ class Ledger:
                     ) from error
                 seal = {}
         verify_lines(self._settings, self._model, lines, seal)
+        check_head(self._settings, self._model, lines, head)
+
+    def accept(self) -> tuple[int, int]:
+        """Take the ledger for whole as it is now, after it was restored from a backup; lines that were seen before, and
+        lines there are.
+
+        Raises:
+            LedgerUntrusted: a line is not ours.
+        """
+        before = forget_head(self._settings, self._model)
+        return before.lines if before else 0, len(self.read().promotions)
 
     def append(self, promotion: Promotion, *, seen: LedgerSnapshot) -> LedgerSnapshot:
         """Add one promotion, provided that the ledger still is what the caller saw.
@@ -166,6 +190,7 @@ class Ledger:
             MissingSecret: there is no key to sign with; nothing is written.
         """
         signing_key(self._settings)
+        head = read_head(self._settings, self._model)
         table = self._location.open()
         if table is None:
             table = self._location.create(
@@ -182,7 +207,7 @@ class Ledger:
         sequence = max((p.sequence for p in seen.promotions), default=0) + 1
         row = {**promotion.__dict__, "sequence": sequence, "decided_at": promotion.decided_at.astimezone(UTC)}
         before = _lines(table)
-        self._verify(before)
+        self._verify(before, head)
         row[SIGNATURE] = sign_line(self._settings, before, row)
         try:
             if SIGNATURE not in {field.name for field in table.schema().fields}:

@@ -15,6 +15,7 @@ from config.errors import NightfleetError
 from features.definitions import apply_anew, registry_problems
 from features.materialize import online_problems, rebuild_online
 from lake.artifact import verify_files as verify_artifacts
+from lake.chain import LedgerUntrusted
 from lake.delta import table_location
 from lake.lake import Lake
 from lake.metrics import SQL_TABLE as METRICS_SQL
@@ -62,7 +63,12 @@ def verify_projections(lake: Lake) -> Iterator[Damage]:
             said = f"{len(days)} data dates are not as in the lake, the first is {days[0]}"
             yield Damage("SQL", f"{sql_table} of {table.name}", said, _REPAIR)
     for model in lake.catalog.models:
-        in_lake, in_sql = lake.ledger(model.name).read().promotions, stored_promotions(lake, [model.name])
+        try:
+            in_lake = lake.ledger(model.name).read().promotions
+        except LedgerUntrusted as error:
+            yield Damage("ledger", model.name, *str(error).split("\n  ", 1))
+            continue
+        in_sql = stored_promotions(lake, [model.name])
         if len(in_lake) != len(in_sql):
             said = f"{len(in_sql)} promotions, the ledger has {len(in_lake)}"
             yield Damage("SQL", f"promotions of {model.name}", said, _REPAIR)
@@ -166,7 +172,10 @@ def _projected(lake: Lake) -> Iterator[tuple[LakeTable, str, bool]]:
 def _versions(lake: Lake, model: str) -> Iterator[Damage]:
     """Signature and bytes of every stored version, those included that the ledger alone knows."""
     stored = {name for name in artifacts(lake.settings).names(model) if len(name) == _DIGEST_DIGITS}
-    promoted = {promotion.artifact_digest for promotion in lake.ledger(model).read().promotions}
+    try:
+        promoted = {promotion.artifact_digest for promotion in lake.ledger(model).read().promotions}
+    except LedgerUntrusted:
+        promoted = set()  # `verify_projections` says so
     for digest in sorted(stored | promoted):
         try:
             with signed_files(lake.settings, model, digest) as copy:

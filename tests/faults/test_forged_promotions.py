@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, date, datetime
@@ -18,10 +19,11 @@ from deltalake import DeltaTable
 from config.calendar import Interval
 from config.settings import MissingSecret
 from lake import ledger as ledger_module
-from lake.chain import LedgerUntrusted, read_seal, seal_path
+from lake.chain import LedgerCut, LedgerUntrusted, head_path, read_seal, seal_path
 from lake.delta import write_data_file
 from lake.lake import Lake
 from lake.ledger import Promotion
+from monitoring.audit.verification import verify_projections
 from serving.score import score
 from tests import toy
 from tests.serving.scenario import promote, store_model, use_linear
@@ -200,3 +202,75 @@ def test_a_database_of_before_is_read_before_it_has_the_signatures(
     with toy_lake.engine.begin() as connection:
         connection.execute(sa.text("ALTER TABLE decisions DROP COLUMN signature"))
     assert len(read_decisions_of(toy_lake, [MODEL])) == 1
+
+
+def cut(lake: Lake, keep: int) -> None:
+    """The ledger with its first lines alone, as a backup or a thief leaves it."""
+    rows = [stored_line(lake, number) for number in range(1, keep + 1)]
+    shutil.rmtree(lake.settings.lake / MODEL / "promotions")
+    for row in rows:
+        write_to_lake(lake, row)
+
+
+@pytest.mark.parametrize("keep", [2, 0])
+def test_a_ledger_that_was_cut_at_its_end_is_noticed_until_somebody_accepts_it(toy_lake: Lake, keep: int) -> None:
+    ledger = toy_lake.ledger(MODEL)
+    for version in (1, 2, 3):
+        ledger.append(line(version), seen=ledger.read())
+    cut(toy_lake, keep)
+    for _ in range(2):  # a read does not make it true
+        with pytest.raises(
+            LedgerCut, match=rf"has {keep} lines, of the 3 that were seen(?s:.*)repair --accept-ledger {MODEL}"
+        ):
+            ledger.read()
+    with pytest.raises(LedgerCut):
+        score(toy_lake, MODEL, Interval.of(date(2024, 1, 22)), run_id="after")
+    (damage,) = [damage for damage in verify_projections(toy_lake) if damage.part == "ledger"]
+    assert "--accept-ledger" in damage.remedy
+    assert ledger.accept() == (3, keep)
+    assert len(ledger.read().promotions) == keep
+
+
+def test_other_lines_in_the_place_of_those_that_were_cut_are_noticed(toy_lake: Lake) -> None:
+    ledger = toy_lake.ledger(MODEL)
+    for version in (1, 2):
+        ledger.append(line(version), seen=ledger.read())
+    kept = head_path(toy_lake.settings, MODEL).read_bytes()
+    cut(toy_lake, 1)
+    ledger.accept()
+    ledger.append(line(3), seen=ledger.read())
+    head_path(toy_lake.settings, MODEL).write_bytes(kept)  # who saw the former second line, on another machine
+    with pytest.raises(LedgerCut, match="has 2 lines, of the 2 that were seen"):
+        ledger.read()
+
+
+def test_how_far_a_ledger_reached_is_kept_by_the_first_read_and_shut_to_others(toy_lake: Lake) -> None:
+    ledger = toy_lake.ledger(MODEL)
+    ledger.append(line(1), seen=ledger.read())
+    path = head_path(toy_lake.settings, MODEL)
+    path.unlink()  # an installation of before
+    assert len(ledger.read().promotions) == 1
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    path.write_text("{")
+    with pytest.raises(LedgerUntrusted, match="is damaged"):
+        ledger.read()
+    assert ledger.accept() == (0, 1)
+
+
+def test_a_line_that_is_written_while_the_ledger_is_read_is_not_lacking(
+    toy_lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = toy_lake.ledger(MODEL)
+    ledger.append(line(1), seen=ledger.read())
+    whole = ledger_module._lines
+
+    def and_another_line(table: DeltaTable) -> list[dict[str, Any]]:
+        lines = whole(table)
+        monkeypatch.setattr(ledger_module, "_lines", whole)
+        ledger.append(line(2), seen=ledger.read())
+        return lines
+
+    monkeypatch.setattr(ledger_module, "_lines", and_another_line)
+    assert len(ledger.read().promotions) == 1
+    assert len(ledger.read().promotions) == 2
