@@ -18,6 +18,7 @@ import pyarrow as pa
 from config.calendar import ONE_DAY, Interval, cutoff
 from config.catalog.checks import Freshness, RowCount, TableRule, check_name
 from config.catalog.data import Dataset, Table
+from config.durations import format_duration
 from config.errors import NightfleetError
 from features.expectations import (
     BAD_SHARE,
@@ -33,7 +34,7 @@ from features.expectations import (
 from features.sources.columns import EVERY_NIGHT
 from lake.duck import is_nan
 from lake.events import logged
-from lake.lake import Lake, StageResult
+from lake.lake import Lake, StageResult, register_nights
 from lake.lineage import Input, Publication
 from lake.metrics import Metric, Status, metrics_table, publish_metrics
 from lake.publish import publish
@@ -60,12 +61,18 @@ class DataRejected(NightfleetError):
 
 @dataclass(frozen=True)
 class TableCheck:
-    """A table rule on one night. `value` None: not evaluated, `reason` says why."""
+    """A table rule on one night. `value` None: not evaluated, `reason` says why.
+
+    Attributes:
+        ahead: of a freshness, the rows that lie too far after the cutoff to count; `furthest` is the last of them.
+    """
 
     rule: TableRule
     value: float | None
     reason: str | None
     reference: str | None
+    ahead: int = 0
+    furthest: datetime | None = None
 
     @property
     def holds(self) -> bool | None:
@@ -237,11 +244,13 @@ def _mark(
     connection.execute(f'CREATE OR REPLACE TEMP VIEW "read_{name}" AS SELECT {columns} FROM "raw_{name}"{stands}')  # noqa: S608 (names from the typed catalog)
     rules = compile_suite(row_suite(dataset, name), f"read_{name}")
     connection.execute(f'CREATE OR REPLACE TABLE "marked_{name}" AS {marking_sql(rules, f"read_{name}")}')
-    newest = [rule.column for rule in table.table_rules if isinstance(rule, Freshness)]
+    newest = [rule for rule in table.table_rules if isinstance(rule, Freshness)]
     counts = [f"count_if(nf__broken_{number}) AS nf__broken_{number}" for number in range(len(rules))]
-    maxima = [f'max("{column}") AS "nf__newest_{column}"' for column in newest]
+    maxima = [expression for rule in newest for expression in _newest(rule)]
     selected = ", ".join(["data_date", "count(*) AS nf__rows", "count(broken_rules) AS nf__bad", *counts, *maxima])
-    by_night = connection.sql(f'SELECT {selected} FROM "marked_{name}" GROUP BY data_date').to_arrow_table()  # noqa: S608 (names from the typed catalog)
+    register_nights(connection, interval, dataset.time_zone, name="nf__nights")
+    marked = f'(SELECT data_date, cutoff_utc AS nf__cutoff FROM nf__nights) JOIN "marked_{name}" USING (data_date)'  # noqa: S608 (names from the typed catalog)
+    by_night = connection.sql(f"SELECT {selected} FROM {marked} GROUP BY data_date").to_arrow_table()  # noqa: S608 (as above)
     counted = {row["data_date"]: row for row in by_night.to_pylist()}
     valid, quarantine = valid_table(lake.settings, dataset, name), quarantine_table(lake.settings, dataset, name)
     row_counts = {day: int(counted[day]["nf__rows"]) if day in counted else 0 for day in interval}
@@ -266,6 +275,17 @@ def _read(field: pa.Field, table: Table) -> str:
     if not pa.types.is_floating(field.type) or table.columns[field.name].nan == "keep":
         return name
     return f"CASE WHEN {is_nan(name)} THEN NULL ELSE {name} END AS {name}"
+
+
+def _newest(rule: Freshness) -> tuple[str, ...]:
+    """What a night's freshness is judged by: the newest row that counts, how many lie too far ahead, and the last."""
+    column = f'"{rule.column}"'
+    ahead = f"{column} > nf__cutoff + to_seconds({rule.max_ahead // timedelta(seconds=1)})"
+    return (
+        f'max({column}) FILTER (NOT {ahead}) AS "nf__newest_{rule.column}"',
+        f'count_if({ahead}) AS "nf__ahead_{rule.column}"',
+        f'max({column}) FILTER ({ahead}) AS "nf__furthest_{rule.column}"',
+    )
 
 
 def _history(lake: Lake, valid: LakeTable, quarantine: LakeTable, table: Table, interval: Interval) -> dict[date, int]:
@@ -297,14 +317,18 @@ def _judge(
             return TableCheck(rule, None, f"the last {len(earlier)} {weekday} had no rows", None)
         return TableCheck(rule, rows / mean, None, f"{rows} rows, mean of the last {len(earlier)} {weekday} {mean:g}")
     newest: datetime | None = row.get(f"nf__newest_{rule.column}")
+    ahead, furthest = int(row.get(f"nf__ahead_{rule.column}", 0)), row.get(f"nf__furthest_{rule.column}")
     if newest is None:
-        return TableCheck(rule, None, f"no row with a {rule.column}", None)
+        up_to = " up to the cutoff" if ahead else ""
+        return TableCheck(rule, None, f"no row with a {rule.column}{up_to}", None, ahead, furthest)
     end = cutoff(day, dataset.time_zone)
     return TableCheck(
         rule,
         (end - newest) / timedelta(hours=1),
         None,
         f"newest {rule.column} {newest:%Y-%m-%d %H:%M} UTC, cutoff {end:%Y-%m-%d %H:%M} UTC",
+        ahead,
+        furthest,
     )
 
 
@@ -460,6 +484,10 @@ def _metrics(dataset: str, entry: Table, table: _Marked, night: TableNight) -> I
     for rule in table.rules:
         yield share_metric(rule.check, night.broken[rule.check], rule.columns[0] if len(rule.columns) == 1 else "")
     yield share_metric(BAD_SHARE, night.bad_rows)
+    yield from (
+        metric(f"future({column})", column=column, n=night.rows, threshold=0.0, **told)
+        for column, told in _ahead(night)
+    )
     for check in night.checks:
         column = check.rule.column if isinstance(check.rule, Freshness) else ""
         name = check_name(check.rule)
@@ -501,6 +529,21 @@ def _differing(dataset: str, table: _Marked, day: date) -> Iterator[Metric]:
             n=table.nights[day].rows,
             reason="the source lacks it: null in every row" if missing else "the source has it, the catalog does not",
         )
+
+
+def _ahead(night: TableNight) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Of each column that is judged for freshness, the rows that lie too far ahead to count."""
+    for check in night.checks:
+        if not isinstance(check.rule, Freshness):
+            continue
+        told: dict[str, Any] = {"status": "warning" if check.ahead else "ok", "value": float(check.ahead)}
+        if check.furthest is not None:
+            allowed = f" by more than {format_duration(check.rule.max_ahead)}" if check.rule.max_ahead else ""
+            told["reason"] = (
+                f"{check.ahead} of {night.rows} rows lie after the cutoff{allowed}, the furthest at "
+                f"{check.furthest:%Y-%m-%d %H:%M} UTC; they do not count for freshness"
+            )
+        yield check.rule.column, told
 
 
 # ---- refusal ---------------------------------------------------------------------------------------------------

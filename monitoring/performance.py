@@ -338,9 +338,9 @@ class _Judge:
         if said is None:
             return [self._metric(c, column=name, status="not_evaluated", reason=why) for c in (check, ERROR_RATIO)]
         own, base = (
-            rounded(output.metric.of_mean(output.row_losses(actual, values).mean())) for values in (judged, said)
+            float(output.metric.of_mean(output.row_losses(actual, values).mean())) for values in (judged, said)
         )
-        rows = [self._metric(check, column=name, value=base, n=len(actual), status="ok")]
+        rows = [self._metric(check, column=name, value=rounded(base), n=len(actual), status="ok")]
         if not base:
             return [
                 *rows,

@@ -94,11 +94,20 @@ class RowCount(_Check):
 
 
 class Freshness(_Check):
-    """The newest `column` (a timestamp) lies at most `max_age` before the partition's cutoff."""
+    """The newest `column` (a timestamp) lies at most `max_age` before the partition's cutoff.
+
+    Rows that lie more than `max_ahead` after the cutoff do not count: one wrong date would hide that all else is stale.
+    They are a finding of their own, `future(column)`.
+    """
 
     rule: Literal["freshness"]
     column: str
     max_age: Duration = timedelta(days=1)
+    max_ahead: Duration = Field(
+        timedelta(0),
+        exclude_if=lambda ahead: not ahead,  # the catalog's digest of before it could be declared
+        description="how far after the cutoff a row may lie, in a table of what is planned",
+    )
     severity: Literal["warn", "stop"] = "warn"
 
 

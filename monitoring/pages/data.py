@@ -363,7 +363,7 @@ def _broken_rules(
     for found in _sums_of_rules(lake, entry.name, period):
         table = found["column"].partition(".")[0]
         if table in keys:
-            on_night = found["check"].startswith(("row_count(", "freshness("))
+            on_night = found["check"].startswith(("row_count(", "freshness(", "future("))
             rule = None if on_night else found["check"]
             row = {
                 "table": table,
@@ -398,7 +398,7 @@ def _broken_rules(
 def _sums_of_rules(lake: Lake, dataset: str, period: Interval) -> list[Row]:
     """Rows and nights of each broken rule, summed by the database: a year has many thousand metrics."""
     c = METRICS.c
-    on_night = sa.or_(c.check.like("row_count(%"), c.check.like("freshness(%"))
+    on_night = sa.or_(c.check.like("row_count(%"), c.check.like("freshness(%"), c.check.like("future(%"))
     broken = sa.or_(sa.and_(on_night, c.status.in_(["warning", "failing"])), sa.and_(sa.not_(on_night), c.value > 0))
     query = (
         sa.select(

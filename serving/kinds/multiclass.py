@@ -171,12 +171,13 @@ class Output(OutputKind):
             value, lower, upper = mean_with_interval(values)
             found.append(Measurement(check, rows, value=value, lower=lower, upper=upper))
         share, low, high = share_with_interval(int(came.sum()), rows)
-        score = metric_named("macro_f1").value(truth, judged) or 0.0
-        return [
-            *found,
-            Measurement("accuracy", rows, value=share, lower=low, upper=high),
-            Measurement("macro_f1", rows, value=rounded(score)),
-        ]
+        found.append(Measurement("accuracy", rows, value=share, lower=low, upper=high))
+        score = metric_named("macro_f1").value(truth, judged)
+        if score is None or truth.min() == truth.max():
+            only = self.classes[int(truth[0])]
+            why = f"all {rows:,} rows came out as {only}, so no class is told from another"
+            return [*found, Measurement("macro_f1", rows, status="not_evaluated", reason=why)]
+        return [*found, Measurement("macro_f1", rows, value=rounded(score))]
 
     def event(self, label: Floats, judged: Floats) -> tuple[Floats, Floats]:
         """That the class said comes true, and its probability."""

@@ -95,7 +95,7 @@ class Output(OutputKind):
         """`mae`, `rmse`, `bias`, and `interval_coverage` of an interval."""
         import numpy as np
 
-        from serving.metrics.intervals import mean_with_interval, rounded
+        from serving.metrics.intervals import mean_and_bounds, mean_with_interval, rounded
 
         error = columns[name] - label
         rows = len(error)
@@ -104,10 +104,13 @@ class Output(OutputKind):
             value, lower, upper = mean_with_interval(values)
             return Measurement(check, rows, value=value, lower=lower, upper=upper)
 
-        root, low, high = (rounded(max(value, 0.0) ** 0.5) for value in mean_with_interval(np.square(error)))
+        distance = mean("mae", np.abs(error))
+        # Rounded after the root, and never below the mean distance, which the last bit of a float might say.
+        root, low, high = (rounded(max(value, 0.0) ** 0.5) for value in mean_and_bounds(np.square(error)))
+        root = max(root, distance.value or 0.0)
         rooted = Measurement("rmse", rows, value=root, lower=low, upper=high)
         found = [
-            mean("mae", np.abs(error)),
+            distance,
             rooted if rows > 1 else Measurement("rmse", rows, value=root),
             mean("bias", error),
         ]

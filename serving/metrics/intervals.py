@@ -19,11 +19,17 @@ def rounded(value: float) -> float:
     return round(float(value), _DECIMALS)
 
 
-def mean_with_interval(values: Floats) -> Bounded:
-    """Mean, lower and upper bound; of a single value the bounds are NaN."""
+def mean_and_bounds(values: Floats) -> Bounded:
+    """Mean, lower and upper bound, as they are; of a single value the bounds are NaN."""
     mean = float(values.mean())
     half = CONFIDENT * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else float("nan")
-    return rounded(mean), rounded(mean - half), rounded(mean + half)
+    return mean, mean - half, mean + half
+
+
+def mean_with_interval(values: Floats) -> Bounded:
+    """`mean_and_bounds`, rounded."""
+    mean, lower, upper = mean_and_bounds(values)
+    return rounded(mean), rounded(lower), rounded(upper)
 
 
 def share_with_interval(hits: int, rows: int) -> Bounded:

@@ -23,7 +23,7 @@ from config.catalog.load import load_catalog
 from config.settings import Settings
 from features.ingest import SourceSchemaMismatch, SourceUnreadable, ingest
 from features.transform import transform
-from features.validate import validate
+from features.validate import DataRejected, validate
 from lake.lake import Lake, StageResult
 from lake.metrics import metrics_table
 from lake.tables import LakeTable, feature_table, quarantine_table, raw_table, valid_table
@@ -271,3 +271,24 @@ def test_sql_texts_with_and_without_a_zone(case: Cases) -> None:
     tried.declare(x={"zone": "UTC"})
     tried.run()
     assert set(values(tried.rows(), "x").values()) == {datetime(2024, 2, 1, 10, tzinfo=UTC)}
+
+
+def test_a_row_of_the_future_hides_no_stale_table(case: Cases) -> None:
+    tried = case("30")
+    with pytest.raises(DataRejected, match=r"freshness\(d\) is 1463.000, needs at most 24 .newest d 2024-01-01 00:00"):
+        tried.run()
+    tried.document["tables"]["t"]["checks"][0]["severity"] = "warn"
+    tried.declare()
+    tried.run()
+    judged = {row["check"]: row for row in metrics_table(tried.lake.settings, "d", "quality").read().to_pylist()}
+    assert (judged["freshness(d)"]["status"], judged["future(d)"]["status"]) == ("warning", "warning")
+    assert judged["future(d)"]["reason"].startswith(
+        "1 of 2 rows lie after the cutoff, the furthest at 2099-01-01 00:00"
+    )
+    tried.document["tables"]["t"]["checks"][0]["max_ahead"] = "36500 days"
+    tried.declare()
+    assert validate(tried.lake, "d", tried.nights, run_id="declared").committed
+    judged = {
+        row["check"]: row["status"] for row in metrics_table(tried.lake.settings, "d", "quality").read().to_pylist()
+    }
+    assert (judged["freshness(d)"], judged["future(d)"]) == ("ok", "ok")

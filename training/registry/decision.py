@@ -23,7 +23,15 @@ from lake.tables import LakeTable, named_table
 
 Verdict = Literal["promote", "refuse", "not_evaluated"]
 ReasonCode = Literal[
-    "better", "not_better", "segment_worse", "leakage", "schema", "not_finite", "latency", "too_few_nights"
+    "better",
+    "not_better",
+    "segment_worse",
+    "leakage",
+    "schema",
+    "not_finite",
+    "latency",
+    "too_few_nights",
+    "nothing_to_tell",
 ]
 SQL_TABLE = "decisions"
 _FORMER_KEY = "rival"  # in evidence that was stored under another word: its bytes, which the ledger cites, stay

@@ -51,6 +51,8 @@ Floats = npt.NDArray[np.float64]
 
 _WARM_UP_ROWS = 64
 _SMALL_SEGMENTS_NAMED = 30
+_LEAST_TIMED_ROWS = 100  # of fewer, what a call costs by itself is most of what was measured
+_UNDECIDED: frozenset[ReasonCode] = frozenset({"too_few_nights", "nothing_to_tell"})
 
 
 class _Incumbent:
@@ -109,15 +111,12 @@ class Judgement:
                 self._measure(scored, incumbent, nights, enough)
         self._check_nights(nights, present, seen_until, enough)
         self._audit()
-        refused = [r for r in self._reasons if r.code not in {"better", "too_few_nights"}]
-        verdict: Verdict = "promote" if enough else "not_evaluated"
+        undecided = [r for r in self._reasons if r.code in _UNDECIDED]
+        refused = [r for r in self._reasons if r.code != "better" and r.code not in _UNDECIDED]
+        verdict: Verdict = "not_evaluated" if undecided else "promote"
         if refused:
             verdict = "refuse"
-        kept = (
-            refused + [r for r in self._reasons if r.code == "too_few_nights"]
-            if verdict != "promote"
-            else self._reasons
-        )
+        kept = self._reasons if verdict == "promote" else refused + undecided
         unusable = None
         if self._champion and incumbent.unusable:
             unusable = {"version": self._champion.version, "why": incumbent.unusable}
@@ -278,6 +277,20 @@ class Judgement:
     def _check_latency(self, seconds: float, rows: int) -> None:
         limit = self._entry.gate.max_milliseconds_per_row
         found = seconds * 1_000 / rows
+        if rows < _LEAST_TIMED_ROWS:
+            note = f"{rows} rows are too few to time, {_LEAST_TIMED_ROWS} are needed: not evaluated"
+            self._checks.append(
+                Check(
+                    "latency",
+                    passed=None,
+                    metric="milliseconds_per_row",
+                    challenger=found,
+                    needed=limit,
+                    rows=rows,
+                    note=note,
+                )
+            )
+            return
         self._checks.append(
             Check(
                 "latency",
@@ -355,7 +368,9 @@ class Judgement:
                 if weights is not None
                 else None
             )
-            passed = None if bound is None else bound >= rules.better_by
+            alike = scored.alike(output, mask)
+            untold = self._nothing_to_tell(name, output, incumbent, by_day, alike=alike) if enough else None
+            passed = None if bound is None or untold else bound >= rules.better_by
             self._details["outputs"][name] = {
                 "metric": output.gate,
                 "challenger": found,
@@ -374,11 +389,29 @@ class Judgement:
                     bound=None if bound is None else plain_float(bound),
                     needed=rules.better_by,
                     rows=len(day),
+                    note=untold,
                 )
             )
-            if bound is not None:
+            if untold:
+                self._refuse(
+                    "nothing_to_tell", f"{untold} Not evaluated: the champion stays. Train as of a later night."
+                )
+            elif bound is not None:
                 self._say_improvement(name, output, incumbent, found, reached, bound)
                 self._measure_segments(name, output, scored, losses.challenger, theirs, mask, day, weights, incumbent)
+
+    def _nothing_to_tell(
+        self, name: str, output: OutputKind, incumbent: _Incumbent, by_day: Sequence[Floats], *, alike: bool
+    ) -> str | None:
+        """Why the test rows cannot tell the challenger from the incumbent, None where they can."""
+        if alike:
+            return f"{name}: the labels of all test rows came out alike, so one that always says so is as good as any."
+        if not by_day[0].sum() and not by_day[1].sum():
+            return (
+                f"{name}: {output.gate} is 0 for the challenger and for {self._incumbent_words(incumbent, output)}, so "
+                "nothing tells them apart."
+            )
+        return None
 
     def _say_improvement(
         self, name: str, output: OutputKind, incumbent: _Incumbent, found: float, reached: float, bound: float
@@ -449,10 +482,11 @@ class Judgement:
                 ratio, bound, count = float(ratios[position]), float(bounds[position]), int(rows[index])
                 found, reached = (pooled_error(output, side[:, position], count) for side in sums)
                 worse = bound > rules.worst
+                errors = sums[0][:, position].sum() + sums[1][:, position].sum()
                 self._checks.append(
                     Check(
                         "segment",
-                        passed=not worse,
+                        passed=not worse if errors else None,
                         output=name,
                         metric=output.gate,
                         segment=f"{column}={values[index]}",
@@ -462,6 +496,7 @@ class Judgement:
                         bound=plain_float(bound),
                         needed=rules.worst,
                         rows=count,
+                        note=None if errors else "neither made an error: nothing to compare",
                     )
                 )
                 if worse:

@@ -39,6 +39,7 @@ class ScoredRows:
     def __init__(self, entry: ModelEntry, segments: Sequence[str]) -> None:
         self._entry = entry
         self._days: list[npt.NDArray[np.int64]] = []
+        self._labels: list[Floats] = []
         self._losses = {name: _Losses([], [], []) for name in entry.outputs}
         self._segments: dict[str, list[pa.Array]] = {name: [] for name in segments}
         self._inside = dict.fromkeys(entry.outputs, 0)
@@ -52,6 +53,7 @@ class ScoredRows:
         self.rows += batch.num_rows
         self._days.append(batch["data_date"].cast(pa.int32()).cast(pa.int64()).to_numpy(zero_copy_only=False))
         label = batch["label"].to_numpy(zero_copy_only=False).astype(np.float64)
+        self._labels.append(label)
         by_row = self._by_row(batch)
         for column, values in self._segments.items():
             values.append(pc.fill_null(batch[column].cast(pa.string()), "(null)"))
@@ -105,6 +107,13 @@ class ScoredRows:
         losses = self._losses[output]
         champion = np.concatenate(losses.champion)[mask] if sum(map(len, losses.champion)) == self.rows else np.empty(0)
         return RowLosses(np.concatenate(losses.challenger)[mask], np.concatenate(losses.baseline)[mask], champion)
+
+    def alike(self, output: OutputKind, mask: npt.NDArray[np.bool_]) -> bool:
+        """Whether the masked rows all came out as one class; never so of a number."""
+        if output.task == "number":
+            return False
+        truth = output.truth(np.concatenate(self._labels)[mask])
+        return bool(len(truth) and truth.min() == truth.max())
 
     def segment(self, column: str, mask: npt.NDArray[np.bool_]) -> tuple[list[str], npt.NDArray[np.int64]]:
         """Sorted values of the column among the masked rows, and each row's position in them."""

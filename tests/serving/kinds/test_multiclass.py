@@ -67,6 +67,13 @@ def test_losses_accuracy_and_bias_by_hand() -> None:
     assert measured["macro_f1"] == pytest.approx((0 + 1 + 0) / 3, abs=1e-6)
 
 
+def test_one_class_alone_is_told_from_no_other() -> None:
+    measured = TEXTS.measurements("c", np.zeros(2), dict(zip(COLUMNS, RAW.T, strict=True)))
+    (score,) = [one for one in measured if one.check == "macro_f1"]
+    assert (score.value, score.status) == (None, "not_evaluated")
+    assert score.reason == "all 2 rows came out as low, so no class is told from another"
+
+
 COLUMNS = TEXTS.judged_columns("c")
 
 

@@ -70,3 +70,18 @@ def test_an_interval_that_misses_its_share_is_warned_of() -> None:
     assert output.weaknesses("y", {"y/coverage": 0.76}) == []
     [warning] = output.weaknesses("y", {"y/coverage": 0.6})
     assert "should hold 80 % of outcomes and held 60 %" in warning
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=4))
+def test_the_root_of_the_mean_square_is_never_below_the_mean_distance(errors: list[float]) -> None:
+    label = np.zeros(len(errors))
+    measured = {one.check: one.value for one in Output().measurements("minutes", label, {"minutes": np.array(errors)})}
+    assert measured["rmse"] >= measured["mae"]  # type: ignore[operator]
+
+
+def test_one_row_has_one_error() -> None:
+    measured = Output().measurements("minutes", np.zeros(1), {"minutes": np.array([0.019833])})
+    assert {one.check: one.value for one in measured if one.check in ("mae", "rmse")} == {
+        "mae": 0.019833, "rmse": 0.019833,
+    }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -294,6 +295,56 @@ def test_too_slow(tmp_path: Path) -> None:
     assert decision.verdict == "refuse"
     assert codes(decision) == {"latency"}
     assert "ms a row over 420 rows; at most 0.01 ms are allowed." in text(decision)
+
+
+def test_a_model_that_is_timed_on_two_rows_is_not_refused_for_it(tmp_path: Path) -> None:
+    lake = with_gate(tmp_path, max_milliseconds_per_row="0.01", segments="{columns: [depot], min_rows: 2, worst: 1.5}")
+    job = write_set(lake, "one", per_day=12)
+    decision = judge(lake, MODEL, job, make_version(lake, job, 1, seconds=0.02), run_id="run")
+    (latency,) = [check for check in decision.checks if check.name == "latency"]
+    assert (latency.passed, latency.rows) == (None, 84)
+    assert latency.note == "84 rows are too few to time, 100 are needed: not evaluated"
+    assert "latency" not in codes(decision)
+
+
+def same_label(value: float) -> Callable[[pa.Table], pa.Table]:
+    def edit(table: pa.Table) -> pa.Table:
+        for name in ("label", "vehicle_daily__minutes_7d"):
+            column = pa.array(np.full(table.num_rows, value))
+            table = table.set_column(table.schema.get_field_index(name), name, column)
+        return table
+
+    return edit
+
+
+def test_labels_of_one_class_tell_nothing(toy_lake: Lake) -> None:
+    job = write_set(toy_lake, "one", edit_test=same_label(5.0))
+    decision = judge(toy_lake, MODEL, job, make_version(toy_lake, job, 1), run_id="run")
+    assert (decision.verdict, codes(decision)) == ("not_evaluated", {"nothing_to_tell"})
+    assert "long_probability: the labels of all test rows came out alike" in text(decision)
+    by_output = {check.output: check.passed for check in decision.checks if check.name == "improvement"}
+    assert by_output == {"ride_minutes": True, "long_probability": None}
+
+
+def whole_minutes(table: pa.Table) -> pa.Table:
+    """Labels that a model of 32 bits gives exactly."""
+    for name in ("label", "vehicle_daily__minutes_7d"):
+        table = table.set_column(table.schema.get_field_index(name), name, pc.round(table[name]))
+    return table
+
+
+def test_no_error_against_no_error_promotes_nobody(toy_lake: Lake) -> None:
+    first = write_set(toy_lake, "one")
+    crown(toy_lake, make_version(toy_lake, first, 1, miss=0.0, unsure=0.4))
+    second = write_set(toy_lake, "two", edit_test=whole_minutes)
+    decision = judge(toy_lake, MODEL, second, make_version(toy_lake, second, 2, miss=0.0, unsure=0.3), run_id="run")
+    assert (decision.verdict, codes(decision)) == ("not_evaluated", {"nothing_to_tell"})
+    assert "ride_minutes: mae is 0 for the challenger and for champion version 1" in text(decision)
+    segments = {check.output: check.passed for check in decision.checks if check.name == "segment"}
+    assert segments == {"long_probability": True}, "segments of what is not judged are not judged"
+    worse = write_set(toy_lake, "three", edit_test=whole_minutes)
+    decision = judge(toy_lake, MODEL, worse, make_version(toy_lake, worse, 3, miss=0.0, unsure=0.6), run_id="run")
+    assert (decision.verdict, codes(decision)) == ("refuse", {"not_better", "segment_worse", "nothing_to_tell"})
 
 
 def test_too_few_nights_after_the_champions_windows(toy_lake: Lake) -> None:
