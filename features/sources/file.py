@@ -308,10 +308,8 @@ def _header(file: _File, source: FileSource | Lookup, meter: Meter) -> list[str]
         line = lines.readline().rstrip("\r\n")
         header = [name.strip(quote or None) for name in line.split(delimiter)] if line else []
     else:
-        reader = csv.reader(lines, delimiter=delimiter, quotechar=quote or None, quoting=csv.QUOTE_MINIMAL)
-        if not quote:
-            reader = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
-        header = next(reader, [])
+        quoting = {"quotechar": quote} if quote else {"quoting": csv.QUOTE_NONE}
+        header = next(csv.reader(lines, delimiter=delimiter, **quoting), [])
     if cut and lines.tell() == len(text):
         meter.check("max_header_bytes", len(begin))
     return header

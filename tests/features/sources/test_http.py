@@ -14,7 +14,7 @@ import pytest
 
 from config.calendar import Interval
 from features.sources import SourceRefused, SourceSchemaMismatch, SourceUnavailable, SourceUnreadable, http
-from tests.features.sources.reading import NIGHT, meters, read
+from tests.features.sources.reading import COLUMNS, NIGHT, meters, read
 
 Answer = tuple[int, Any]
 
@@ -199,3 +199,24 @@ def test_each_night_is_asked_for_with_the_token(
     read(lake, Interval.closed(NIGHT, NIGHT.replace(day=5)))
     assert server.asked == ["/readings?day=2024-03-04", "/readings?day=2024-03-05"]
     assert {headers["Authorization"] for headers in server.headers} == {"Bearer sesame"}
+
+
+def test_nan_is_null_other_names_are_read_and_extra_keys_are_left_out(tmp_path: Path, server: Server) -> None:
+    body = json.dumps([record("a", litres=float("nan"), extra=1), record("b", extra=1)])
+    server.answer = lambda path, parameters: (200, body.replace('"pulses"', '"beats"').encode())
+    columns = COLUMNS | {"pulses": COLUMNS["pulses"] | {"renamed_from": "beats"}}
+    rows = read(meters(tmp_path, source(server, on_extra="ignore"), columns=columns)).to_pylist()
+    assert [(row["litres"], row["pulses"]) for row in rows] == [(None, 3), (1.5, 3)]
+    server.answer = lambda path, parameters: (200, body.replace("NaN", "Infinity").encode())
+    with pytest.raises(SourceSchemaMismatch, match="'litres' is declared float64, but 1 values are infinite"):
+        read(meters(tmp_path, source(server, on_extra="ignore")))
+
+
+def test_keys_that_are_left_out_are_null_where_the_catalog_says_so(tmp_path: Path, server: Server) -> None:
+    one = record("a")
+    del one["litres"]
+    server.answer = lambda path, parameters: (200, [one])
+    with pytest.raises(SourceSchemaMismatch, match="'litres' is missing"):
+        read(meters(tmp_path, source(server)))
+    columns = COLUMNS | {"litres": COLUMNS["litres"] | {"on_missing": "ignore"}}
+    assert read(meters(tmp_path, source(server), columns=columns))["litres"].to_pylist() == [None]

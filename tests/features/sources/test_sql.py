@@ -155,6 +155,19 @@ def test_a_value_of_another_type_shows_column_row_and_value(tmp_path: Path, engi
         read(meters(tmp_path, source(QUERY.replace("litres", "meter AS litres", 1) + " ORDER BY at_utc")))
 
 
+def test_what_a_server_calls_nan_or_has_no_zone_for(tmp_path: Path, engine: sa.Engine) -> None:
+    insert(engine, "a", datetime(2024, 3, 4, 10, tzinfo=UTC))
+    nan = QUERY.replace("litres", "'NaN'::float8 AS litres", 1)
+    assert read(meters(tmp_path, source(nan)))["litres"].to_pylist() == [None]
+    with pytest.raises(SourceSchemaMismatch, match="'litres' is declared float64, but 1 values are infinite"):
+        read(meters(tmp_path, source(nan.replace("NaN", "Infinity"))))
+    naive = QUERY.replace("at_utc", "at_utc AT TIME ZONE 'Europe/Berlin' AS at_utc", 1)
+    with pytest.raises(SourceSchemaMismatch, match="'at_utc' is declared timestamp, but 1 values have no time zone"):
+        read(meters(tmp_path, source(naive)))
+    found = read(meters(tmp_path, source(naive, zone="Europe/Berlin")))["at_utc"].to_pylist()
+    assert found == [datetime(2024, 3, 4, 10, tzinfo=UTC)]
+
+
 def test_a_refused_query_is_not_retried_and_an_absent_server_is(
     tmp_path: Path, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
