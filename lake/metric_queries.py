@@ -51,7 +51,7 @@ def these(
     return where
 
 
-def fetch(lake: Lake, query: sa.Select[Any]) -> list[Any]:
+def fetch(lake: Lake, query: sa.Select[Any] | sa.CompoundSelect[Any]) -> list[Any]:
     """The rows of a query on METRICS; none before anything was measured."""
     if not has_table(lake, SQL_TABLE):
         return []

@@ -5,15 +5,17 @@ rows, as independent.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
+import sqlalchemy as sa
+
 from config.calendar import Interval
 from config.catalog.output import Metric
 from lake.lake import Lake
-from lake.metric_queries import read_metrics_of
+from lake.metric_queries import METRICS, fetch, read_metrics_of, these
 
 CONFIDENCE = 0.95
 LEAST_NIGHTS = 3
@@ -114,6 +116,63 @@ def _half_width(own: Sequence[float], base: Sequence[float]) -> float:
     return float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * math.sqrt(spread * count / (count - 1)) / below
 
 
-def last_of_version(nights: Iterable[JudgedNight], version: int | None, count: int) -> list[JudgedNight]:
-    """The last so many nights that a version scored."""
-    return [n for n in nights if n.version == version][-count:]
+@dataclass(frozen=True)
+class LastNights:
+    """The nights on which a model is held against its gate.
+
+    Attributes:
+        version: the version whose nights count; last: no later one counts; count: so many at most.
+    """
+
+    version: int
+    last: date
+    count: int
+
+
+def last_judged(lake: Lake, wanted: Mapping[str, LastNights]) -> dict[Key, list[JudgedNight]]:
+    """The last judged nights of each model's own version, by model and output, in order of the nights.
+
+    Nights are counted, not days: a data set may skip weeks, and each model has a newest night of its own.
+    """
+    spans: dict[Interval, list[str]] = {}
+    for name, first in _first_nights(lake, wanted).items():
+        spans.setdefault(Interval.closed(first, wanted[name].last), []).append(name)
+    nights: dict[Key, list[JudgedNight]] = {}
+    for span, names in spans.items():
+        for (name, output), judged in judged_nights(lake, names, span).items():
+            of_version = [night for night in judged if night.version == wanted[name].version]
+            nights[name, output] = of_version[-wanted[name].count :]
+    return nights
+
+
+def _first_nights(lake: Lake, wanted: Mapping[str, LastNights]) -> dict[str, date]:
+    """By model: the first of those nights, of the output that goes back farthest."""
+    c = METRICS.c
+    oldest = []
+    for name, nights in wanted.items():
+        for output, declared in lake.model(name).outputs.items():
+            of_output = these([name], checks=[declared.gate], columns=[output])
+            known = (c.value.is_not(None), c.model_version == nights.version, c.about_date <= nights.last)
+            last = sa.select(c.about_date).where(*of_output, *known).distinct()
+            last_of_output = last.order_by(c.about_date.desc()).limit(nights.count).subquery()
+            oldest.append(
+                sa.select(sa.literal(name).label("model"), sa.func.min(last_of_output.c.about_date).label("first"))
+            )
+    if not oldest:
+        return {}
+    firsts: dict[str, date] = {}
+    for name, first in fetch(lake, sa.union_all(*oldest)):
+        if first is not None:
+            firsts[name] = min(first, firsts.get(name, first))
+    return firsts
+
+
+def ever_judged(lake: Lake, models: Collection[str]) -> set[str]:
+    """Models of which some night was judged, by whatever version."""
+    any_night = []
+    for name in models:
+        outputs = lake.model(name).outputs
+        of_gates = these([name], checks=sorted({o.gate for o in outputs.values()}), columns=sorted(outputs))
+        has_one = sa.select(METRICS.c.subject).where(*of_gates, METRICS.c.value.is_not(None)).exists()
+        any_night.append(sa.select(sa.literal(name)).where(has_one))
+    return {name for (name,) in fetch(lake, sa.union_all(*any_night))} if any_night else set()

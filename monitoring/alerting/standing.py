@@ -24,7 +24,7 @@ from monitoring.alerting.lifecycle import Led, requests_with_outcome, waiting_fo
 from monitoring.alerting.rules import ModelNight, model_nights
 from monitoring.alerting.runs import FAILED, Run, read_runs
 from monitoring.alerting.status import STATISTICAL, STATUSES, Facts, Part, Status, counts, status_of
-from monitoring.matured import JudgedNight, Key, Pooled, judged_nights, last_of_version, pooled
+from monitoring.matured import JudgedNight, Key, LastNights, Pooled, ever_judged, last_judged, pooled
 from monitoring.performance import ERROR_RATIO
 from monitoring.wording import counted, figures, label_unit, named, per_hundred, percent, spaced
 from serving.predictions import predictions_table
@@ -95,6 +95,7 @@ class _Read:
     metrics: Mapping[str, Sequence[Row]]
     quality: Mapping[str, Sequence[Row]]
     errors: Mapping[Key, Sequence[JudgedNight]]
+    ever_judged: Collection[str]
     judged: Mapping[str, Mapping[date, Sequence[Row]]]
     alarms: Mapping[str, Sequence[Alarm]]
     failed: Mapping[str, Sequence[Run]]
@@ -121,7 +122,11 @@ def _read(lake: Lake, models: Sequence[str], now: datetime) -> _Read:
         for name in datasets
     }
     alarms = _by_subject(open_alarms(lake, [*models, *datasets], now=now), lambda a: a.subject)
-    performance = _performance_of(lake, entries, newest)
+    last_nights = {
+        name: LastNights(one.version, one.data_date, entries[name].retrain.performance.nights)
+        for name, one in scored.items()
+        if one.version is not None
+    }
     known = [night.data_date for night in nights.values() if night.data_date]
     recent = Interval(max(known) - timedelta(days=OPEN_REQUEST_NIGHTS), date(9999, 1, 1)) if known else None
     outcomes = requests_with_outcome(lake, models, recent)
@@ -130,7 +135,8 @@ def _read(lake: Lake, models: Sequence[str], now: datetime) -> _Read:
         scored=scored,
         metrics=_night_rows(lake, newest, segments=False),
         quality=_night_rows(lake, {name: day for name, day in of_dataset.items() if day}, checks=(SCORE, BAD_SHARE)),
-        errors=performance,
+        errors=last_judged(lake, last_nights),
+        ever_judged=ever_judged(lake, list(newest)),
         judged=_judged(lake, entries, newest),
         alarms=alarms,
         failed=_failed_runs(lake, [*models, *datasets], min(newest.values(), default=None)),
@@ -175,16 +181,6 @@ def _night_rows(
         for row in read_metrics_of(lake, names, Interval.of(day), by="data_date", checks=checks, segments=segments):
             metrics[row["subject"]].append(row)
     return metrics
-
-
-def _performance_of(
-    lake: Lake, entries: Mapping[str, ModelEntry], newest: Mapping[str, date]
-) -> Mapping[Key, Sequence[JudgedNight]]:
-    if not newest:
-        return {}
-    longest = max(entries[name].retrain.performance.nights for name in newest)
-    reach = timedelta(days=2 * longest + 14)
-    return judged_nights(lake, list(newest), Interval(max(newest.values()) - reach, max(newest.values()) + ONE_DAY))
 
 
 def _judged(
@@ -333,7 +329,7 @@ class _Judge:
                 missing.append(row["reason"] if row and row["reason"] else f"{output.gate} of {name} is missing")
         if not missing:
             return ""
-        if not rows and not any(self.read.errors.get((self.entry.name, name)) for name in self.entry.outputs):
+        if not rows and self.entry.name not in self.read.ever_judged:
             return f"no night of it has matured so far; labels of {due} would be the newest"
         return f"night {due}: {missing[0]}"
 
@@ -484,10 +480,7 @@ class _Judge:
         gates = [output.gate for output in self.entry.outputs.values()]
         for name, output in self.entry.outputs.items():
             known = self.read.errors.get((self.entry.name, name), ())
-            pool = pooled(
-                last_of_version(known, self.scored.version, self.entry.retrain.performance.nights),
-                output.metric,
-            )
+            pool = pooled(known, output.metric)
             unit = output.metric_unit(label_unit(self.lake, self.entry))
             parts.append(
                 _error_text(

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from datetime import date, timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config.catalog.output import Metric
-from monitoring.matured import JudgedNight, last_of_version, pooled
+from config.calendar import Interval
+from config.catalog import output
+from lake.lake import Lake
+from lake.metrics import Metric, publish_metrics
+from monitoring.matured import JudgedNight, LastNights, ever_judged, last_judged, pooled
 from serving.metrics import metric_named
+from tests import toy
+from tests.serving.scenario import MODEL
 
 MAE, RMSE = metric_named("mae"), metric_named("rmse")
 FIRST = date(2024, 3, 1)
@@ -49,7 +55,7 @@ def test_nothing_to_pool() -> None:
     st.lists(st.tuples(st.floats(0.1, 100), st.floats(0.1, 100), st.integers(1, 10_000)), min_size=3, max_size=40),
     st.sampled_from([MAE, RMSE]),
 )
-def test_the_interval_holds_the_ratio(found: list[tuple[float, float, int]], metric: Metric) -> None:
+def test_the_interval_holds_the_ratio(found: list[tuple[float, float, int]], metric: output.Metric) -> None:
     errors, baselines, rows = (list(column) for column in zip(*found, strict=True))
     result = pooled(nights(errors, baselines, rows), metric)  # type: ignore[arg-type]
     assert result is not None
@@ -73,7 +79,30 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
     assert 0.91 <= held / 400 <= 0.99
 
 
-def test_the_last_nights_of_a_version() -> None:
-    found = [*nights([1] * 3, [1] * 3, [1] * 3, version=1), *nights([2] * 2, [1] * 2, [1] * 2, version=2)]
-    assert [n.error for n in last_of_version(found, 1, 2)] == [1, 1]
-    assert last_of_version(found, None, 5) == []
+def _judge(lake: Lake, model: str, about: date, version: int, error: float) -> None:
+    rows = [
+        Metric(model, about, about, check, "ok", output, value=value, n=10, role="champion", model_version=version)
+        for output, declared in lake.model(model).outputs.items()
+        for check, value in ((declared.gate, error), (f"{declared.gate}_baseline", 1.0))
+    ]
+    publish_metrics(lake, model, "performance", rows, Interval.of(about), run_id="r")
+
+
+def test_the_last_nights_of_a_version_are_counted_in_nights_and_end_at_the_model_s_own_newest(tmp_path: Path) -> None:
+    lake = toy.toy_lake(tmp_path)
+    for weeks, version in ((0, 1), (9, 1), (20, 1), (21, 2)):
+        _judge(lake, MODEL, FIRST + timedelta(weeks=weeks), version, weeks + 1.0)
+
+    def errors(version: int, last: date, count: int) -> list[float]:
+        nights_of = last_judged(lake, {MODEL: LastNights(version, last, count)})
+        return [night.error for night in nights_of.get((MODEL, "ride_minutes"), [])]
+
+    newest = FIRST + timedelta(weeks=21)
+    assert errors(1, newest, 2) == [10.0, 21.0]
+    assert errors(1, newest, 50) == [1.0, 10.0, 21.0]
+    assert errors(2, newest, 2) == [22.0]
+    assert errors(1, FIRST + timedelta(weeks=10), 1) == [10.0]
+    assert errors(3, newest, 5) == []
+    assert last_judged(lake, {}) == {}
+    assert ever_judged(lake, [MODEL]) == {MODEL}
+    assert ever_judged(lake, []) == set()

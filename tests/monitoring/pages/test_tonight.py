@@ -24,16 +24,17 @@ from monitoring.pages.page import to_csv
 from monitoring.pages.render import render
 from monitoring.retraining_requests import request_retraining
 from tests import toy
-from tests.monitoring.pages.fleet import DATASET, FEATURES, MATURE, NIGHT, NOW, context, nights
+from tests.monitoring.pages.fleet import DATASET, FEATURES, MATURE, NIGHT, NOW, context, night, nights
 from tests.monitoring.scenario import HISTORY
 from tests.serving.scenario import MODEL
 
 HOSTILE = "<script>alert(1)</script> \"quoted\" 'x'"
 
 
-@pytest.fixture
-def lake(night: Lake) -> Lake:
-    return night
+@pytest.fixture(name="lake")
+def _lake(request: pytest.FixtureRequest) -> Lake:
+    scored: Lake = request.getfixturevalue("night")
+    return scored
 
 
 def standing(lake: Lake) -> Standing:
@@ -118,18 +119,16 @@ def test_a_view_without_values_is_named_first_with_since_and_share(lake: Lake) -
         ("drift_share", ""): {"value": 0.5, "status": "failing", "reason": "1 of 2"},
     }
     nights(lake, count=4)
-    from tests.monitoring.pages.fleet import night as one
-
     for back in (2, 1):
-        one(lake, NIGHT - timedelta(days=back), gone)
-    one(lake, NIGHT, gone | drifted)
+        night(lake, NIGHT - timedelta(days=back), gone)
+    night(lake, NIGHT, gone | drifted)
     assert standing(lake).status == "failing"
     assert causes(lake)[1] == "vehicle daily missing since 02-18: 2 features null in 31 % of rows"
     assert (
         causes(lake)[0]
         == "drift: 1 of 2 features beyond their limit, worst rides_7d of vehicle_daily (PSI 0.9, limit 0.2)"
     )
-    one(lake, NIGHT, gone)
+    night(lake, NIGHT, gone)
     assert standing(lake).status == "degraded"
     told = headline(standings(lake, [MODEL], NOW))
     assert (told.text, told.cause) == (
@@ -143,9 +142,7 @@ def test_one_column_beyond_its_limit_for_one_night_does_not_count_yet(lake: Lake
     nights(lake, wide)
     assert (standing(lake).status, [a.column for a in standing(lake).alarms]) == ("healthy", [FEATURES[0]])
     assert "1 warning of healthy models does not count yet." in shown(lake)[0]
-    from tests.monitoring.pages.fleet import night as one
-
-    one(lake, NIGHT - ONE_DAY, wide)
+    night(lake, NIGHT - ONE_DAY, wide)
     assert standing(lake).status == "degraded"
     assert causes(lake) == [
         "drift since 02-19: 1 of 2 features beyond their limit, worst rides_7d of vehicle_daily (PSI 0.3, limit 0.2)"
@@ -275,6 +272,14 @@ def test_an_empty_installation(toy_lake: Lake) -> None:
 def test_old_judgements_do_not_stand_in_for_the_newest(lake: Lake) -> None:
     nights(lake, left_out=("mae", "brier", "error_ratio", "mae_baseline", "brier_baseline"))
     assert causes(lake) == [f"performance not evaluated: night {MATURE}: mae of ride_minutes is missing"]
+
+
+def test_errors_are_those_of_the_last_judged_nights_however_long_ago(lake: Lake) -> None:
+    """A model's data may skip months, and another model's newest night may be years later: neither loses its errors."""
+    for back in (200, 190, 180):
+        night(lake, NIGHT - timedelta(days=back))
+    nights(lake, count=1, left_out=("mae", "brier", "error_ratio", "mae_baseline", "brier_baseline"))
+    assert standing(lake).performance[0] == "MAE 8.08 minutes, 81 % (79–83), promised 80"
 
 
 # ---- people ------------------------------------------------------------------------------------------------------
