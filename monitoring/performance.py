@@ -31,7 +31,7 @@ from lake.tables import valid_table
 from monitoring.drift import VersionReference, pinned_versions, references_of
 from serving.metrics.intervals import CONFIDENT, Bounded, rounded
 from serving.predictions import predictions_table
-from training.registry.decision import read_decisions
+from training.registry.decision import promised_ratios, read_decisions
 from training.registry.segments import NULL
 
 GROUP = "performance"
@@ -63,17 +63,8 @@ def gate_ratios(lake: Lake, model: str) -> dict[int, dict[str, float]]:
     """By version and output: error over the baseline's on the gate's test nights, from the newest decision on each
     version.
     """
-    ratios: dict[int, dict[str, float]] = {}
-    for decision in read_decisions(lake, model):
-        outputs: Mapping[str, Mapping[str, Any]] = decision.evidence.get("outputs", {})
-        found = {
-            name: o["challenger"] / o["baseline"]
-            for name, o in outputs.items()
-            if o.get("challenger") is not None and o.get("baseline")
-        }
-        if found:
-            ratios[decision.version] = found
-    return ratios
+    promises = {decision.version: promised_ratios(decision.evidence) for decision in read_decisions(lake, model)}
+    return {version: ratios for version, ratios in promises.items() if ratios}
 
 
 @logged("performance")

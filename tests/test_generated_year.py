@@ -7,6 +7,7 @@ from __future__ import annotations
 import sqlite3
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,9 @@ from lake.lake import Lake
 from monitoring.alerting.actions import read_actions
 from monitoring.alerting.alarms import open_alarms
 from monitoring.alerting.runs import read_runs
+from monitoring.pages import drift_report, retraining, tonight
+from monitoring.pages import model as model_page
+from monitoring.pages.page import Context, Page, Viewer
 from monitoring.retraining_requests import read_requests
 from serving.predictions import predictions_table
 from tests import generated_year
@@ -74,3 +78,35 @@ def test_what_is_planted_is_found_by_the_products_own_readers(season: Lake) -> N
     assert (
         len(season.publications.current(predictions_table(season.settings, season.model("bus_wear")), last_week)) == 7
     )
+
+
+def test_a_night_has_one_verdict_and_its_alarms_one_count_on_every_page(season: Lake) -> None:
+    models, datasets = ([part.name for part in parts] for parts in (season.catalog.models, season.catalog.datasets))
+    context = Context(season, Viewer("ann", "viewer"), generated_year.NOW, tuple(models), tuple(datasets))
+    rows = {season.model(name).title: name for name in models}
+    seen = set()
+    for row in tonight.page(context, query={}).tables[0].rows:
+        name = rows[row["model"]]
+        page = model_page.page(context, query={}, model=name)
+        night = drift_report.page(context, query={}, model=name, night=str(row["night"])).values
+        alarms = _of_model(retraining.page(context, query={"model": name}), name)
+        assert page.values["standing"]["status"] == row["status"], name
+        if row["night"] == generated_year.LAST:
+            assert night["standing"].status == row["status"], name
+            assert night["waits"] == ""
+        else:  # the night that is expected is another one, and the page says so
+            assert (night["standing"].status, row["status"]) == ("healthy", "failing")
+            assert night["waits"].startswith(f"Tonight, where {generated_year.LAST} is expected, the model is failing:")
+        said = row["alarms"]
+        assert page.values["standing"]["said"].startswith(f"alarms: {said}" if said != "none" else ""), name
+        states = [alarm["state"].split()[0] for alarm in alarms]
+        counted = [(states.count(state), state) for state in ("open", "acknowledged", "silenced")]
+        assert said == (", ".join(f"{count} {state}" for count, state in counted if count) or "none"), name
+        shares = [alarm for alarm in alarms if alarm["check"] == "drift_share"]
+        assert all(f"drift since {alarm['since']:%m-%d}" in row["cause"] for alarm in shares), name
+        seen |= {row["status"]} | ({"a share"} if shares else set())
+    assert seen == {"failing", "late", "degraded", "healthy", "a share"}
+
+
+def _of_model(page: Page, model: str) -> list[dict[str, Any]]:
+    return [dict(row) for row in page.table("alarms").rows if row["subject"] == model]

@@ -28,7 +28,7 @@ from monitoring.matured import JudgedNight, Key, LastNights, Pooled, ever_judged
 from monitoring.performance import ERROR_RATIO
 from monitoring.wording import counted, figures, label_unit, named, per_hundred, percent, spaced
 from serving.predictions import predictions_table
-from training.registry.records import DecisionRecord, read_gate_outputs
+from training.registry.records import DecisionRecord, read_promises
 
 OPEN_REQUEST_NIGHTS = 60
 _FEATURE_DRIFT = ("drift_psi", "drift_ks")
@@ -99,20 +99,20 @@ class _Read:
     judged: Mapping[str, Mapping[date, Sequence[Row]]]
     alarms: Mapping[str, Sequence[Alarm]]
     failed: Mapping[str, Sequence[Run]]
-    promises: Mapping[str, Mapping[str, Any]]
+    promises: Mapping[str, Mapping[int, Mapping[str, float]]]
     waiting: Mapping[str, Sequence[DecisionRecord]]
     open_requests: Mapping[str, Sequence[Led]]
 
 
-def _read(lake: Lake, models: Sequence[str], now: datetime) -> _Read:
+def _read(lake: Lake, models: Sequence[str], now: datetime, night: date | None) -> _Read:
     entries = {name: lake.model(name) for name in models}
     read_by = {name: {dataset.name for dataset in lake.catalog.datasets_of(e)} for name, e in entries.items()}
     datasets = sorted(set().union(*read_by.values()))
-    nights = model_nights(lake, models, now=now)
+    nights = model_nights(lake, models, now=now, data_date=night)
     scored = _scored(
         lake,
         {
-            name: (predictions_table(lake.settings, e, lake.dataset(e.dataset)).name, nights[name].scored)
+            name: (predictions_table(lake.settings, e, lake.dataset(e.dataset)).name, night or nights[name].scored)
             for name, e in entries.items()
         },
     )
@@ -121,7 +121,8 @@ def _read(lake: Lake, models: Sequence[str], now: datetime) -> _Read:
         name: max((newest[m] for m, read in read_by.items() if name in read and m in newest), default=None)
         for name in datasets
     }
-    alarms = _by_subject(open_alarms(lake, [*models, *datasets], now=now), lambda a: a.subject)
+    alarms = _by_subject(open_alarms(lake, [*models, *datasets], as_of=night, now=now), lambda a: a.subject)
+    runs_since = Interval(min(newest.values()), date(9999, 1, 1)) if newest else None
     last_nights = {
         name: LastNights(one.version, one.data_date, entries[name].retrain.performance.nights)
         for name, one in scored.items()
@@ -139,10 +140,8 @@ def _read(lake: Lake, models: Sequence[str], now: datetime) -> _Read:
         ever_judged=ever_judged(lake, list(newest)),
         judged=_judged(lake, entries, newest),
         alarms=alarms,
-        failed=_failed_runs(lake, [*models, *datasets], min(newest.values(), default=None)),
-        promises=read_gate_outputs(
-            lake, {name: one.version for name, one in scored.items() if one.version is not None}
-        ),
+        failed=_failed_runs(lake, [*models, *datasets], Interval.of(night) if night else runs_since),
+        promises=read_promises(lake, {name: [one.version] for name, one in scored.items() if one.version is not None}),
         waiting=_by_subject(waiting_for_approval(lake, models), lambda d: d.model),
         open_requests=_by_subject(
             (led for led in outcomes if led.state in ("asked", "training", "waiting")), lambda led: led.request.model
@@ -164,7 +163,7 @@ def _scored(lake: Lake, wanted: Mapping[str, tuple[str, date | None]]) -> dict[s
         published |= published_nights(lake, tables, Interval.of(newest))
     scored = {}
     for name, (table, day) in wanted.items():
-        if day is not None and table in published:
+        if day is not None and day in published.get(table, {}):
             night = published[table][day]
             champion = champion_in(night.scored_by)
             scored[name] = Scored(day, night.rows, champion.version if champion else None, night.first_at)
@@ -198,9 +197,8 @@ def _judged(
     return judged
 
 
-def _failed_runs(lake: Lake, subjects: Sequence[str], since: date | None) -> dict[str, list[Run]]:
-    """By subject: runs of the night or later ones that failed, none having succeeded since."""
-    keys = Interval(since, date(9999, 1, 1)) if since else None
+def _failed_runs(lake: Lake, subjects: Sequence[str], keys: Interval | None) -> dict[str, list[Run]]:
+    """By subject: runs of those nights that failed, none having succeeded since."""
     newest: dict[tuple[str, str | None], Run] = {}
     for run in read_runs(lake, subjects=subjects, kinds=["ingest", "score", "monitor"], keys=keys):
         newest[(run.dag_id, run.partition_key)] = run
@@ -429,8 +427,8 @@ class _Judge:
         beyond = len([a for a in self.alarms if a.check in _FEATURE_DRIFT])
         worst = columns[0] if columns else self._worst_column()
         told = f", worst {named(worst.column)} ({_statistic(worst)})" if worst is not None else ""
-        since = min((a.since for a in columns), default=share.since if share else None)
-        lasting = f" since {_short(since, alarms[0].about_date)}" if since and since < alarms[0].about_date else ""
+        since = share.since if share is not None else min(a.since for a in columns)
+        lasting = f" since {_short(since, alarms[0].about_date)}" if since < alarms[0].about_date else ""
         yield Cause(
             1 if share is not None else 6,
             f"drift{lasting}: {beyond or len(columns)} of {judged} features beyond their limit{told}",
@@ -475,7 +473,7 @@ class _Judge:
         """Errors of the last mature nights of the version that scored, beside what its gate measured."""
         if self.scored is None:
             return ("not evaluated",)
-        promised = self.read.promises.get(self.entry.name, {})
+        promised = self.read.promises.get(self.entry.name, {}).get(self.scored.version or 0, {})
         parts = []
         gates = [output.gate for output in self.entry.outputs.values()]
         for name, output in self.entry.outputs.items():
@@ -496,7 +494,7 @@ class _Judge:
 
 
 def _error_text(
-    name: str, metric: str, pool: Pooled | None, unit: str, promised: Mapping[str, Any] | None, version: int | None
+    name: str, metric: str, pool: Pooled | None, unit: str, promised: float | None, version: int | None
 ) -> str:
     label = f"{name}: " if name else ""
     if pool is None:
@@ -506,10 +504,7 @@ def _error_text(
         if pool.lower is not None and pool.upper is not None
         else ""
     )
-    challenger, baseline = (promised or {}).get("challenger"), (promised or {}).get("baseline")
-    promise = (
-        f"promised {per_hundred(challenger / baseline)}" if challenger is not None and baseline else "nothing promised"
-    )
+    promise = "nothing promised" if promised is None else f"promised {per_hundred(promised)}"
     return f"{label}{metric} {figures(pool.error)}{spaced(unit)}, {_percent(pool.ratio)}{interval}, {promise}"
 
 
@@ -534,6 +529,14 @@ def _short(day: date, beside: date) -> str:
 
 def _since(alarm: Alarm) -> str:
     return f", since {_short(alarm.since, alarm.about_date)}" if alarm.nights > 1 else ""
+
+
+def alarms_text(alarms: Collection[Alarm]) -> str:
+    """How many alarms nobody has answered, and how many are acknowledged or silenced; each counts once."""
+    silenced = sum(1 for a in alarms if a.silenced_until is not None)
+    acknowledged = sum(1 for a in alarms if a.silenced_until is None and a.acknowledged is not None)
+    tally = ((len(alarms) - silenced - acknowledged, "open"), (acknowledged, "acknowledged"), (silenced, "silenced"))
+    return ", ".join(f"{count} {state}" for count, state in tally if count) or "none"
 
 
 def _statistic(alarm: Alarm) -> str:
@@ -561,11 +564,16 @@ def _alarm_text(alarm: Alarm) -> str:
 # ---- the page ----------------------------------------------------------------------------------------------------
 
 
-def standings(lake: Lake, models: Sequence[str], now: datetime) -> list[Standing]:
-    """Every model's standing, worst first, then by the gravity of its cause, then as in the catalog."""
+def standings(lake: Lake, models: Sequence[str], now: datetime, *, night: date | None = None) -> list[Standing]:
+    """Every model's standing, worst first, then by the gravity of its cause, then as in the catalog.
+
+    Args:
+        night: the data date that is judged, by its own runs and by what was measured up to it; None: the one that is
+            expected of each model.
+    """
     if not models:
         return []
-    read = _read(lake, models, now)
+    read = _read(lake, models, now, night)
     every = [_Judge(lake, lake.model(name), read).standing() for name in models]
     position = {name: number for number, name in enumerate(models)}
     return sorted(

@@ -19,6 +19,7 @@ from lake.metric_queries import Row, read_metrics_of
 from lake.metrics import metrics_table
 from lake.publication_queries import published_nights
 from monitoring import drift
+from monitoring.alerting.standing import standings
 from monitoring.drift import MEAN, REFERENCE_MEAN, VersionReference, references_of
 from monitoring.pages.embedded import MODEL_CARDS, NIGHT_REPORTS, SANDBOX, has_document
 from monitoring.pages.page import Column, Context, NotFound, Page, Table, read_date, shortened
@@ -53,7 +54,7 @@ _SHOWN = (
     Column("mean", "mean", "number"),
     Column("reference_mean", "mean in the reference", "number"),
     Column("unit", "unit"),
-    Column("fired", f"fired in the last {NIGHTS} nights"),
+    Column("fired", f"nights beyond, of the last {NIGHTS} of its version"),
     Column("rows", "rows with a value", "number"),
     Column("reference_rows", "rows of the reference", "number"),
     Column("null_rate", "nulls", "percent"),
@@ -91,16 +92,17 @@ def page(context: Context, *, query: Mapping[str, str], model: str, night: str) 
         day,
         reference,
         {(row["check"], row["column"]): row for row in rows},
-        fired_by_check(context.lake, entry.name, day),
+        fired_by_check(context.lake, entry.name, day, reference.version),
     )
     position = scored_nights.index(day)
-    share = night_of.rows.get((DRIFT_SHARE, ""))
+    [standing] = standings(context.lake, [entry.name], context.now, night=day)
     values = {
         "title": entry.title,
         "model": entry.name,
         "night": day,
         "story": drift_story(context.lake, entry.name, day),
-        "status": share["status"] if share else "not_evaluated",
+        "standing": standing,
+        "waits": _waits(context, entry, day) if position + 1 == len(scored_nights) else "",
         "previous": _link(context, entry, scored_nights[position - 1]) if position else None,
         "next": _link(context, entry, scored_nights[position + 1]) if position + 1 < len(scored_nights) else None,
         "facts": _facts(context, entry, day, scored, measured, reference),
@@ -125,6 +127,15 @@ def _no_such_night(entry: ModelEntry, asked: str, day: date | None, there: Seque
         f"there is no night {day or shortened(asked)} of {entry.name}: it was not scored. "
         f"Scored are {len(there)} nights, {there[0]} to {there[-1]}; the nearest is {near}."
     )
+
+
+def _waits(context: Context, entry: ModelEntry, newest: date) -> str:
+    """What Tonight says of a later night, which is expected and not scored; empty where this one is the newest."""
+    [tonight] = standings(context.lake, [entry.name], context.now)
+    expected = tonight.night.data_date
+    if expected is None or expected <= newest or not tonight.causes:
+        return ""
+    return f"Tonight, where {expected} is expected, the model is {tonight.status}: {tonight.causes[0].text}"
 
 
 def _link(context: Context, entry: ModelEntry, night: date) -> dict[str, Any]:
@@ -244,7 +255,7 @@ class _Night:
             Column("limit", "limit", "number"),
             Column("times_limit", "times its limit", "number"),
             Column("n", "judged", "number"),
-            Column("fired", f"fired in the last {NIGHTS} nights"),
+            Column("fired", f"nights beyond, of the last {NIGHTS} of its version"),
             Column("reason", "reason"),
         )
         return Table(

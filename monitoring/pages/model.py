@@ -12,7 +12,7 @@ from config.calendar import ONE_DAY, Interval
 from config.catalog.model import ModelEntry
 from lake.ledger import Promotion
 from lake.promotions import stored_promotions
-from monitoring.alerting.standing import standings
+from monitoring.alerting.standing import alarms_text, standings
 from monitoring.pages.model_axis import Mark, Reign
 from monitoring.pages.model_chart import MOST_FEATURES, short_name, time_lines
 from monitoring.pages.model_compare import SORTS, compared, comparison_presets, comparison_table
@@ -40,7 +40,7 @@ from monitoring.pages.page import Column, Context, NotFound, Page, Table, read_p
 from monitoring.pages.run_links import run_url, runs_on_record
 from monitoring.performance import LABEL_SHARE
 from monitoring.retraining_requests import RequestRecord, read_requests_of
-from training.registry.records import DecisionRecord, read_decisions_of
+from training.registry.records import DecisionRecord, read_decisions_of, read_promises
 
 TEMPLATE = "model.html.jinja"
 _NIGHTS, _LEAST_NIGHTS = 90, 7
@@ -157,11 +157,12 @@ def _filled(
     ranked = ranked_features(lake, history, period, importances)
     by_drift = _worst_first(history)
     requests = read_requests_of(lake, [entry.name], history.interval, requested_only=True)
+    versions = {scored.version for scored in history.scored.values()}
     chart = time_lines(
         history,
         _marks(history, promotions, requests),
         _reigns(history),
-        _promises(decisions),
+        read_promises(lake, {entry.name: versions}).get(entry.name, {}),
         by_drift[:MOST_FEATURES],
         periods=[("B", later), ("A", earlier)] if values["asked"] else [],
         mature_until=mature_until,
@@ -247,16 +248,6 @@ def _worst_first(history: History) -> list[str]:
         there = line.ratio[np.isfinite(line.ratio)]
         means[name] = float(there.mean()) if len(there) else -1.0
     return sorted(means, key=lambda name: (-means[name], name))
-
-
-def _promises(decisions: Sequence[DecisionRecord]) -> dict[str, dict[int, float]]:
-    """By output and version: the error on the gate's test nights, of the newest judgement."""
-    found: dict[str, dict[int, float]] = {}
-    for decision in decisions:
-        for check in decision.checks:
-            if check.name == "improvement" and check.output and check.challenger is not None:
-                found.setdefault(check.output, {})[decision.version] = check.challenger
-    return found
 
 
 def _marks(history: History, promotions: Sequence[Promotion], requests: Sequence[RequestRecord]) -> list[Mark]:
@@ -374,16 +365,7 @@ def _why_no_segments(history: History, period: Interval) -> str:
 def _standing(context: Context, entry: ModelEntry) -> dict[str, Any]:
     """The model's word of tonight, its causes, and how many alarms are open, in the words of the Tonight page."""
     [found] = standings(context.lake, [entry.name], context.now)
-    alarms = found.alarms
-    said = []
-    if alarms:
-        said.append(f"{len(alarms)} alarms are open" if len(alarms) > 1 else "one alarm is open")
-        acknowledged, silenced = (
-            sum(a.acknowledged is not None for a in alarms),
-            sum(a.silenced_until is not None for a in alarms),
-        )
-        said += [f"{acknowledged} acknowledged"] if acknowledged else []
-        said += [f"{silenced} silenced"] if silenced else []
+    said = [f"alarms: {alarms_text(found.alarms)}"] if found.alarms else []
     said += [f"{found.approvals} waiting for approval"] if found.approvals else []
     said += [f"{found.requests} retraining requested"] if found.requests else []
     return {

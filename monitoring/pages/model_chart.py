@@ -28,7 +28,7 @@ def time_lines(
     history: History,
     marks: Sequence[Mark],
     reigns: Sequence[Reign],
-    promises: Mapping[str, Mapping[int, float]],
+    promises: Mapping[int, Mapping[str, float]],
     features: Sequence[str],
     *,
     periods: Sequence[tuple[str, Interval]],
@@ -39,7 +39,7 @@ def time_lines(
     """Everything about the nights of `history` on one axis.
 
     Args:
-        promises: by output and version, its error on the gate's test nights.
+        promises: by version and output, the share of the baseline's error that its gate promised.
         features: to draw, worst first.
         periods: that are compared, by name, to be marked.
         mature_until: the newest night whose labels were judged; later ones are drawn as not yet known.
@@ -55,7 +55,7 @@ def time_lines(
             stack,
             history,
             name,
-            promises.get(name, {}),
+            {version: ratios[name] for version, ratios in promises.items() if name in ratios},
             mature_until,
             output.metric_unit(unit),
         )
@@ -260,6 +260,7 @@ def _performance(
     promised = np.array(
         [promise.get(version, math.nan) if version is not None else math.nan for version in versions], dtype=np.float64
     )
+    promised *= baseline.value
     if np.isfinite(promised).any():
         style = {"itemStyle": {"color": "var:--series-3"}, "lineStyle": {"type": "dotted", "width": 2}}
         series.append(

@@ -23,7 +23,7 @@ from monitoring.drift import MEAN, REFERENCE_MEAN
 from monitoring.performance import ERROR_RATIO, gate_ratios
 from monitoring.wording import figures, label_unit, named, percent, spaced, unit_of
 from serving.predictions import predictions_table
-from training.registry.records import read_gate_outputs
+from training.registry.records import read_promises
 
 FEATURE_DRIFT = ("drift_psi", "drift_ks")
 PREDICTION_DRIFT = "prediction_drift"
@@ -38,23 +38,22 @@ _MOST_DIGITS = 6
 # ---- how often -------------------------------------------------------------------------------------------------
 
 
-def fired(lake: Lake, model: str, check: str, column: str, night: date, nights: int = NIGHTS) -> tuple[int, int]:
-    """In how many of the last `nights`, `night` the last of them, that alarm fired, and in how many it was judged at
-    all.
+def fired_by_check(
+    lake: Lake, model: str, night: date, version: int | None, nights: int = NIGHTS
+) -> dict[tuple[str, str], tuple[int, int]]:
+    """Of every drift check and column: in how many of the last `nights`, `night` the last of them, its alarm fired, and
+    in how many it was judged at all; by (check, column).
+
+    Args:
+        version: only nights judged against it count, as another version's alarm is another alarm; None: any.
     """
-    return fired_by_check(lake, model, night, nights).get((check, column), (0, 0))
-
-
-def fired_by_check(lake: Lake, model: str, night: date, nights: int = NIGHTS) -> dict[tuple[str, str], tuple[int, int]]:
-    """`fired` of every drift check and column that was measured in those nights, by (check, column)."""
     c = METRICS.c
     alarming = sa.func.sum(sa.case((c.status.in_(ALARMING), 1), else_=0))
     judged = sa.func.sum(sa.case((c.status != "not_evaluated", 1), else_=0))
-    query = (
-        sa.select(c.check, c.column, alarming, judged)
-        .where(*these([model], judged=Interval.of(night).widened(nights - 1), checks=CHECKS))
-        .group_by(c.check, c.column)
-    )
+    where = these([model], judged=Interval.of(night).widened(nights - 1), checks=CHECKS)
+    if version is not None:
+        where.append(sa.or_(c.model_version == version, c.model_version.is_(None)))
+    query = sa.select(c.check, c.column, alarming, judged).where(*where).group_by(c.check, c.column)
     return {(check, column): (int(times), int(of)) for check, column, times, of in fetch(lake, query)}
 
 
@@ -252,14 +251,9 @@ def _promised(lake: Lake, entry: ModelEntry, night: date) -> Mapping[str, float]
     if champion is None:
         return {}
     version = champion.version
-    outputs = read_gate_outputs(lake, {entry.name: version}).get(entry.name)
-    if outputs is None:  # not projected to SQL yet: the lake knows
-        return gate_ratios(lake, entry.name).get(version, {})
-    return {
-        name: found["challenger"] / found["baseline"]
-        for name, found in outputs.items()
-        if found.get("challenger") is not None and found.get("baseline")
-    }
+    promised = read_promises(lake, {entry.name: [version]}).get(entry.name, {}).get(version)
+    # None: not projected to SQL yet, and the lake knows.
+    return gate_ratios(lake, entry.name).get(version, {}) if promised is None else promised
 
 
 # ---- words -----------------------------------------------------------------------------------------------------

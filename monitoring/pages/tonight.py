@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from monitoring.alerting.rules import ModelNight, duration_text
-from monitoring.alerting.standing import Cause, Scored, Standing, headline, standings
+from monitoring.alerting.standing import Cause, Scored, Standing, alarms_text, headline, standings
 from monitoring.alerting.status import DEFINITIONS, STATUSES
 from monitoring.pages.page import Column, Context, Page, Table
 
@@ -121,7 +121,7 @@ def _row(context: Context, standing: Standing) -> dict[str, Any]:
         "approvals_url": f"{retraining}#waiting" if standing.approvals else "",
         "requests": standing.requests,
         "requests_url": f"{retraining}#requests" if standing.requests else "",
-        "alarms": _alarms_text(standing),
+        "alarms": alarms_text(standing.alarms),
         "alarms_url": f"{retraining}#alarms" if standing.alarms else "",
     }
 
@@ -150,10 +150,3 @@ def _scored_text(scored: Scored | None, night: ModelNight) -> str:
 
 def _open(standing: Standing) -> int:
     return sum(1 for a in standing.alarms if a.acknowledged is None and a.silenced_until is None)
-
-
-def _alarms_text(standing: Standing) -> str:
-    silenced = sum(1 for a in standing.alarms if a.silenced_until is not None)
-    acknowledged = sum(1 for a in standing.alarms if a.silenced_until is None and a.acknowledged is not None)
-    counted = ((_open(standing), "open"), (acknowledged, "acknowledged"), (silenced, "silenced"))
-    return ", ".join(f"{count} {status}" for count, status in counted if count) or "none"

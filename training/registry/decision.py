@@ -162,6 +162,17 @@ def incumbent_of(evidence: Mapping[str, Any]) -> Mapping[str, Any]:
     return incumbent
 
 
+def promised_ratios(evidence: Mapping[str, Any]) -> dict[str, float]:
+    """What a version promises: by output, its error over the baseline's on the gate's test nights. Times the baseline's
+    error on a night it is what was promised of that night.
+    """
+    return {
+        name: output["challenger"] / output["baseline"]
+        for name, output in evidence.get("outputs", {}).items()
+        if output.get("challenger") is not None and output.get("baseline")
+    }
+
+
 def _renamed(document: Mapping[str, Any]) -> dict[str, Any]:
     return {"incumbent" if key == _FORMER_KEY else key: value for key, value in document.items()}
 

@@ -21,7 +21,7 @@ from lake.projection import has_table, read_projected, sql_columns
 from lake.tables import LakeTable
 from training.registry import approval, decision
 from training.registry.approval import Approval
-from training.registry.decision import Check, Reason
+from training.registry.decision import Check, Reason, promised_ratios
 
 
 @dataclass(frozen=True)
@@ -80,21 +80,26 @@ def read_evidence(lake: Lake, evidence_digest: str) -> Mapping[str, Any] | None:
     return document
 
 
-def read_gate_outputs(lake: Lake, versions: Mapping[str, int]) -> dict[str, Mapping[str, Any]]:
-    """By model, of the version named: what the gate's newest judgement measured of each output: `metric`, `challenger`,
-    `incumbent` (`rival` in decisions stored before), `baseline`.
+def read_promises(lake: Lake, versions: Mapping[str, Collection[int]]) -> dict[str, dict[int, dict[str, float]]]:
+    """By model, version and output: what the gate's newest judgement promises, as `promised_ratios` has it; only of the
+    versions named.
     """
     table = _decisions(lake)
     if not versions or not has_table(lake, table.name):
         return {}
     c = table.c
     wanted = sa.or_(
-        *(sa.and_(c.source_table == f"{model}/decisions", c.version == version) for model, version in versions.items())
+        *(
+            sa.and_(c.source_table == f"{model}/decisions", c.version.in_(sorted(of_model)))
+            for model, of_model in versions.items()
+        )
     )
-    query = sa.select(c.source_table, c.evidence).where(wanted).order_by(c.data_date, c.judgement)
+    query = sa.select(c.source_table, c.version, c.evidence).where(wanted).order_by(c.data_date, c.judgement)
+    promises: dict[str, dict[int, dict[str, float]]] = {}
     with lake.engine.connect() as connection:
-        newest = {_model(row.source_table): row.evidence for row in connection.execute(query)}
-    return {model: json.loads(evidence).get("outputs", {}) for model, evidence in newest.items()}
+        for row in connection.execute(query):
+            promises.setdefault(_model(row.source_table), {})[row.version] = promised_ratios(json.loads(row.evidence))
+    return promises
 
 
 def read_approvals_of(lake: Lake, models: Collection[str], interval: Interval | None = None) -> list[Approval]:

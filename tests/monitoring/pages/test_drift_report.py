@@ -163,7 +163,8 @@ def test_nights_that_are_not_there_say_which_are(night: Lake, promoted: Lake) ->
 
 def test_a_night_that_was_not_measured_is_not_green(night: Lake) -> None:
     found, text = shown(night)
-    assert found.values["status"] == "not_evaluated"
+    assert found.values["standing"].status == "not evaluated"
+    assert "volume not evaluated: monitoring of the night is not done" in text
     assert {row["status"] for row in found.table("night").rows} == {"not_evaluated"}
     assert not found.table("drift").rows
     assert "status-ok" not in text

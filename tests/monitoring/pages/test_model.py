@@ -20,7 +20,7 @@ from lake.ledger import Promotion
 from lake.metrics import Metric, publish_metrics
 from lake.promotions import project_promotions
 from lake.publish import publish
-from monitoring.alerting.standing import standings
+from monitoring.alerting.standing import alarms_text, standings
 from monitoring.drift import drift
 from monitoring.pages import model
 from monitoring.pages.model_axis import MOST_COLUMNS, Axis
@@ -620,7 +620,7 @@ def test_the_word_of_tonight_and_its_cause_stand_on_top(fortnight: Lake) -> None
     assert standing.status == "failing"
     assert standing.causes
     assert standing.causes[0].text.rstrip(".") in unescape(html)
-    assert "Alarms are open" in html or "alarms are open" in html
+    assert f"Alarms: {alarms_text(standing.alarms)}." in html
 
 
 def test_without_segments_the_page_says_why(lake: Lake) -> None:

@@ -19,8 +19,9 @@ from lake.metric_queries import read_metrics_of
 from lake.metrics import Metric, Status, publish_metrics, read_metrics
 from lake.signature import sign
 from lake.tables import valid_table
+from monitoring.alerting.alarms import open_alarms
 from monitoring.drift import drift
-from monitoring.pages.story import drift_story, fired, fired_by_check, known_from, times_limit
+from monitoring.pages.story import drift_story, fired_by_check, known_from, times_limit
 from monitoring.performance import performance, segment_names
 from monitoring.wording import figures, named, unit_of
 from tests import toy
@@ -190,13 +191,25 @@ def plant_history(lake: Lake) -> None:
 
 
 def test_how_often_an_alarm_fired(toy_lake: Lake):
-    assert fired(toy_lake, MODEL, "drift_psi", MINUTES, NIGHT) == (0, 0), "no table yet"
+    minutes = ("drift_psi", MINUTES)
+    assert fired_by_check(toy_lake, MODEL, NIGHT, None) == {}, "no table yet"
     plant_history(toy_lake)
-    assert fired(toy_lake, MODEL, "drift_psi", MINUTES, NIGHT) == (3, 11)
-    assert fired(toy_lake, MODEL, "drift_psi", MINUTES, NIGHT, nights=3) == (1, 3)
-    assert fired(toy_lake, MODEL, "drift_psi", MINUTES, NIGHT - ONE_DAY, nights=5) == (1, 4)
-    assert fired(toy_lake, MODEL, "drift_psi", "other", NIGHT) == (0, 0)
-    assert fired_by_check(toy_lake, MODEL, NIGHT) == {("drift_psi", MINUTES): (3, 11)}
+    assert fired_by_check(toy_lake, MODEL, NIGHT, None) == {minutes: (3, 11)}
+    assert fired_by_check(toy_lake, MODEL, NIGHT, None, nights=3) == {minutes: (1, 3)}
+    assert fired_by_check(toy_lake, MODEL, NIGHT - ONE_DAY, None, nights=5) == {minutes: (1, 4)}
+
+
+def test_alarms_of_another_version_are_not_counted(toy_lake: Lake):
+    """An alarm's streak begins anew with a version: how often it fired may not contradict since when it is open."""
+    for back, version in ((3, 1), (2, 1), (1, 2), (0, 2)):
+        day = NIGHT - timedelta(days=back)
+        row = Metric(
+            MODEL, day, day, "drift_psi", "warning", MINUTES, value=0.5, role="champion", model_version=version
+        )
+        publish_metrics(toy_lake, MODEL, "drift", [row], Interval.of(day), run_id="t")
+    [alarm] = open_alarms(toy_lake, [MODEL])
+    assert fired_by_check(toy_lake, MODEL, NIGHT, 2)["drift_psi", MINUTES] == (alarm.nights, 2) == (2, 2)
+    assert fired_by_check(toy_lake, MODEL, NIGHT, 1)["drift_psi", MINUTES] == (2, 2)
 
 
 @pytest.fixture
@@ -218,7 +231,7 @@ def postgres_lake(toy_lake: Lake, postgres_url: str) -> Iterator[Lake]:
 
 def test_postgres_tells_the_same(postgres_lake: Lake):
     plant_history(postgres_lake)
-    assert fired(postgres_lake, MODEL, "drift_psi", MINUTES, NIGHT) == (3, 11)
+    assert fired_by_check(postgres_lake, MODEL, NIGHT, None) == {("drift_psi", MINUTES): (3, 11)}
     assert drift_story(postgres_lake, MODEL, NIGHT)[0].startswith(
         "minutes_7d of vehicle_daily moved most: the shares of its values changed"
     )

@@ -17,7 +17,7 @@ from lake.lake import Lake
 from lake.metrics import Metric, publish_metrics
 from monitoring.alerting.alarms import acknowledge, silence
 from monitoring.alerting.runs import Run, record_failure, record_run
-from monitoring.alerting.standing import Cause, Headline, Standing, headline, standings
+from monitoring.alerting.standing import Cause, Headline, Standing, alarms_text, headline, standings
 from monitoring.alerting.status import DEFINITIONS, STATUSES
 from monitoring.pages import tonight
 from monitoring.pages.page import to_csv
@@ -293,10 +293,10 @@ def test_acknowledged_and_silenced_alarms_are_counted_apart_and_stay_true(lake: 
             ("label_share", ""): {"status": "warning", "value": 0.1},
         },
     )
-    assert tonight._alarms_text(standing(lake)) == "2 open"
+    assert alarms_text(standing(lake).alarms) == "2 open"
     acknowledge(lake, f"{MODEL}/volume//", by="anna", role="operator", reason="known")
     silence(lake, f"{MODEL}/label_share//", until=NIGHT + ONE_DAY, by="anna", role="operator", reason="known")
-    assert tonight._alarms_text(standing(lake)) == "1 acknowledged, 1 silenced"
+    assert alarms_text(standing(lake).alarms) == "1 acknowledged, 1 silenced"
     assert standing(lake).status == "degraded"
 
 
