@@ -4,8 +4,10 @@ Reads    the model's ledger; the signature and every byte of the former champion
 Writes   a line of the ledger with your name and reason, then MLflow's alias. Nights that are already scored keep their
          champion.
 Starts   only by hand: *Trigger*, choose the model, say why. Leave the version empty to restore the previous champion.
-Rerun    idempotent: clearing a run writes its line only once. A new run goes back one champion further.
+Rerun    trigger a new run; it goes back one champion further. A cleared run is refused: it would roll back in the name
+         of whoever triggered it, and nobody can tell who cleared it.
 Fails    `NotAnApprover`: you are neither in the setting `approvers` nor, where it is empty, an admin.
+         `ClearedRollback`: the run was cleared.
          `NothingToRollBackTo`: there is no such former champion.
          `ModelFilesDamaged`: its files are gone, or are not those that were judged.
 """
@@ -28,6 +30,10 @@ class NotAnApprover(NightfleetError):
     """Somebody who may not decide which version is champion tried to."""
 
 
+class ClearedRollback(NightfleetError):
+    """A rollback was asked for once more by somebody whom the run does not name."""
+
+
 @task(
     doc_md=(
         "Write the rollback to the ledger, then bring MLflow's alias in line. Failed with `NothingToRollBackTo`:"
@@ -43,6 +49,11 @@ def rollback(dag_run: Any = None, params: Any = None) -> dict[str, Any]:
     from training.registry.promotion import rollback as roll_back
 
     by = getattr(dag_run, "triggering_user_name", None) or "unknown"
+    if getattr(dag_run, "clear_number", 0):
+        raise ClearedRollback(
+            f"this run was cleared, and would roll {params['model']} back in the name of {by}, whoever cleared it. "
+            "Nothing was written. Trigger a new run in your own name."
+        )
     allowed = sorted(approvers(load_settings()).values())
     if by not in allowed:
         raise NotAnApprover(

@@ -17,7 +17,8 @@ Asks     where the catalog says `approval: required`, `approve` waits for a pers
          Meanwhile the model's next training is queued; it is judged against whoever is champion by then.
 Skipped  `promote` is skipped when the gate refused or could not judge: its log and the `gate` task say why. The
          champion stays.
-Fails    `NotEnoughHistory`: load more nights.
+Fails    `NotRequested`: an asset event came that nobody is on record for: ask with a reason.
+         `NotEnoughHistory`: load more nights.
          `EngineUnavailable`, `ImageMissing`, `GpuUnavailable`: each names the command that fixes it.
          `TrainingFailed`: out of memory, time or disk, or a refusal: the text says which limit to raise.
          `MlflowUnavailable`: start MLflow, clear the task; nothing is half-registered.
@@ -63,11 +64,13 @@ def prepare(model_name: str, dag_run: Any = None, params: Any = None, triggering
     from config.calendar import requested_interval
     from lake.events import logged
     from lake.lake import open_lake
-    from monitoring.retraining_requests import record_manual_request
+    from monitoring.retraining_requests import check_requested, record_manual_request
     from training.registry.job import prepare_jobs
 
     lake, as_of = open_lake(), requested_interval(dag_run.partition_key).start
-    if not triggering_asset_events:
+    if triggering_asset_events:
+        check_requested(lake, model_name, as_of)
+    else:
         by = getattr(dag_run, "triggering_user_name", None) or "unknown"
         record_manual_request(lake, model_name, as_of, by=by, reason=params["reason"] or "", run_id=dag_run.run_id)
     jobs = logged("prepare")(prepare_jobs)(

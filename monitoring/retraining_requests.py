@@ -40,6 +40,10 @@ class ReasonMissing(NightfleetError):
     """A person asked for a retraining without saying why."""
 
 
+class NotRequested(NightfleetError):
+    """A training was started by an event that no request on record explains."""
+
+
 class RequestContested(TransientError):
     """Other requests of the same night were stored again and again while this one tried to."""
 
@@ -208,6 +212,23 @@ def request_retraining(lake: Lake, model: str, data_date: date, *, by: str, reas
     kept, _ = _store(lake, model, row, run_id=run_id, inputs=[])
     document: dict[str, Any] = json.loads(kept["evidence"])
     return document
+
+
+def check_requested(lake: Lake, model: str, data_date: date) -> None:
+    """Whoever may post events can start the training DAG; only a request that is on record lets it train.
+
+    Raises:
+        NotRequested: neither the policy nor a person asked for a training as of that night.
+    """
+    rows = requests_table(lake, model).read([data_date]).to_pylist()
+    if any(row["requested"] for row in rows):
+        return
+    said = f"the policy decided: {rows[0]['reason']}" if rows else "nothing is on record of that night"
+    raise NotRequested(
+        f"an asset event asked to train {model} as of {data_date}, but neither the policy nor a person did; {said}. "
+        "Nothing was trained.\n"
+        f"  If you want this training, ask for it on the page Retraining or trigger `{model}_train`, with a reason."
+    )
 
 
 # The training DAG records a run that a person started with this name.

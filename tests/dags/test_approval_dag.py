@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -11,6 +11,7 @@ import pytest
 from config.catalog.load import load_catalog
 from config.errors import NightfleetError
 from config.settings import ROOT, Settings
+from monitoring.retraining_requests import NotRequested
 from tests import toy
 
 ASKING = toy.MODEL_YAML + "approval: required\napproval_timeout: 3 days\n"
@@ -296,6 +297,48 @@ def test_a_rollback_names_the_person_and_the_run(dag_bag: Any, monkeypatch: pyte
     assert asked == [
         (("the lake", "arrival_delay"), {"by": "ada", "reason": "odd", "version": None, "run_id": "manual__1"})
     ]
+
+
+def test_a_cleared_rollback_is_refused_whoever_triggered_it(dag_bag: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Cleared(Run):
+        triggering_user_name = "admin"
+        clear_number = 1
+
+    monkeypatch.setattr("lake.lake.open_lake", lambda: pytest.fail("the lake was opened"))
+    monkeypatch.setenv("NIGHTFLEET_APPROVERS", "admin")
+    with pytest.raises(NightfleetError, match="ClearedRollback: .*in the name of admin, whoever cleared it"):
+        dag_bag.dags["rollback"].get_task("rollback").python_callable(
+            dag_run=Cleared, params={"model": "arrival_delay", "reason": "odd", "version": None}
+        )
+
+
+@pytest.mark.parametrize("asked", [[], [object()]])
+def test_a_training_that_an_event_starts_needs_a_request_on_record(
+    dag_bag: Any, monkeypatch: pytest.MonkeyPatch, asked: list[Any]
+) -> None:
+    checked: list[str] = []
+
+    def check(_lake: Any, model: str, as_of: date) -> None:
+        checked.append(f"{model} {as_of}")
+        raise NotRequested("nobody asked")
+
+    class Triggered(Run):
+        partition_key = "2024-03-01"
+        triggering_user_name = "ada"
+
+    monkeypatch.setattr("lake.lake.open_lake", lambda: "the lake")
+    monkeypatch.setattr("lake.events.logged", lambda _stage: lambda function: function)
+    monkeypatch.setattr("monitoring.retraining_requests.check_requested", check)
+    monkeypatch.setattr("monitoring.retraining_requests.record_manual_request", lambda *_, **__: None)
+    monkeypatch.setattr("training.registry.job.prepare_jobs", lambda *_, **__: [])
+    prepare = dag_bag.dags["arrival_delay_train"].get_task("prepare").python_callable
+    given = {"dag_run": Triggered, "params": {"reason": "odd", "overrides": {}}, "triggering_asset_events": asked}
+    if asked:
+        with pytest.raises(NotRequested):
+            prepare("arrival_delay", **given)
+    else:
+        assert prepare("arrival_delay", **given) == []
+    assert checked == ["arrival_delay 2024-03-01"] * len(asked)
 
 
 @pytest.mark.parametrize("who", ["7", "eve", None])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import timedelta
 
+import pyarrow as pa
 import pytest
 
 from config.calendar import ONE_DAY, Interval
@@ -13,7 +14,9 @@ from lake.lineage import PartitionNotReady
 from monitoring.drift import drift
 from monitoring.performance import performance
 from monitoring.retraining_requests import (
+    NotRequested,
     ReasonMissing,
+    check_requested,
     decide_retraining,
     last_training,
     newest_decided,
@@ -21,6 +24,7 @@ from monitoring.retraining_requests import (
     request_retraining,
     requests_table,
 )
+from tests import toy
 from tests.monitoring import scenario
 from tests.monitoring.scenario import AS_OF, NIGHT, SCORED
 from tests.serving.scenario import MODEL
@@ -157,3 +161,18 @@ def test_performance_of_this_version_alone_is_held_against_its_gate(fresh: Lake,
     assert {n.output for n in history.performance} == {"ride_minutes", "long_probability"}
     assert max(n.night for n in history.performance) == LAST - timedelta(days=2)
     assert [n.night for n in history.drift] == [LAST]
+
+
+def test_only_a_request_on_record_lets_an_event_train(toy_lake: Lake):
+    with pytest.raises(NotRequested, match=f"as of {NIGHT}.*nothing is on record of that night"):
+        check_requested(toy_lake, MODEL, NIGHT)
+    refused = {"actor": "policy", "by": "policy", "requested": False, "trigger": "none", "reason": "all is well"}
+    table = requests_table(toy_lake, MODEL)
+    rows = pa.Table.from_pylist([{**refused, "evidence": "{}", "data_date": NIGHT}], schema=table.schema)
+    toy.publish_rows(toy_lake, table, rows, Interval.of(NIGHT))
+    with pytest.raises(NotRequested, match="the policy decided: all is well"):
+        check_requested(toy_lake, MODEL, NIGHT)
+    request_retraining(toy_lake, MODEL, NIGHT, by="ada", reason="because", run_id="r")
+    check_requested(toy_lake, MODEL, NIGHT)
+    with pytest.raises(NotRequested):
+        check_requested(toy_lake, MODEL, NIGHT + ONE_DAY)
