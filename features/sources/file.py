@@ -10,7 +10,6 @@ import hashlib
 import importlib.util
 import io
 import zipfile
-import zlib
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,9 +20,10 @@ from typing import BinaryIO
 import duckdb
 
 from config.catalog.data import FileSource, Lookup, SourceColumn
+from config.errors import NightfleetError
 from config.masking import cause, library_text
 from features.sources.columns import Difference, Matched, Rows, check_types, match_names, mismatch, stage_rows
-from features.sources.errors import SourceMissing, SourceRefused, SourceUnreadable
+from features.sources.errors import SourceMissing, SourceRefused, SourceUnreadable, is_of_machine
 from features.sources.meter import Meter
 from features.sources.values import literal
 from lake.artifact import file_digest
@@ -31,6 +31,14 @@ from lake.contained import UnsafeFile, open_contained
 from lake.duck import literal_path, read_parquet
 
 _MEMBER = "!"
+_ENCRYPTED = 0x1  # a bit of a member's flags
+_PACKINGS = {
+    zipfile.ZIP_STORED: "Store",
+    zipfile.ZIP_DEFLATED: "Deflate",
+    zipfile.ZIP_BZIP2: "BZip2",
+    zipfile.ZIP_LZMA: "LZMA",
+}
+_OTHER_PACKINGS = {9: "Deflate64", 93: "Zstandard", 95: "XZ", 98: "PPMd", 99: "AES encryption"}
 _ANY_BYTES = 2**62  # `Meter` counts them
 _CHUNK_BYTES = 1 << 20
 # A text that no file holds: to DuckDB nothing is null, the catalog's texts are compared afterwards.
@@ -165,21 +173,11 @@ def stage(
                     _readable(file, source, folder / f"readable-{number}", meter) for number, file in enumerate(files)
                 ]
                 return _stage_csv(connection, files, source, columns, target, meter, personal)
-        except (
-            duckdb.IOException,
-            duckdb.InvalidInputException,
-            duckdb.ConversionException,
-            duckdb.ParserException,
-            UnicodeError,
-            EOFError,
-            zlib.error,
-            zipfile.BadZipFile,
-            gzip.BadGzipFile,
-            # What zipfile raises for a member with a password, and for one packed in a way it does not know.
-            RuntimeError,
-            NotImplementedError,
-            csv.Error,
-        ) as error:
+        except NightfleetError:
+            raise
+        except Exception as error:
+            if is_of_machine(error) or isinstance(error, duckdb.OutOfMemoryException):
+                raise
             where = (
                 str(found.paths[0])
                 if len(found.paths) == 1
@@ -245,10 +243,26 @@ def _unzipped(stored: BinaryIO, path: Path, found: FoundFiles, folder: Path, met
         name = found.member or next(iter(files))
         if name not in files:
             raise SourceMissing(f"{found.label}: {path} has no member {name!r}. It holds: {listed or 'nothing'}.")
+        _refuse_packing(found.label, path, files[name])
         target = folder / Path(name).name  # the base name alone: a member's path must not leave the folder
         with archive.open(name) as packed, target.open("wb") as file:
             meter.copy(packed, file, files[name].compress_size)
         return target
+
+
+def _refuse_packing(label: str, path: Path, member: zipfile.ZipInfo) -> None:
+    """Say what to do about a member that the standard library cannot unpack."""
+    if member.flag_bits & _ENCRYPTED:
+        problem, remedy = "is packed with a password", "without one"
+    elif member.compress_type not in _PACKINGS:
+        method = _OTHER_PACKINGS.get(member.compress_type, f"method {member.compress_type}")
+        problem, remedy = f"is packed with {method}", f"with one of {', '.join(_PACKINGS.values())}"
+    else:
+        return
+    raise SourceUnreadable(
+        f"{label}: member {member.filename!r} of {path} {problem}. Nothing was written.\n"
+        f"  Pack it again {remedy} (`zip` does), or deliver the file itself."
+    )
 
 
 def _readable(file: _File, source: FileSource | Lookup, folder: Path, meter: Meter) -> _File:

@@ -29,7 +29,13 @@ from features.sources.columns import (
     refusal,
     typed,
 )
-from features.sources.errors import SourceMissing, SourceSqlReachesOutside, SourceUnavailable, SourceUnreadable
+from features.sources.errors import (
+    SourceMissing,
+    SourceSqlReachesOutside,
+    SourceUnavailable,
+    SourceUnreadable,
+    failures_named,
+)
 from features.sources.meter import Meter
 from features.sources.values import literal, quoted
 from lake.artifact import file_digest
@@ -97,15 +103,18 @@ def read_source(
         SourceMissing, SourceUnreadable, SourceUnavailable, SourceRefused: the source cannot be read.
         SourceSchemaMismatch: it has other columns or types than declared; every difference is listed.
     """
-    reading = _Reading(lake, lake.dataset(dataset), table, connection, folder)
-    dated = is_dated(reading.table)
+    entry = lake.dataset(dataset)
+    personal = any(column.pii for column in entry.tables[table].columns.values())
     fingerprint = None
     staged: dict[date | None, Path]
-    if dated:
-        staged = {night: reading.stage(night) for night in (*also, *interval)}
-    else:
-        path, fingerprint = reading.stage_cached()
-        staged = {None: path}
+    with failures_named(f"source of {dataset}/{table}", personal=personal):
+        reading = _Reading(lake, entry, table, connection, folder)
+        dated = is_dated(reading.table)
+        if dated:
+            staged = {night: reading.stage(night) for night in (*also, *interval)}
+        else:
+            path, fingerprint = reading.stage_cached()
+            staged = {None: path}
     view = f"CREATE OR REPLACE TEMP VIEW {quoted(name)} AS SELECT * FROM {read_parquet(staged.values())}"  # noqa: S608 (our own paths, quoted)
     connection.execute(view)
     differences = {night: told for night, path in staged.items() if (told := _differences(path))}
@@ -339,7 +348,7 @@ class _Reading:
                 "that it needs among the `lookups` of the source."
             ) from error
         except (duckdb.IOException, duckdb.OutOfMemoryException):
-            raise
+            raise  # trouble of this machine, no fault of the SQL
         except duckdb.Error as error:
             if is_refusal(error):
                 hidden = self._personal(columns)

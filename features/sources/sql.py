@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import re
+import sqlite3
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -31,6 +34,12 @@ from features.sources.columns import (
 from features.sources.errors import SourceRefused, SourceUnavailable
 from features.sources.meter import Meter
 from lake.tables import ARROW_TYPES
+
+# Classes of SQLSTATE: connection, rolled back, out of resources, intervention of an operator, trouble of the system.
+_PASSING_STATES = frozenset({"08", "40", "53", "57", "58"})
+_SQLITE_PASSING = frozenset(
+    {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOMEM}
+)
 
 
 def is_dated(source: SqlSource) -> bool:
@@ -69,11 +78,14 @@ def stage(
         {"start_utc": cutoff(night - ONE_DAY, time_zone), "end_utc": cutoff(night, time_zone)} if night else {}
     )
     values = {name: value for name, value in bounds.items() if name in _parameters(source.query)}
-    url = make_url(secret(settings, source.url_secret))
-    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    engine = _engine(label, source, settings)
     schema = pa.schema([pa.field(name, ARROW_TYPES[column.type]) for name, column in columns.items()])
     try:
-        with engine.connect() as connection, pq.ParquetWriter(target, schema, compression="zstd") as writer:
+        with (
+            _refusals_named(label, engine.url, personal=bool(personal)),
+            engine.connect() as connection,
+            pq.ParquetWriter(target, schema, compression="zstd") as writer,
+        ):
             result = connection.execution_options(stream_results=True, yield_per=source.batch_rows).execute(
                 query, values
             )
@@ -92,21 +104,61 @@ def stage(
                 writer.write_table(batch)
                 done += len(rows)
         return matched.differences
-    except sa.exc.OperationalError as error:
-        where = url.render_as_string(hide_password=True)
-        raise SourceUnavailable(
-            f"{label}: {where} did not answer the query: {error.orig}\n"
-            "  Nothing was written. Check that the server is up, then clear the task."
-        ) from error
-    except sa.exc.DBAPIError as error:
-        where = url.render_as_string(hide_password=True)
-        raise SourceRefused(
-            f"{label}: {where} refuses the query: "
-            f"{library_text(error.orig or error, personal=bool(personal))}\n"
-            "  Nothing was written. Correct `query` in the catalog, or the rights of its login."
-        ) from cause(error, personal=bool(personal))
     finally:
         engine.dispose()
+
+
+def _engine(label: str, source: SqlSource, settings: Settings) -> sa.Engine:
+    try:
+        return sa.create_engine(make_url(secret(settings, source.url_secret)), poolclass=sa.NullPool)
+    except (sa.exc.ArgumentError, ImportError, ValueError, TypeError) as error:
+        # The words of the library may quote the url, and with it the password.
+        raise SourceRefused(
+            f"{label}: the secret {source.url_secret!r} is no SQLAlchemy URL whose driver is installed "
+            f"({type(error).__name__}). Nothing was written.\n"
+            "  Write it as postgresql+psycopg2://<user>:<password>@<host>/<database>, or install the driver that it "
+            "names."
+        ) from None
+
+
+@contextmanager
+def _refusals_named(label: str, url: sa.URL, *, personal: bool) -> Iterator[None]:
+    """What SQLAlchemy raises, as an error of ours: one that may pass, or one that another try would meet again."""
+    where = url.render_as_string(hide_password=True)
+    try:
+        yield
+    except sa.exc.DBAPIError as error:
+        personal = personal and error.statement is not None  # before the query there are no rows to quote
+        said = library_text(error.orig or error, personal=personal)
+        if _passes(error):
+            raise SourceUnavailable(
+                f"{label}: {where} did not answer the query: {said}\n"
+                "  Nothing was written. Check that the server is up, then clear the task."
+            ) from cause(error, personal=personal)
+        raise SourceRefused(
+            f"{label}: {where} refuses the query: {said}\n"
+            "  Nothing was written. Correct `query` in the catalog, or the rights of its login."
+        ) from cause(error, personal=personal)
+    except (sa.exc.SQLAlchemyError, UnicodeError) as error:
+        said = library_text(error, personal=personal)
+        raise SourceRefused(
+            f"{label}: {where} cannot be asked the query: {said}\n"
+            "  Nothing was written. Correct `query` in the catalog: it is one SELECT, with no parameters but "
+            ":start_utc and :end_utc."
+        ) from cause(error, personal=personal)
+
+
+def _passes(error: sa.exc.DBAPIError) -> bool:
+    """Whether the server, not the query, is what failed. Drivers call both an OperationalError."""
+    if error.connection_invalidated:
+        return True
+    if (sqlite_code := getattr(error.orig, "sqlite_errorcode", None)) is not None:
+        return sqlite_code & 0xFF in _SQLITE_PASSING
+    if (state := getattr(error.orig, "pgcode", None)) is not None:
+        return str(state)[:2] in _PASSING_STATES
+    # Neither says more where there is no connection yet. A wrong password stays wrong, a query was never sent.
+    login = re.search(r"authentication failed|access denied|does not exist", str(error.orig), re.IGNORECASE)
+    return isinstance(error, sa.exc.OperationalError) and error.statement is None and login is None
 
 
 def _columns(

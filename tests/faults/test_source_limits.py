@@ -189,11 +189,14 @@ def test_a_zip_with_a_password_or_an_unknown_packing_is_refused(tmp_path: Path) 
     whole = bytearray((tmp_path / "a.zip").read_bytes())
     local, central = 0, whole.index(b"PK\x01\x02")
     lake = meters(tmp_path, {"kind": "file", "uri": "a.zip"})
-    for at, value, text in ((6, 1, "encrypted"), (8, 99, "compression")):
+    for at, value, text in (
+        (6, 1, "with a password.*without one"),
+        (8, 99, "with AES encryption.*with one of Store, Deflate"),
+    ):
         changed = bytearray(whole)
         changed[local + at] = changed[central + at + 2] = value
         (tmp_path / "a.zip").write_bytes(changed)
-        refused(lake, SourceUnreadable, text)
+        refused(lake, SourceUnreadable, f"(?s){text}")
 
 
 @pytest.mark.parametrize("uri", ["in/*.csv", "in/a.csv", "in/*/a.csv", "in/**/*.csv"])

@@ -292,3 +292,20 @@ def test_a_row_of_the_future_hides_no_stale_table(case: Cases) -> None:
         row["check"]: row["status"] for row in metrics_table(tried.lake.settings, "d", "quality").read().to_pylist()
     }
     assert (judged["freshness(d)"], judged["future(d)"]) == ("ok", "ok")
+
+
+def test_a_folder_named_like_a_column_changes_no_value(case: Cases) -> None:
+    tried = case("03")
+    tried.run(ingest)
+    assert set(values(tried.rows(), "region").values()) == {"eu-west", "eu-north"}
+
+
+def test_a_folder_named_like_a_column_adds_none(case: Cases) -> None:
+    tried = case("04")
+    tried.run(ingest)
+    assert [row["id"] for row in tried.rows()] == [1, 2]
+
+
+def test_an_archive_that_cannot_be_unpacked_says_how_to_pack_it(case: Cases) -> None:
+    with pytest.raises(SourceUnreadable, match=r"(?s)source of d/t: member .* is packed with Deflate64.*Pack it again"):
+        case("15").run(ingest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -169,10 +170,15 @@ def test_what_a_server_calls_nan_or_has_no_zone_for(tmp_path: Path, engine: sa.E
 
 
 def test_a_refused_query_is_not_retried_and_an_absent_server_is(
-    tmp_path: Path, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, engine: sa.Engine, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(SourceRefused, match="no_such_table"):
         read(meters(tmp_path, source("SELECT * FROM no_such_table")))
+    with pytest.raises(SourceRefused, match=r"(?s)syntax error.*Correct `query`"):
+        read(meters(tmp_path, source("SELEC 1")))
+    monkeypatch.setenv("METERS_URL", "postgresql+psycopg2://nobody@" + postgres_url.partition("@")[2])
+    with pytest.raises(SourceRefused, match='role "nobody" does not exist'):
+        read(meters(tmp_path, source()))
     monkeypatch.setenv("METERS_URL", "postgresql+psycopg2://test:hidden@127.0.0.1:9/postgres")
     with pytest.raises(SourceUnavailable, match="Connection refused") as caught:
         read(meters(tmp_path, source()))
@@ -200,3 +206,44 @@ def test_sqlite_without_types_of_its_own(tmp_path: Path, monkeypatch: pytest.Mon
     assert [row["open"] for row in found] == [True, False]
     assert found[1]["billed_on"] is None
     assert found[0]["known_at_utc"] - found[1]["known_at_utc"] == -timedelta(hours=1)
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("SELEC 1", 'near "SELEC": syntax error'),
+        ("SELECT * FROM nowhere", "no such table: nowhere"),
+        ("SELECT no FROM readings", "no such column: no"),
+        ("SELECT :since", "A value is required for bind parameter 'since'"),
+        ("DELETE FROM readings", "does not return rows"),
+    ],
+)
+def test_a_query_that_cannot_run_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, query: str, words: str
+) -> None:
+    """SQLite calls a wrong query by the name that others have for a lost connection."""
+    monkeypatch.setenv("METERS_URL", f"sqlite:///{tmp_path / 'meters.db'}")
+    with sqlite3.connect(tmp_path / "meters.db") as database:
+        database.execute("CREATE TABLE readings (meter)")
+    with pytest.raises(SourceRefused, match=f"(?s)source of meters/readings: sqlite.*{words}.*Correct `query`"):
+        read(meters(tmp_path, source(query)))
+
+
+def test_a_database_that_is_locked_may_answer_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METERS_URL", f"sqlite:///{tmp_path / 'meters.db'}?timeout=0")
+    with sqlite3.connect(tmp_path / "meters.db", isolation_level=None) as database:
+        database.execute("CREATE TABLE readings (meter)")
+        database.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(SourceUnavailable, match="(?s)database is locked.*clear the task"):
+            read(meters(tmp_path, source("SELECT * FROM readings")))
+
+
+@pytest.mark.parametrize("url", ["postgres//nowhere", "nosql://somewhere", "mysql+pymysql://me:sesame@somewhere/x"])
+def test_a_url_that_is_none_is_refused_and_never_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("METERS_URL", url)
+    with pytest.raises(SourceRefused, match="the secret 'meters_url' is no SQLAlchemy URL whose driver") as caught:
+        read(meters(tmp_path, source()))
+    assert url not in str(caught.value)
+    assert caught.value.__cause__ is None, "a traceback would print the url, and the password in it"
