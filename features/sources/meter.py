@@ -17,6 +17,7 @@ from features.sources.errors import SourceTooLarge
 # Small texts of zeros pack a thousandfold, and harm nobody.
 RATIO_FROM_BYTES = 16 * 2**20
 _CHUNK_BYTES = 1 << 20
+_INTERRUPT_SECONDS = 0.1
 _WORDS = {
     "max_bytes": "bytes",
     "max_rows": "rows",
@@ -71,16 +72,25 @@ class Meter:
     @contextmanager
     def interrupting(self, connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
         """Interrupt the connection's query when the time is over."""
-        timer = threading.Timer(max(0.0, self._ends - self._clock()), connection.interrupt)
-        timer.daemon = True
-        timer.start()
+        over = threading.Event()
+
+        def interrupt() -> None:
+            wait_seconds = max(0.0, self._ends - self._clock())
+            while not over.wait(wait_seconds):
+                # More than once: between two queries, or before the first, nobody hears it.
+                connection.interrupt()
+                wait_seconds = _INTERRUPT_SECONDS
+
+        thread = threading.Thread(target=interrupt, daemon=True)
+        thread.start()
         try:
             yield
         except duckdb.InterruptException:
             self.in_time()
             raise
         finally:
-            timer.cancel()
+            over.set()
+            thread.join()
 
     def _refusal(self, limit: str, what: str) -> SourceTooLarge:
         return SourceTooLarge(

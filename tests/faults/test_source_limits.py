@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import os
 import zipfile
@@ -164,6 +165,15 @@ def test_an_answer_that_takes_for_ever_is_left(tmp_path: Path, server: Server) -
 def test_time_is_up_for_a_query_of_duckdb_too(tmp_path: Path) -> None:
     lake = meters(tmp_path, many_rows(tmp_path))
     meter = Meter("slow", SourceLimits(max_seconds=0.05))
+    late = pytest.raises(SourceTooLarge, match="slow was not read within")
+    with lake.duckdb() as connection, late, meter.interrupting(connection):
+        connection.execute("SELECT sum(a.range * b.range) FROM range(10000000) a, range(1000000) b").fetchall()
+
+
+def test_time_that_is_up_between_two_queries_stops_the_next_one(tmp_path: Path) -> None:
+    lake = meters(tmp_path, many_rows(tmp_path))
+    moments = itertools.chain([0.0], itertools.repeat(10.0))  # up before the query begins
+    meter = Meter("slow", SourceLimits(max_seconds=1), clock=lambda: next(moments))
     late = pytest.raises(SourceTooLarge, match="slow was not read within")
     with lake.duckdb() as connection, late, meter.interrupting(connection):
         connection.execute("SELECT sum(a.range * b.range) FROM range(10000000) a, range(1000000) b").fetchall()
