@@ -11,19 +11,17 @@ from zoneinfo import ZoneInfo
 from airflow.sdk import (
     Asset,
     AssetAll,
-    CronPartitionTimetable,
     Param,
     PartitionedAssetTimetable,
     StartOfDayMapper,
 )
 from airflow.sdk.definitions.retry_policy import ExceptionRetryPolicy, RetryAction, RetryRule
+from mlops_timetable import KEY_FORMAT, NightlyTimetable
 
 from config.calendar import ONE_DAY
 from config.catalog.data import AirflowKnobs, Dataset
 from config.catalog.model import ModelEntry
 from config.errors import NightfleetError, TransientError
-
-KEY_FORMAT = "%Y-%m-%d"
 
 # Trying again cannot fix a rejected partition or a missing champion: only what may pass by itself is tried again.
 RETRY_POLICY = ExceptionRetryPolicy(
@@ -76,9 +74,9 @@ def on_asset(asset: Asset | AssetAll, time_zone: str) -> PartitionedAssetTimetab
     return PartitionedAssetTimetable(assets=asset, default_partition_mapper=mapper)
 
 
-def nightly(time_zone: str) -> CronPartitionTimetable:
-    """Midnight of the data set's zone, for the day that has just ended. Airflow back-fills other hours wrongly."""
-    return CronPartitionTimetable("0 0 * * *", timezone=time_zone, run_offset=-1, key_format=KEY_FORMAT)
+def nightly(time_zone: str) -> NightlyTimetable:
+    """The cutoff of each data date, for the day that has just ended. Airflow back-fills other hours wrongly."""
+    return NightlyTimetable(time_zone)
 
 
 def _midnight(day: date, time_zone: str) -> datetime:
