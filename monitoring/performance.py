@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from typing import Any
 
@@ -83,9 +83,40 @@ def performance(lake: Lake, model: str, interval: Interval, *, run_id: str) -> S
     for themselves, the others are `<column>=(other)`. Their sums are those of the night: `value * n` (squared for a
     rooted metric) over that of the night is a segment's share of the loss. A segment never alarms by itself.
 
+    Where later nights were measured first, without a night of the interval that was not scored yet, they are measured
+    again.
+
     Raises:
         PartitionNotReady: the label's table is not published up to a night of the interval.
     """
+    measured = _measure(lake, model, interval, run_id)
+    again = overtaken(lake, model, interval)
+    committed = sum(_measure(lake, model, Interval.of(night), run_id).committed for night in again)
+    details = {**measured.details, "measured_again": [night.isoformat() for night in again]}
+    return replace(measured, committed=measured.committed + committed, details=details)
+
+
+def overtaken(lake: Lake, model: str, interval: Interval) -> list[date]:
+    """The nights after the interval that were measured without predictions of it that are there now."""
+    measures = metrics_table(lake.settings, model, GROUP)
+    newest = lake.publications.newest(measures)
+    if newest is None or newest.data_date < interval.end:
+        return []
+    table = predictions_table(lake.settings, lake.model(model))
+    scored = lake.publications.current(table, interval)
+    known = lake.publications.current(measures, Interval.closed(interval.end, newest.data_date))
+    nights = []
+    for night in sorted(known):
+        judged = maturing(lake, model, night)
+        if judged and judged[0] > interval.last:
+            break
+        used = {item.data_date for item in known[night].inputs if item.table == table.name}
+        if any(day in scored and day not in used for day in judged):
+            nights.append(night)
+    return nights
+
+
+def _measure(lake: Lake, model: str, interval: Interval, run_id: str) -> StageResult:
     entry = lake.model(model)
     dataset = lake.dataset(entry.dataset)
     before = lake.publications.digests(metrics_table(lake.settings, model, GROUP), interval)

@@ -357,3 +357,20 @@ def test_outcomes_must_be_published(promoted: Lake):
         match=r"(?s)outcomes has no partition 2024-02-21.*Performance of ride_minutes needs it. Run `rides_ingest`",
     ):
         performance(promoted, MODEL, Interval.of(date(2024, 2, 21)), run_id="t")
+
+
+def test_nights_that_are_monitored_backwards_end_as_those_monitored_in_order(fresh: Lake):
+    first, second, last = ABOUT, ABOUT + ONE_DAY, NIGHT
+    scenario.decide_gate(fresh)
+    for night in (last, second):
+        scenario.score_all(fresh, Interval.of(night))
+        performance(fresh, MODEL, Interval.of(night), run_id="backwards")
+    assert {row["status"] for row in rows_of(fresh, last).values()} == {"not_evaluated"}
+    scenario.score_all(fresh, Interval.of(first))
+    done = performance(fresh, MODEL, Interval.of(first), run_id="backwards")
+    assert done.details["measured_again"] == [last.isoformat()]
+    backwards = read_metrics(fresh, MODEL, "performance", Interval.of(last))
+    assert rows_of(fresh, last)["mae", "ride_minutes"]["value"] is not None
+    assert performance(fresh, MODEL, Interval.closed(first, last), run_id="in order").committed == 0
+    assert read_metrics(fresh, MODEL, "performance", Interval.of(last)).equals(backwards)
+    assert performance(fresh, MODEL, Interval.of(first), run_id="again").details["measured_again"] == []
