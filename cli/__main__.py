@@ -273,10 +273,21 @@ def repair(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    sample: Annotated[
+        str | None,
+        typer.Option(help="A data set: read the first rows of its sources, and propose how to declare them, as YAML."),
+    ] = None,
+) -> None:
     """Say what is missing on this machine, for which capability, and the command that fixes it."""
     from cli.doctor import examine, render
 
+    if sample is not None:
+        from cli.sample import sample as sampled
+
+        for text in sampled(load_settings(), sample):
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+        return
     findings = examine(load_settings())
     console.print(render(findings))
     raise typer.Exit(0 if all(finding.present or not finding.required for finding in findings) else 1)

@@ -18,6 +18,7 @@ from features.sources.values import (
     Fault,
     conversion,
     literal,
+    parsed,
     plausible_formats,
     quoted,
     readable,
@@ -247,7 +248,7 @@ def _remedy(connection: duckdb.DuckDBPyConnection, fault: Fault, column: SourceC
 def formats_of(connection: duckdb.DuckDBPyConnection, column: SourceColumn, texts: Sequence[str]) -> list[str]:
     """Formats in which all the texts are written, the more usual ones first."""
     formats = plausible_formats(column.type)
-    listed = ", ".join(f"bool_and(try_strptime(nf__text, {literal(text)}) IS NOT NULL)" for text in formats)
+    listed = ", ".join(f"bool_and({parsed('nf__text', text)} IS NOT NULL)" for text in formats)
     row = connection.execute(f"SELECT {listed} FROM (SELECT unnest($1) AS nf__text)", [list(texts)]).fetchall()[0]  # noqa: S608 (our own formats)
     return [text for text, fits in zip(formats, row, strict=True) if fits]
 

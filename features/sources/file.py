@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import duckdb
+import pyarrow as pa
 
 from config.catalog.data import FileSource, Lookup, SourceColumn
 from config.errors import NightfleetError
@@ -25,6 +26,7 @@ from config.masking import cause, library_text
 from features.sources.columns import Difference, Matched, Rows, check_types, match_names, mismatch, stage_rows
 from features.sources.errors import SourceMissing, SourceRefused, SourceUnreadable, is_of_machine
 from features.sources.meter import Meter
+from features.sources.proposals import guess_csv
 from features.sources.values import literal
 from lake.artifact import file_digest
 from lake.contained import UnsafeFile, open_contained
@@ -422,3 +424,37 @@ def _stage_parquet(
         parts.append(Rows(listed, types, ((file.name, listed),)))
     stage_rows(connection, meter, parts, columns, target, personal=personal)
     return tuple(differences)
+
+
+def first_rows(
+    connection: duckdb.DuckDBPyConnection,
+    source: FileSource,
+    found: FoundFiles,
+    folder: Path,
+    meter: Meter,
+    *,
+    rows: int,
+) -> tuple[FileSource, pa.Table]:
+    """The first rows of the first file, under its own names, those of a CSV as texts.
+
+    Returns:
+        The source, with what it does not say of a CSV as it seems to be: `encoding`, `delimiter`, `skip_lines`.
+    Raises:
+        SourceUnreadable: it has no header.
+    """
+    with ExitStack() as stack:
+        file = _opened(stack, found.paths[0], found, folder / "unpacked", meter)
+        if source.format == "parquet":
+            relation = read_parquet([file.path])
+            return source, connection.sql(f"SELECT * FROM {relation} LIMIT {rows}").to_arrow_table()  # noqa: S608 (quoted path)
+        with file.path.open("rb") as stored:
+            begin = stored.read(_CHUNK_BYTES)
+        guessed = {key: value for key, value in guess_csv(begin).items() if getattr(source, key) is None}
+        source = source.model_copy(update=guessed)
+        file = _readable(file, source, folder / "readable", meter)
+        header = _header(file, source, meter)
+        if not header:
+            raise SourceUnreadable(f"{found.label} has no header ({file.name}).")
+        relation = _csv_relation([file], source, len(header))
+        table = connection.sql(f"SELECT * FROM {relation} LIMIT {rows}").to_arrow_table()  # noqa: S608 (quoted path)
+        return source, table.rename_columns(header)

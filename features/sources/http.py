@@ -96,6 +96,21 @@ def stage(
     return matched.differences if matched else ()
 
 
+def first_rows(settings: Settings, source: HttpSource, night: date | None, meter: Meter, *, rows: int) -> pa.Table:
+    """The first page's records, under their own names, as texts; raises as `stage` does."""
+    headers = {"Accept": "application/json"}
+    if source.token_secret:
+        headers["Authorization"] = f"Bearer {secret(settings, source.token_secret)}"
+    with (
+        httpx.Client(timeout=source.timeout_seconds, headers=headers, follow_redirects=False) as client,
+        closing(_pages(client, source, night, meter)) as documents,
+    ):
+        records = next(documents, ("", []))[1][:rows]
+    names = list(dict.fromkeys(name for record in records for name in record))
+    columns = [pa.array([_text(record.get(name)) for record in records], pa.string()) for name in names]
+    return pa.Table.from_arrays(columns, names=names)
+
+
 def _first(record: Mapping[str, Any], names: tuple[str, ...]) -> Any:
     """The value under the first of the names that the record has."""
     return next((record[name] for name in names if name in record), None)

@@ -74,10 +74,7 @@ def stage(
     """
     label = meter.label
     query = sa.text(source.query)
-    bounds: dict[str, Any] = (
-        {"start_utc": cutoff(night - ONE_DAY, time_zone), "end_utc": cutoff(night, time_zone)} if night else {}
-    )
-    values = {name: value for name, value in bounds.items() if name in _parameters(source.query)}
+    values = _bounds(source, night, time_zone)
     engine = _engine(label, source, settings)
     schema = pa.schema([pa.field(name, ARROW_TYPES[column.type]) for name, column in columns.items()])
     try:
@@ -159,6 +156,44 @@ def _passes(error: sa.exc.DBAPIError) -> bool:
     # Neither says more where there is no connection yet. A wrong password stays wrong, a query was never sent.
     login = re.search(r"authentication failed|access denied|does not exist", str(error.orig), re.IGNORECASE)
     return isinstance(error, sa.exc.OperationalError) and error.statement is None and login is None
+
+
+def _bounds(source: SqlSource, night: date | None, time_zone: str) -> dict[str, Any]:
+    """What the query's parameters are for a night."""
+    if night is None:
+        return {}
+    bounds = {"start_utc": cutoff(night - ONE_DAY, time_zone), "end_utc": cutoff(night, time_zone)}
+    return {name: value for name, value in bounds.items() if name in _parameters(source.query)}
+
+
+def first_rows(
+    settings: Settings, source: SqlSource, night: date | None, time_zone: str, meter: Meter, *, rows: int
+) -> pa.Table:
+    """The query's first rows, under its own names; a column of values that no table holds as their texts.
+
+    Raises:
+        SourceUnavailable: the server does not answer. SourceRefused: it refuses the query or the login.
+    """
+    engine = _engine(meter.label, source, settings)
+    try:
+        with _refusals_named(meter.label, engine.url, personal=False), engine.connect() as connection:
+            streaming = connection.execution_options(stream_results=True)
+            result = streaming.execute(sa.text(source.query), _bounds(source, night, time_zone))
+            names = list(result.keys())
+            fetched = result.fetchmany(rows)
+    finally:
+        engine.dispose()
+    columns = zip(*fetched, strict=True) if fetched else ((),) * len(names)
+    return pa.Table.from_arrays([_natural(values) for values in columns], names=names)
+
+
+def _natural(values: tuple[Any, ...]) -> pa.Array:
+    try:
+        if len({_kind(value) for value in values if value is not None}) > 1:
+            raise TypeError
+        return pa.array(values)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError, UnicodeError):
+        return pa.array([None if value is None else repr(value) for value in values], pa.string())
 
 
 def _columns(

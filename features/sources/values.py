@@ -64,6 +64,16 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def parsed(text: str, written: str) -> str:
+    """SQL of a text in a strptime format as a timestamp, null where it is not so written.
+
+    Args:
+        text: SQL. written: the format. DuckDB's %Y also takes two digits, for the first century.
+    """
+    instant = f"try_strptime({text}, {literal(written)})"
+    return f"CASE WHEN year({instant}) >= 1000 THEN {instant} END"
+
+
 def plausible_formats(kind: ColumnType) -> tuple[str, ...]:
     """Formats in which people write a date or timestamp, the more usual ones first."""
     times = _TIMES[:1] if kind == "date" else _TIMES
@@ -116,7 +126,8 @@ def conversion(name: str, column: SourceColumn, found: str) -> Conversion:
     if kind == "VARCHAR":
         return _of_text(source, column)
     if column.type == "timestamp":
-        return _of_naive(source, column, source) if kind in _NAIVE else _within_years(Conversion(_cast(source, column)))
+        naive = f"CAST({source} AS TIMESTAMP)"  # microseconds, as all instants here
+        return _of_naive(naive, column, source) if kind in _NAIVE else _within_years(Conversion(_cast(source, column)))
     if column.type == "date":
         return _of_day(source, column, kind, found)
     if kind in _NUMBERS:
@@ -312,7 +323,7 @@ def _text_of_time(given: str, trimmed: str, column: SourceColumn) -> Conversion:
 
 def _formatted(given: str, trimmed: str, column: SourceColumn, formats: tuple[str, ...], remedy: str) -> Conversion:
     def read(texts: list[str]) -> str:
-        return f"try_strptime({trimmed}, [{', '.join(map(literal, texts))}])" if texts else "NULL"
+        return f"coalesce({', '.join([parsed(trimmed, text) for text in texts] or ['NULL'])}, NULL)"
 
     zoned = [text for text in formats if "%z" in text or "%Z" in text]
     naive = f"CAST({read([text for text in formats if text not in zoned])} AS TIMESTAMP)"
