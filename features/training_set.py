@@ -127,18 +127,7 @@ def build_training_set(lake: Lake, model: str, as_of: date, folder: Path) -> Tra
         schema = pa.schema([*fields, *feature_fields(lake, model)])
         training, test = folder / "training_set.parquet", folder / "test_set.parquet"
         counted = _write(read_features(lake, model, entities, schema, pins), schema, training, test)
-    empty = [name for name in SPLITS if not counted[name]]
-    if empty:
-        grouped = (
-            f"; {in_earlier_split[empty[0]]} more are of a {entry.split.groups} that an earlier split has"
-            if in_earlier_split[empty[0]]
-            else ""
-        )
-        raise NotEnoughHistory(
-            f"{model} as of {as_of}: split {empty[0]} ({windows[empty[0]]}) has no labelled row, of "
-            f"{unlabelled[empty[0]]} in all{grouped}.\n"
-            f"  Train as of another night, or change split in models/{model}.yaml."
-        )
+    _require_rows(entry, as_of, windows, counted, unlabelled, in_earlier_split)
     inputs = {item for day in whole for item in (*rows.inputs[day], *by_night[day])} | {*label.inputs, *base.inputs}
     return TrainingSet(
         model=model,
@@ -153,6 +142,50 @@ def build_training_set(lake: Lake, model: str, as_of: date, folder: Path) -> Tra
         windows=windows,
         inputs=sorted(inputs, key=lambda item: (item.table, item.data_date)),
         pins=pins,
+    )
+
+
+def check_trainable(lake: Lake, model: str, as_of: date) -> None:
+    """Refuse, before a run starts, an as-of date for which no training set can be made: as far as windows, published
+    nights and groups say it. Which labels came is known only when the set is made.
+
+    Raises:
+        NotEnoughHistory: as in `build_training_set`.
+    """
+    entry, dataset = lake.model(model), lake.dataset(lake.model(model).dataset)
+    windows = split_windows(lake, model, as_of)
+    whole = Interval(windows["train"].start, windows["test"].end)
+    _require_history(lake, entry, dataset, whole, as_of)
+    if entry.split.groups is None:
+        return
+    with lake.duckdb() as connection, lake.scratch("trainable") as scratch:
+        register_rows(connection, "spine_rows", spine(lake, model, whole, folder=scratch).path)
+        in_earlier_split = _split(connection, windows, entry.split.groups)
+        rows = dict(connection.execute("SELECT split, count(*) FROM split_rows GROUP BY ALL").fetchall())
+    counted = dict.fromkeys(SPLITS, 0) | rows
+    _require_rows(entry, as_of, windows, counted, counted, in_earlier_split)
+
+
+def _require_rows(
+    entry: ModelEntry,
+    as_of: date,
+    windows: Mapping[str, Interval],
+    counted: Mapping[str, int],
+    unlabelled: Mapping[str, int],
+    in_earlier_split: Mapping[str, int],
+) -> None:
+    empty = next((name for name in SPLITS if not counted[name]), None)
+    if empty is None:
+        return
+    grouped = (
+        f"; {in_earlier_split[empty]} more are of a {entry.split.groups} that an earlier split has"
+        if in_earlier_split[empty]
+        else ""
+    )
+    raise NotEnoughHistory(
+        f"{entry.name} as of {as_of}: split {empty} ({windows[empty]}) has no labelled row, of "
+        f"{unlabelled[empty]} in all{grouped}.\n"
+        f"  Train as of another night, or change split in models/{entry.name}.yaml."
     )
 
 
@@ -230,5 +263,5 @@ def _require_history(lake: Lake, entry: ModelEntry, dataset: Dataset, whole: Int
             nights = f"{missing[0]}" if len(missing) == 1 else f"{missing[0]} to {missing[-1]} ({len(missing)} nights)"
             raise NotEnoughHistory(
                 f"{asked} and labels up to {as_of}; {table.name} lacks {nights}.\n"
-                f"  Run `{of}_history` for {missing[0]} to {missing[-1]}, then clear this task."
+                f"  Run `{of}_history` for {missing[0]} to {missing[-1]}, then train again."
             )

@@ -21,7 +21,10 @@ import httpx
 import structlog
 from fastapi import Request
 
+from config.calendar import Interval
 from config.errors import NightfleetError
+from features.training_set import check_trainable
+from lake.lake import Lake
 from lake.publication_queries import newest_nights
 from monitoring.alerting.actions import REFUSED, Action, record_action
 from monitoring.alerting.alarms import (
@@ -33,6 +36,7 @@ from monitoring.alerting.alarms import (
     silence,
     unsilence,
 )
+from monitoring.alerting.runs import ENDED, read_runs
 from monitoring.pages.page import BadAddress, Context, NotAllowed, NotFound, Page, Role, read_date, shortened
 
 LONGEST_REASON = 400
@@ -382,20 +386,31 @@ async def _request_retraining(asked: Asked) -> Outcome:
             f"the as-of date is {as_of}, but the newest night with its features is {newest}. Nothing was done. Give "
             "that one, or an earlier one."
         )
-    identity = asked.identity(model, as_of, reason)
-    run_id = f"asked__{as_of}__{identity}"
+    await asyncio.to_thread(check_trainable, lake, model, as_of)
+    going_on, ended = await asyncio.to_thread(_trainings, lake, model, as_of)
+    if going_on is not None:
+        return Outcome(f"A training of {model} as of {as_of} is already going on. Its run is {going_on}.")
+    # One training of a night at a time, whoever asks for it and why: the id counts those that have ended.
+    run_id = f"asked__{as_of}__{ended + 1}"
     new = await _start(
         asked, f"{model}_train", run_id, key=as_of, conf={"reason": reason}, what=f"start a training of {model}"
     )
+    if not new:
+        return Outcome(f"A training of {model} as of {as_of} is already requested. Its run is {run_id}.")
     action = asked.action(
-        subject=model, reason=reason, details={"as_of": as_of.isoformat(), "dag_run_id": run_id}, action_id=identity
+        subject=model,
+        reason=reason,
+        details={"as_of": as_of.isoformat(), "dag_run_id": run_id},
+        action_id=hashlib.sha256(f"{model}/{run_id}".encode()).hexdigest()[:16],
     )
-    said = (
-        f"Requested a training of {model} as of {as_of}."
-        if new
-        else f"You have already requested this training of {model} as of {as_of}, with this reason."
-    )
-    return Outcome(f"{said} Its run is {run_id}.", action)
+    return Outcome(f"Requested a training of {model} as of {as_of}. Its run is {run_id}.", action)
+
+
+def _trainings(lake: Lake, model: str, as_of: date) -> tuple[str | None, int]:
+    """The run that trains a model as of a night now, None where none does; and how many such runs have ended."""
+    runs = read_runs(lake, subjects=[model], kinds=["train"], keys=Interval.of(as_of))
+    going_on = next((run.run_id for run in runs if run.state not in ENDED), None)
+    return going_on, sum(run.state in ENDED for run in runs)
 
 
 async def _noted(asked: Asked, task: Mapping[str, Any]) -> None:

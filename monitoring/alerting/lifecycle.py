@@ -13,9 +13,10 @@ from config.calendar import Interval
 from lake.lake import Lake
 from lake.ledger import Promotion
 from lake.promotions import project_promotions, stored_promotions
+from monitoring.alerting.actions import DONE, read_actions
 from monitoring.alerting.runs import ENDED, FAILED, Run, read_runs, read_waiting
 from monitoring.matured import JudgedNight, Key, Pooled, judged_nights, pooled
-from monitoring.retraining_requests import RequestRecord, project_requests, read_requests_of
+from monitoring.retraining_requests import PERSON, RequestRecord, project_requests, read_requests_of
 from training.registry.approval import Approval, project_approvals
 from training.registry.decision import project_decisions
 from training.registry.records import DecisionRecord, read_approvals_of, read_decisions_of
@@ -26,6 +27,7 @@ State = Literal[
 STATES: tuple[State, ...] = get_args(State)
 # Nights on either side of a promotion that its gain is read from: four whole weeks.
 GAIN_NIGHTS = 28
+_MOST_ASKED = 200
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ def requests_with_outcome(lake: Lake, models: Collection[str], interval: Interva
     models.
     """
     requests = read_requests_of(lake, models, interval, requested_only=True)
+    requests += _just_asked(lake, models, interval, requests)
     if not requests:
         return []
     span = Interval.closed(min(r.as_of for r in requests), max(r.as_of for r in requests))
@@ -121,6 +124,24 @@ def requests_with_outcome(lake: Lake, models: Collection[str], interval: Interva
     decisions = read_decisions_of(lake, models, span)
     answers = read_approvals_of(lake, models, span)
     return led_to(lake, requests, runs, decisions, answers, stored_promotions(lake, models))
+
+
+def _just_asked(
+    lake: Lake, models: Collection[str], interval: Interval | None, known: Collection[RequestRecord]
+) -> list[RequestRecord]:
+    """What persons asked for through the pages, and the run that they started has not recorded yet."""
+    recorded = {(request.model, request.as_of) for request in known if request.actor == PERSON}
+    asked = []
+    for action in read_actions(lake, actions=("request_retraining",), limit=_MOST_ASKED):
+        if action.outcome != DONE or action.subject not in models or "as_of" not in action.details:
+            continue
+        as_of = date.fromisoformat(action.details["as_of"])
+        if (action.subject, as_of) in recorded or (interval is not None and as_of not in interval):
+            continue
+        recorded.add((action.subject, as_of))
+        evidence = {"trigger": PERSON, "dag_run_id": action.details["dag_run_id"]}
+        asked.append(RequestRecord(action.subject, as_of, PERSON, action.by, True, PERSON, action.reason, evidence))
+    return asked
 
 
 def led_to(

@@ -325,7 +325,7 @@ def entries_of(
             _entry(
                 name,
                 lake.model(name).title if is_model else lake.dataset(name).title,
-                "failing" if failed else status,
+                "failing" if any(run.kind != "train" for run in failed) else status,
                 failed,
                 _late_line(lake, nights[name], alarms.get(name, ())) if is_model else None,
                 alarms.get(name, []),

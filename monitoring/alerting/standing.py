@@ -6,12 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from config.calendar import ONE_DAY, Interval
 from config.catalog.model import ModelEntry
-from config.catalog.policy import LateNight
+from config.catalog.policy import ConsecutiveFailures, LateNight
 from features.expectations import BAD_SHARE
 from features.labels import newest_mature
 from features.validate import SCORE
@@ -22,7 +22,7 @@ from lake.publication_queries import PublishedNight, published_nights
 from monitoring.alerting.alarms import Alarm, open_alarms
 from monitoring.alerting.lifecycle import Led, requests_with_outcome, waiting_for_approval
 from monitoring.alerting.rules import ModelNight, model_nights
-from monitoring.alerting.runs import FAILED, Run, read_runs
+from monitoring.alerting.runs import ENDED, FAILED, Run, read_runs
 from monitoring.alerting.status import STATISTICAL, STATUSES, Facts, Part, Status, counts, status_of
 from monitoring.matured import JudgedNight, Key, LastNights, Pooled, ever_judged, last_judged, pooled
 from monitoring.performance import ERROR_RATIO
@@ -32,7 +32,8 @@ from training.registry.records import DecisionRecord, read_promises
 
 OPEN_REQUEST_NIGHTS = 60
 _FEATURE_DRIFT = ("drift_psi", "drift_ks")
-_RUN_WORDS = {"ingest": "ingest", "score": "scoring", "monitor": "monitoring"}
+_RUN_WORDS = {"ingest": "ingest", "score": "scoring", "monitor": "monitoring", "train": "training"}
+_NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,11 @@ class Scored:
 
 @dataclass(frozen=True)
 class Standing:
-    """A model as people see it."""
+    """A model as people see it.
+
+    Attributes:
+        training: the newest training, where it failed. It stands beside the night's health, which it says nothing of.
+    """
 
     entry: ModelEntry
     status: Status
@@ -81,6 +86,7 @@ class Standing:
     approvals: int = 0
     requests: int = 0
     alarms: tuple[Alarm, ...] = ()
+    training: Cause | None = None
 
 
 # ---- what is read: a handful of queries for all models ------------------------------------------------------------
@@ -99,6 +105,7 @@ class _Read:
     judged: Mapping[str, Mapping[date, Sequence[Row]]]
     alarms: Mapping[str, Sequence[Alarm]]
     failed: Mapping[str, Sequence[Run]]
+    trainings: Mapping[str, Run]
     promises: Mapping[str, Mapping[int, Mapping[str, float]]]
     waiting: Mapping[str, Sequence[DecisionRecord]]
     open_requests: Mapping[str, Sequence[Led]]
@@ -141,6 +148,7 @@ def _read(lake: Lake, models: Sequence[str], now: datetime, night: date | None) 
         judged=_judged(lake, entries, newest),
         alarms=alarms,
         failed=_failed_runs(lake, [*models, *datasets], Interval.of(night) if night else runs_since),
+        trainings=_newest_trainings(lake, models, recent),
         promises=read_promises(lake, {name: [one.version] for name, one in scored.items() if one.version is not None}),
         waiting=_by_subject(waiting_for_approval(lake, models), lambda d: d.model),
         open_requests=_by_subject(
@@ -205,6 +213,12 @@ def _failed_runs(lake: Lake, subjects: Sequence[str], keys: Interval | None) -> 
     return _by_subject((run for run in newest.values() if run.state == FAILED), lambda run: run.subject)
 
 
+def _newest_trainings(lake: Lake, models: Sequence[str], nights: Interval | None) -> dict[str, Run]:
+    """By model: the run that ended last."""
+    ended = read_runs(lake, subjects=models, kinds=["train"], states=ENDED, keys=nights)
+    return {run.subject: run for run in sorted(ended, key=lambda run: run.ended_at or _NEVER)}
+
+
 # ---- what it means -----------------------------------------------------------------------------------------------
 
 
@@ -238,9 +252,14 @@ class _Judge:
         # A version that only runs along says nothing of how the model stands.
         own = [alarm for alarm in read.alarms.get(entry.name, ()) if alarm.role in ("", CHAMPION)]
         self.alarms: list[Alarm] = [*own, *inputs]
+        self.of_the_night = [alarm for alarm in self.alarms if not self._is_about_training(alarm)]
         self.failed = [run for name in (*self.datasets, entry.name) for run in read.failed.get(name, ())]
         day = self.scored.data_date.isoformat() if self.scored else ""
         self.failed = [run for run in self.failed if (run.partition_key or "") >= day]
+
+    def _is_about_training(self, alarm: Alarm) -> bool:
+        rules = {rule.name for rule in self.entry.alerts if isinstance(rule, ConsecutiveFailures)}
+        return alarm.subject == self.entry.name and alarm.check in rules and alarm.column == "train"
 
     def _reads(self, dataset: str, column: str) -> bool:
         return (dataset, _table_of(column)) in self.tables
@@ -267,7 +286,12 @@ class _Judge:
             approvals=len(self.read.waiting.get(self.entry.name, ())),
             requests=len(self.read.open_requests.get(self.entry.name, ())),
             alarms=tuple(alarm for alarm in self.alarms if alarm.subject == self.entry.name),
+            training=self._failed_training(),
         )
+
+    def _failed_training(self) -> Cause | None:
+        run = self.read.trainings.get(self.entry.name)
+        return Cause(0, _failure_text(run), run=run) if run is not None and run.state == FAILED else None
 
     def facts(self) -> Facts:
         late = self.night.lateness
@@ -283,7 +307,7 @@ class _Judge:
             overdue=is_late and missing,
             came_late=is_late and not missing,
             run_failed=bool(self.failed),
-            critical=any(alarm.severity == "critical" for alarm in self.alarms),
+            critical=any(alarm.severity == "critical" for alarm in self.of_the_night),
             warning=any(self._counting().values()),
             unjudged=frozenset(self._unjudged()),
         )
@@ -337,7 +361,7 @@ class _Judge:
         """By check with open warnings: whether they count. A late night is told by its own fact."""
         own_late = {rule.name for rule in self.entry.alerts if isinstance(rule, LateNight)}
         by_check: dict[str, list[Alarm]] = {}
-        for alarm in self.alarms:
+        for alarm in self.of_the_night:
             if alarm.severity == "warning" and alarm.check not in own_late:
                 by_check.setdefault(alarm.check, []).append(alarm)
         quantile = self.entry.retrain.drift.limit_quantile
@@ -354,18 +378,14 @@ class _Judge:
 
     def _causes(self, facts: Facts) -> Iterable[Cause]:
         for run in self.failed:
-            said = (run.error or "").strip().splitlines()
-            where = f" in {run.failed_task}" if run.failed_task else ""
-            why = f": {said[0]}" if said and said[0] else where
-            what = f"{_RUN_WORDS.get(run.kind, run.kind)} of {run.partition_key} failed{why}"
-            yield Cause(0, what, shared=run.dag_id if run.subject in self.datasets else "", run=run)
+            yield Cause(0, _failure_text(run), shared=run.dag_id if run.subject in self.datasets else "", run=run)
         late = self.night.lateness
         if (facts.overdue or facts.came_late) and late is not None:
             yield Cause(2, late.reason)
         if self.scored is None and not facts.overdue:
             yield Cause(2, late.reason if late is not None else "no night is scored yet")
         counting = self._counting()
-        alarms = [a for a in self.alarms if a.severity == "critical" or counting.get(a.check)]
+        alarms = [a for a in self.of_the_night if a.severity == "critical" or counting.get(a.check)]
         yield from self._null_causes([a for a in alarms if a.check == "null_rate"])
         yield from self._input_causes([a for a in alarms if a.subject in self.datasets])
         yield from self._drift_causes([a for a in alarms if a.check in (*_FEATURE_DRIFT, "drift_share")])
@@ -509,6 +529,13 @@ def _error_text(
 
 
 # ---- words ----------------------------------------------------------------------------------------------------------
+
+
+def _failure_text(run: Run) -> str:
+    said = (run.error or "").strip().splitlines()
+    where = f" in {run.failed_task}" if run.failed_task else ""
+    why = f": {said[0]}" if said and said[0] else where
+    return f"{_RUN_WORDS[run.kind]} of {run.partition_key} failed{why}"
 
 
 def _percent(share: float | None) -> str:

@@ -366,6 +366,7 @@ def _standing(context: Context, entry: ModelEntry) -> dict[str, Any]:
     """The model's word of tonight, its causes, and how many alarms are open, in the words of the Tonight page."""
     [found] = standings(context.lake, [entry.name], context.now)
     said = [f"alarms: {alarms_text(found.alarms)}"] if found.alarms else []
+    said += [found.training.text.rstrip(".")] if found.training else []
     said += [f"{found.approvals} waiting for approval"] if found.approvals else []
     said += [f"{found.requests} retraining requested"] if found.requests else []
     return {

@@ -22,6 +22,7 @@ from monitoring.matured import Pooled
 from monitoring.pages.gate_evidence import improvements_table, other_checks_table, segments_table
 from monitoring.pages.page import Column, Context, Page, Table, read_period, shortened
 from monitoring.pages.story import known_from
+from monitoring.retraining_requests import RequestRecord
 from monitoring.wording import counted, per_hundred, percent
 from training.registry.records import DecisionRecord
 
@@ -164,7 +165,7 @@ def _request_row(context: Context, led: Led, gained: Mapping[tuple[str, int], Se
         "numbers": evidence_text(request.evidence),
         "state": led.state,
         "run": _run_text(led),
-        "run_url": context.dag_url(run.dag_id, run.run_id) if run else "",
+        "run_url": context.dag_url(run.dag_id, run.run_id) if run else _asked_run_url(context, request),
         "gate": _gate_text(led.decision),
         "word": _answer_text(led),
         "version": version,
@@ -174,6 +175,12 @@ def _request_row(context: Context, led: Led, gained: Mapping[tuple[str, int], Se
         if promotion
         else "",
     }
+
+
+def _asked_run_url(context: Context, request: RequestRecord) -> str:
+    """Of a run that was asked for and is not on record yet."""
+    run_id = request.evidence.get("dag_run_id")
+    return context.dag_url(f"{request.model}_train", str(run_id)) if run_id else ""
 
 
 def _run_text(led: Led) -> str:
@@ -210,6 +217,8 @@ def _answer_text(led: Led) -> str:
 def evidence_text(evidence: Mapping[str, Any]) -> str:
     """The numbers of a request as short clauses; whatever is not there is left out."""
     known = evidence.get("policy") if evidence.get("trigger") == "person" else evidence
+    if "dag_run_id" in evidence:
+        return ""
     if not isinstance(known, Mapping):
         return "the policy had not decided for that night"
     parts = []

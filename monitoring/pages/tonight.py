@@ -32,6 +32,7 @@ def page(context: Context, *, query: Mapping[str, str]) -> Page:
             "nights": nights,
             "waiting": waiting,
             "troubled": [_trouble(context, s) for s in found if s.status != "healthy"],
+            "trainings": [_failed_training(context, s, s.training) for s in found if s.training is not None],
             "passing": sum(_open(s) for s in found if s.status == "healthy"),
         },
         tables=(table,),
@@ -53,6 +54,11 @@ def _trouble(context: Context, standing: Standing) -> dict[str, Any]:
         "causes": [_shown_cause(context, standing, cause) for cause in shown],
         "more": len(standing.causes) - len(shown),
     }
+
+
+def _failed_training(context: Context, standing: Standing, training: Cause) -> dict[str, str]:
+    told = _shown_cause(context, standing, training)
+    return told | {"title": standing.entry.title, "model_url": _model_url(context, standing)}
 
 
 def _shown_cause(context: Context, standing: Standing, cause: Cause) -> dict[str, str]:

@@ -18,16 +18,21 @@ from mlops_ui_actions import ROLE_OF, AirflowRefused, BadForm, NothingWaits, per
 
 from config.calendar import ONE_DAY, Interval
 from config.errors import NightfleetError
+from features.training_set import NotEnoughHistory
 from lake.lake import Lake
 from lake.ledger import Promotion
 from lake.metrics import Metric, publish_metrics
 from monitoring.alerting.actions import Action, read_actions
 from monitoring.alerting.alarms import AlarmNotOpen, BadSilence, open_alarms
+from monitoring.pages import retraining
 from monitoring.pages.page import ROLES, Context, NotAllowed, NotFound, Page, Role, Viewer
+from monitoring.retraining_requests import request_retraining
 from tests import toy
+from tests.monitoring.facts import ran
 from tests.serving.scenario import MODEL
 
 NIGHT = date(2024, 2, 26)
+AT = datetime(2024, 2, 27, 7, tzinfo=UTC)
 DIGEST = "d" * 64
 FINGERPRINT = f"{MODEL}/volume//"
 HOSTILE = "<script>alert(1)</script> \"'\n nul\0 half\ud800 =1+1"
@@ -99,8 +104,8 @@ def turnstile(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def lake(toy_lake: Lake) -> Lake:
     """Nights up to 2024-02-26 with features, the last with a warning."""
-    nights = Interval(NIGHT - 3 * ONE_DAY, NIGHT + ONE_DAY)
-    toy.publish_valid(toy_lake, nights.widened(10))
+    nights = Interval(NIGHT - 45 * ONE_DAY, NIGHT + ONE_DAY)  # as many as a training needs, and one more
+    toy.publish_valid(toy_lake, nights.widened(5))
     toy.publish_features(toy_lake, nights)
     said: dict[str, Any] = {"status": "warning", "value": 7.0, "threshold": 9.0, "reason": "too few rows"}
     publish_metrics(
@@ -289,13 +294,37 @@ def test_a_retraining_is_asked_of_airflow_as_the_person(lake: Lake, airflow: Pla
     assert last(lake).details == {"as_of": "2024-02-26", "dag_run_id": run_id}
 
 
-def test_sent_twice_it_is_done_once(lake: Lake, airflow: PlayedAirflow) -> None:
-    do(lake, airflow, "request_retraining", **FORMS["request_retraining"])
-    assert "already" in str(do(lake, airflow, "request_retraining", **FORMS["request_retraining"]))
+def test_a_night_has_one_training_at_a_time_whoever_asks_and_why(lake: Lake, airflow: PlayedAirflow) -> None:
+    asked = FORMS["request_retraining"]
+    do(lake, airflow, "request_retraining", **asked)
+    for again in (asked, asked | {"reason": "another"}):
+        said = str(do(lake, airflow, "request_retraining", **again))
+        assert said == f"A training of {MODEL} as of {NIGHT} is already requested. Its run is asked__{NIGHT}__1."
     assert len(airflow.runs) == len(read_actions(lake)) == 1
-    do(lake, airflow, "request_retraining", **FORMS["request_retraining"] | {"reason": "another"})
-    do(lake, airflow, "request_retraining", **FORMS["request_retraining"] | {"as_of": "2024-02-25"})
+    ran(lake, MODEL, "train", NIGHT, AT, state="running")
+    assert "is already going on" in str(do(lake, airflow, "request_retraining", **asked))
+    ran(lake, MODEL, "train", NIGHT, AT, state="failed")
+    assert f"Its run is asked__{NIGHT}__2." in str(do(lake, airflow, "request_retraining", **asked))
+    do(lake, airflow, "request_retraining", **asked | {"as_of": "2024-02-25"})
     assert len(airflow.runs) == 3
+
+
+def test_what_was_asked_for_is_listed_at_once_with_its_run(lake: Lake, airflow: PlayedAirflow) -> None:
+    do(lake, airflow, "request_retraining", **FORMS["request_retraining"])
+    context = Context(lake, Viewer("anna", "operator"), AT, (MODEL,), ())
+    [row] = retraining.page(context, query={}).table("requests").rows
+    assert (row["by"], row["why"], row["state"]) == ("anna", "the depot moved", "asked")
+    assert row["run_url"] == f"/dags/{MODEL}_train/runs/asked__{NIGHT}__1"
+    request_retraining(lake, MODEL, NIGHT, by="anna", reason="the depot moved", run_id="r")
+    assert len(retraining.page(context, query={}).table("requests").rows) == 1
+
+
+def test_what_cannot_be_trained_is_refused_before_a_run_starts(lake: Lake, airflow: PlayedAirflow) -> None:
+    early = str(NIGHT - 20 * ONE_DAY)
+    with pytest.raises(NotEnoughHistory, match=r"needs the .* data dates"):
+        do(lake, airflow, "request_retraining", **FORMS["request_retraining"] | {"as_of": early})
+    assert airflow.runs == {}
+    assert last(lake).outcome.startswith("refused: NotEnoughHistory")
 
 
 @pytest.mark.parametrize(

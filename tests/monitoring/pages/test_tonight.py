@@ -201,6 +201,31 @@ def test_a_failure_that_was_mended_is_over(lake: Lake) -> None:
     assert standing(lake).status == "healthy"
 
 
+def test_a_training_that_fails_stands_beside_the_night_s_health(lake: Lake) -> None:
+    said = f"the last 2 runs of {MODEL}_train failed"
+    twice = {"status": "failing", "value": 2.0, "threshold": 2.0, "reason": said}
+    nights(lake, {("consecutive_failures", "train"): twice})
+    failed(lake, "train", "NotEnoughHistory: split validation has no labelled row", day=NIGHT)
+    found = standing(lake)
+    assert (found.status, found.causes) == ("healthy", ())
+    assert [alarm.check for alarm in found.alarms] == ["consecutive_failures"], "still an alarm, on Retraining"
+    assert found.training is not None
+    assert (
+        found.training.text == "training of 2024-02-20 failed: NotEnoughHistory: split validation has no labelled row"
+    )
+    page = tonight.page(context(lake), query={})
+    [told] = page.values["trainings"]
+    assert told["url"].startswith(f"/dags/{MODEL}_train/runs/")
+    assert "Trainings that failed" in shown(lake)[0]
+    later = datetime(2024, 2, 22, 3, tzinfo=UTC)
+    record_run(
+        lake, Run(f"{MODEL}_train", "again", MODEL, "train", NIGHT.isoformat(), "success", later, later), at=later
+    )
+    assert standing(lake).training is None
+    nights(lake, {("consecutive_failures", "score"): twice})
+    assert standing(lake).status == "failing"
+
+
 def test_a_failed_ingest_is_one_cause_for_all_its_models(lake: Lake) -> None:
     nights(lake)
     failed(lake, "ingest", "SourceChanged: bookings", subject=DATASET, day=NIGHT + ONE_DAY)
