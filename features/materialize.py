@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from feast import FeatureStore
 
 _INSTANT = timedelta(microseconds=1)
+_TO_WRITE_ANEW = 0  # in `created_ts`, which is null in what we write
 _log = logging.getLogger(__name__)
 _PROJECTED = (
     "CREATE TABLE IF NOT EXISTS projected_partitions (view TEXT, data_date TEXT, digest TEXT, PRIMARY KEY (view,"
@@ -93,8 +94,10 @@ def materialize(lake: Lake, dataset: str, interval: Interval, *, run_id: str) ->
 
 
 def rebuild_online(lake: Lake, dataset: str, *, run_id: str) -> StageResult | None:
-    """Empty the online store of a data set's views, and fill it from what its newest night knows; None where no night
-    has all features.
+    """Write the online store of a data set's views anew from what its newest night knows, and take out what that does
+    not say; None where no night has all features.
+
+    Who reads meanwhile finds an entity's former value or its new one, never none.
     """
     entry = lake.dataset(dataset)
     newest = [lake.publications.newest(feature_table(lake.settings, entry, view)) for view in entry.features]
@@ -102,15 +105,25 @@ def rebuild_online(lake: Lake, dataset: str, *, run_id: str) -> StageResult | No
     if not nights or len(nights) < len(newest):
         return None
     ensure_applied(lake)
+    names = [view_name(dataset, view) for view in entry.features]
+    last = stored_time(cutoff(min(nights), entry.time_zone))
     with feast_lock(lake), closing(open_online(lake.settings, writable=True)) as connection, connection:
         for statement in _PROJECTED:
             connection.execute(statement)
-        for view in entry.features:
-            name = view_name(dataset, view)
-            connection.execute(f'DELETE FROM "{PROJECT}_{name}"')
+        for name in names:
+            # Later than the lake knows of: the newest time wins, so it would stay.
+            connection.execute(f'DELETE FROM "{PROJECT}_{name}" WHERE event_ts > ?', (last,))
+            connection.execute(f'UPDATE "{PROJECT}_{name}" SET created_ts = {_TO_WRITE_ANEW}')
             for table in ("projected_partitions", "projected_rows"):
                 connection.execute(f"DELETE FROM {table} WHERE view = ?", (name,))
     result: StageResult = materialize(lake, dataset, Interval.of(min(nights)), run_id=run_id)
+    with feast_lock(lake), closing(open_online(lake.settings, writable=True)) as connection, connection:
+        for name in names:
+            table = f'"{PROJECT}_{name}"'
+            connection.execute(f"DELETE FROM {table} WHERE created_ts = {_TO_WRITE_ANEW}")
+            connection.execute(
+                f"UPDATE projected_rows SET row_count = (SELECT count(*) FROM {table}) WHERE view = ?", (name,)
+            )
     return result
 
 

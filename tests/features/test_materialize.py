@@ -13,8 +13,9 @@ from feast.infra.online_stores.sqlite import SqliteOnlineStore
 from feast.utils import _convert_arrow_to_proto
 
 from config.calendar import ONE_DAY, Interval, cutoff
+from features import materialize as materialize_module
 from features.definitions import ensure_applied, feature_store, view_name
-from features.materialize import materialize
+from features.materialize import materialize, rebuild_online
 from features.online_store import online_table
 from lake.lake import Lake
 from lake.lineage import PartitionNotReady
@@ -240,6 +241,33 @@ def test_the_next_night_brings_back_what_was_lost(lake: Lake, loss: str) -> None
     assert stored(again) == before
     assert online(again, "v2", "v3") == [offline(lake, NIGHTS.last - ONE_DAY)["v2"], offline(lake, NIGHTS.last)["v3"]]
     assert materialize(again, "rides", Interval.of(NIGHTS.last), run_id="next").committed == 0
+
+
+def test_it_is_rebuilt_while_it_serves(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy.publish_features(lake, NIGHTS, rows=rows_without(lake, "v2", Interval.of(NIGHTS.last)))
+    materialize(lake, "rides", NIGHTS, run_id="r")
+    before = stored(lake)
+    foreign, table = before[0][0][:-1] + b"9", "nightfleet_rides__vehicle_daily"
+    with sqlite3.connect(lake.settings.online_store) as connection:
+        connection.execute(f"UPDATE {table} SET value = x'' WHERE entity_key = ?", (before[0][0],))
+        connection.execute(f"UPDATE {table} SET event_ts = event_ts + 86400 WHERE entity_key = ?", (before[2][0],))
+        columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
+        listed = ", ".join("?" if name == "entity_key" else name for name in columns)
+        connection.execute(
+            f"INSERT INTO {table} SELECT {listed} FROM {table} WHERE entity_key = ?", (foreign, before[0][0])
+        )
+    served: list[list[int | None]] = []
+    real = materialize_module.materialize
+
+    def looked_at(*given: Any, **named: Any) -> Any:
+        served.append(online(lake, "v1", "v2", "v3", "v4"))
+        return real(*given, **named)
+
+    monkeypatch.setattr(materialize_module, "materialize", looked_at)
+    rebuild_online(lake, "rides", run_id="repair")
+    assert None not in served[0][1:]
+    assert stored(lake) == before
+    assert materialize(lake, "rides", Interval.of(NIGHTS.last), run_id="next").committed == 0
 
 
 def test_times_are_the_nights_cutoffs(lake: Lake) -> None:
