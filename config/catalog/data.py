@@ -140,6 +140,15 @@ def _distinct_columns(value: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 SourceColumns = Annotated[dict[str, ColumnType | SourceColumn], AfterValidator(_distinct_columns)]
+# Columns that stand beside a model's entity in its training sets, and beside entity and outputs in its predictions: no
+# column of a spine or of an output is called so. Of a spine's table, other columns of such names are left out.
+TRAINING_COLUMNS = frozenset({"split", "label", "baseline"})
+PREDICTION_COLUMNS = frozenset(
+    {
+        *("prediction_id", "role", "model", "version", "artifact_digest", "input_digest", "served", "target_time_utc"),
+        *("source_table", "delta_version", "superseded_at"),  # in SQL
+    }
+)
 
 
 class Column(Model):

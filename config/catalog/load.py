@@ -17,7 +17,14 @@ import yaml
 from pydantic import Field, ValidationError
 
 from config.catalog.base import BadCatalog, Model
-from config.catalog.data import Dataset, FeatureColumn, FeatureView
+from config.catalog.data import (
+    PREDICTION_COLUMNS,
+    RESERVED_COLUMNS,
+    TRAINING_COLUMNS,
+    Dataset,
+    FeatureColumn,
+    FeatureView,
+)
 from config.catalog.folder import CatalogFolder, catalog_folders
 from config.catalog.model import ModelEntry
 from config.catalog.spine import Misfit
@@ -170,6 +177,7 @@ def _misfits(model: ModelEntry, catalog: Catalog) -> Iterator[Misfit]:
         yield Misfit("dataset", model.dataset, f"is not a data set ({', '.join(names)})")
     dataset = catalog.dataset(model.dataset)
     yield from model.spine.misfits(dataset)
+    yield from _name_misfits(model)
     yield from _label_misfits(model, dataset)
     spine_columns = set(model.spine.columns(dataset.tables))
     if model.split.groups is not None and model.split.groups not in spine_columns:
@@ -179,6 +187,8 @@ def _misfits(model: ModelEntry, catalog: Catalog) -> Iterator[Misfit]:
     for name in sorted(datasets):
         yield Misfit("features", name, f"is not a data set ({', '.join(names)})")
     yield from _feature_misfits(model, dataset, catalog)
+    for name in sorted(spine_columns & set(catalog.feature_columns(model))):
+        yield Misfit("spine", name, "is what training sets call a feature; rename it in the table")
     if model.gate.segments:
         for column in sorted(catalog.personal_columns(model).intersection(model.gate.segments.columns)):
             expectation = "is personal data (pii), which metrics and pages would show; divide by another column"
@@ -188,6 +198,20 @@ def _misfits(model: ModelEntry, catalog: Catalog) -> Iterator[Misfit]:
             if column not in known_columns:
                 expectation = "is neither a column of the spine nor a feature (<view>__<column>)"
                 yield Misfit("gate.segments.columns", column, expectation)
+
+
+def _name_misfits(model: ModelEntry) -> Iterator[Misfit]:
+    """Columns that the model's training sets or predictions would hold twice; SQL does not tell a from A."""
+    entity = {name.lower() for name in model.entity}
+    for name in model.entity:
+        if name.lower() in TRAINING_COLUMNS | PREDICTION_COLUMNS:
+            of = "training sets" if name.lower() in TRAINING_COLUMNS else "predictions"
+            expectation = f"is a column of its own in {of}; rename it in the table (`renamed_from: {name}`) and here"
+            yield Misfit("spine.entity", name, expectation)
+    for name in model.output_types:
+        if name.lower() in PREDICTION_COLUMNS | RESERVED_COLUMNS | entity:
+            expectation = "is published as a column that predictions have already; give the output another name"
+            yield Misfit("outputs", name, expectation)
 
 
 def _label_misfits(model: ModelEntry, dataset: Dataset) -> Iterator[Misfit]:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from config.calendar import ONE_DAY
 from config.catalog.base import Model
-from config.catalog.data import Column, Dataset, Table
+from config.catalog.data import TRAINING_COLUMNS, Column, Dataset, Table
 from config.durations import Duration, format_duration
 
 
@@ -54,7 +54,8 @@ class TableSpine(Model):
     def columns(self, tables: Mapping[str, Table]) -> dict[str, Column]:
         """Columns of a row, the entity first."""
         declared = tables[self.table].columns
-        return {name: declared[name] for name in dict.fromkeys((*self.entity, *declared))}
+        kept = (name for name in declared if name.lower() not in TRAINING_COLUMNS)
+        return {name: declared[name] for name in dict.fromkeys((*self.entity, *kept))}
 
     def rows_sql(self, tables: Mapping[str, Table]) -> str:
         """SELECT of the rows that each night scores: `columns`, data_date, target_time_utc and event_timestamp.
@@ -62,7 +63,7 @@ class TableSpine(Model):
         It reads `windows(data_date, cutoff_utc, end_utc)`, the target times of each night, and `known`, every revision
         of the table's rows with `superseded_on`.
         """
-        carried = ", ".join(f'known."{name}"' for name in tables[self.table].columns if name != "target_time_utc")
+        carried = ", ".join(f'known."{name}"' for name in self.columns(tables) if name != "target_time_utc")
         target = f'known."{self.target_time}"'
         # A target time lies in the windows of as many nights as the horizon has days: the last one before it, found by
         # an ASOF join, and those before that.
