@@ -137,6 +137,24 @@ def test_the_watch_looks_every_ten_minutes_and_never_at_what_it_missed(dag_bag) 
     assert task.retries == 0
 
 
+@pytest.mark.parametrize(
+    ("now", "first"), [("2026-03-04T09:00", "2026-03-08T11:30"), ("2026-03-08T11:31", "2026-03-08T11:30")]
+)
+def test_a_new_installation_is_not_cleaned_at_once(
+    dag_bag, monkeypatch: pytest.MonkeyPatch, now: str, first: str
+) -> None:
+    """The second case: the scheduler looks a minute late."""
+    from airflow.serialization.serialized_objects import DagSerialization
+    from airflow.timetables.base import TimeRestriction
+
+    dag = DagSerialization.from_dict(DagSerialization.to_dict(dag_bag.dags["maintenance"]))
+    monkeypatch.setattr("airflow.timetables.trigger.utcnow", lambda: datetime.fromisoformat(f"{now}:00+00:00"))
+    assert dag.start_date is None
+    restriction = TimeRestriction(None, None, dag.catchup)
+    wanted = dag.timetable.next_dagrun_info(last_automated_data_interval=None, restriction=restriction)
+    assert wanted.run_after.isoformat() == f"{first}:00+00:00"
+
+
 def test_scoring_waits_for_the_features_of_every_data_set_of_the_night() -> None:
     from airflow.assets.evaluation import AssetEvaluator
     from airflow.serialization.definitions.assets import SerializedAssetUniqueKey
