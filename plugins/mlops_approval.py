@@ -90,7 +90,8 @@ class PromotionApproval(HITLOperator):  # type: ignore[misc]  # airflow ships no
         self.assigned_users = [{"id": user, "name": name} for user, name in approvers(lake.settings).items()]
         # Our own page with the card's file, as `explain` wrote it: MLflow's copy may be written by others.
         card = page_address("embedded", self.model_name, "model_cards", f"{self.decision['version']}.html")
-        form = approval_form(lake, self.model_name, self.decision, model_card=card)
+        now = datetime.now(UTC)
+        form = approval_form(lake, self.model_name, self.decision, model_card=card, asked_at=now)
         self.subject, self.body = form.subject, form.body
         # Here and not in the DAG: a parameter of the task would take the run's own `reason`, why it was trained, for
         # the answer's.
@@ -100,7 +101,6 @@ class PromotionApproval(HITLOperator):  # type: ignore[misc]  # airflow ships no
         for link in self.operator_extra_links:
             # Airflow keeps links when a task ends; who is asked needs them while it waits.
             context["ti"].xcom_push(key=link.xcom_key, value=link.get_link(self, ti_key=context["ti"]))
-        now = datetime.now(UTC)
         until = now + lake.model(self.model_name).approval_timeout
         record_waiting(
             lake,

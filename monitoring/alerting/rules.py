@@ -25,6 +25,7 @@ from lake.publication_queries import newest_nights, published_nights
 from lake.tables import feature_table
 from monitoring import performance
 from monitoring.alerting.runs import ENDED, FAILED, RUNNING, SUCCESS, Kind, Run, read_runs
+from monitoring.wording import instant
 from serving.predictions import predictions_table
 
 GROUP = "alerts"
@@ -106,28 +107,40 @@ def lateness(
             True, None, None, f"{data_date} is not scored, though its features are published, and no run is going on"
         )
     due = due_at(data_date, deadline, time_zone)
-    local = due.astimezone(ZoneInfo(time_zone)).strftime("%Y-%m-%d %H:%M")
+    deadline_text = instant(due)  # in UTC, as every instant that may stand beside it
     by = (scored_at or now) - due
     if by <= timedelta(0):
         return Lateness(
             False,
             due,
             None,
-            f"{data_date} was scored before its deadline, {local}" if scored_at else f"{data_date} is due at {local}",
+            f"{data_date} was scored before its deadline, {deadline_text}"
+            if scored_at
+            else f"{data_date} is due at {deadline_text}",
         )
     if scored_at is not None:
-        return Lateness(True, due, by, f"{data_date} was scored {duration_text(by)} after its deadline, {local}")
+        return Lateness(
+            True, due, by, f"{data_date} was scored {duration_text(by)} after its deadline, {deadline_text}"
+        )
     idle = "no run is going on" if published else "its features are not published"
     why = "a run is going on" if running else idle
-    return Lateness(True, due, by, f"{data_date} is not scored, {duration_text(by)} after its deadline, {local}; {why}")
+    return Lateness(
+        True, due, by, f"{data_date} is not scored, {duration_text(by)} after its deadline, {deadline_text}; {why}"
+    )
 
 
 def duration_text(length: timedelta) -> str:
-    """A length of time as a person says it, in minutes, hours or days."""
+    """A length of time as a person says it, to the minute, from two days on to the hour: 36 minutes, 2 h 36 min, 3 days
+    4 h.
+    """
     minutes = max(0, round(length.total_seconds() / 60))
-    if minutes < 120:
+    if minutes < 60:
         return f"{minutes} minute{'' if minutes == 1 else 's'}"
-    return f"{minutes / 60:.0f} hours" if minutes < 48 * 60 else f"{minutes / 1440:.0f} days"
+    hours, rest = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {rest} min" if rest else f"{hours} h"
+    days, hours = divmod(round(minutes / 60), 24)
+    return f"{days} days {hours} h" if hours else f"{days} days"
 
 
 @dataclass(frozen=True)
@@ -401,10 +414,9 @@ class _Judge:
                 rule, _STATUS[rule.severity], value=round(known.late_by.total_seconds() / 60, 1), reason=known.reason
             )
         # Without the minutes until now: the same fact must stay the same row, however often it is looked at.
-        local = known.due_at.astimezone(ZoneInfo(self.lake.dataset(self.entry.dataset).time_zone)).strftime(
-            "%Y-%m-%d %H:%M"
+        return self._row(
+            rule, _STATUS[rule.severity], reason=f"{self.night} was not scored at its deadline, {instant(known.due_at)}"
         )
-        return self._row(rule, _STATUS[rule.severity], reason=f"{self.night} was not scored at its deadline, {local}")
 
 
 def shortened(text: str | None, longest: int = _FIRST_SHOWN) -> str:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date, datetime
 from typing import Any
 
+from config.calendar import Interval
 from config.durations import format_duration
 from lake.lake import Lake
 from monitoring.pages.gate_evidence import improvements_table, other_checks_table, segments_table
 from monitoring.pages.render import markdown_table, markdown_text
+from monitoring.retraining_requests import PERSON, read_requests_of
+from monitoring.wording import instant
 from training.registry.approval import stored_decision
 
 
@@ -22,10 +26,13 @@ class Form:
     evidence_digest: str
 
 
-def approval_form(lake: Lake, model: str, decision: Mapping[str, Any], *, model_card: str | None) -> Form:
+def approval_form(
+    lake: Lake, model: str, decision: Mapping[str, Any], *, model_card: str | None, asked_at: datetime
+) -> Form:
     """The question with its evidence.
 
     Args:
+        asked_at: since when it waits, aware; it lapses after the catalog's `approval_timeout`.
         decision: the gate's decision as JSON; only its digest is believed.
         model_card: where the version's model card lies, a link or a path; None where there is none.
     Raises:
@@ -49,6 +56,8 @@ def approval_form(lake: Lake, model: str, decision: Mapping[str, Any], *, model_
         f"- Model: {markdown_text(entry.title)} (`{model}`), version {stored.version}, trained on what was known on "
         f"{stored.as_of}",
         f"- Champion: {champion}. Judged against: {markdown_text(stored.incumbent)}",
+        f"- Asked for by: {markdown_text(asked_by(lake, model, stored.as_of))}",
+        f"- Waiting since {instant(asked_at)}, until {instant(asked_at + entry.approval_timeout)}",
         f"- Test nights: {f'{nights[0]} to {nights[-1]}' if nights else 'none'}",
         f"- Model card: {_link(model_card)}",
         f"- Evidence: `{stored.evidence_digest}`",
@@ -63,6 +72,14 @@ def approval_form(lake: Lake, model: str, decision: Mapping[str, Any], *, model_
         "\n".join(lines),
         stored.evidence_digest,
     )
+
+
+def asked_by(lake: Lake, model: str, as_of: date) -> str:
+    """Who asked for the training as of that night, and why; persons first."""
+    requests = read_requests_of(lake, [model], Interval.of(as_of), requested_only=True)
+    persons = [f"{request.by}: {request.reason}" for request in requests if request.actor == PERSON]
+    policy = [f"the policy: {request.reason}" for request in requests if request.actor != PERSON]
+    return "; ".join(persons + policy) or "nobody on record: the training was started in Airflow"
 
 
 def _link(model_card: str | None) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from monitoring.pages.page import Column, Table
+from monitoring.wording import NOTHING, counted, figures, percent
 from training.registry.decision import Check
 
 SEGMENTS_SHOWN = 10
@@ -13,10 +14,10 @@ SEGMENTS_SHOWN = 10
 _REPORTED = ("coverage", "champion")
 _NAMES = {
     "nights": "test nights",
-    "schema": "columns are the catalog's",
-    "finite": "predictions that are no number",
+    "schema": "columns of the catalog",
+    "finite": "predictions",
     "latency": "milliseconds a row",
-    "leakage": "cells that knew the future",
+    "leakage": "knowledge of the future",
     "coverage": "outcomes inside the interval",
     "champion": "the champion",
     "segments_too_small": "segments too small to judge",
@@ -31,7 +32,7 @@ _IMPROVEMENTS = (
     Column("metric", "metric"),
     *_ERRORS,
     Column("bound", "lower bound", "change"),
-    Column("needed", "needed", "change"),
+    Column("needed", "needed"),
     Column("result", "result", "status"),
 )
 _SEGMENTS = (
@@ -45,10 +46,9 @@ _SEGMENTS = (
 )
 _OTHERS = (
     Column("check", "check"),
-    Column("value", "value", "number"),
-    Column("needed", "needed", "number"),
+    Column("met", "what was met"),
+    Column("needed", "what is needed"),
     Column("result", "result", "status"),
-    Column("note", "note"),
 )
 
 
@@ -74,10 +74,9 @@ def other_checks_table(name: str, checks: Sequence[Check]) -> Table:
     rows = [
         {
             "check": _NAMES.get(check.name, check.name) + (f", {check.output}" if check.output else ""),
-            "value": check.challenger,
-            "needed": check.needed,
+            "met": _met(check),
+            "needed": _needed(check),
             "result": _result(check),
-            "note": check.note,
         }
         for check in checks
         if check.name not in ("improvement", "segment")
@@ -85,9 +84,40 @@ def other_checks_table(name: str, checks: Sequence[Check]) -> Table:
     return Table(name, "What else the gate checked.", _OTHERS, rows, empty="Nothing else was checked.", stacked=True)
 
 
+def _met(check: Check) -> str:
+    """The value met in words; a check without a value tells by its note."""
+    value, note = check.challenger, f" ({check.note})" if check.note else ""
+    if check.name == "leakage" and check.passed:
+        return f"no leakage found: {check.note}" if check.note else "no leakage found"
+    if check.name == "finite" and check.passed:
+        return f"every prediction of {counted(check.rows or 0, 'row')} is a number"
+    if check.name == "coverage" and value is not None:
+        return f"{percent(value)} of outcomes{note}"
+    return check.note or NOTHING if value is None or check.name == "leakage" else f"{figures(value, 4)}{note}"
+
+
+def _needed(check: Check) -> str:
+    if check.name == "leakage":
+        return "no differing cell"
+    if check.needed is None:
+        return NOTHING
+    needed = percent(check.needed) if check.name == "coverage" else figures(check.needed, 4)
+    return {"nights": f"at least {needed}", "latency": f"at most {needed}"}.get(check.name, needed)
+
+
 def _errors(check: Check) -> dict[str, Any]:
     row = {name: getattr(check, name) for name in ("output", "metric", "challenger", "improvement", "bound", "needed")}
-    return row | {"incumbent": check.incumbent, "result": _result(check)}
+    told = {"needed": needed_improvement(check.needed)} if check.name == "improvement" else {}
+    return row | {"incumbent": check.incumbent, "result": _result(check)} | told
+
+
+def needed_improvement(needed: float | None) -> str:
+    """What the lower bound of an improvement has to reach, in words: nobody reads −20 % as a permission."""
+    if needed is None:
+        return NOTHING
+    if not needed:
+        return "not worse"
+    return f"{percent(needed)} better" if needed > 0 else f"at most {percent(-needed)} worse"
 
 
 def _result(check: Check) -> str:

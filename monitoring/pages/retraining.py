@@ -17,8 +17,9 @@ from lake.publication_queries import newest_nights
 from monitoring.alerting.actions import Action, read_actions
 from monitoring.alerting.alarms import Alarm, action_fingerprint, open_alarms
 from monitoring.alerting.lifecycle import Gain, Led, gains, requests_with_outcome, waiting_for_approval
-from monitoring.alerting.runs import FAILED
+from monitoring.alerting.runs import FAILED, Waiting, read_waiting
 from monitoring.matured import Pooled
+from monitoring.pages.approval_form import asked_by
 from monitoring.pages.gate_evidence import improvements_table, other_checks_table, segments_table
 from monitoring.pages.page import Column, Context, Page, Table, read_period, shortened
 from monitoring.pages.story import known_from
@@ -44,7 +45,12 @@ def page(context: Context, *, query: Mapping[str, str]) -> Page:
     shown = [p for own in lines.values() for p in own if period is None or p.effective_from >= period.start]
     asked_for = [found.promotion for found in led if found.promotion is not None]
     gained = gains(lake, list({(p.model, p.sequence): p for p in [*shown, *asked_for]}.values()), lines)
-    shown_waiting = [_waiting(context, decision) for decision in waiting_for_approval(lake, models)]
+    asked = {waiting.model: waiting for waiting in read_waiting(lake)}
+    shown_waiting = [
+        _waiting(context, decision, asked[decision.model])
+        for decision in waiting_for_approval(lake, models)
+        if decision.model in asked
+    ]
     subjects = [*models, *(_datasets(context, models))]
     alarms = open_alarms(lake, subjects, now=context.now)
     limit = ALL_ACTIONS_SHOWN if query.get("actions") == "all" else ACTIONS_SHOWN
@@ -296,7 +302,7 @@ def _apart(one: Pooled, other: Pooled) -> bool:
 # ---- what waits --------------------------------------------------------------------------------------------------
 
 
-def _waiting(context: Context, decision: DecisionRecord) -> dict[str, Any]:
+def _waiting(context: Context, decision: DecisionRecord, asked: Waiting) -> dict[str, Any]:
     """A promotion that waits for a person, with the gate's evidence."""
     name = f"evidence_{decision.model}_{decision.version}"
     checks = decision.checks
@@ -306,6 +312,9 @@ def _waiting(context: Context, decision: DecisionRecord) -> dict[str, Any]:
         "version": decision.version,
         "as_of": decision.as_of,
         "says": _gate_text(decision),
+        "asked_at": asked.asked_at,
+        "until": asked.until,
+        "asked_by": asked_by(context.lake, decision.model, decision.as_of),
         "digest": decision.evidence_digest,
         "card": context.url("embedded", decision.model, "model_cards", f"{decision.version}.html"),
         "tables": (

@@ -100,6 +100,9 @@ class Audit:
     def summary(self) -> str:
         """One line."""
         nights = ", ".join(str(night) for night in self.nights)
+        if not self.differing:
+            recomputed = f"{len(self.nights)} night{'' if len(self.nights) == 1 else 's'} recomputed"
+            return f"{recomputed} ({nights}), all {self.cells} feature cells and {self.rows} labels as known then"
         return (
             f"{self.differing} of {self.cells} feature cells (nights {nights}) and {self.rows} labels differ from what"
             " was known then"

@@ -182,7 +182,7 @@ def test_a_live_night_is_over_at_its_deadline(tmp_path: Path, http: HttpSink, mo
     assert due(lake, deadline + timedelta(seconds=1)) == {T: [FIRST, SECOND]}
     [summary] = told(lake, http, deadline + timedelta(minutes=1))
     assert summary.startswith("Night of 2024-03-05: 2 late\n")
-    assert "warning: late: 2024-03-05 was not scored at its deadline, 2024-03-06 06:00" in summary
+    assert "warning: late: 2024-03-05 was not scored at its deadline, 2024-03-06 05:00 UTC" in summary
 
 
 # ---- once ------------------------------------------------------------------------------------------------------

@@ -66,18 +66,18 @@ def live(**given: Any) -> Any:
 @pytest.mark.parametrize(
     ("given", "late", "minutes", "says"),
     [
-        ({"now": datetime(2024, 3, 6, 5, tzinfo=UTC)}, False, None, "is due at 2024-03-06 06:00"),
+        ({"now": datetime(2024, 3, 6, 5, tzinfo=UTC)}, False, None, "is due at 2024-03-06 05:00 UTC"),
         (
             {"now": datetime(2024, 3, 6, 5, 1, tzinfo=UTC)},
             True,
             1,
-            "is not scored, 1 minute after its deadline, 2024-03-06 06:00; no run is going on",
+            "is not scored, 1 minute after its deadline, 2024-03-06 05:00 UTC; no run is going on",
         ),
         (
             {"running": True},
             True,
             420,
-            "is not scored, 7 hours after its deadline, 2024-03-06 06:00; a run is going on",
+            "is not scored, 7 h after its deadline, 2024-03-06 05:00 UTC; a run is going on",
         ),
         ({"published": False}, True, 420, "its features are not published"),
         ({"scored_at": datetime(2024, 3, 6, 5, tzinfo=UTC)}, False, None, "was scored before its deadline"),
@@ -85,7 +85,7 @@ def live(**given: Any) -> Any:
             {"scored_at": datetime(2024, 3, 6, 5, 45, tzinfo=UTC)},
             True,
             45,
-            "was scored 45 minutes after its deadline, 2024-03-06 06:00",
+            "was scored 45 minutes after its deadline, 2024-03-06 05:00 UTC",
         ),
         ({"has_champion": False}, False, None, "is not expected: the model has no champion"),
     ],
@@ -127,7 +127,15 @@ def test_the_newest_night_that_is_over() -> None:
 
 @pytest.mark.parametrize(
     ("minutes", "text"),
-    [(0.4, "0 minutes"), (1, "1 minute"), (119, "119 minutes"), (180, "3 hours"), (60 * 72, "3 days")],
+    [
+        (0.4, "0 minutes"),
+        (1, "1 minute"),
+        (59, "59 minutes"),
+        (156, "2 h 36 min"),
+        (180, "3 h"),
+        (60 * 76, "3 days 4 h"),
+        (60 * 72, "3 days"),
+    ],
 )
 def test_lengths_as_a_person_says_them(minutes: float, text: str) -> None:
     assert duration_text(timedelta(minutes=minutes)) == text
@@ -365,12 +373,13 @@ def test_a_late_live_night_stays_late_and_the_same_fact_is_one_row(tmp_path: Pat
     again = judge_alerts(lake, MODEL, T, run_id="r2", now=NOW + timedelta(hours=1))
     assert (first.committed, again.committed) == (1, 0)
     assert any(
-        "late: 2024-03-05 was not scored at its deadline, 2024-03-06 06:00" in text for text in again.details["alarms"]
+        "late: 2024-03-05 was not scored at its deadline, 2024-03-06 05:00 UTC" in text
+        for text in again.details["alarms"]
     )
     scored(lake, T, at=datetime(2024, 3, 6, 14, tzinfo=UTC))
     row = judged(lake)["late", ""]
     assert (row["status"], row["value"]) == ("warning", 540.0)
-    assert "was scored 9 hours after its deadline" in row["reason"]
+    assert "was scored 9 h after its deadline" in row["reason"]
 
 
 def test_long_errors_are_shown_by_their_first_line() -> None:

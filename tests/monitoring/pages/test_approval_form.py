@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import UTC, date, datetime
 from typing import Any
 
 import pytest
@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from config.calendar import Interval
 from lake.lake import Lake
 from monitoring.pages.approval_form import approval_form
+from monitoring.pages.gate_evidence import needed_improvement
 from monitoring.pages.render import markdown_text
+from monitoring.retraining_requests import request_retraining
 from monitoring.wording import percent
 from tests import toy
 from tests.training.registry.versions import AS_OF, MODEL, load_oracle, make_version, write_set
@@ -20,6 +22,8 @@ from training.registry.approval import DecisionNotFound
 from training.registry.decision import Decision
 from training.registry.gate import judge
 from training.registry.leakage import Audit
+
+ASKED = datetime(2024, 2, 27, 7, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -44,6 +48,7 @@ def test_the_form_shows_the_stored_evidence(lake: Lake) -> None:
         MODEL,
         decision.to_json() | {"reasons": ["made up"], "verdict": "refuse"},
         model_card="/reports/ride_minutes/card.html",
+        asked_at=ASKED,
     )
     assert form.subject == "Duration of tomorrow's rides: promote version 1, as of 2024-02-26?"
     assert form.evidence_digest == decision.evidence_digest
@@ -55,7 +60,9 @@ def test_the_form_shows_the_stored_evidence(lake: Lake) -> None:
     assert "Test nights: 2024-02-17 to 2024-02-23" in form.body
     assert "Champion: none yet. Judged against: baseline median" in form.body
     assert "no answer within 3 days" in form.body
-    assert "| test nights | 7 | 5 | passed | – |" in form.body.splitlines()
+    assert "| test nights | 7 | at least 5 | passed |" in form.body.splitlines()
+    assert "Waiting since 2024-02-27 07:00 UTC, until 2024-03-01 07:00 UTC" in form.body
+    assert "Asked for by: nobody on record: the training was started in Airflow" in form.body
     [check] = [check for check in decision.checks if check.name == "improvement" and check.output == "ride_minutes"]
     assert check.challenger is not None
     assert check.bound is not None
@@ -65,9 +72,24 @@ def test_the_form_shows_the_stored_evidence(lake: Lake) -> None:
     assert row.endswith("| passed |")
 
 
+def test_what_was_met_and_what_is_needed_is_said_in_words(lake: Lake) -> None:
+    request_retraining(lake, MODEL, AS_OF, by="olga", reason="the depot moved", run_id="r")
+    form = approval_form(lake, MODEL, judged(lake).to_json(), model_card=None, asked_at=ASKED)
+    assert "Asked for by: olga: the depot moved" in form.body
+    [leakage] = [line for line in form.body.splitlines() if line.startswith("| knowledge of the future")]
+    assert leakage.startswith("| knowledge of the future | no leakage found: 1 night recomputed")
+    assert leakage.endswith("| no differing cell | passed |")
+    assert [needed_improvement(x) for x in (None, 0.0, 0.05, -0.2)] == [
+        "–",
+        "not worse",
+        "5 % better",
+        "at most 20 % worse",
+    ]
+
+
 def test_the_worst_segment_stands_first(lake: Lake) -> None:
     decision = judged(lake, miss=1.0, miss_south=3.0)
-    body = approval_form(lake, MODEL, decision.to_json(), model_card=None).body
+    body = approval_form(lake, MODEL, decision.to_json(), model_card=None, asked_at=ASKED).body
     shown = body[body.index("The worst ") :].splitlines()
     rows = [line for line in shown if line.startswith("| depot=") and "ride\\_minutes" in line]
     assert "south" in rows[0]
@@ -78,7 +100,7 @@ def test_the_worst_segment_stands_first(lake: Lake) -> None:
 def test_every_table_of_the_form_has_as_many_cells_as_its_heading(lake: Lake) -> None:
     decision = judged(lake)
     width = 0
-    for line in approval_form(lake, MODEL, decision.to_json(), model_card=None).body.splitlines():
+    for line in approval_form(lake, MODEL, decision.to_json(), model_card=None, asked_at=ASKED).body.splitlines():
         if not line.startswith("|"):
             width = 0
             continue
@@ -99,4 +121,4 @@ def test_text_from_data_cannot_draw_in_the_form(text: str) -> None:
 def test_what_is_not_stored_cannot_be_asked_about(lake: Lake) -> None:
     decision = judged(lake)
     with pytest.raises(DecisionNotFound, match=r"no stored decision with evidence ffff.*Clear the gate's task"):
-        approval_form(lake, MODEL, decision.to_json() | {"evidence_digest": "f" * 64}, model_card=None)
+        approval_form(lake, MODEL, decision.to_json() | {"evidence_digest": "f" * 64}, model_card=None, asked_at=ASKED)
