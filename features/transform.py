@@ -279,8 +279,8 @@ def _compute(
             _lookback_days(declared),
         )
     confine(connection)
-    sql = path.read_text(encoding="utf-8").strip().rstrip(";")
     try:
+        sql = path.read_text(encoding="utf-8").strip().rstrip(";")
         statements = connection.extract_statements(sql)
         if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
             raise FeatureSqlFailed(
@@ -303,7 +303,7 @@ def _compute(
             f"  It may read {', '.join(['nights', *declared.reads])}. Read a table instead, and name it in `reads` of "
             "the view; a file becomes a table by a source of its own."
         ) from error
-    except duckdb.Error as error:
+    except (duckdb.Error, UnicodeDecodeError) as error:
         raise _failed(path, "does not run", error, target) from cause(error, personal=bool(target.personal))
     return pa.RecordBatchReader.from_batches(target.schema, _checked(path, batches, target, declared, interval))
 
@@ -379,6 +379,10 @@ def _output(field: pa.Field, declared: FeatureView) -> str:
         expression = (
             f"CASE WHEN isfinite({expression}) OR {expression} IS NULL THEN {expression} ELSE error({problem}) END"
         )
+    if kind in ("date", "timestamp"):  # Python, and so every reader of the lake, knows no others
+        problem = f"'{field.name} is not within the years 1 to 9999'"
+        inside = f"{expression} >= '0001-01-01'::DATE AND {expression} < '10000-01-01'::DATE"
+        expression = f"CASE WHEN {inside} OR {expression} IS NULL THEN {expression} ELSE error({problem}) END"
     return f'{expression} AS "{field.name}"'
 
 
@@ -410,5 +414,6 @@ def _checked(
         raise _failed(path, "fails while it runs", error, target) from cause(error, personal=bool(target.personal))
 
 
-def _failed(path: Path, how: str, error: duckdb.Error, target: LakeTable) -> FeatureSqlFailed:
-    return FeatureSqlFailed(f"{path} {how}: {library_text(error, personal=bool(target.personal))}")
+def _failed(path: Path, how: str, error: Exception, target: LakeTable) -> FeatureSqlFailed:
+    said = library_text(error, personal=bool(target.personal))
+    return FeatureSqlFailed(f"{path} {how}: {said}\n  Nothing was written. Correct the SQL, then clear the task.")

@@ -20,7 +20,7 @@ from features.transform import (
 )
 from lake.lineage import PartitionNotReady
 from lake.tables import feature_table, valid_table
-from tests.features.depot import FIRST, SQL, ZONE, arrive, day, depot, features
+from tests.features.depot import CATALOG, FIRST, SQL, ZONE, arrive, day, depot, features
 
 
 def test_each_night_sees_what_had_arrived_by_then(tmp_path: Path) -> None:
@@ -186,6 +186,16 @@ def test_the_night_before_must_have_features(tmp_path: Path) -> None:
             FeatureSqlFailed,
             "minutes_mean_3d is not finite",
         ),
+        (
+            SQL.replace("SELECT n.data_date, d.driver", "SELECT DATE 'infinity' AS data_date, d.driver"),
+            FeatureSqlFailed,
+            "data_date is not within the years 1 to 9999",
+        ),
+        (
+            SQL.replace("sum(d.trips) AS", "CAST(any_value(d.driver) AS BIGINT) AS"),
+            FeatureSqlFailed,
+            "(?s)Could not convert string 'ann' to INT64.*Correct the SQL",
+        ),
         (SQL.replace("FROM trips", "FROM journeys"), FeatureSqlFailed, "journeys"),
         ("DROP TABLE nights", FeatureSqlFailed, "It must be one SELECT"),
         (SQL + SQL, FeatureSqlFailed, "It must be one SELECT"),
@@ -201,6 +211,24 @@ def test_sql_that_gives_something_else_than_declared_is_refused(
         transform(lake, "depot", Interval(day(0), day(2)), run_id="r")
     assert "driver_daily.sql" in str(caught.value), "the message must name the file that is to be fixed"
     assert not lake.publications.current(feature_table(lake.settings, lake.dataset("depot"), "driver_daily"))
+
+
+def test_sql_in_another_encoding_names_its_file(tmp_path: Path) -> None:
+    lake = depot(tmp_path)
+    arrive(lake, day(0), [])
+    (tmp_path / "sql" / "depot" / "driver_daily.sql").write_bytes(SQL.encode() + b"-- Z\xfcge")
+    with pytest.raises(FeatureSqlFailed, match=r"(?s)driver_daily.sql does not run: 'utf-8' codec.*Correct the SQL"):
+        transform(lake, "depot", Interval.of(day(0)), run_id="r")
+
+
+def test_a_failure_over_personal_data_hides_what_duckdb_quotes(tmp_path: Path) -> None:
+    catalog = CATALOG.replace("description: who drove", "description: who drove, pii: true")
+    lake = depot(tmp_path, SQL.replace("sum(d.trips) AS", "CAST(any_value(d.driver) AS BIGINT) AS"), catalog)
+    arrive(lake, day(0), [(day(0), "ann", 10, 0)])
+    with pytest.raises(FeatureSqlFailed, match="ConversionException.*hidden") as caught:
+        transform(lake, "depot", Interval.of(day(0)), run_id="r")
+    assert "'ann'" not in str(caught.value)
+    assert caught.value.__cause__ is None, "a traceback would print the name"
 
 
 def test_a_view_without_sql_says_which_file_is_missing(tmp_path: Path) -> None:
