@@ -31,6 +31,10 @@ OnDifference = Literal["refuse", "warn", "ignore"]
 _UTC = frozenset({"UTC", "UCT", "Universal", "Zulu", "Etc/UTC", "Etc/UCT", "Etc/Universal", "Etc/Zulu"})
 _TEXT_FORMAT = re.compile(r"(?:[^%]|%-?[aAbBdjHIpmMSfgnyYzZcxX%])+")
 _NUMBERS = frozenset({"int32", "int64", "float64"})
+# What XGBoost refuses in the name of a feature.
+_NO_FEATURE_NAME = frozenset("[]<")
+# What a boolean has too few values to name, and a fraction none that are surely equal.
+NO_ENTITY_TYPES = frozenset({"boolean", "float64"})
 
 
 def _unset(description: str) -> Any:
@@ -136,6 +140,12 @@ def _check_case(names: Iterable[str], what: str) -> None:
 
 def _distinct_columns(value: dict[str, Any] | None) -> dict[str, Any] | None:
     _check_case(value or (), "the columns")
+    for name in value or ():
+        if not name or set(name) & set('"\0'):
+            raise ValueError(
+                f"column {name!r} is empty, or has a double quote or a NUL in it, which the checks cannot quote: give"
+                " it another name here, and say `renamed_from` where its source calls it so"
+            )
     return value
 
 
@@ -514,7 +524,13 @@ class FeatureView(Model):
                 if plain in expanded or (plain != name and plain in value):
                     raise ValueError(f"the steps of {name!r} make a column {plain!r}, which exists already; rename one")
                 expanded[plain] = declared
-        _check_case(expanded, "the features")
+        _distinct_columns(expanded)
+        for name in expanded:
+            if unfit := sorted(set(name) & _NO_FEATURE_NAME):
+                raise ValueError(
+                    f"feature {name!r} has {' '.join(unfit)} in its name, which trainers refuse: take letters, digits"
+                    " and _"
+                )
         return expanded
 
 
@@ -589,10 +605,29 @@ class Dataset(Model):
                         f"({', '.join(self.tables)})"
                     )
             for column in view.columns:
-                if column in RESERVED_COLUMNS or column in view.entities:
+                if column.lower() in RESERVED_COLUMNS or column in view.entities:
                     raise ValueError(f"feature view {name!r} declares {column!r}, which is reserved or an entity")
             read = {column for table in view.reads for column in self.tables[table].columns}
             for entity in view.entities:
                 if entity not in read:
                     raise ValueError(f"feature view {name!r} is keyed by {entity!r}, which no table it reads has")
+                self._check_entity(name, view, entity)
         return self
+
+    def _check_entity(self, name: str, view: FeatureView, entity: str) -> None:
+        """Refuse an entity that joins nothing surely: of a type that names nothing, or that differs among tables."""
+        types: dict[ColumnType, str] = {}
+        for table in view.reads:
+            if entity in self.tables[table].columns:
+                types.setdefault(self.tables[table].columns[entity].type, table)
+        told = " and ".join(f"{kind} in {table}" for kind, table in types.items())
+        if len(types) > 1:
+            raise ValueError(
+                f"feature view {name!r} is keyed by {entity!r}, which is {told}: '00061' never meets 61. Declare it"
+                " alike in all tables that the view reads"
+            )
+        if types.keys() & NO_ENTITY_TYPES:
+            raise ValueError(
+                f"feature view {name!r} is keyed by {entity!r}, which is {told}: an entity is a string, int32, int64,"
+                " date or timestamp"
+            )

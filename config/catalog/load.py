@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError
 
 from config.catalog.base import BadCatalog, Model
 from config.catalog.data import (
+    NO_ENTITY_TYPES,
     PREDICTION_COLUMNS,
     RESERVED_COLUMNS,
     TRAINING_COLUMNS,
@@ -221,6 +222,18 @@ def _label_misfits(model: ModelEntry, dataset: Dataset) -> Iterator[Misfit]:
     for name in (*model.entity, model.label.column):
         if name not in dataset.tables[table].columns:
             yield Misfit("label", name, f"is not a column of table {table}")
+    spine = model.spine.columns(dataset.tables)
+    for name in model.entity:
+        kind, labelled = spine[name].type, dataset.tables[table].columns[name].type
+        if kind != labelled:
+            expectation = (
+                f"is {kind} in the spine and {labelled} in table {table}, so that no label is ever found; declare it "
+                "alike in both"
+            )
+            yield Misfit("label", name, expectation)
+        if kind in NO_ENTITY_TYPES:
+            expectation = f"is a {kind}; an entity is a string, int32, int64, date or timestamp"
+            yield Misfit("spine.entity", name, expectation)
     for name, output in model.outputs.items():
         problem = output.label_problem(model.label.column, dataset.tables[table].columns[model.label.column].type)
         if problem:
@@ -241,9 +254,19 @@ def _feature_misfits(model: ModelEntry, dataset: Dataset, catalog: Catalog) -> I
         for entity, kind in home.entity_types(view).items():
             if entity not in spine:
                 yield Misfit("features", name, f"is keyed by {entity!r}, which the spine does not have")
-            if of and kind != spine[entity].type:
-                expectation = f"is keyed by {entity!r} of type {kind}, which is {spine[entity].type} in the spine"
+            if kind != spine[entity].type:
+                expectation = (
+                    f"is keyed by {entity!r} of type {kind}, which is {spine[entity].type} in the spine: "
+                    "'00061' never meets 61; declare it alike in both tables"
+                )
                 yield Misfit("features", name, expectation)
+        for column, declared in home.features[view].columns.items():
+            if declared.type in ("date", "timestamp"):
+                expectation = (
+                    f"is a {declared.type}, which no trainer takes; make a number of it in the view's SQL, for example "
+                    "the hours since then"
+                )
+                yield Misfit("features", f"{name}__{column}", expectation)
 
 
 def _foreign_misfits(name: str, own: Dataset, other: Dataset) -> Iterator[Misfit]:

@@ -138,6 +138,43 @@ CHECK = {"rule": "between", "column": "distance_km", "min": 0}
             {"type": "string", "description": "x"},
             ["declares 'vehicle', which is reserved or an entity"],
         ),
+        # what would fail late
+        (
+            'tables.bookings.columns.a"b',
+            {"type": "string", "description": "x"},
+            ["tables.bookings.columns = ", "column 'a\"b' is empty, or has a double quote"],
+        ),
+        ("tables.bookings.columns.", {"type": "string", "description": "x"}, ["column '' is empty"]),
+        (
+            "tables.bookings.columns.Data_Date",
+            {"type": "string", "description": "x"},
+            ["column 'Data_Date' is reserved"],
+        ),
+        (
+            "features.vehicle_daily.columns.rides[7]",
+            {"type": "int64", "description": "x"},
+            ["feature 'rides[7]' has [ ] in its name, which trainers refuse: take letters, digits and _"],
+        ),
+        (
+            "features.vehicle_daily.columns.rides<7",
+            {"type": "int64", "description": "x"},
+            ["feature 'rides<7' has < in its name"],
+        ),
+        (
+            "features.vehicle_daily.columns.Data_Date",
+            {"type": "int64", "description": "x"},
+            ["declares 'Data_Date', which is reserved or an entity"],
+        ),
+        (
+            "tables.outcomes.columns.vehicle.type",
+            "float64",
+            ["feature view 'vehicle_daily' is keyed by 'vehicle', which is float64 in outcomes: an entity is a string"],
+        ),
+        (
+            "tables.outcomes.columns.vehicle.type",
+            "boolean",
+            ["feature view 'vehicle_daily' is keyed by 'vehicle', which is boolean in outcomes: an entity is a string"],
+        ),
         # checks that do not fit their column
         (
             "tables.bookings.checks.4",
@@ -192,6 +229,7 @@ def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
         ("spine.target_time", "depot", ["spine.target_time = 'depot': must be a timestamp column"]),
         ("spine.target_time", "end_utc", ["spine = 'end_utc': is not a column of table bookings"]),
         ("label.table", "trips", ["label.table = 'trips': is not a table of rides"]),
+        ("spine.entity", ["distance_km"], ["label = 'distance_km': is not a column of table outcomes"]),
         ("label.column", "price", ["label = 'price': is not a column of table outcomes"]),
         ("features", ["driver_daily"], ["features = 'driver_daily': is not a feature view of rides (vehicle_daily)"]),
         (
@@ -215,6 +253,46 @@ def test_a_wrong_model_is_refused(tmp_path: Path, path: str, value: Any, words: 
     assert "ride_minutes.yaml does not describe a model:" in message
     for word in words:
         assert word in message
+
+
+def test_keys_that_never_meet_are_refused(tmp_path: Path) -> None:
+    """`00061` as a text in one table, 61 as a number in the other: every join is empty, and nothing fails."""
+    view = {
+        "description": "x",
+        "entities": ["ride"],
+        "reads": ["bookings", "outcomes"],
+        "lookback": "1 day",
+        "ttl": "1 day",
+        "columns": {"n": {"type": "int64", "description": "x"}},
+    }
+    other = changed(toy.DATASET_YAML, "tables.outcomes.columns.ride.type", "string")
+    message = refusal(tmp_path / "tables", dataset=changed(other, "features.ride_daily", view))
+    assert "feature view 'ride_daily' is keyed by 'ride', which is int64 in bookings and string in outcomes" in message
+    message = refusal(tmp_path / "label", dataset=other)
+    assert "label = 'ride': is int64 in the spine and string in table outcomes, so that no label is ever" in message
+    other = changed(toy.DATASET_YAML, "tables.outcomes.columns.vehicle.type", "int64")
+    message = refusal(tmp_path / "spine", dataset=other)
+    assert "features = 'vehicle_daily': is keyed by 'vehicle' of type int64, which is string in the spine" in message
+
+
+@pytest.mark.parametrize("kind", ["float64", "boolean"])
+def test_an_entity_that_names_nothing_is_refused(tmp_path: Path, kind: str) -> None:
+    both = changed(toy.DATASET_YAML, "tables.outcomes.columns.ride.type", kind)
+    message = refusal(tmp_path, dataset=changed(both, "tables.bookings.columns.ride.type", kind))
+    assert f"spine.entity = 'ride': is a {kind}; an entity is a string, int32, int64, date or timestamp" in message
+
+
+@pytest.mark.parametrize("kind", ["date", "timestamp"])
+def test_a_time_is_no_feature(tmp_path: Path, kind: str) -> None:
+    declared = {"type": kind, "description": "x"}
+    message = refusal(tmp_path, dataset=changed(toy.DATASET_YAML, "features.vehicle_daily.columns.last", declared))
+    assert f"features = 'vehicle_daily__last': is a {kind}, which no trainer takes; make a number of it" in message
+
+
+def test_a_text_is_no_label_of_a_number(tmp_path: Path) -> None:
+    columns = changed(toy.DATASET_YAML, "tables.outcomes.columns.verdict", {"type": "string", "description": "x"})
+    message = refusal(tmp_path, dataset=columns, model=changed(toy.MODEL_YAML, "label.column", "verdict"))
+    assert "outputs = 'long_probability': label verdict is a string, a binary output needs a number" in message
 
 
 def test_all_problems_of_a_file_are_told_at_once(tmp_path: Path) -> None:
