@@ -355,19 +355,46 @@ class SqlSource(_Source):
     batch_rows: int = Field(50_000, ge=1)
 
 
+class SecretHeader(Model):
+    """A header whose value is a secret."""
+
+    secret: str = Field(description="name of the secret")
+
+
 class HttpSource(_Source):
     """Paginated JSON. `{data_date}` in the url or a parameter stands for each night of the interval."""
 
     kind: Literal["http"]
-    url: str
+    url: str = Field(pattern=r"^https?://")
     params: dict[str, str] = Field(default_factory=dict)
+    headers: dict[str, str | SecretHeader] | None = _unset("headers of each request: a text, or {secret: its name}")
     token_secret: str | None = Field(None, description="name of the secret sent as a bearer token")
+    lines: bool | None = _unset("true: each line of an answer is a record (NDJSON)")
     records: str = Field("", description="dotted path to the list of records; empty: the document is the list")
     page_param: str | None = Field(None, description="parameter that counts pages from first_page until one is empty")
     first_page: int = 1
+    offset_param: str | None = _unset("parameter that counts the records so far, from 0, until a page is empty")
+    cursor: str | None = _unset("dotted path to what `cursor_param` of the next page is, null on the last page")
+    cursor_param: str | None = _unset("parameter that takes the cursor")
     next_url: str | None = Field(None, description="dotted path to the next page's url, null on the last page")
+    next_link: bool | None = _unset("true: the next page's url is in the header Link, as RFC 8288 says (rel=next)")
+    end_on: tuple[Annotated[int, Field(ge=200, le=499)] | Literal["empty"] | None, ...] | None = _unset(
+        "answers that are the end of the pages, for example [404, 204]: statuses, empty (no body), null (no list)"
+    )
     timeout_seconds: float = Field(30.0, gt=0)
     attempts: int = Field(4, ge=1)
+
+    @model_validator(mode="after")
+    def _one_way_of_paging(self) -> Self:
+        ways = ("page_param", "offset_param", "cursor", "next_url", "next_link")
+        used = [way for way in ways if getattr(self, way)]
+        if len(used) > 1:
+            raise ValueError(f"pages are found by {' and by '.join(used)}: keep one of them")
+        if (self.cursor is None) != (self.cursor_param is None):
+            raise ValueError("cursor says where the next page's cursor is, cursor_param where to send it: name both")
+        if self.lines and (self.records or self.cursor or self.next_url):
+            raise ValueError("lines are records themselves: records, cursor and next_url look into one document")
+        return self
 
 
 Source = Annotated[FileSource | SqlSource | HttpSource, Field(discriminator="kind")]

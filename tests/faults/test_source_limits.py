@@ -150,14 +150,14 @@ def http_source(server: Server, **more: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("limit", "most"), [("max_pages", 5), ("max_rows", 5), ("max_bytes", 800)])
 def test_pages_without_end_are_left(tmp_path: Path, server: Server, limit: str, most: int) -> None:
-    server.answer = lambda path, parameters: (200, [record("a")])
+    server.answer = lambda path, parameters: (200, [record(f"meter {len(server.asked)}")])
     described = http_source(server, page_param="page", limits={limit: most})
     refused(meters(tmp_path, described), SourceTooLarge, f"more than {most} ")
     assert len(server.asked) <= 10
 
 
 def test_an_answer_that_takes_for_ever_is_left(tmp_path: Path, server: Server) -> None:
-    server.answer = lambda path, parameters: (200, [record("a")])
+    server.answer = lambda path, parameters: (200, [record(f"meter {len(server.asked)}")])
     described = http_source(server, page_param="page", limits={"max_seconds": 0.2})
     refused(meters(tmp_path, described), SourceTooLarge, "max_seconds")
 

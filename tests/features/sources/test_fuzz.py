@@ -5,8 +5,10 @@ Each run tries the same examples. To try others, take `derandomize` out and pass
 
 from __future__ import annotations
 
+import functools
 import gzip
 import io
+import json
 import sqlite3
 import tempfile
 import zipfile
@@ -16,6 +18,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -25,6 +28,7 @@ from hypothesis import strategies as st
 from config.calendar import Interval
 from config.errors import NightfleetError
 from features.ingest import ingest
+from features.sources import http
 from features.validate import validate
 from lake.tables import quarantine_table, raw_table, valid_table
 from tests.features.sources.reading import meters
@@ -229,3 +233,57 @@ def test_no_query_brings_another_error(rows: list[dict[str, Any]], query: str, u
         database.commit()
         database.close()
         outcome({"kind": "sql", "url_secret": "meters_url", "query": query})
+
+
+RECORD: dict[str, Any] = GOOD | {"litres": 1.5, "pulses": 3, "open": True}
+JSON_VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), ODD_TEXTS),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+RECORDS = st.lists(st.dictionaries(names, JSON_VALUES, max_size=2).map(lambda odd: RECORD | odd), max_size=2)
+BODIES = st.one_of(
+    RECORDS.map(lambda records: json.dumps(records).encode()),
+    st.builds(lambda rows, after: json.dumps({"rows": rows, "next": after}).encode(), RECORDS, JSON_VALUES),
+    JSON_VALUES.map(lambda value: json.dumps(value).encode()),
+    st.binary(max_size=20),
+    st.sampled_from([b"", b"null", b"[" * 100_000, b'[{"a": 1' + b"0" * 5000 + b"}]", b"\xef\xbb\xbf[]", b"NaN"]),
+)
+HEADERS = st.dictionaries(
+    st.sampled_from(["Link", "Content-Encoding", "Content-Type"]),
+    st.sampled_from(['</next>; rel="next"', "<http://[>; rel=next", "<>;;;", "gzip", "br", "utf-99"]),
+    max_size=2,
+)
+PAGING = st.sampled_from(
+    [
+        {},
+        {"page_param": "p"},
+        {"offset_param": "o", "end_on": [204, "empty", None]},
+        {"records": "rows", "cursor": "next", "cursor_param": "c"},
+        {"records": "rows", "next_url": "next"},
+        {"next_link": True, "lines": True},
+    ]
+)
+
+
+@settings(max_examples=80, derandomize=True)
+@given(
+    st.lists(st.tuples(st.sampled_from([200] * 6 + [204, 301, 404, 418, 503, 999]), BODIES, HEADERS), min_size=1),
+    PAGING,
+)
+def test_no_answer_brings_another_error(
+    answers: list[tuple[int, bytes, dict[str, str]]], paging: dict[str, Any]
+) -> None:
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(str(request.url))
+        status, body, headers = answers[min(len(asked), len(answers)) - 1]
+        return httpx.Response(status, headers=headers, stream=httpx.ByteStream(body))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(http, "FIRST_WAIT_SECONDS", 0.0)
+        patch.setattr(http, "LONGEST_WAIT_SECONDS", 0.0)
+        patch.setattr(httpx, "Client", functools.partial(httpx.Client, transport=httpx.MockTransport(answer)))
+        limits = {"max_pages": 20}
+        outcome({"kind": "http", "url": "http://meters.example/r", "attempts": 2, "limits": limits} | paging)

@@ -13,10 +13,11 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from config.calendar import Interval
+from config.catalog.base import BadCatalog
 from features.sources import SourceRefused, SourceSchemaMismatch, SourceUnavailable, SourceUnreadable, http
 from tests.features.sources.reading import COLUMNS, NIGHT, meters, read
 
-Answer = tuple[int, Any]
+Answer = tuple[int, Any] | tuple[int, Any, dict[str, str]]  # status, document, headers
 
 
 class Server:
@@ -38,10 +39,12 @@ class Server:
                 if answer is None:
                     server.closing.wait(30)
                     return
-                status, document = answer
+                status, document, *more = answer
                 body = document if isinstance(document, bytes) else json.dumps(document).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))
+                for name, value in more[0].items() if more else ():
+                    self.send_header(name, value)
                 if status == 302:
                     self.send_header("Location", "http://127.0.0.1:9/elsewhere")
                 self.end_headers()
@@ -181,8 +184,10 @@ def test_undeclared_missing_and_retyped_fields(tmp_path: Path, server: Server) -
     server.answer = lambda path, parameters: (200, [record("a", serial=7)])
     with pytest.raises(SourceSchemaMismatch, match="'serial' is not declared"):
         found(tmp_path, source(server))
-    server.answer = lambda path, parameters: (200, [{"meter": "a", "at_utc": "2024-03-04T10:00:00Z"}])
-    with pytest.raises(SourceSchemaMismatch, match=r"(?s)'litres' is missing.*'billed_on' is missing"):
+    renamed = record("a", Litres=1.5)
+    del renamed["litres"]
+    server.answer = lambda path, parameters: (200, [renamed])
+    with pytest.raises(SourceSchemaMismatch, match=r"(?s)'Litres' is not declared.*'litres' is missing"):
         found(tmp_path, source(server))
     server.answer = lambda path, parameters: (200, [record("a"), record("b", pulses=2.5)])
     with pytest.raises(
@@ -212,11 +217,120 @@ def test_nan_is_null_other_names_are_read_and_extra_keys_are_left_out(tmp_path: 
         read(meters(tmp_path, source(server, on_extra="ignore")))
 
 
-def test_keys_that_are_left_out_are_null_where_the_catalog_says_so(tmp_path: Path, server: Server) -> None:
-    one = record("a")
-    del one["litres"]
-    server.answer = lambda path, parameters: (200, [one])
+def test_a_key_that_all_records_omit_is_null(tmp_path: Path, server: Server) -> None:
+    """Many services leave out what is null; a night in which it is null everywhere lacks the key."""
+    server.answer = lambda path, parameters: (200, [{"meter": "a", "at_utc": "2024-03-04T10:00:00Z"}])
+    (row,) = read(meters(tmp_path, source(server))).to_pylist()
+    assert (row["meter"], row["litres"], row["billed_on"]) == ("a", None, None)
+    declared = COLUMNS | {"litres": COLUMNS["litres"] | {"on_missing": "refuse"}}
     with pytest.raises(SourceSchemaMismatch, match="'litres' is missing"):
-        read(meters(tmp_path, source(server)))
-    columns = COLUMNS | {"litres": COLUMNS["litres"] | {"on_missing": "ignore"}}
-    assert read(meters(tmp_path, source(server), columns=columns))["litres"].to_pylist() == [None]
+        read(meters(tmp_path, source(server), columns=declared))
+
+
+def test_a_service_that_knows_no_pages_ends(tmp_path: Path, server: Server) -> None:
+    """It ignores the parameter, and sends all of it again and again."""
+    server.answer = lambda path, parameters: (200, [record("a")])
+    with pytest.raises(SourceRefused, match=r"(?s)page=2 answers with the records of the page before.*`page_param`"):
+        found(tmp_path, source(server, page_param="page"))
+    assert len(server.asked) == 2
+
+
+def test_pages_by_cursor(tmp_path: Path, server: Server) -> None:
+    documents = {None: ("a", "x=1&y"), "x=1&y": ("b", 7), "7": ("c", None)}
+
+    def answer(path: str, parameters: dict[str, str]) -> Answer:
+        meter, cursor = documents[parameters.get("after")]
+        return 200, {"rows": [record(meter)], "meta": {"next": cursor}}
+
+    server.answer = answer
+    paging = {"cursor": "meta.next", "cursor_param": "after", "params": {"size": "1"}}
+    assert found(tmp_path, source(server, records="rows", **paging)) == ["a", "b", "c"]
+    assert server.asked[1] == "/readings?size=1&after=x%3D1%26y"
+    documents["7"] = ("c", "x=1&y")
+    with pytest.raises(SourceRefused, match="(?s)form a loop.*`cursor_param`"):
+        found(tmp_path, source(server, records="rows", **paging))
+
+
+def test_pages_by_offset(tmp_path: Path, server: Server) -> None:
+    whole = [record("a"), record("b"), record("c")]
+
+    def answer(path: str, parameters: dict[str, str]) -> Answer:
+        offset = int(parameters["skip"])
+        return 200, whole[offset : offset + 2]
+
+    server.answer = answer
+    assert found(tmp_path, source(server, offset_param="skip")) == ["a", "b", "c"]
+    assert server.asked == [f"/readings?skip={offset}" for offset in (0, 2, 3)]
+
+
+def test_pages_by_the_header_link(tmp_path: Path, server: Server) -> None:
+    answers: dict[str, Answer] = {
+        "/readings": (200, [record("a")], {"Link": '</first>; rel="first", </more?x=1>; rel="next"'}),
+        "/more": (200, [record("b")], {"Link": '</first>; rel="first"'}),
+    }
+    server.answer = lambda path, parameters: answers[path]
+    assert found(tmp_path, source(server, next_link=True)) == ["a", "b"]
+    answers["/more"] = (200, [record("b")], {"Link": '<http://elsewhere.example/>; rel="next"'})
+    with pytest.raises(SourceRefused, match=r"on another host than 127\.0\.0\.1"):
+        found(tmp_path, source(server, next_link=True))
+
+
+@pytest.mark.parametrize(
+    ("last", "end"), [((404, {}), 404), ((204, b""), 204), ((200, b""), "empty"), ((200, {"rows": None}), None)]
+)
+def test_a_declared_answer_is_the_end_of_the_pages(
+    tmp_path: Path, server: Server, last: Answer, end: int | str | None
+) -> None:
+    server.answer = lambda path, parameters: (200, {"rows": [record("a")]}) if parameters["page"] == "1" else last
+    paging = {"page_param": "page", "records": "rows"}
+    assert found(tmp_path, source(server, end_on=[end], **paging)) == ["a"]
+    with pytest.raises((SourceRefused, SourceUnreadable)):
+        found(tmp_path, source(server, **paging))
+
+
+def test_lines_are_records(tmp_path: Path, server: Server) -> None:
+    lines = [json.dumps(record("a\u2028b"), ensure_ascii=False), "", json.dumps(record("c"))]
+    server.answer = lambda path, parameters: (200, "\r\n".join(lines).encode())
+    assert found(tmp_path, source(server, lines=True)) == ["a\u2028b", "c"]
+    server.answer = lambda path, parameters: (200, b'{"meter": "a"}\n{"meter": ')
+    with pytest.raises(SourceUnreadable, match="did not send JSON"):
+        found(tmp_path, source(server, lines=True))
+
+
+def test_headers_may_be_secrets(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METERS_KEY", "sesame")
+    server.answer = lambda path, parameters: (200, [record("a")])
+    headers = {"X-Api-Key": {"secret": "meters_key"}, "X-Client": "nightfleet"}
+    assert found(tmp_path, source(server, headers=headers)) == ["a"]
+    assert (server.headers[0]["X-Api-Key"], server.headers[0]["X-Client"]) == ("sesame", "nightfleet")
+    monkeypatch.setenv("METERS_KEY", "sesame\nX-Other: 1")
+    with pytest.raises(SourceRefused, match="the header 'X-Api-Key' has a name or a value that HTTP") as caught:
+        found(tmp_path, source(server, headers=headers))
+    assert "sesame" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"page_param": "p", "offset_param": "o"}, "pages are found by page_param and by offset_param: keep one"),
+        ({"cursor": "next"}, "name both"),
+        ({"lines": True, "records": "rows"}, "lines are records themselves"),
+        ({"url": "ftp://somewhere/readings"}, "String should match pattern"),
+        ({"end_on": [503]}, "less than or equal to 499"),
+    ],
+)
+def test_keys_that_contradict_each_other_are_refused(
+    tmp_path: Path, server: Server, keys: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(BadCatalog, match=words):
+        meters(tmp_path, source(server, **keys))
+
+
+def test_keys_that_nobody_says_are_no_part_of_the_digest(tmp_path: Path, server: Server) -> None:
+    """Else every prediction id of an installation would be another one after an upgrade."""
+    lake = meters(tmp_path, source(server))
+    described = lake.dataset("meters").tables["readings"].source.model_dump(by_alias=True)
+    assert described.keys() == {
+        *("kind", "url", "params", "token_secret", "records", "page_param", "first_page", "next_url", "columns"),
+        *("timeout_seconds", "attempts", "select", "lookups"),
+    }
