@@ -59,6 +59,11 @@ def _suites(full: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
 
         return bench_pages.run()
 
+    def verify() -> list[dict[str, Any]]:
+        from tests.benchmarks import bench_verify
+
+        return bench_verify.run(5_000)
+
     suites = {
         "published": published,
         "containers": containers,
@@ -66,7 +71,7 @@ def _suites(full: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
         "retrieval": retrieval,
         "validation": validation,
     }
-    return {**suites, "scoring": scoring, "backfill": backfill, "pages": pages}
+    return {**suites, "scoring": scoring, "backfill": backfill, "pages": pages, "verify": verify}
 
 
 def main() -> None:

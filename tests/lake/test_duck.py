@@ -49,3 +49,12 @@ def test_paths_are_literals_for_duckdb() -> None:
     assert read_parquet([Path("/a"), "/b"]) == "read_parquet(['/a', '/b'], hive_partitioning=false)"
     assert read_parquet(["/q[1]*.parquet"]) == "read_parquet(['/q[[]1][*].parquet'], hive_partitioning=false)"
     assert "hive_partitioning=true" in read_parquet(["/a"], partitioned=True)
+
+
+def test_files_that_are_allowed_already_are_not_listed_anew(tmp_path: Path) -> None:
+    with connect() as connection:
+        allow(connection, [tmp_path / "a.parquet", tmp_path / "b.parquet"])
+        confine(connection)
+        allow(connection, [tmp_path / "b.parquet"])
+        with pytest.raises(duckdb.Error, match="locked"):
+            allow(connection, [tmp_path / "c.parquet"])
