@@ -10,7 +10,7 @@ from pathlib import Path
 import duckdb
 
 from config.catalog.data import OnDifference, SourceColumn
-from config.masking import shown
+from config.masking import HIDDEN, shown
 from features.sources.errors import SourceSchemaMismatch
 from features.sources.meter import Meter
 from features.sources.values import (
@@ -111,7 +111,7 @@ def match_names(
     known = {own for name, column in declared.items() for own in (name, *(column.renamed_from or ()))}
     extra = [name for name in dict.fromkeys(found) if name not in known]
     if on_extra == "warn":
-        differences += [Difference(name, missing=False) for name in extra]
+        differences += [Difference(HIDDEN if personal else name, missing=False) for name in extra]
     elif on_extra != "ignore":
         problems = [f"{shown(name, personal=personal)} is not declared" for name in extra] + problems
     problems += [
@@ -165,8 +165,12 @@ def typed(rows: Rows, columns: Mapping[str, SourceColumn]) -> str:
     conversions = _conversions(rows, columns)
     values = ", ".join(f"{read.value} AS {quoted(name)}" for name, read in conversions.items())
     failed = " OR ".join(failed for read in conversions.values() if (failed := read.failed))
-    kept = f" WHERE CASE WHEN {failed} THEN error({literal(_REFUSED)}) ELSE true END" if failed else ""
-    return f"SELECT {values} FROM {rows.relation}{kept}"  # noqa: S608 (names of the catalog, quoted)
+    if not failed:
+        return f"SELECT {values} FROM {rows.relation}"  # noqa: S608 (names of the catalog, quoted)
+    # Beside the values, not above them: so DuckDB works out once what both need.
+    judged = f"SELECT {values}, ({failed}) AS {_REFUSED} FROM {rows.relation}"  # noqa: S608 (as above)
+    refused = f"CASE WHEN {_REFUSED} THEN error({literal(_REFUSED)}) ELSE true END"
+    return f"SELECT * EXCLUDE ({_REFUSED}) FROM ({judged}) WHERE {refused}"  # noqa: S608 (as above)
 
 
 def _conversions(rows: Rows, columns: Mapping[str, SourceColumn]) -> dict[str, Conversion]:
