@@ -115,8 +115,13 @@ def label_query(
     """
     entry, _ = _entries(lake, model)
     known = _register_labels(lake, entry, connection, rows, last=as_of, version=version)
+    label = "l.label"
+    if entry.label.absent is not None:
+        # A row that says null is not absent: it says that nobody knows.
+        mature = f"l.data_date IS NULL AND r.data_date <= DATE '{newest_mature(lake, model, as_of)}'"
+        label = f"CASE WHEN {mature} THEN CAST({entry.label.absent!r} AS DOUBLE) ELSE l.label END AS label"
     sql = (
-        f'SELECT r.*, l.label FROM "{rows}" AS r LEFT JOIN known_labels AS l ON {_same_entity(entry)} AND'
+        f'SELECT r.*, {label} FROM "{rows}" AS r LEFT JOIN known_labels AS l ON {_same_entity(entry)} AND'
         " l.superseded_on IS NULL"
     )
     return LabelQuery(sql, known.inputs())
@@ -185,8 +190,13 @@ def _register_labels(
 
 
 def label_as_number(entry: ModelEntry) -> str:
-    """SQL of the label as a double: itself, or for a text its position among the values that it may take."""
+    """SQL of the label as a double: itself, the number that the catalog says for a text, or its position among the
+    values that it may take.
+    """
     column = f'"{entry.label.column}"'
+    if entry.label.values:
+        said = " ".join(f"WHEN {_literal(text)} THEN {number!r}" for text, number in entry.label.values.items())
+        return f"CAST(CASE {column} {said} END AS DOUBLE)"
     if not any(isinstance(value, str) for value in entry.label_values):
         return f"CAST({column} AS DOUBLE)"
     cases = " ".join(f"WHEN {_literal(value)} THEN {number}" for number, value in enumerate(entry.label_values))
@@ -195,18 +205,20 @@ def label_as_number(entry: ModelEntry) -> str:
 
 def _check_values(connection: duckdb.DuckDBPyConnection, entry: ModelEntry) -> None:
     """Refuse a label that is none of the values that the catalog lists; a null is a label that has not come."""
-    if not entry.label_values:
+    values = tuple(entry.label.values) or entry.label_values
+    if not values:
         return
     column, table = f'"{entry.label.column}"', entry.label.table
-    listed = ", ".join(_literal(value) for value in entry.label_values)
+    listed = ", ".join(_literal(value) for value in values)
     unknown = connection.execute(
         f"SELECT {column}, count(*) FROM label_rows WHERE {column} NOT IN ({listed}) GROUP BY ALL ORDER BY ALL LIMIT 1"
     ).fetchone()
     if unknown is not None:
+        where = "`values` of the label" if entry.label.values else "`classes` of the outputs"
         raise UnknownClass(
             f"{unknown[1]} rows of {table} hold the label {entry.label.column} = {unknown[0]!r}, which is none of "
-            f"{', '.join(map(str, entry.label_values))}.\n"
-            f"  Add it to `classes` of the outputs of {entry.name} and train again, or let a check of {table} put such "
+            f"{', '.join(map(str, values))}.\n"
+            f"  Add it to {where} of {entry.name} and train again, or let a check of {table} put such "
             f"rows into quarantine (rule in_set on {entry.label.column})."
         )
 

@@ -234,8 +234,17 @@ def _label_misfits(model: ModelEntry, dataset: Dataset) -> Iterator[Misfit]:
         if kind in NO_ENTITY_TYPES:
             expectation = f"is a {kind}; an entity is a string, int32, int64, date or timestamp"
             yield Misfit("spine.entity", name, expectation)
+    yield from _label_kind_misfits(model, dataset.tables[table].columns[model.label.column].type)
+
+
+def _label_kind_misfits(model: ModelEntry, kind: str) -> Iterator[Misfit]:
+    """What the outputs cannot learn from a label column of that type."""
+    if model.label.values:
+        if kind != "string":
+            yield Misfit("label.values", model.label.values, f"maps texts, and {model.label.column} is a {kind}")
+        kind = "int64" if all(number.is_integer() for number in model.label.values.values()) else "float64"
     for name, output in model.outputs.items():
-        problem = output.label_problem(model.label.column, dataset.tables[table].columns[model.label.column].type)
+        problem = output.label_problem(model.label.column, kind)
         if problem:
             yield Misfit("outputs", name, problem)
 

@@ -22,6 +22,16 @@ class Label(Model):
     table: str
     column: str
     matures_after: Duration
+    values: dict[str, float] = Field(
+        default_factory=dict,
+        exclude_if=lambda values: not values,  # the catalog's digest of before it could be declared
+        description="for a text column, the number that each text stands for; every text it may hold",
+    )
+    absent: float | None = Field(
+        None,
+        exclude_if=lambda absent: absent is None,
+        description="the label of a row that has none when it is mature, for example 0 where only events are recorded",
+    )
 
 
 class Split(Model):

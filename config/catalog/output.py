@@ -234,7 +234,8 @@ class OutputKind(Model, ABC):
         """What is wrong with a label column of that catalog type, None when nothing is."""
         if kind in {"int32", "int64", "float64", "boolean"}:
             return None
-        return f"label {column} is a {kind}, a {self.kind} output needs a number"
+        remedy = "; say in the label's `values` which number each text stands for" if kind == "string" else ""
+        return f"label {column} is a {kind}, a {self.kind} output needs a number{remedy}"
 
     def truth(self, label: Floats) -> Floats:
         """What came true, as metrics take it, (rows,)."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ PLACES = (
     *("features/training_set.py", "features/labels.py", "features/known.py", "features/retrieval.py"),
     *("features/offline_store.py", "config/catalog/spine.py", "serving/predictions.py", "serving/score.py"),
 )
+NO_ROW = "there is no such row"
 OURS = RESERVED_COLUMNS | TRAINING_COLUMNS | PREDICTION_COLUMNS
 
 
@@ -51,12 +53,19 @@ def words() -> list[str]:
 WORDS = words()
 
 
-def catalog_of(folder: Path, entity: list[str], others: list[str], outputs: dict[str, Any] | None = None) -> Lake:
+def catalog_of(
+    folder: Path,
+    entity: list[str],
+    others: list[str],
+    outputs: dict[str, Any] | None = None,
+    outcome: str = "float64",
+    **declared: Any,
+) -> Lake:
     """Model `m` of the rows of `plans`, keyed by id and `entity`; `others` are more columns of them."""
     key = {name: {"type": "int64", "description": "k", "nullable": False} for name in ("id", *entity)}
     at = {"at": {"type": "timestamp", "description": "target time", "nullable": False}}
     more = {name: {"type": "int64", "description": "c"} for name in others}
-    label = {"outcome": {"type": "float64", "description": "what came of it"}}
+    label = {"outcome": {"type": outcome, "description": "what came of it"}}
 
     def table(name: str, columns: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -76,7 +85,7 @@ def catalog_of(folder: Path, entity: list[str], others: list[str], outputs: dict
     model = about | {
         "model": "m", "deadline": "06:00", "dataset": "d", "features": ["v"],
         "spine": {"table": "plans", "entity": list(key), "target_time": "at"},
-        "label": {"table": "outcomes", "column": "outcome", "matures_after": "1 hour"},
+        "label": {"table": "outcomes", "column": "outcome", "matures_after": "1 hour"} | declared,
         "outputs": outputs or {"said": {"kind": "regression", "objective": "mean", "gate": "rmse"}},
         "trainer": {"family": "linear", "params": {}, "seed": 1, "device": "cpu"},
         "split": {"train": "1 days", "validation": "1 days", "test": "2 days", "embargo": "0 days"},
@@ -94,8 +103,10 @@ def catalog_of(folder: Path, entity: list[str], others: list[str], outputs: dict
     return Lake(settings, load_catalog(settings))
 
 
-def arrive(lake: Lake, entity: list[str], others: list[str]) -> None:
-    """Two plans a night, of the next day, and what came of those of the night before, as validation publishes them."""
+def arrive(lake: Lake, entity: list[str], others: list[str], said: Callable[[int], Any] = lambda i: i + 0.5) -> None:
+    """Two plans a night, of the next day, and what came of those of the night before, as validation publishes them;
+    `said` is the outcome of an id, NO_ROW where there is no row of it.
+    """
     dataset = lake.dataset("d")
     days = [night for night in NIGHTS for _ in range(2)]
     for name, ids in (("plans", range(2 * len(NIGHTS))), ("outcomes", range(-2, 2 * len(NIGHTS) - 2))):
@@ -104,11 +115,16 @@ def arrive(lake: Lake, entity: list[str], others: list[str]) -> None:
             rows["at"] = [cutoff(night, "Europe/Berlin") + ONE_DAY / 2 for night in days]
             rows |= {column: [-k * 1000 - i for i in ids] for k, column in enumerate(others, 1)}
         else:
-            rows["outcome"] = [i + 0.5 for i in ids]
+            rows["outcome"] = [said(i) for i in ids]
         rows |= {"known_at_utc": [cutoff(night, "Europe/Berlin") for night in days], "revision": [0] * len(days)}
         table = valid_table(lake.settings, dataset, name)
         schema = pa.schema([table.schema.field(column) for column in (*rows, "data_date")])
-        batch = pa.table({column: list(values) for column, values in (rows | {"data_date": days}).items()}, schema)
+        values = {
+            column: [None if v == NO_ROW else v for v in of] for column, of in (rows | {"data_date": days}).items()
+        }
+        batch = pa.table(values, schema)
+        if name == "outcomes":
+            batch = batch.filter([said(i) != NO_ROW for i in ids])
         with lake.scratch("test") as scratch:
             lineage, replaces = lake.lineage("d", "r"), dict.fromkeys(NIGHTS)
             publish(lake.publications, table, batch, NIGHTS, replaces=replaces, lineage=lineage, scratch=scratch)

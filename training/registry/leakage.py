@@ -253,19 +253,19 @@ def _audit_labels(
     key = _names(dataset.tables[entry.label.table].key)
     entity = _names(entry.entity)
     instant = cutoff(as_of, dataset.time_zone).isoformat()
-    label = label_as_number(entry)
-    if table.closes:
-        label = f'CASE WHEN "{CLOSED_COLUMN}" THEN NULL ELSE {label} END'
+    closed = f'"{CLOSED_COLUMN}"' if table.closes else "false"
+    absent = "NULL" if entry.label.absent is None else f"CAST({entry.label.absent!r} AS DOUBLE)"
+    known = f"CASE WHEN nf__closed IS NOT FALSE THEN {absent} ELSE known_label END"
     connection.execute(f"""
         CREATE OR REPLACE TEMP VIEW label_audit AS
         WITH known AS (
-            SELECT {entity}, {label} AS known_label
+            SELECT {entity}, {label_as_number(entry)} AS known_label, {closed} AS nf__closed
             FROM (SELECT * FROM label_rows WHERE known_at_utc <= TIMESTAMPTZ '{instant}') SEMI JOIN rows
               USING ({entity})
             QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY data_date DESC, revision DESC) = 1
         )
-        SELECT rows.data_date, {_names(entry.entity, "rows")}, label AS recorded, known_label AS known
-        FROM rows LEFT JOIN known USING ({entity}) WHERE label IS DISTINCT FROM known_label
+        SELECT rows.data_date, {_names(entry.entity, "rows")}, label AS recorded, {known} AS known
+        FROM rows LEFT JOIN known USING ({entity}) WHERE label IS DISTINCT FROM {known}
         """)
     _collect(connection, "label_audit", "label", entry.label.table, entry.label.column, entry.entity, tally)
 
