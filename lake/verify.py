@@ -8,12 +8,14 @@ from datetime import date
 
 import duckdb
 import pyarrow as pa
+import sqlalchemy as sa
 from deltalake import DeltaTable
 
 from config.errors import NightfleetError
 from lake.delta import TableDamaged, TableLocation, file_problem, file_sizes
 from lake.digest import RowsDigest
 from lake.lake import Lake
+from lake.projection import sql_columns
 from lake.publish import by_date
 from lake.tables import LakeTable
 
@@ -88,6 +90,36 @@ def verify_files(location: TableLocation, name: str) -> Iterator[Damage]:
         problem = file_problem(uri, sizes.get(uri.rsplit("/", 1)[-1]))
         if problem:
             yield Damage("lake", name, f"{uri} {problem}", "Restore that file from a backup.")
+
+
+def altered_dates(lake: Lake, table: LakeTable, sql_table: str, *, keep_replaced: bool = False) -> list[date]:
+    """Data dates whose current rows in SQL have another digest than the rows that were published: somebody else wrote
+    there. A table that lacks a column is not looked at; it is projected anew.
+    """
+    inspector = sa.inspect(lake.engine)
+    if not inspector.has_table(sql_table):
+        return []
+    if set(table.schema.names) - {column["name"] for column in inspector.get_columns(sql_table)}:
+        return []
+    target = sql_columns(sql_table, table.schema, keep_replaced=keep_replaced)
+    columns = [target.c[name] for name in table.schema.names]
+    query = sa.select(*columns).where(target.c.source_table == table.name)
+    if keep_replaced:
+        query = query.where(target.c.superseded_at.is_(None))
+    order = [(name, "ascending") for name in table.key]
+    altered = []
+    with lake.engine.connect() as connection:
+        for day, publication in sorted(lake.publications.current(table).items()):
+            rows = connection.execute(query.where(target.c.data_date == day)).fetchall()
+            values = zip(*rows, strict=True) if rows else ([] for _ in columns)
+            fields = zip(values, table.schema, strict=True)
+            in_sql = pa.table([pa.array(column, field.type) for column, field in fields], schema=table.schema)
+            digest = RowsDigest(table.schema, table.added)
+            for batch in in_sql.sort_by(order).combine_chunks().to_batches():
+                digest.update(batch)
+            if digest.hexdigest() != publication.digest:
+                altered.append(day)
+    return altered
 
 
 def _digests(lake: Lake, table: LakeTable, delta: DeltaTable, dates: Sequence[date]) -> dict[date, RowsDigest | str]:

@@ -24,7 +24,7 @@ from lake.projection import outdated_dates
 from lake.promotions import project_promotions, stored_promotions
 from lake.storage import artifacts
 from lake.tables import LakeTable, feature_table, quarantine_table, raw_table, valid_table
-from lake.verify import Damage, verify_files, verify_table
+from lake.verify import Damage, altered_dates, verify_files, verify_table
 from monitoring import retraining_requests
 from monitoring.alerting import actions
 from serving.predictions import predictions_table
@@ -53,6 +53,12 @@ def verify(lake: Lake) -> Iterator[Damage]:
     for model in lake.catalog.models:
         yield from _versions(lake, model.name)
     yield from verify_projections(lake)
+    for table, sql_table, keep_replaced in _projected(lake):
+        outdated = outdated_dates(lake, table, sql_table, keep_replaced=keep_replaced)
+        days = [d for d in altered_dates(lake, table, sql_table, keep_replaced=keep_replaced) if d not in outdated]
+        if days:
+            said = f"rows of {len(days)} data dates are not those of the lake, the first is {days[0]}"
+            yield Damage("SQL", f"{sql_table} of {table.name}", said, _REPAIR)
 
 
 def verify_projections(lake: Lake) -> Iterator[Damage]:

@@ -105,10 +105,14 @@ def test_projections_are_rebuilt(lake: Lake) -> None:
 
 def test_values_changed_in_sql_are_written_again(lake: Lake) -> None:
     with lake.engine.begin() as connection:
-        connection.execute(sa.text("UPDATE metrics SET value = 9"))
+        connection.execute(sa.text("UPDATE metrics SET value = 9 WHERE data_date = '2024-01-03'"))
+    (damage,) = verify(lake)
+    assert (damage.part, damage.place) == ("SQL", "metrics of ride_minutes/metrics/toy")
+    assert damage.problem == "rows of 1 data dates are not those of the lake, the first is 2024-01-03"
     list(repair(lake, run_id="repair"))
     with lake.engine.connect() as connection:
         assert set(connection.execute(sa.text("SELECT value FROM metrics")).scalars()) == {1.0}
+    assert _seen(lake) == []
 
 
 def test_a_stored_version_without_signature_is_named(lake: Lake) -> None:
