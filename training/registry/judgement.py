@@ -167,16 +167,16 @@ class Judgement:
     def _schema_holds(self, challenger: Predictor) -> bool:
         """The model takes exactly the catalog's features, in their types, and gives exactly its outputs."""
         wanted = {name: str(column.type) for name, column in self._lake.catalog.feature_columns(self._entry).items()}
-        found = dict(challenger.feature_columns)
+        taken = dict(challenger.feature_columns)
         there = set(pq.read_schema(self._judged.test_path).names)
-        problems = [f"it lacks {name}" for name in wanted if name not in found]
-        problems += [f"it takes {name}, which the catalog does not have" for name in found if name not in wanted]
+        problems = [f"it lacks {name}" for name in wanted if name not in taken]
+        problems += [f"it takes {name}, which the catalog does not have" for name in taken if name not in wanted]
         problems += [
-            f"it takes {name} as {found[name]}, the catalog has {wanted[name]}"
+            f"it takes {name} as {taken[name]}, the catalog has {wanted[name]}"
             for name in wanted
-            if name in found and found[name] != wanted[name]
+            if name in taken and taken[name] != wanted[name]
         ]
-        problems += [f"the test set lacks {name}" for name in found if name not in there]
+        problems += [f"the test set lacks {name}" for name in taken if name not in there]
         if tuple(challenger.output_columns) != self._entry.output_columns:
             problems.append(
                 f"it gives {', '.join(challenger.output_columns)}, the catalog asks for "
@@ -238,15 +238,15 @@ class Judgement:
         if incumbent.unusable:
             incumbent.predictor, incumbent.name = None, f"baseline {entry.gate.baseline}"
         self._details["coverage"] = scored.coverage()
-        for output, found in scored.coverage().items():
-            note = f"{found['crossed']} rows with lower above upper" if found["crossed"] else None
+        for output, covered in scored.coverage().items():
+            note = f"{covered['crossed']} rows with lower above upper" if covered["crossed"] else None
             self._checks.append(
                 Check(
                     "coverage",
                     passed=None,
                     output=output,
-                    challenger=found["found"],
-                    needed=found["wanted"],
+                    challenger=covered["found"],
+                    needed=covered["wanted"],
                     rows=scored.rows,
                     note=note,
                 )
@@ -276,7 +276,7 @@ class Judgement:
 
     def _check_latency(self, seconds: float, rows: int) -> None:
         limit = self._entry.gate.max_milliseconds_per_row
-        found = seconds * 1_000 / rows
+        milliseconds = seconds * 1_000 / rows
         if rows < _LEAST_TIMED_ROWS:
             note = f"{rows} rows are too few to time, {_LEAST_TIMED_ROWS} are needed: not evaluated"
             self._checks.append(
@@ -284,7 +284,7 @@ class Judgement:
                     "latency",
                     passed=None,
                     metric="milliseconds_per_row",
-                    challenger=found,
+                    challenger=milliseconds,
                     needed=limit,
                     rows=rows,
                     note=note,
@@ -294,17 +294,18 @@ class Judgement:
         self._checks.append(
             Check(
                 "latency",
-                passed=found <= limit,
+                passed=milliseconds <= limit,
                 metric="milliseconds_per_row",
-                challenger=found,
+                challenger=milliseconds,
                 needed=limit,
                 rows=rows,
             )
         )
-        if found > limit:
+        if milliseconds > limit:
             self._refuse(
                 "latency",
-                f"Batch prediction takes {found:.2f} ms a row over {rows} rows; at most {limit:g} ms are allowed.",
+                f"Batch prediction takes {milliseconds:.2f} ms a row over {rows} rows; at most {limit:g} ms are "
+                "allowed.",
             )
 
     # -- nights, leakage
@@ -361,7 +362,7 @@ class Judgement:
             losses = scored.losses(name, mask)
             theirs = losses.champion if against_champion else losses.baseline
             by_day = [sums_by_code(day, values, len(nights)) for values in (losses.challenger, theirs, losses.baseline)]
-            found, reached, trivial = (pooled_error(output, values, len(day)) for values in by_day)
+            error, reached, trivial = (pooled_error(output, values, len(day)) for values in by_day)
             improvement = 1.0 - float(error_ratio(by_day[0].sum(), by_day[1].sum(), root=root))
             bound = (
                 improvement_bound(by_day[0], by_day[1], weights, confidence=rules.confidence, root=root)
@@ -373,7 +374,7 @@ class Judgement:
             passed = None if bound is None or untold else bound >= rules.better_by
             self._details["outputs"][name] = {
                 "metric": output.gate,
-                "challenger": found,
+                "challenger": error,
                 "incumbent": reached,
                 "baseline": trivial,
             }
@@ -383,7 +384,7 @@ class Judgement:
                     passed=passed,
                     output=name,
                     metric=output.gate,
-                    challenger=found,
+                    challenger=error,
                     incumbent=reached,
                     improvement=plain_float(improvement),
                     bound=None if bound is None else plain_float(bound),
@@ -397,7 +398,7 @@ class Judgement:
                     "nothing_to_tell", f"{untold} Not evaluated: the champion stays. Train as of a later night."
                 )
             elif bound is not None:
-                self._say_improvement(name, output, incumbent, found, reached, bound)
+                self._say_improvement(name, output, incumbent, error, reached, bound)
                 self._measure_segments(name, output, scored, losses.challenger, theirs, mask, day, weights, incumbent)
 
     def _nothing_to_tell(
@@ -414,11 +415,11 @@ class Judgement:
         return None
 
     def _say_improvement(
-        self, name: str, output: OutputKind, incumbent: _Incumbent, found: float, reached: float, bound: float
+        self, name: str, output: OutputKind, incumbent: _Incumbent, error: float, reached: float, bound: float
     ) -> None:
         rules = self._entry.gate
         versus = (
-            f"{name}: {output.gate} {found:.4g} against {reached:.4g} of {self._incumbent_words(incumbent, output)}"
+            f"{name}: {output.gate} {error:.4g} against {reached:.4g} of {self._incumbent_words(incumbent, output)}"
         )
         sure = f"with {rules.confidence:.0%} confidence the improvement is at least {bound:+.1%}"
         if bound >= rules.better_by:
@@ -480,7 +481,7 @@ class Judgement:
             bounds = ratio_lower_bounds(sums[0], sums[1], weights, confidence=self._entry.gate.confidence, root=root)
             for position, index in enumerate(large):
                 ratio, bound, count = float(ratios[position]), float(bounds[position]), int(rows[index])
-                found, reached = (pooled_error(output, side[:, position], count) for side in sums)
+                error, reached = (pooled_error(output, side[:, position], count) for side in sums)
                 worse = bound > rules.worst
                 errors = sums[0][:, position].sum() + sums[1][:, position].sum()
                 self._checks.append(
@@ -490,7 +491,7 @@ class Judgement:
                         output=name,
                         metric=output.gate,
                         segment=f"{column}={values[index]}",
-                        challenger=found,
+                        challenger=error,
                         incumbent=reached,
                         improvement=plain_float(1.0 - ratio),
                         bound=plain_float(bound),
@@ -502,7 +503,7 @@ class Judgement:
                 if worse:
                     self._refuse(
                         "segment_worse",
-                        f"{name} where {column} is {values[index]} ({count} rows): {output.gate} {found:.4g} against "
+                        f"{name} where {column} is {values[index]} ({count} rows): {output.gate} {error:.4g} against "
                         f"{reached:.4g} of "
                         f"{self._incumbent_words(incumbent, output)}; "
                         f"with {self._entry.gate.confidence:.0%} confidence at least {bound:.2f} times the "
