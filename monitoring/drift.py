@@ -1,169 +1,34 @@
 """Drift: each scored night's features and predictions against the training window of each version that scored it."""
 
-# ruff: noqa: S608 (names come from the typed catalog, quoted)
 from __future__ import annotations
 
-import itertools
-import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from datetime import date, timedelta
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
 
 from config.calendar import ONE_DAY, Interval
-from config.catalog.data import Dataset, FeatureColumn
+from config.catalog.data import FeatureColumn
 from config.catalog.model import ModelEntry
-from config.settings import Settings
-from features.retrieval import Retrieval, retrieve, spine_table
-from lake.assignment import CHAMPION, Assignment, scored_by
+from lake.assignment import CHAMPION
 from lake.events import logged
 from lake.lake import Lake, StageResult
-from lake.lineage import Input, Publication
 from lake.metrics import Metric, metrics_table, publish_metrics
-from lake.signature import UntrustedModel
-from lake.storage import artifacts, version_key
-from lake.tables import LakeTable
+from monitoring.drift_counts import NightCounts, count_features, count_predictions, longest_window
+from monitoring.references import VersionReference, feature_profiles, references_of
 from serving.predictions import predictions_table
-from serving.signed import signed_files
 from training.registry.reference import (
-    READABLE_FORMATS,
-    Counts,
     ExactSum,
-    as_numbers,
-    count_bins,
-    exact_sum,
     is_averaged,
-    is_categorical,
     window_values,
 )
 
 GROUP = "drift"
 MEAN = "mean"
 REFERENCE_MEAN = "reference_mean"
-
-
-@dataclass(frozen=True)
-class VersionReference:
-    """The profile stored with a model version; `profile` is empty and `missing` says why where there is none.
-
-    Attributes:
-        version: MLflow's number.
-        profile: as `training.registry.reference.build_reference` made it.
-    """
-
-    version: int
-    artifact_digest: str
-    profile: Mapping[str, Any]
-    missing: str | None = None
-
-    @property
-    def window(self) -> int:
-        """Nights that one judgement covers."""
-        return int(self.profile.get("window_nights", 1))
-
-    def described(self) -> str:
-        """What numbers are compared with, for the metrics table."""
-        if self.missing:
-            return f"version {self.version}"
-        return f"version {self.version}, trained on {self.profile['first']} to {self.profile['last']}"
-
-
-def load_reference(settings: Settings, model: str, version: int, artifact_digest: str) -> VersionReference:
-    """The reference profile beside a version's files, as it was signed; a version without one, or whose files are not
-    as they were signed, is *not evaluated*, with the reason.
-
-    Raises:
-        MissingSecret: there is no key to verify with.
-    """
-
-    def without(why: str) -> VersionReference:
-        return VersionReference(version, artifact_digest, {}, why)
-
-    if not artifacts(settings).exists(version_key(model, artifact_digest, "reference.json")):
-        return without(f"version {version} has no reference.json beside its files; register it again")
-    try:
-        with signed_files(settings, model, artifact_digest, documents_only=True) as folder:
-            profile = json.loads((folder / "reference.json").read_bytes())
-    except UntrustedModel as error:
-        return without(f"reference.json of version {version} is not trusted: {str(error).splitlines()[0]}")
-    except ValueError:
-        return without(f"reference.json of version {version} is not JSON; register it again")
-    if profile.get("format") not in READABLE_FORMATS:
-        needed = " or ".join(map(str, READABLE_FORMATS))
-        why = f"reference.json of version {version} has format {profile.get('format')}, needs {needed}; train it again"
-        return without(why)
-    return VersionReference(version, artifact_digest, profile)
-
-
-References = Mapping[date, Mapping[str, VersionReference]]  # by night and role
-
-
-def references_of(
-    lake: Lake, model: str, scored: Mapping[date, Publication]
-) -> dict[date, dict[str, VersionReference]]:
-    """By night and role: the version that scored it, as the publication recorded it, with its reference."""
-    loaded: dict[str, VersionReference] = {}
-
-    def reference(assignment: Assignment) -> VersionReference:
-        digest = assignment.artifact_digest
-        if digest not in loaded:
-            loaded[digest] = load_reference(lake.settings, model, assignment.version, digest)
-        return loaded[digest]
-
-    return {
-        day: {assignment.role: reference(assignment) for assignment in scored_by(day, publication.details)}
-        for day, publication in scored.items()
-    }
-
-
-@dataclass
-class _Night:
-    """Rows of one night, per (artifact digest, column) its rows per bin and its nulls, and the sum of each column of
-    numbers.
-    """
-
-    rows: int = 0
-    sums: dict[str, ExactSum] = field(default_factory=dict)
-    counts: dict[tuple[str, str], Counts] = field(default_factory=dict)
-    nulls: dict[tuple[str, str], int] = field(default_factory=dict)
-
-    def add(
-        self, reference: VersionReference, profiles: Mapping[str, Mapping[str, Any]], rows: pa.RecordBatch | pa.Table
-    ) -> None:
-        """Count rows of this night into the bins of that version's profiles; columns that are not there are left
-        out.
-        """
-        together = np.zeros(rows.num_rows, dtype=np.int64)
-        for name, profile in profiles.items():
-            if not _comparable(rows.schema, name, profile):
-                continue
-            counts, nulls = count_bins(rows.column(name), profile, together, 1)
-            key = (reference.artifact_digest, name)
-            self.counts[key] = self.counts[key] + counts[0] if key in self.counts else counts[0]
-            self.nulls[key] = self.nulls.get(key, 0) + int(nulls[0])
-
-    def add_sums(self, names: Iterable[str], rows: pa.RecordBatch | pa.Table) -> None:
-        """Add up those columns of this night that are numbers; once a batch, whatever versions it is counted for."""
-        for name in names:
-            if name in rows.schema.names and _is_number(rows.schema.field(name).type):
-                self.sums[name] = self.sums.get(name, ExactSum()) + exact_sum(as_numbers(rows.column(name)))
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
-
-
-def _comparable(schema: pa.Schema, name: str, profile: Mapping[str, Any]) -> bool:
-    if name not in schema.names:
-        return False
-    kind = schema.field(name).type
-    text: bool = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_boolean(kind)
-    return bool(text == (profile["kind"] == "categorical"))
 
 
 @logged("drift")
@@ -196,14 +61,14 @@ def drift(lake: Lake, model: str, interval: Interval, *, run_id: str) -> StageRe
     if reach > longest:  # a version that was trained when the catalog said a longer window
         scored = lake.publications.current(table, interval.widened(reach - 1))
         references = references_of(lake, model, scored)
-    features, inputs = _count_features(lake, entry, dataset, interval, scored, references)
-    predictions = _count_predictions(lake, entry, table, interval, scored, references)
+    features, inputs = count_features(lake, entry, dataset, interval, scored, references)
+    predictions = count_predictions(lake, entry, table, interval, scored, references)
     rows: list[Metric] = []
     for day in interval:
         for role in references[day]:
             own = {night: versions[role] for night, versions in references.items() if role in versions}
             rows += _Judge(lake, entry, day, role, own, features, predictions[role]).metrics()
-        for back in range(_longest_window(references[day])):
+        for back in range(longest_window(references[day])):
             if day - back * ONE_DAY in scored:
                 inputs.setdefault(day, []).append(scored[day - back * ONE_DAY].as_input())
     unique = {day: list(dict.fromkeys(items)) for day, items in inputs.items() if day in interval}
@@ -221,170 +86,6 @@ def drift(lake: Lake, model: str, interval: Interval, *, run_id: str) -> StageRe
     return StageResult("drift", model, str(interval), published.rows, len(published.committed), details)
 
 
-# ---- counting --------------------------------------------------------------------------------------------------
-
-
-def _longest_window(versions: Mapping[str, VersionReference]) -> int:
-    return max(reference.window for reference in versions.values())
-
-
-def _wanted(interval: Interval, references: References) -> dict[date, dict[str, VersionReference]]:
-    """By night that must be counted: the versions whose bins it is counted in, by artifact digest."""
-    wanted: dict[date, dict[str, VersionReference]] = {}
-    for day in interval:
-        for reference in references[day].values():
-            for back in range(reference.window):
-                wanted.setdefault(day - back * ONE_DAY, {})[reference.artifact_digest] = reference
-    return wanted
-
-
-def feature_profiles(lake: Lake, entry: ModelEntry, reference: VersionReference) -> dict[str, Mapping[str, Any]]:
-    """Profiles of the features, calendar columns left out: they follow from the date alone."""
-    declared = lake.catalog.feature_columns(entry)
-    columns: Mapping[str, Mapping[str, Any]] = reference.profile.get("columns", {})
-    return {name: profile for name, profile in columns.items() if not (name in declared and declared[name].calendar)}
-
-
-def _count_features(
-    lake: Lake,
-    entry: ModelEntry,
-    dataset: Dataset,
-    interval: Interval,
-    scored: Mapping[date, Publication],
-    references: References,
-) -> tuple[dict[date, _Night], dict[date, list[Input]]]:
-    """Counts of every night that some window holds and that is published, and the partitions they come from."""
-    wanted = _wanted(interval, references)
-    first = first_available(lake, entry, Interval(min(wanted), interval.end), interval.start)
-    whole = Interval(first, interval.end)
-    with lake.scratch("drift") as folder:
-        retrieval = retrieve(lake, entry.name, whole, folder=folder)
-        nights = _count(lake, entry, retrieval, wanted, whole)
-        read = dict(retrieval.inputs)
-    for day in whole:
-        if day not in scored or _same_inputs(lake, entry, scored[day].inputs, read[day]):
-            continue
-        # Rewritten since it was scored: what is judged are the features that were scored, at the versions of then.
-        pins, spine_version = pinned_versions(lake, entry, scored[day].inputs)
-        with lake.scratch("drift") as folder:
-            then = retrieve(lake, entry.name, Interval.of(day), pins=pins, spine_version=spine_version, folder=folder)
-            nights |= _count(lake, entry, then, wanted, Interval.of(day))
-            read |= then.inputs
-    inputs: dict[date, list[Input]] = {}
-    for day in interval:
-        for back in range(_longest_window(references[day])):
-            inputs.setdefault(day, []).extend(read.get(day - back * ONE_DAY, []))
-    return nights, inputs
-
-
-def pinned_versions(lake: Lake, entry: ModelEntry, inputs: Iterable[Input]) -> tuple[dict[str, int], int | None]:
-    """Delta version of each view, and of the spine's table, at which a night was scored.
-
-    The highest version among a table's partitions: each of them was the newest of its night when the night was scored,
-    so none was replaced between its own version and that one.
-    """
-    pins: dict[str, int] = {}
-    for item in inputs:
-        pins[item.table] = max(pins.get(item.table, 0), item.version)
-    tables = lake.feature_tables(entry)
-    views = {view: pins[table.name] for view, table in tables.items() if table.name in pins}
-    spine = entry.spine.table
-    return views, pins.get(f"{entry.dataset}/valid/{spine}") if spine else None
-
-
-def _same_inputs(lake: Lake, entry: ModelEntry, then: Iterable[Input], now: Iterable[Input]) -> bool:
-    prefixes = tuple(f"{dataset.name}/" for dataset in lake.catalog.datasets_of(entry))
-    return {(i.table, i.data_date, i.digest) for i in then if i.table.startswith(prefixes)} == {
-        (i.table, i.data_date, i.digest) for i in now
-    }
-
-
-def first_available(lake: Lake, entry: ModelEntry, whole: Interval, judged: date) -> date:
-    """First night from which on every input of retrieval is published without a gap, at the latest `judged`."""
-    tables = list(lake.feature_tables(entry).values())
-    spine = spine_table(lake, entry)
-    if spine is not None:
-        tables.append(spine)
-    first = whole.start
-    if first == judged:
-        return judged
-    for table in tables:
-        there = lake.publications.current(table, Interval(whole.start, judged))
-        missing = [day for day in Interval(whole.start, judged) if day not in there]
-        if missing:
-            first = max(first, missing[-1] + ONE_DAY)
-    return first
-
-
-def _count(
-    lake: Lake,
-    entry: ModelEntry,
-    retrieval: Retrieval,
-    wanted: Mapping[date, Mapping[str, VersionReference]],
-    nights: Interval,
-) -> dict[date, _Night]:
-    counted = {day: _Night() for day in nights}
-    profiles: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for batch in retrieval.reader():
-        for day, rows in _by_night(batch):
-            counted[day].rows += rows.num_rows
-            for digest, reference in wanted.get(day, {}).items():
-                if digest not in profiles:
-                    profiles[digest] = feature_profiles(lake, entry, reference)
-                counted[day].add(reference, profiles[digest], rows)
-            counted[day].add_sums(
-                dict.fromkeys(name for digest in wanted.get(day, {}) for name in profiles[digest]), rows
-            )
-    return counted
-
-
-def _by_night(batch: pa.RecordBatch) -> Iterator[tuple[date, pa.RecordBatch]]:
-    """A batch sorted by data date, cut at each change of it."""
-    dates = np.asarray(batch.column("data_date").cast(pa.int32()))
-    bounds: npt.NDArray[np.int64] = np.concatenate([[0], np.flatnonzero(np.diff(dates)) + 1, [len(dates)]])
-    for begin, end in itertools.pairwise(bounds):
-        if end > begin:
-            yield date(1970, 1, 1) + timedelta(days=int(dates[begin])), batch.slice(int(begin), int(end - begin))
-
-
-def _count_predictions(
-    lake: Lake,
-    entry: ModelEntry,
-    table: LakeTable,
-    interval: Interval,
-    scored: Mapping[date, Publication],
-    references: References,
-) -> dict[str, dict[date, _Night]]:
-    """By role: counts of each night's predictions in that role."""
-    wanted = _wanted(interval, references)
-    roles = sorted({role for day in interval for role in references[day]})
-    nights = {role: {day: _Night() for day in wanted if day in scored} for role in roles}
-    outputs = sorted(
-        {
-            name
-            for versions in references.values()
-            for reference in versions.values()
-            for name in reference.profile.get("predictions", {})
-            if name in table.schema.names
-        }
-    )
-    # A class is compared by its values, even where it is a number.
-    texts = {name for name, kind in entry.drift_types.items() if is_categorical(kind)}
-    columns = (f'CAST("{name}" AS VARCHAR) AS "{name}"' if name in texts else f'"{name}"' for name in outputs)
-    listed = ", ".join(['"data_date"', *columns])
-    with lake.duckdb() as connection:
-        table.register(connection, "p", [day for day in wanted if day in scored])
-        for role, counted in nights.items():
-            query = connection.sql(f"SELECT {listed} FROM p WHERE role = ? ORDER BY data_date", params=[role])
-            for batch in query.to_arrow_reader(65_536):
-                for day, rows in _by_night(batch):
-                    counted[day].rows += rows.num_rows
-                    for reference in wanted[day].values():
-                        counted[day].add(reference, reference.profile.get("predictions", {}), rows)
-                    counted[day].add_sums(outputs, rows)
-    return nights
-
-
 # ---- judging ---------------------------------------------------------------------------------------------------
 
 
@@ -397,8 +98,8 @@ class _Judge:
     day: date
     role: str
     references: Mapping[date, VersionReference]
-    features: Mapping[date, _Night]
-    predictions: Mapping[date, _Night]
+    features: Mapping[date, NightCounts]
+    predictions: Mapping[date, NightCounts]
 
     @property
     def reference(self) -> VersionReference:
@@ -479,7 +180,7 @@ class _Judge:
         return None
 
     def _column(
-        self, check: str, name: str, profile: Mapping[str, Any], nights: Mapping[date, _Night], problem: str | None
+        self, check: str, name: str, profile: Mapping[str, Any], nights: Mapping[date, NightCounts], problem: str | None
     ) -> Metric:
         """The statistic of one column over the window, against the version's own limit."""
         key = (self.reference.artifact_digest, name)
@@ -508,7 +209,7 @@ class _Judge:
         return self._metric(check, column=name, value=value, threshold=profile["limit"], n=present, status=status)
 
     def _means(
-        self, name: str, profile: Mapping[str, Any], nights: Mapping[date, _Night], problem: str | None
+        self, name: str, profile: Mapping[str, Any], nights: Mapping[date, NightCounts], problem: str | None
     ) -> list[Metric]:
         """Mean of a column over the window, and of the rows it is compared with; nothing for a column that is no
         number.
@@ -523,7 +224,7 @@ class _Judge:
             ]
         return [self._mean(name, summed), self._reference_mean(name, profile)]
 
-    def _is_number(self, name: str, nights: Mapping[date, _Night]) -> bool:
+    def _is_number(self, name: str, nights: Mapping[date, NightCounts]) -> bool:
         """As the catalog says; of a column that it no longer has, as what was read says."""
         if name in self.declared:
             return is_averaged(self.declared[name].type)

@@ -28,7 +28,8 @@ from lake.lake import Lake, StageResult
 from lake.lineage import Input, Publication
 from lake.metrics import Metric, metrics_table, publish_metrics
 from lake.tables import valid_table
-from monitoring.drift import VersionReference, pinned_versions, references_of
+from monitoring.drift_counts import pinned_versions
+from monitoring.references import VersionReference, references_of
 from serving.metrics.intervals import CONFIDENT, Bounded, rounded
 from serving.predictions import predictions_table
 from training.registry.decision import promised_ratios, read_decisions

@@ -20,7 +20,7 @@ from lake.metrics import metrics_table
 from lake.publication_queries import published_nights
 from monitoring import drift
 from monitoring.alerting.standing import standings
-from monitoring.drift import MEAN, REFERENCE_MEAN, VersionReference, references_of
+from monitoring.drift import MEAN, REFERENCE_MEAN
 from monitoring.pages.embedded import MODEL_CARDS, NIGHT_REPORTS, SANDBOX, has_document
 from monitoring.pages.page import Column, Context, NotFound, Page, Table, read_date, shortened
 from monitoring.pages.story import (
@@ -36,6 +36,7 @@ from monitoring.pages.story import (
     known_from,
     times_limit,
 )
+from monitoring.references import VersionReference, references_of
 from monitoring.wording import label_unit, named, unit_of
 from serving.predictions import predictions_table
 

@@ -34,9 +34,10 @@ from lake.lineage import Publication
 from lake.metrics import metrics_table
 from lake.storage import ObjectStore, reports
 from monitoring import drift, performance
-from monitoring.drift import VersionReference, feature_profiles, first_available, pinned_versions, references_of
+from monitoring.drift_counts import first_available, pinned_versions
 from monitoring.pages.document import document
 from monitoring.pages.page import Column, Table
+from monitoring.references import VersionReference, feature_profiles, references_of
 from monitoring.wording import shown
 from serving.predictions import predictions_table
 from serving.signed import ModelMissing, signed_files

@@ -16,7 +16,9 @@ from lake.lake import Lake
 from lake.lineage import PartitionNotReady
 from lake.metrics import metrics_table, read_metrics
 from lake.signature import sign
-from monitoring.drift import VersionReference, drift, feature_profiles, load_reference, pinned_versions
+from monitoring.drift import drift
+from monitoring.drift_counts import pinned_versions
+from monitoring.references import VersionReference, feature_profiles, load_reference
 from serving.predictions import predictions_table
 from tests import toy
 from tests.monitoring import scenario
