@@ -13,8 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -25,7 +23,7 @@ from typing import Any
 from config.errors import NightfleetError
 from config.settings import Settings
 from lake.delta import table_location
-from lake.durable import make_folder, sync_path
+from lake.durable import keep_beside_key
 from lake.signature import KEY, authenticate, authenticated_by
 
 SEAL_FILE = "ledger_seal.json"
@@ -99,7 +97,7 @@ def check_head(settings: Settings, model: str, lines: Sequence[Line], head: Head
         )
     if len(lines) > reached:
         try:
-            _write(head_path(settings, model), asdict(Head(len(lines), digests[-1])))
+            keep_beside_key(head_path(settings, model), asdict(Head(len(lines), digests[-1])))
         except OSError as error:
             log.warning("how far the ledger of %s reaches could not be kept: %s", model, error)
 
@@ -141,7 +139,7 @@ def seal_former(settings: Settings, ledgers: Mapping[str, Sequence[Line]]) -> di
         log.warning(
             "the first %d lines of the ledger of %s, from before lines were signed, are sealed", len(digests), model
         )
-    _write(seal_path(settings), sealed, first=True)
+    keep_beside_key(seal_path(settings), sealed, first=True)
     return read_seal(settings) or {}
 
 
@@ -173,7 +171,7 @@ def verify_lines(settings: Settings, model: str, lines: Sequence[Line], seal: Ma
         keys.add(key)
     if keys - {KEY}:
         try:
-            _write(seal_path(settings), {**seal, model: digests})
+            keep_beside_key(seal_path(settings), {**seal, model: digests})
         except OSError as error:
             log.warning("the ledger of %s could not be sealed under the new key: %s", model, error)
 
@@ -213,25 +211,6 @@ def _running(lines: Sequence[Line]) -> list[str]:
 
 def _unsigned(lines: Sequence[Line]) -> int:
     return next((number for number, line in enumerate(lines) if line[SIGNATURE] is not None), len(lines))
-
-
-def _write(path: Path, document: Mapping[str, Any], *, first: bool = False) -> None:
-    """Put a file beside the key, whole; `first`: unless there is one."""
-    for folder in (path.parent.parent, path.parent):
-        if not folder.is_dir():
-            make_folder(folder)
-            folder.chmod(0o700)
-    attempt = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-    try:
-        with open(os.open(attempt, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            json.dump(document, file, sort_keys=True)
-        sync_path(attempt)
-        if first and path.exists():
-            return  # another process was first
-        attempt.replace(path)
-        sync_path(path.parent)
-    finally:
-        attempt.unlink(missing_ok=True)
 
 
 def _refusal(settings: Settings, model: str, number: int, line: Line) -> str:

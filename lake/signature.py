@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -24,10 +25,13 @@ from typing import Any
 from config.errors import NightfleetError
 from config.settings import MissingSecret, Settings, process_environment, secret
 from lake.artifact import combined_digest, file_digest
+from lake.durable import keep_beside_key
 
 SIGNATURE_FILE = "signature.json"
 KEY = "model_signing_key"
 PREVIOUS_KEY = "model_signing_key_previous"
+FORMER_FOLDER = "former_versions"  # beside the key: what such a version held when it was seen first
+log = logging.getLogger(__name__)
 FORMAT = 2
 # A signature of the first format vouches for less: only `job.json` and `training_set.json` beside manifest and model.
 READABLE_FORMATS = (1, FORMAT)
@@ -153,7 +157,32 @@ def verify(settings: Settings, folder: Path, model: str, artifact_digest: str) -
                     folder, _difference(field.name, wanted, there), "Restore the folder, or train the model again."
                 )
             )
+    _check_former(settings, folder, signed)
     return signed
+
+
+def _check_former(settings: Settings, folder: Path, signed: Signed) -> None:
+    """Hold a version whose signature does not cover every file to what it was when it was seen first.
+
+    Raises:
+        UntrustedModel: a file beside the model differs from then.
+    """
+    if signed.format == FORMAT:
+        return
+    present = _as_it_lies(folder, signed.model, FORMAT).documents
+    path = settings.home / "secrets" / FORMER_FOLDER / f"{signed.artifact_digest}.json"
+    try:
+        keep_beside_key(path, present, first=True)
+        known = json.loads(path.read_bytes())
+    except ValueError:
+        known = {}
+    except OSError as error:
+        log.warning("what lies beside the model in %s could not be noted: %s", folder, error)
+        return
+    if known != present:
+        raise UntrustedModel(
+            _refusal(folder, _difference("documents", known, present), "Restore the folder, or train the model again.")
+        )
 
 
 def signing_key(settings: Settings) -> bytes:

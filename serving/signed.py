@@ -43,7 +43,8 @@ def signed_files(
 
     Every file but those below `model/` is then known to be as it was signed. Those are verified by
     `predictors.load_predictor`, in this copy. The signature of a version from before vouches for manifest, job
-    and training set alone; the log then says so. Signing it anew would vouch for limits that nobody can check.
+    and training set alone; the log then says so, and the other files are held to what they were when they were seen
+    first. Signing it anew would vouch for limits that nobody can check.
 
     Args:
         artifact_digest: the ledger's, or that of the registered version; never one read from the folder itself.
@@ -71,7 +72,8 @@ def signed_files(
             if verify(settings, copy, model, artifact_digest).format == 1:
                 log.warning(
                     "the files of %s with digest %s… were signed when a signature did not cover all of them: nobody "
-                    "vouches for its drift limits (reference.json). Train it again to have them signed.",
+                    "vouches for its drift limits (reference.json) from before they were seen first. Train it again to "
+                    "have them signed.",
                     model,
                     artifact_digest[:12],
                 )

@@ -325,6 +325,22 @@ def test_a_version_signed_before_all_its_files_were_is_loaded_and_the_log_says_t
     assert len(loads) == 1
     (said,) = caplog.messages
     assert "nobody vouches for its drift limits (reference.json)" in said
+    whole = (folder / "reference.json").read_bytes()
+    (folder / "reference.json").write_text('{"limit": 1e9}')
+    with pytest.raises(UntrustedModel, match=r"reference\.json was changed after it was signed"):
+        load(folder)
+    (folder / "reference.json").write_bytes(whole)
+    load(folder)
+    (folder / "more.json").write_text("{}")
+    with pytest.raises(UntrustedModel, match=r"more\.json was added"):
+        load(folder)
+    (folder / "more.json").unlink()
+    (kept,) = (tmp_path / "secrets" / "former_versions").iterdir()
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    kept.write_text("{")
+    with pytest.raises(UntrustedModel):
+        load(folder)
+    kept.unlink()
     (folder / "job.json").write_text("{}")
     with pytest.raises(UntrustedModel):
         load(folder)
