@@ -39,7 +39,7 @@ from features.sources import (
     read_source,
 )
 from features.sources.columns import told
-from features.sources.values import quoted
+from features.sources.values import quoted, without_nan
 from lake.delta import PartitionDamaged
 from lake.events import logged
 from lake.lake import Lake, StageResult, register_nights
@@ -317,7 +317,7 @@ def _compute(
     run(candidates + _NEWEST)
     kept = [day for day in plan.published if fresh.end <= day < nights.end]
     if kept:
-        plan.raw.register(connection, "kept", kept, plan.version)
+        _register(connection, plan, table, "kept", kept, plan.version)
         run(
             "INSERT INTO candidates SELECT {columns}, known_at_utc, data_date, data_date, data_date, {stored} FROM kept"
         )
@@ -325,7 +325,7 @@ def _compute(
         # Every night before was made from these very bytes, so none of their rows is late; but some of tonight's keys
         # have earlier rows.
         alone = False
-    plan.raw.register(connection, "before", [] if alone else before, max(plan.version, 0))
+    _register(connection, plan, table, "before", [] if alone else before, max(plan.version, 0))
     run(_KNOWN + ("" if closes else _OF_CANDIDATES) + _HIGHEST)
     if closes:
         run(_CLOSED_AT_START)
@@ -339,6 +339,20 @@ def _compute(
     return _Computed(
         f"computed_{plan.name}", *_count(run, read.dated, sum(row[1] for row in closed if row[0] in fresh))
     )
+
+
+def _register(
+    connection: duckdb.DuckDBPyConnection,
+    plan: _Plan,
+    table: Table,
+    view: str,
+    days: Iterable[date],
+    version: int,
+) -> None:
+    """Rows of raw, as they would be read now."""
+    plan.raw.register(connection, f"{view}_stored", days, version)
+    columns = without_nan(plan.raw.schema, table)
+    connection.execute(f"CREATE OR REPLACE TEMP VIEW {view} AS SELECT {columns} FROM {view}_stored")  # noqa: S608 (quoted)
 
 
 # A row's candidates for a key and landing night: those of the newest delivery and natural night.
@@ -570,7 +584,7 @@ def _compare(
     connection: duckdb.DuckDBPyConnection, dataset: Dataset, plan: _Plan, nights: Interval, computed: _Computed
 ) -> None:
     """Raise SourceChanged where the computed rows are not those published."""
-    plan.raw.register(connection, "published", nights, plan.version)
+    _register(connection, plan, dataset.tables[plan.name], "published", nights, plan.version)
     names = _listed(plan.raw.schema.names)
     kinds = {name: DUCKDB_TYPES[column.type] for name, column in dataset.tables[plan.name].columns.items()}
     fresh = f"SELECT {names} FROM {quoted(computed.view)}"  # noqa: S608 (quoted)

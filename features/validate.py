@@ -32,7 +32,7 @@ from features.expectations import (
     table_measure,
 )
 from features.sources.columns import EVERY_NIGHT
-from lake.duck import is_nan
+from features.sources.values import without_nan
 from lake.events import logged
 from lake.lake import Lake, StageResult, register_nights
 from lake.lineage import Input, Publication
@@ -239,7 +239,7 @@ def _mark(
     raw = raw_table(lake.settings, dataset, name)
     table = dataset.tables[name]
     raw.register(connection, f"raw_{name}", list(interval), max(p.version for p in inputs.values()))
-    columns = ", ".join(_read(f, table) for f in raw.schema)
+    columns = without_nan(raw.schema, table)
     stands = f' WHERE NOT "{CLOSED_COLUMN}"' if raw.closes else ""
     connection.execute(f'CREATE OR REPLACE TEMP VIEW "read_{name}" AS SELECT {columns} FROM "raw_{name}"{stands}')  # noqa: S608 (names from the typed catalog)
     rules = compile_suite(row_suite(dataset, name), f"read_{name}")
@@ -267,14 +267,6 @@ def _mark(
         bad = int(row.get("nf__bad", 0))
         nights[day] = TableNight(name, day, row_counts[day], closed[day], bad, broken, checks)
     return _Marked(name, raw, valid, quarantine, inputs, rules, nights)
-
-
-def _read(field: pa.Field, table: Table) -> str:
-    """A column of raw; NaN is missing unless the catalog keeps it: nights of before were read with NaN in them."""
-    name = f'"{field.name}"'
-    if not pa.types.is_floating(field.type) or table.columns[field.name].nan == "keep":
-        return name
-    return f"CASE WHEN {is_nan(name)} THEN NULL ELSE {name} END AS {name}"
 
 
 def _newest(rule: Freshness) -> tuple[str, ...]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from config.catalog.data import ColumnType, SourceColumn
+import pyarrow as pa
+
+from config.catalog.data import ColumnType, SourceColumn, Table
 from lake.duck import is_nan
 from lake.tables import DUCKDB_TYPES
 
@@ -78,6 +80,21 @@ def plausible_formats(kind: ColumnType) -> tuple[str, ...]:
     """Formats in which people write a date or timestamp, the more usual ones first."""
     times = _TIMES[:1] if kind == "date" else _TIMES
     return tuple(day + time for time in times for day in (*_FORMATS, *(("%Y-%m-%d",) if time else ())))
+
+
+def without_nan(schema: pa.Schema, table: Table) -> str:
+    """SQL that lists the columns of a table in the lake; NaN is null unless the catalog keeps it.
+
+    No night that is read now has one; those of before were stored with what their source had.
+    """
+    listed = []
+    for field in schema:
+        name = quoted(field.name)
+        if not pa.types.is_floating(field.type) or table.columns[field.name].nan == "keep":
+            listed.append(name)
+        else:
+            listed.append(f"CASE WHEN {is_nan(name)} THEN NULL ELSE {name} END AS {name}")
+    return ", ".join(listed)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ left out), `nightly` (one run a night instead of one for all), and the SQL of a 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sqlite3
 from collections.abc import Callable, Mapping
@@ -192,6 +193,22 @@ def test_nan_in_a_column_without_nulls_is_set_aside_and_no_feature(case: Cases) 
     lake = tried.lake
     features = feature_table(lake.settings, lake.dataset("d"), "v").read()
     assert sorted(zip(features["id"].to_pylist(), features["x"].to_pylist(), strict=True)) == [(1, 1.0), (3, 3.0)]
+
+
+def test_nights_that_were_stored_with_nan_are_neither_changed_nor_corrected(case: Cases) -> None:
+    """A former version stored NaN as it came: a check of such a night, and the night after it, find nothing new."""
+    tried = case("07")
+    tried.document["tables"]["t"]["quality"] = {"stop_share": 0.5}
+    tried.declare(x={"nan": "keep"})
+    ingest(tried.lake, "d", tried.nights, run_id="former")
+    assert math.isnan(values(tried.rows(), "x")[2])
+    del tried.document["tables"]["t"]["columns"]["x"]["nan"]
+    tried.declare()
+    ingest(tried.lake, "d", tried.nights, run_id="again")
+    after = ingest(tried.lake, "d", Interval.of(tried.nights.end), run_id="after")
+    assert (after.details["t"]["rows"], after.details["t"]["corrections"]) == (0, 0)
+    validated = validate(tried.lake, "d", tried.nights, run_id="v")
+    assert validated.details["reasons"] == {"t: not_null(x)": 1}
 
 
 def test_a_local_time_without_a_zone_is_refused_and_read_in_the_declared_one(case: Cases) -> None:
