@@ -143,25 +143,32 @@ Entry = TypeVar("Entry", Dataset, ModelEntry)
 def _read(path: Path, kind: type[Entry]) -> Entry:
     try:
         document = yaml.load(path.read_text(encoding="utf-8"), Loader=_SafeLoader)  # noqa: S506 (both are safe loaders)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, OSError) as error:
         # Other bytes than UTF-8 and a date such as 2024-02-30 are a ValueError, a deep nesting a RecursionError.
         raise BadCatalog(f"{path} is not readable as YAML: {error}") from error
     if not isinstance(document, dict):
         raise BadCatalog(f"{path} holds {type(document).__name__}, needs a mapping of keys.")
     try:
-        return kind(**document)
+        return kind.model_validate(document)
     except ValidationError as error:
         lines = []
         for problem in error.errors():
             key = ".".join(str(part) for part in problem["loc"]) or "(top)"
             value = problem.get("input")
-            shown = repr(value) if not isinstance(value, dict) else "{" + ", ".join(value) + "}"
+            shown = repr(value) if not isinstance(value, dict) else "{" + ", ".join(map(str, value)) + "}"
             message = problem["msg"].removeprefix("Value error, ")
             if problem["type"] == "extra_forbidden":
                 message = "unknown key"
             lines.append(f"  {key} = {shown[:160]}: {message}")
         raise BadCatalog(
             f"{path} does not describe a {'data set' if kind is Dataset else 'model'}:\n" + "\n".join(lines)
+        ) from error
+    except (TypeError, LookupError, ArithmeticError, AttributeError, RecursionError) as error:
+        # Pydantic lets through what is no ValueError, wherever a value is odder than its check foresaw.
+        what = "data set" if kind is Dataset else "model"
+        raise BadCatalog(
+            f"{path} does not describe a {what}: {type(error).__name__}: {error}. Compare it with one that is shipped, "
+            "in config/."
         ) from error
 
 

@@ -318,6 +318,14 @@ def test_files_that_are_no_mapping_or_no_yaml(tmp_path: Path) -> None:
     assert "is not readable as YAML" in refusal(tmp_path, dataset="a: [")
 
 
+def test_keys_that_are_no_texts_are_told(tmp_path: Path) -> None:
+    message = refusal(tmp_path / "top", dataset=toy.DATASET_YAML + "2: x\n")
+    assert "rides.yaml does not describe a data set:\n  2 = " in message
+    replay = {"from": "2024-01-01", None: "x"}
+    message = refusal(tmp_path / "inner", dataset=changed(toy.DATASET_YAML, "replay", replay))
+    assert "replay.to = " in message
+
+
 def test_a_file_is_named_as_what_it_describes(tmp_path: Path) -> None:
     assert "describes 'journeys'. Name the file journeys.yaml." in refusal(
         tmp_path, dataset=changed(toy.DATASET_YAML, "dataset", "journeys")
