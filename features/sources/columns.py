@@ -79,6 +79,16 @@ def told(differences: Mapping[date | None, Sequence[Difference]]) -> dict[str, l
     }
 
 
+def null_where_absent(columns: Mapping[str, SourceColumn]) -> dict[str, SourceColumn]:
+    """The columns of records that may leave out what is null, also from all records of a night: it is told, and null
+    unless a column says otherwise.
+    """
+    return {
+        name: column if column.on_missing else column.model_copy(update={"on_missing": "warn"})
+        for name, column in columns.items()
+    }
+
+
 def match_names(
     label: str,
     found: Sequence[str],

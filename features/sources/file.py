@@ -1,4 +1,4 @@
-"""Files: CSV or Parquet; a path, a folder's glob, a member of a zip or gzip archive, or of an installed package."""
+"""Files: CSV, Parquet or JSON lines; a path, a folder's glob, a member of a zip or gzip, or of an installed package."""
 
 from __future__ import annotations
 
@@ -23,11 +23,20 @@ import pyarrow as pa
 from config.catalog.data import FileSource, Lookup, SourceColumn
 from config.errors import NightfleetError
 from config.masking import cause, library_text
-from features.sources.columns import Difference, Matched, Rows, check_types, match_names, mismatch, stage_rows
+from features.sources.columns import (
+    Difference,
+    Matched,
+    Rows,
+    check_types,
+    match_names,
+    mismatch,
+    null_where_absent,
+    stage_rows,
+)
 from features.sources.errors import SourceMissing, SourceRefused, SourceUnreadable, is_of_machine
 from features.sources.meter import Meter
 from features.sources.proposals import guess_csv
-from features.sources.values import literal
+from features.sources.values import literal, quoted
 from lake.artifact import file_digest
 from lake.contained import UnsafeFile, open_contained
 from lake.duck import literal_path, read_parquet
@@ -171,6 +180,8 @@ def stage(
             with meter.interrupting(connection):
                 if source.format == "parquet":
                     return _stage_parquet(connection, files, source, columns, target, meter, personal)
+                if source.format == "jsonl":
+                    return _stage_lines(connection, files, source, columns, target, meter, personal)
                 files = [
                     _readable(file, source, folder / f"readable-{number}", meter) for number, file in enumerate(files)
                 ]
@@ -426,6 +437,55 @@ def _stage_parquet(
     return tuple(differences)
 
 
+def _stage_lines(
+    connection: duckdb.DuckDBPyConnection,
+    files: Sequence[_File],
+    source: FileSource | Lookup,
+    columns: Mapping[str, SourceColumn],
+    target: Path,
+    meter: Meter,
+    personal: Collection[str],
+) -> tuple[Difference, ...]:
+    """Records of JSON, one a line; their values are read as texts, as those of a CSV are."""
+    parts = []
+    differences: list[Difference] = []
+    for file in files:
+        objects, keys = _objects(connection, file, meter)
+        label = f"{meter.label} ({file.name})"
+        known = {own for name, column in columns.items() for own in (name, *(column.renamed_from or ()))}
+        # Where other keys are there, one is renamed; where none is, the file has no record.
+        strict = set(keys) - known and source.on_extra in (None, "refuse")
+        declared = columns if strict else null_where_absent(columns)
+        matched = match_names(label, keys, declared, source.on_extra, personal=bool(personal)) if keys else None
+        differences += matched.differences if matched else ()
+        names = matched.names if matched else {name: name for name in columns}
+        texts = ", ".join(f"json ->> {literal(_json_path(own))} AS {quoted(name)}" for name, own in names.items())
+        relation = f"(SELECT {texts} FROM {objects})"  # noqa: S608 (quoted names and paths)
+        parts.append(Rows(relation, dict.fromkeys(names, "VARCHAR"), ((file.name, relation),)))
+    stage_rows(connection, meter, parts, columns, target, personal=personal)
+    return tuple(differences)
+
+
+def _objects(connection: duckdb.DuckDBPyConnection, file: _File, meter: Meter) -> tuple[str, list[str]]:
+    """SQL of a file's records as one column `json`, and the keys that any of them has."""
+    options = "format='newline_delimited', compression='uncompressed', hive_partitioning=false"
+    objects = f"read_json_objects([{literal_path(file.path)}], {options})"
+    counts = f"SELECT count(*), count(*) FILTER (json_type(json) <> 'OBJECT') FROM {objects}"  # noqa: S608 (quoted path)
+    rows, others = connection.execute(counts).fetchall()[0]
+    meter.take("max_rows", rows)
+    if others:
+        raise SourceUnreadable(
+            f"{meter.label}: {others} lines of {file.name} are JSON, but no objects. Nothing was written.\n"
+            '  Each line is one record, as {"column": value}: deliver it so.'
+        )
+    keys = connection.execute(f"SELECT DISTINCT unnest(json_keys(json)) AS key FROM {objects} ORDER BY key")  # noqa: S608 (as above)
+    return objects, [str(row[0]) for row in keys.fetchall()]
+
+
+def _json_path(key: str) -> str:
+    return '$."' + key.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
 def first_rows(
     connection: duckdb.DuckDBPyConnection,
     source: FileSource,
@@ -447,6 +507,10 @@ def first_rows(
         if source.format == "parquet":
             relation = read_parquet([file.path])
             return source, connection.sql(f"SELECT * FROM {relation} LIMIT {rows}").to_arrow_table()  # noqa: S608 (quoted path)
+        if source.format == "jsonl":
+            objects, keys = _objects(connection, file, meter)
+            texts = ", ".join(f"json ->> {literal(_json_path(key))} AS {quoted(key)}" for key in keys) or "NULL"
+            return source, connection.sql(f"SELECT {texts} FROM {objects} LIMIT {rows}").to_arrow_table()  # noqa: S608 (quoted)
         with file.path.open("rb") as stored:
             begin = stored.read(_CHUNK_BYTES)
         guessed = {key: value for key, value in guess_csv(begin).items() if getattr(source, key) is None}

@@ -20,7 +20,7 @@ import tenacity
 from config.catalog.data import HttpSource, SourceColumn
 from config.masking import cause
 from config.settings import Settings, secret
-from features.sources.columns import Difference, Rows, match_names, stage_rows
+from features.sources.columns import Difference, Rows, match_names, null_where_absent, stage_rows
 from features.sources.errors import SourceRefused, SourceUnavailable, SourceUnreadable
 from features.sources.meter import Meter
 from lake.duck import read_parquet
@@ -91,19 +91,12 @@ def stage(
                 ) from cause(error, personal=bool(personal))
             writer.write_table(pa.table(texts, schema=text_schema))
     # A service may leave out what is null, from all records of a night too; where it sends other keys, one is renamed.
-    absent = columns if found - known and source.on_extra in (None, "refuse") else _nullable(columns)
+    absent = columns if found - known and source.on_extra in (None, "refuse") else null_where_absent(columns)
     matched = match_names(label, sorted(found), absent, source.on_extra) if found else None
     with meter.interrupting(connection):
         rows = Rows(read_parquet([pages]), dict.fromkeys(columns, "VARCHAR"))
         stage_rows(connection, meter, [rows], columns, target, personal=personal)
     return matched.differences if matched else ()
-
-
-def _nullable(columns: Mapping[str, SourceColumn]) -> dict[str, SourceColumn]:
-    return {
-        name: column if column.on_missing else column.model_copy(update={"on_missing": "warn"})
-        for name, column in columns.items()
-    }
 
 
 def _client(settings: Settings, source: HttpSource, label: str) -> httpx.Client:

@@ -344,3 +344,49 @@ def test_whatever_a_file_and_its_folder_are_called_each_row_comes_once(folder: s
             stage(connection, declared, found, columns, Path(outer) / "unpacked", target, meter)
             rows = connection.execute(f"SELECT meter FROM {read_parquet([target])} ORDER BY 1").fetchall()
         assert rows == [(f"m{number}",) for number in range(len(odd))]
+
+
+LINES = """{"meter": "a", "at_utc": "2024-03-04T10:00:00Z", "litres": 1.5, "pulses": 3, "open": true, "billed_on": null}
+
+{"meter": "b", "at_utc": "2024-03-04T11:00:00Z", "pulses": 9007199254740993, "open": false}
+"""
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_lines_of_json_are_records(tmp_path: Path, packed: bool) -> None:
+    name = "readings.jsonl.gz" if packed else "readings.jsonl"
+    (tmp_path / name).write_bytes(gzip.compress(LINES.encode()) if packed else LINES.encode())
+    rows = read(meters(tmp_path, source(name, format="jsonl"))).to_pylist()
+    assert [(row["meter"], row["litres"], row["pulses"], row["open"]) for row in rows] == [
+        ("a", 1.5, 3, True),
+        ("b", None, 9007199254740993, False),
+    ]
+    assert [row["billed_on"] for row in rows] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("lines", "error", "words"),
+    [
+        (LINES.replace("litres", "Litres"), SourceSchemaMismatch, "(?s)'Litres' is not declared.*'litres' is missing"),
+        (LINES.replace("true", '"perhaps"'), SourceSchemaMismatch, "'open' is declared boolean.*'perhaps'.*row 1"),
+        (LINES + "[1]\n", SourceUnreadable, "(?s)1 lines of .*readings.jsonl are JSON, but no objects.*one record"),
+        (LINES[:-20], SourceUnreadable, "(?s)cannot be read as jsonl .*Malformed JSON.*Deliver the whole file"),
+    ],
+)
+def test_lines_that_are_no_records_are_refused(tmp_path: Path, lines: str, error: type[Exception], words: str) -> None:
+    (tmp_path / "readings.jsonl").write_text(lines)
+    with pytest.raises(error, match=words):
+        read(meters(tmp_path, source("readings.jsonl", format="jsonl")))
+
+
+def test_a_file_of_lines_may_be_empty(tmp_path: Path) -> None:
+    (tmp_path / "readings.jsonl").write_text("")
+    assert read(meters(tmp_path, source("readings.jsonl", format="jsonl"))).num_rows == 0
+
+
+def test_a_folder_of_parquet_is_read_with_its_subfolders(tmp_path: Path) -> None:
+    whole = read(meters(tmp_path / "csv", csv(tmp_path / "csv"))).select(list(COLUMNS))
+    for number in range(2):
+        (tmp_path / f"in/meter={number}").mkdir(parents=True)
+        pq.write_table(whole.slice(number, 1), tmp_path / f"in/meter={number}/part.parquet")
+    assert names(read(meters(tmp_path, source("in/**/*.parquet", format="parquet")))) == ["a", "b"]

@@ -113,7 +113,7 @@ def csv_bytes(draw: st.DrawFn) -> bytes:
     return bytes(content)
 
 
-@settings(max_examples=60, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(st.one_of(csv_bytes(), st.binary(max_size=60)), st.sampled_from(["f.csv", "f.csv.gz", "f.zip"]), st.booleans())
 def test_no_csv_brings_another_error(content: bytes, name: str, cut: bool) -> None:
     packed = io.BytesIO()
@@ -166,7 +166,7 @@ def good_table() -> dict[str, pa.Array]:
     }
 
 
-@settings(max_examples=60, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(
     st.dictionaries(st.one_of(st.sampled_from(list(GOOD)), texts), st.sampled_from(range(len(ODD_ARRAYS))), max_size=3),
     st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), max_size=2),
@@ -188,12 +188,29 @@ def test_no_parquet_brings_another_error(odd: dict[str, int], flips: list[tuple[
     outcome({"kind": "file", "uri": "f.parquet", "format": "parquet"}, {"f.parquet": bytes(content)})
 
 
+RECORD: dict[str, Any] = GOOD | {"litres": 1.5, "pulses": 3, "open": True}
+JSON_VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), ODD_TEXTS),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+RECORDS = st.lists(st.dictionaries(names, JSON_VALUES, max_size=2).map(lambda odd: RECORD | odd), max_size=2)
+
+
+@settings(max_examples=30, derandomize=True)
+@given(RECORDS, st.binary(max_size=12), st.one_of(JSON_VALUES.map(json.dumps), texts))
+def test_no_lines_bring_another_error(records: list[dict[str, Any]], end: bytes, line: str) -> None:
+    lines = [json.dumps(record) for record in records]
+    content = "\n".join([*lines, line]).encode("utf-8", "surrogatepass") + b"\n" + end
+    outcome({"kind": "file", "uri": "f.jsonl", "format": "jsonl"}, {"f.jsonl": content})
+
+
 SQL_VALUES = st.one_of(
     st.none(), st.integers(-(2**63), 2**63 - 1), st.floats(), st.text(max_size=8), st.binary(max_size=8), ODD_TEXTS
 )
 
 
-@settings(max_examples=60, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(
     st.lists(st.dictionaries(st.sampled_from(sorted(GOOD)), SQL_VALUES, max_size=2), max_size=3),
     st.one_of(
@@ -235,13 +252,6 @@ def test_no_query_brings_another_error(rows: list[dict[str, Any]], query: str, u
         outcome({"kind": "sql", "url_secret": "meters_url", "query": query})
 
 
-RECORD: dict[str, Any] = GOOD | {"litres": 1.5, "pulses": 3, "open": True}
-JSON_VALUES = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), ODD_TEXTS),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
-    max_leaves=4,
-)
-RECORDS = st.lists(st.dictionaries(names, JSON_VALUES, max_size=2).map(lambda odd: RECORD | odd), max_size=2)
 BODIES = st.one_of(
     RECORDS.map(lambda records: json.dumps(records).encode()),
     st.builds(lambda rows, after: json.dumps({"rows": rows, "next": after}).encode(), RECORDS, JSON_VALUES),
@@ -266,7 +276,7 @@ PAGING = st.sampled_from(
 )
 
 
-@settings(max_examples=80, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(
     st.lists(st.tuples(st.sampled_from([200] * 6 + [204, 301, 404, 418, 503, 999]), BODIES, HEADERS), min_size=1),
     PAGING,
