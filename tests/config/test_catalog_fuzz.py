@@ -82,9 +82,10 @@ def outcome(files: dict[str, bytes]) -> str:
             said = str(refusal)
             assert name in said, "the message must name the file"
             return "refused"
-        for entry in (*catalog.datasets, *catalog.models):
-            catalog.digest(entry.name)
+        for dataset in catalog.datasets:
+            catalog.digest(dataset.name)
         for model in catalog.models:
+            catalog.digest(model.name)
             catalog.feature_columns(model)
         return "read"
 
