@@ -107,8 +107,8 @@ class AirflowApi:
             errors = self.call("GET", "/importErrors").json()["import_errors"]
             if errors:
                 raise AirflowRefused(f"{errors[0]['filename']} does not parse:\n{errors[0]['stack_trace']}")
-            found = {dag["dag_id"] for dag in self.call("GET", "/dags", params={"limit": 500}).json()["dags"]}
-            missing = dag_ids - found
+            parsed = {dag["dag_id"] for dag in self.call("GET", "/dags", params={"limit": 500}).json()["dags"]}
+            missing = dag_ids - parsed
             yield missing
             if not missing:
                 return

@@ -300,8 +300,8 @@ class Chain:
         if not self._asking:
             return frozenset()
         query = {"state": AWAITING, "limit": 200}
-        found = self._api.call("GET", "/dags/~/dagRuns/~/taskInstances", params=query).json()["task_instances"]
-        return frozenset(instance["dag_id"] for instance in found if instance["dag_id"] in self._asking)
+        waiting = self._api.call("GET", "/dags/~/dagRuns/~/taskInstances", params=query).json()["task_instances"]
+        return frozenset(instance["dag_id"] for instance in waiting if instance["dag_id"] in self._asking)
 
     def _mark_waiting(self, step: Step) -> None:
         """Show the approval that a training waits for, also on a run that is queued behind the one that asked."""

@@ -186,7 +186,7 @@ def examine(settings: Settings) -> list[Finding]:
     home = settings.home if settings.home.exists() else settings.home.parent
     free_gb = shutil.disk_usage(home).free / 1e9
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    found: list[Finding] = [
+    findings: list[Finding] = [
         Finding(
             "everything",
             "Python 3.11",
@@ -207,10 +207,10 @@ def examine(settings: Settings) -> list[Finding]:
 
     def add(capability: str, needs: str, look: Callable[[], tuple[bool, str]], required: bool, fix: str) -> None:
         present, text = look()
-        found.append(Finding(capability, needs, text, present, required, fix))
+        findings.append(Finding(capability, needs, text, present, required, fix))
 
     add("everything", "the locked packages", _packages, True, "make setup")
-    found += _catalogs(settings)
+    findings += _catalogs(settings)
     add(
         "looking things up",
         "SQL and Feast as the lake has them",
@@ -249,7 +249,7 @@ def examine(settings: Settings) -> list[Finding]:
     add("tests on Postgres", "Postgres server binaries", _command("initdb"), False, "apt-get install postgresql")
     add("tests of the pages", "Chromium", _command("chromium"), False, "apt-get install chromium")
     add("tests of the metrics", "Prometheus", _command("prometheus"), False, "apt-get install prometheus")
-    return found
+    return findings
 
 
 def render(findings: list[Finding]) -> Table:

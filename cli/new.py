@@ -137,7 +137,7 @@ def new_dataset(settings: Settings, name: str, *, like: str, folder: Path) -> St
     text = (home.path / "datasets" / f"{like}.yaml").read_text(encoding="utf-8")
     copies: dict[Path, Path] = {}
     for uri in _relative_uris(dataset):
-        paths = [Path(found) for found in sorted(glob.glob(str(home.sources / uri.replace("{data_date}", "*"))))]
+        paths = [Path(match) for match in sorted(glob.glob(str(home.sources / uri.replace("{data_date}", "*"))))]
         if not paths:
             raise BadStart(f"{like} reads {home.sources / uri}, which is not there. Nothing was written.")
         folder_of_data = target.path / "data" / name

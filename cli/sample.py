@@ -77,10 +77,10 @@ def _sampled(
         own = "columns" in described or "select" in described
         lines += ["# columns of the source itself: below `source`" if own else "columns:"]
         names: set[str] = set()
-        for found, values in zip(rows.column_names, rows.columns, strict=True):
+        for column, values in zip(rows.column_names, rows.columns, strict=True):
             proposal = propose(connection, values, time_zone=time_zone)
-            name = _name(found, names)
-            keys = dict(proposal.keys) | ({"renamed_from": found} if name != found else {})
+            name = _name(column, names)
+            keys = dict(proposal.keys) | ({"renamed_from": column} if name != column else {})
             if not own:
                 keys = _of_table(name, keys, table)
             note = f"  # {proposal.note}" if proposal.note else ""
@@ -104,8 +104,8 @@ def _first_rows(
     meter = Meter(f"source of {dataset}", source.limits_under(settings.source_limits))
     if isinstance(source, FileSource):
         with tempfile.TemporaryDirectory() as scratch:
-            found = file.find(source.uri.replace("{data_date}", _ANY_NIGHT), folder.sources, None, meter.label)
-            return file.first_rows(connection, source, found, Path(scratch), meter, rows=SAMPLED_ROWS)
+            files = file.find(source.uri.replace("{data_date}", _ANY_NIGHT), folder.sources, None, meter.label)
+            return file.first_rows(connection, source, files, Path(scratch), meter, rows=SAMPLED_ROWS)
     replay = document.get("replay")
     night = replay.get("first_night") if isinstance(replay, dict) else document.get("start")
     night = night if isinstance(night, date) else None

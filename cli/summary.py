@@ -118,13 +118,13 @@ def _nights(lake: Lake, model: ModelEntry, days: list[date], table: Table) -> No
         if day not in predictions:
             table.add_row(model.name, str(day), "not scored", "", "")
             continue
-        found, decided = drift.get(day), decisions.get(day)
-        if found is None:
+        measured, decided = drift.get(day), decisions.get(day)
+        if measured is None:
             drifted = "not evaluated"
-        elif found["value"] is None:
-            drifted = f"not evaluated: {found['reason']}"
+        elif measured["value"] is None:
+            drifted = f"not evaluated: {measured['reason']}"
         else:
-            drifted = f"{found['value']:.0%} of columns over their limit ({found['status']})"
+            drifted = f"{measured['value']:.0%} of columns over their limit ({measured['status']})"
         verdict = ""
         if decided:
             verdict = ("requested: " if decided["requested"] else "no: ") + decided["reason"]
@@ -202,7 +202,7 @@ def _some_prediction(lake: Lake) -> str | None:
                 .limit(1)
             )
             with lake.engine.connect() as connection:
-                found = connection.execute(query).scalar()
-            if found:
-                return str(found)
+                prediction_id = connection.execute(query).scalar()
+            if prediction_id:
+                return str(prediction_id)
     return None

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 _COLOURS = {"plain": "bold", "good": "bold green", "bad": "bold red", "unsure": "bold yellow"}
 
 
-def render_trace(found: Trace) -> Tree:
+def render_trace(traced: Trace) -> Tree:
     """The trace as a tree for a terminal (rich)."""
     from rich.tree import Tree
 
-    return _grown(Tree(""), tree(found))
+    return _grown(Tree(""), tree(traced))
 
 
 def _grown(into: Tree, branch: Branch) -> Tree:

@@ -356,8 +356,8 @@ def code_version() -> str:
             digest.update(str(path.relative_to(catalog)).encode() + b"\0" + path.read_bytes() + b"\0")
     try:
         command = ["git", "-C", str(ROOT), "rev-parse", "--short=8", "HEAD"]
-        found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
-        commit = found.stdout.strip() if found.returncode == 0 else "nogit"
+        answered = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+        commit = answered.stdout.strip() if answered.returncode == 0 else "nogit"
     except OSError:
         commit = "nogit"  # a machine without git: the digest alone names the code
     return f"{commit or 'nogit'}+{digest.hexdigest()[:12]}"

@@ -53,11 +53,11 @@ def maturing(lake: Lake, model: str, data_date: date) -> list[date]:
     newest = data_date
     while not is_mature(lake, model, newest, as_of=data_date):
         newest -= ONE_DAY
-    found = []
+    nights = []
     while not is_mature(lake, model, newest, as_of=data_date - ONE_DAY):
-        found.append(newest)
+        nights.append(newest)
         newest -= ONE_DAY
-    return found[::-1]
+    return nights[::-1]
 
 
 def gate_ratios(lake: Lake, model: str) -> dict[int, dict[str, float]]:
@@ -199,8 +199,8 @@ def outcomes(
         # A table, not a view: the next query registers other label rows under the same name.
         connection.execute(f"CREATE TEMP TABLE labelled AS {labels.sql}")
         base = baseline_query(lake, entry.name, connection, "labelled", last=about)
-        found = connection.sql(f"SELECT label, baseline, {outputs} FROM ({base.sql}) ORDER BY {keys}").fetchnumpy()
-    numbers = {name: np.ma.filled(np.ma.asarray(values, dtype=np.float64), np.nan) for name, values in found.items()}
+        arrays = connection.sql(f"SELECT label, baseline, {outputs} FROM ({base.sql}) ORDER BY {keys}").fetchnumpy()
+    numbers = {name: np.ma.filled(np.ma.asarray(values, dtype=np.float64), np.nan) for name, values in arrays.items()}
     return numbers.pop("label"), numbers.pop("baseline"), numbers, [*labels.inputs, *base.inputs]
 
 
@@ -226,9 +226,11 @@ def segment_values(
             pins, version = pinned_versions(lake, entry, publication.inputs)
             path = folder / "rows.parquet"
             if any(name in lake.catalog.feature_columns(entry) for name in elsewhere):
-                found = retrieve(lake, entry.name, Interval.of(about), pins=pins, spine_version=version, folder=folder)
-                write_parquet(path, found.schema, found.reader())
-                inputs = found.inputs[about]
+                retrieved = retrieve(
+                    lake, entry.name, Interval.of(about), pins=pins, spine_version=version, folder=folder
+                )
+                write_parquet(path, retrieved.schema, retrieved.reader())
+                inputs = retrieved.inputs[about]
             else:
                 rows = spine(lake, entry.name, Interval.of(about), folder=folder, version=version)
                 path, inputs = rows.path, rows.inputs[about]

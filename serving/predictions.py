@@ -179,12 +179,12 @@ def _sha256(blobs: pa.Array) -> _Bytes:
     """
     with _hashing, _hasher().cursor() as connection:
         connection.register("blobs", pa.table({"b": blobs}))
-        found = connection.sql("SELECT unhex(sha256(b)) AS d FROM blobs").to_arrow_table()["d"].combine_chunks()
-    if len(found) == 0:
+        digests = connection.sql("SELECT unhex(sha256(b)) AS d FROM blobs").to_arrow_table()["d"].combine_chunks()
+    if len(digests) == 0:
         return np.empty((0, 32), dtype=np.uint8)
-    width = 8 if pa.types.is_large_binary(found.type) else 4
-    first = int(np.frombuffer(found.buffers()[1], dtype=f"<i{width}")[found.offset])
-    return np.frombuffer(found.buffers()[2], dtype=np.uint8, count=len(found) * 32, offset=first).reshape(-1, 32)
+    width = 8 if pa.types.is_large_binary(digests.type) else 4
+    first = int(np.frombuffer(digests.buffers()[1], dtype=f"<i{width}")[digests.offset])
+    return np.frombuffer(digests.buffers()[2], dtype=np.uint8, count=len(digests) * 32, offset=first).reshape(-1, 32)
 
 
 def _hex(digests: _Bytes) -> pa.Array:

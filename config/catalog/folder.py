@@ -30,8 +30,8 @@ class CatalogFolder:
     @property
     def families(self) -> dict[str, Path]:
         """Folders of its own model families, by name."""
-        found = sorted((self.path / "families").glob("*/"))
-        return {path.name: path for path in found if path.name != "__pycache__"}
+        folders = sorted((self.path / "families").glob("*/"))
+        return {path.name: path for path in folders if path.name != "__pycache__"}
 
     def files(self, kind: str) -> list[Path]:
         """The YAML files of `datasets` or `models`, sorted."""

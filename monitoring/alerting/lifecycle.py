@@ -159,11 +159,11 @@ def led_to(
     decision_of = {(d.model, d.as_of): d for d in decisions}
     answer_of = {(a.model, a.evidence_digest): a for a in answers}
     promotion_of = {(p.model, p.evidence_digest): p for p in promotions if p.kind == "promotion"}
-    found = []
+    outcomes = []
     for request in requests:
         decision = decision_of.get((request.model, request.as_of))
         digest = decision.evidence_digest if decision else ""
-        found.append(
+        outcomes.append(
             Led(
                 request,
                 run_of.get((request.model, request.as_of.isoformat())),
@@ -174,7 +174,7 @@ def led_to(
             )
         )
     return sorted(
-        found, key=lambda led: (led.request.as_of, led.request.actor != "person", led.request.model), reverse=True
+        outcomes, key=lambda led: (led.request.as_of, led.request.actor != "person", led.request.model), reverse=True
     )
 
 
@@ -225,16 +225,16 @@ def gains(
     starts = [p.effective_from for p in promotions]
     models = sorted({p.model for p in promotions})
     nights = judged_nights(lake, models, Interval(min(starts) - reach, max(starts) + reach))
-    found = {}
+    by_version = {}
     for promotion in promotions:
         former = former_champion(ledger.get(promotion.model, ()), promotion)
         ended = next(
             (p.effective_from for p in ledger.get(promotion.model, ()) if p.sequence > promotion.sequence), None
         )
-        found[(promotion.model, promotion.sequence)] = [
+        by_version[(promotion.model, promotion.sequence)] = [
             _gain(lake, promotion, output, former, ended, nights) for output in lake.model(promotion.model).outputs
         ]
-    return found
+    return by_version
 
 
 def former_champion(lines: Iterable[Promotion], promotion: Promotion) -> Promotion | None:

@@ -246,10 +246,10 @@ def _told_of(lake: Lake, data_date: date) -> set[str]:
     with lake.engine.connect() as connection:
         if not sa.inspect(connection).has_table(summaries_table.name):
             return set()
-        found = connection.execute(
+        told = connection.execute(
             sa.select(summaries_table.c.alarms).where(summaries_table.c.data_date == data_date)
         ).scalars()
-        return {subject for text in found for subject in json.loads(text)}
+        return {subject for text in told for subject in json.loads(text)}
 
 
 # ---- what it says ----------------------------------------------------------------------------------------------
@@ -424,7 +424,7 @@ def _named(fingerprint: str) -> str:
 
 def _before(lake: Lake, subjects: Collection[str]) -> dict[str, dict[str, str]]:
     """Each subject's open alarms as its last summary knew them."""
-    found: dict[str, dict[str, str]] = {}
+    before: dict[str, dict[str, str]] = {}
     with lake.engine.connect() as connection:
         if not sa.inspect(connection).has_table(summaries_table.name):
             return {}
@@ -435,11 +435,11 @@ def _before(lake: Lake, subjects: Collection[str]) -> dict[str, dict[str, str]]:
         )
         for text in connection.execute(query).scalars():
             for subject, alarms in json.loads(text).items():
-                if subject in subjects and subject not in found:
-                    found[subject] = alarms
-            if len(found) == len(set(subjects)):
+                if subject in subjects and subject not in before:
+                    before[subject] = alarms
+            if len(before) == len(set(subjects)):
                 break
-    return found
+    return before
 
 
 def compose(key: str, data_date: date, entries: Sequence[Entry], *, base_url: str) -> Message:

@@ -134,16 +134,16 @@ def events(lake: Lake, *, base_url: str, now: datetime) -> list[Event]:
     A late night is an alarm, too: that of the rule `late`.
     """
     subjects = [*(dataset.name for dataset in lake.catalog.datasets), *(model.name for model in lake.catalog.models)]
-    found = [_failure(run, base_url) for run in _failed_runs(lake, now)]
+    due = [_failure(run, base_url) for run in _failed_runs(lake, now)]
     alarms = worth_telling(lake, open_alarms(lake, subjects, now=now))
-    found += [_alarm(lake, alarm, base_url) for alarm in alarms if not (alarm.acknowledged or alarm.silenced_until)]
+    due += [_alarm(lake, alarm, base_url) for alarm in alarms if not (alarm.acknowledged or alarm.silenced_until)]
     for waiting in read_waiting(lake, now=now):
         key = _key("approval", waiting.model, waiting.run_id, str(waiting.asking))
         text = f"a promotion is waiting for approval: {waiting.title}"
-        found.append(
+        due.append(
             Event(key, "request", waiting.model, line_of(text), page_link(base_url, "retraining", model=waiting.model))
         )
-    return found
+    return due
 
 
 def worth_telling(lake: Lake, alarms: Sequence[Alarm]) -> list[Alarm]:
@@ -254,14 +254,14 @@ def state_text(settings: Settings) -> str:
     return "notifications go to " + ", ".join(parts)
 
 
-def tell(lake: Lake, found: Sequence[Event], *, now: datetime) -> int:
+def tell(lake: Lake, events: Sequence[Event], *, now: datetime) -> int:
     """Put what has not been told yet into the outbox, for each channel that wants that level at once; returns messages
     written.
     """
     written = 0
     with writing(lake) as connection:
         for channel in lake.settings.notifications:
-            wanted = [event for event in found if event.level in channel.at_once]
+            wanted = [event for event in events if event.level in channel.at_once]
             t = told_table.c
             known = set(
                 connection.execute(

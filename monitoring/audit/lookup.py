@@ -62,7 +62,7 @@ def by_id(lake: Lake, text: str, models: Collection[str], *, limit: int = 10) ->
         raise NoPredictionId(
             f"an id has {DIGEST_DIGITS} digits 0-9a-f, of which the first {LEAST_DIGITS} or more are needed."
         )
-    found: list[Found] = []
+    matches: list[Found] = []
     for model, table in _tables(lake, models).items():
         c = table.c
         # A range, not LIKE: both databases answer it from the index.
@@ -80,8 +80,8 @@ def by_id(lake: Lake, text: str, models: Collection[str], *, limit: int = 10) ->
         for row in _rows(lake, model, query.limit(2 * limit)):
             if row.prediction_id not in seen:
                 seen.add(row.prediction_id)
-                found.append(row)
-    return found[:limit]
+                matches.append(row)
+    return matches[:limit]
 
 
 def by_entity(
@@ -135,14 +135,14 @@ def nights_around(lake: Lake, model: str, night: date) -> tuple[date | None, dat
 
 def newest(lake: Lake, models: Collection[str], *, each: int = 1) -> list[Found]:
     """Some current predictions of each model's newest night, to begin with."""
-    found: list[Found] = []
+    listed: list[Found] = []
     for model, table in _tables(lake, models).items():
         day = table.c.data_date
         query = _select(lake.model(model), table).where(
             day == sa.select(sa.func.max(day)).scalar_subquery(), table.c.superseded_at.is_(None)
         )
-        found += _rows(lake, model, query.limit(each))
-    return found
+        listed += _rows(lake, model, query.limit(each))
+    return listed
 
 
 def entity_value(name: str, kind: str, text: str) -> Any:
@@ -189,7 +189,7 @@ def _tables(lake: Lake, models: Collection[str]) -> dict[str, sa.Table]:
     """The SQL tables of those models' predictions that are there, with the columns the catalog gives them."""
     inspector = sa.inspect(lake.engine)
     there = set(inspector.get_table_names())
-    found = {}
+    tables = {}
     for model in models:
         if sql_name(model) in there:
             entry = lake.model(model)
@@ -197,8 +197,8 @@ def _tables(lake: Lake, models: Collection[str]) -> dict[str, sa.Table]:
             # An output that the catalog got today is in the table from the next night on.
             columns = {column["name"] for column in inspector.get_columns(sql_name(model))}
             kept = pa.schema([field for field in schema if field.name in columns])
-            found[model] = sql_columns(sql_name(model), kept, keep_replaced=True)
-    return found
+            tables[model] = sql_columns(sql_name(model), kept, keep_replaced=True)
+    return tables
 
 
 def _select(entry: ModelEntry, table: sa.Table) -> sa.Select[Any]:

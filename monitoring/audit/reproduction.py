@@ -79,13 +79,13 @@ def _outcome(settings: Settings, prediction_id: str, result: Path, seconds: floa
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
     try:
-        found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+        outcome: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         last = said.strip().splitlines()[-1:] or ["it said nothing"]
         raise NotReproduced(f"its process ended with code {process.returncode}: {last[0][:300]}") from error
-    if "refused" in found:
-        raise NotReproduced(found["refused"])
-    return found
+    if "refused" in outcome:
+        raise NotReproduced(outcome["refused"])
+    return outcome
 
 
 def main(result: str) -> None:

@@ -273,7 +273,7 @@ def _prediction(lake: Lake, row: Mapping[str, Any]) -> tuple[TracedPrediction, P
     entry = lake.model(row["model"])
     day = row["data_date"]
     publication = _publication(lake, _any_table(lake, row["source_table"]), day, row["delta_version"])
-    found = TracedPrediction(
+    prediction = TracedPrediction(
         prediction_id=row["prediction_id"],
         model=row["model"],
         role=row["role"],
@@ -287,7 +287,7 @@ def _prediction(lake: Lake, row: Mapping[str, Any]) -> tuple[TracedPrediction, P
         superseded_at=_utc(row["superseded_at"]),
         partition=_partition(publication),
     )
-    return found, publication
+    return prediction, publication
 
 
 def _utc(value: Any) -> Any:
@@ -328,8 +328,8 @@ def _publication(lake: Lake, table: _OpenTable, day: date, version: int) -> Publ
     if table.delta is None:
         # The index would forget what it knows of a table that is not there; a disk that is not mounted is no reason to.
         raise InputsExpired(_expired(table.name, version, f"there is no table in {table.location.uri}"))
-    found = lake.publications.current(table, Interval.of(day), loaded=table.delta, as_of_version=version)
-    if day not in found:
+    published = lake.publications.current(table, Interval.of(day), loaded=table.delta, as_of_version=version)
+    if day not in published:
         raise InputsExpired(
             _expired(
                 table.name,
@@ -337,7 +337,7 @@ def _publication(lake: Lake, table: _OpenTable, day: date, version: int) -> Publ
                 f"the index of publications has no partition {day} up to that version; the table was recreated since",
             )
         )
-    return found[day]
+    return published[day]
 
 
 def _partition(publication: Publication) -> TracedPartition:
@@ -483,12 +483,12 @@ def _one_row(
     where = " AND ".join(f'"{name}" IS NOT DISTINCT FROM ?' for name in key)
     table.register(connection, "t", dates)
     query = f"SELECT * FROM t WHERE {where} ORDER BY {order} LIMIT 1"  # noqa: S608 (names from the catalog)
-    found = connection.sql(query, params=list(key.values())).to_arrow_table()
-    return dict(found.cast(_same_order(table.schema, found)).to_pylist()[0]) if found.num_rows else None
+    rows = connection.sql(query, params=list(key.values())).to_arrow_table()
+    return dict(rows.cast(_same_order(table.schema, rows)).to_pylist()[0]) if rows.num_rows else None
 
 
-def _same_order(schema: pa.Schema, found: pa.Table) -> pa.Schema:
-    return pa.schema([schema.field(name).with_nullable(True) for name in found.column_names])
+def _same_order(schema: pa.Schema, rows: pa.Table) -> pa.Schema:
+    return pa.schema([schema.field(name).with_nullable(True) for name in rows.column_names])
 
 
 # ---- model version, ledger, gate -------------------------------------------------------------------------------
@@ -559,8 +559,8 @@ def _decision(lake: Lake, prediction: TracedPrediction, promotion: Mapping[str, 
             "SELECT * FROM decisions WHERE version = ? ORDER BY evidence_digest IS NOT DISTINCT FROM ? DESC, data_date"
             " DESC LIMIT 1"
         )
-        found = connection.sql(query, params=[prediction.version, cited]).to_arrow_table()
-    return {key: _parsed(value) for key, value in found.to_pylist()[0].items()} if found.num_rows else None
+        decisions = connection.sql(query, params=[prediction.version, cited]).to_arrow_table()
+    return {key: _parsed(value) for key, value in decisions.to_pylist()[0].items()} if decisions.num_rows else None
 
 
 def _parsed(value: Any) -> Any:
@@ -617,8 +617,8 @@ def _recomputed(lake: Lake, entry: ModelEntry, view: TracedView) -> list[Step]:
         connection.register("computed", computed)
         where = " AND ".join(f'"{name}" IS NOT DISTINCT FROM ?' for name in view.entity)
         query = f"SELECT * FROM computed WHERE {where}"  # noqa: S608 (names from the catalog)
-        found = connection.sql(query, params=list(view.entity.values())).to_arrow_table().to_pylist()
-    row = found[0] if found else {}
+        rows = connection.sql(query, params=list(view.entity.values())).to_arrow_table().to_pylist()
+    row = rows[0] if rows else {}
     return [*steps, Step(f"features {view.view}", view.values, {name: row.get(name) for name in view.values})]
 
 

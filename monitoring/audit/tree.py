@@ -67,14 +67,14 @@ class Branch:
     detail: bool = False
 
 
-def tree(found: Trace, *, personal: Collection[str] = ()) -> Branch:
+def tree(traced: Trace, *, personal: Collection[str] = ()) -> Branch:
     """The whole trace: the prediction, and below it where it is published, its features, its model version and why that
     version was in force.
 
     Args:
         personal: columns whose values are marked as personal data, as the catalog names them.
     """
-    p = found.prediction
+    p = traced.prediction
     facts = (Fact("target time", p.target_time_utc), *(Fact(name, value) for name, value in p.outputs.items()))
     state = f"replaced at {exact(p.superseded_at)}" if p.superseded_at else "current"
     published = Branch(
@@ -85,13 +85,13 @@ def tree(found: Trace, *, personal: Collection[str] = ()) -> Branch:
         mood="unsure" if p.superseded_at else "good",
         target=Target("model", p.model, night=p.data_date),
     )
-    views = tuple(_view(view, personal) for view in found.features)
+    views = tuple(_view(view, personal) for view in traced.features)
     features = Branch("features", f"as known on {p.data_date}, input digest {p.input_digest}", (), views)
     return Branch(
         "prediction",
         f"{p.prediction_id} of {p.model}",
         facts,
-        (published, features, _version(p, found.version), *_decision(found)),
+        (published, features, _version(p, traced.version), *_decision(traced)),
         target=Target("model", p.model),
         entity=tuple(Fact(name, value, personal=name in personal) for name, value in p.entity.items()),
     )
@@ -185,14 +185,14 @@ def _version(p: TracedPrediction, v: TracedVersion) -> Branch:
     )
 
 
-def _decision(found: Trace) -> tuple[Branch, ...]:
-    model = found.prediction.model
-    if found.promotion:
+def _decision(traced: Trace) -> tuple[Branch, ...]:
+    model = traced.prediction.model
+    if traced.promotion:
         named = ("by", "decided_at", "trained_until", "evidence_digest")
-        facts = tuple(Fact(name.replace("_", " "), found.promotion[name]) for name in named)
+        facts = tuple(Fact(name.replace("_", " "), traced.promotion[name]) for name in named)
         promoted = Branch(
-            str(found.promotion["kind"]),
-            f"in force from {found.promotion['effective_from']}",
+            str(traced.promotion["kind"]),
+            f"in force from {traced.promotion['effective_from']}",
             facts,
             target=Target("retraining", model),
         )
@@ -203,22 +203,22 @@ def _decision(found: Trace) -> tuple[Branch, ...]:
             warning="the ledger no longer has the line that made this version champion",
             mood="unsure",
         )
-    if not found.decision:
+    if not traced.decision:
         return promoted, Branch(
             "gate decision", "unknown", warning="no gate decision is stored for this version", mood="unsure"
         )
     reasons = tuple(
         Fact("reason", reason["text"] if isinstance(reason, dict) else reason)
-        for reason in found.decision.get("reasons") or []
+        for reason in traced.decision.get("reasons") or []
     )
     checks = []
-    for check in found.decision.get("checks") or []:
+    for check in traced.decision.get("checks") or []:
         word, mood = (
             _CHECKED[check.get("passed")] if check.get("passed") in (True, False) else ("not evaluated", "unsure")
         )
         said = {key: value for key, value in check.items() if value is not None and key not in {"name", "passed"}}
         checks.append(Branch(word, f"{check.get('name')} {exact(said)}".rstrip(), mood=mood))
-    title = f"{found.decision['verdict']} against {found.decision.get('rival')}"
+    title = f"{traced.decision['verdict']} against {traced.decision.get('rival')}"
     return promoted, Branch("gate decision", title, reasons, tuple(checks), target=Target("retraining", model))
 
 

@@ -66,8 +66,8 @@ class Output(OutputKind):
 
         truth, probability = self.truth(label), columns[name]
         values = {metric: metric_named(metric).value(truth, probability) for metric in self.measured}
-        found = {metric: value for metric, value in values.items() if value is not None}
-        return found | {"predicted_rate": float(probability.mean()), "rate": float(truth.mean())}
+        defined = {metric: value for metric, value in values.items() if value is not None}
+        return defined | {"predicted_rate": float(probability.mean()), "rate": float(truth.mean())}
 
     def relevance(self, groups: npt.NDArray[Any], label: Floats) -> Floats:
         """1 for an event, else 0."""
@@ -82,18 +82,18 @@ class Output(OutputKind):
         truth, probability = self.truth(label), columns[name]
         rows = len(truth)
         losses = {metric: row_metric(metric).row_losses(truth, probability) for metric in ("brier", "log_loss")}
-        found = []
+        measured = []
         for check, values in (losses | {"bias": probability - truth}).items():
             value, lower, upper = mean_with_interval(values)
-            found.append(Measurement(check, rows, value=value, lower=lower, upper=upper))
+            measured.append(Measurement(check, rows, value=value, lower=lower, upper=upper))
         share, low, high = share_with_interval(int((decided(probability) == truth).sum()), rows)
-        found.append(Measurement("accuracy", rows, value=share, lower=low, upper=high))
+        measured.append(Measurement("accuracy", rows, value=share, lower=low, upper=high))
         area = metric_named("roc_auc").value(truth, probability)
         if area is None:
             side = "above" if truth.any() else "not above"
             why = f"all {rows:,} rows came out alike ({side} {self.above:g}), so nothing can be ranked"
-            return [*found, Measurement("auc", rows, status="not_evaluated", reason=why)]
-        return [*found, Measurement("auc", rows, value=rounded(area))]
+            return [*measured, Measurement("auc", rows, status="not_evaluated", reason=why)]
+        return [*measured, Measurement("auc", rows, value=rounded(area))]
 
     def event(self, label: Floats, judged: Floats) -> tuple[Floats, Floats]:
         """See `OutputKind.event`."""

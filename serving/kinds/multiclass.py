@@ -82,17 +82,19 @@ class Output(OutputKind):
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        found = []
+        defects = []
         total: Any = 0.0
         for column in (f"{name}_probability", *self.judged_columns(name)):
             bad = pc.fill_null(pc.or_(pc.less(rows[column], 0.0), pc.greater(rows[column], 1.0)), True)
-            found.append(Defect(column, bad, "are not probabilities in [0, 1]"))
+            defects.append(Defect(column, bad, "are not probabilities in [0, 1]"))
         for column in self.judged_columns(name):
             total = pc.add(total, rows[column])
         off = pc.greater(pc.abs(pc.subtract(total, 1.0)), _SUM_TOLERANCE)
-        found.append(Defect(self.judged_columns(name)[0], off, "belong to rows whose probabilities do not add up to 1"))
+        defects.append(
+            Defect(self.judged_columns(name)[0], off, "belong to rows whose probabilities do not add up to 1")
+        )
         known = pc.is_in(rows[name], value_set=pa.array(self.classes, rows[name].type))
-        return [*found, Defect(name, pc.invert(known), f"are none of {self._listed}")]
+        return [*defects, Defect(name, pc.invert(known), f"are none of {self._listed}")]
 
     def drift_types(self, name: str) -> dict[str, str]:
         """As published; a class is compared by its values, also where it is a number."""
@@ -153,9 +155,9 @@ class Output(OutputKind):
 
         truth, judged = self.truth(label), self.judged(name, columns)
         values = {metric: metric_named(metric).value(truth, judged) for metric in self.measured}
-        found = {metric: value for metric, value in values.items() if value is not None}
+        defined = {metric: value for metric, value in values.items() if value is not None}
         came, said = self.event(label, judged)
-        return found | {"accuracy": float(came.mean()), "predicted_accuracy": float(said.mean())}
+        return defined | {"accuracy": float(came.mean()), "predicted_accuracy": float(said.mean())}
 
     def measurements(self, name: str, label: Floats, columns: Mapping[str, Floats]) -> list[Measurement]:
         """`log_loss`, `brier`, `bias` (probability of the class said minus share right), `accuracy`, `macro_f1`."""
@@ -166,18 +168,18 @@ class Output(OutputKind):
         rows = len(truth)
         came, said = self.event(label, judged)
         losses = {metric: row_metric(metric).row_losses(truth, judged) for metric in ("log_loss", "brier")}
-        found = []
+        measured = []
         for check, values in (losses | {"bias": said - came}).items():
             value, lower, upper = mean_with_interval(values)
-            found.append(Measurement(check, rows, value=value, lower=lower, upper=upper))
+            measured.append(Measurement(check, rows, value=value, lower=lower, upper=upper))
         share, low, high = share_with_interval(int(came.sum()), rows)
-        found.append(Measurement("accuracy", rows, value=share, lower=low, upper=high))
+        measured.append(Measurement("accuracy", rows, value=share, lower=low, upper=high))
         score = metric_named("macro_f1").value(truth, judged)
         if score is None or truth.min() == truth.max():
             only = self.classes[int(truth[0])]
             why = f"all {rows:,} rows came out as {only}, so no class is told from another"
-            return [*found, Measurement("macro_f1", rows, status="not_evaluated", reason=why)]
-        return [*found, Measurement("macro_f1", rows, value=rounded(score))]
+            return [*measured, Measurement("macro_f1", rows, status="not_evaluated", reason=why)]
+        return [*measured, Measurement("macro_f1", rows, value=rounded(score))]
 
     def event(self, label: Floats, judged: Floats) -> tuple[Floats, Floats]:
         """That the class said comes true, and its probability."""

@@ -74,16 +74,16 @@ class Output(OutputKind):
 
         predicted = columns[name]
         values = {metric: metric_named(metric).value(label, predicted) for metric in self.measured}
-        found = {metric: value for metric, value in values.items() if value is not None}
-        found["bias"] = float((predicted - label).mean())
+        defined = {metric: value for metric, value in values.items() if value is not None}
+        defined["bias"] = float((predicted - label).mean())
         bounds = self.interval_bounds(name)
         if bounds is not None:
             lower, upper = columns[bounds[0]], columns[bounds[1]]
-            found |= {
+            defined |= {
                 "coverage": float(((label >= lower) & (label <= upper)).mean()),
                 "width": float((upper - lower).mean()),
             }
-        return found
+        return defined
 
     def relevance(self, groups: npt.NDArray[Any], label: Floats) -> Floats:
         """How far a label lies above the lowest of its group."""
@@ -109,7 +109,7 @@ class Output(OutputKind):
         root, low, high = (rounded(max(value, 0.0) ** 0.5) for value in mean_and_bounds(np.square(error)))
         root = max(root, distance.value or 0.0)
         rooted = Measurement("rmse", rows, value=root, lower=low, upper=high)
-        found = [
+        measured = [
             distance,
             rooted if rows > 1 else Measurement("rmse", rows, value=root),
             mean("bias", error),
@@ -117,8 +117,8 @@ class Output(OutputKind):
         bounds = self.interval_bounds(name)
         if bounds is not None:
             lower, upper, wanted = bounds
-            found.append(_coverage(wanted, (label >= columns[lower]) & (label <= columns[upper])))
-        return found
+            measured.append(_coverage(wanted, (label >= columns[lower]) & (label <= columns[upper])))
+        return measured
 
     # ---- baseline
 

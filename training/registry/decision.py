@@ -254,7 +254,7 @@ def stored_decisions(lake: Lake, model: str, as_of: date | None = None) -> list[
     """As-of date, number of the judgement, decision; in order."""
     table = decisions_table(lake, model)
     rows = table.read(None if as_of is None else [as_of]).to_pylist()
-    found = []
+    decisions = []
     for row in rows:
         decision = Decision.of(json.loads(row["evidence"]), signature=row["signature"])
         if decision.evidence_digest != row["evidence_digest"]:
@@ -264,8 +264,8 @@ def stored_decisions(lake: Lake, model: str, as_of: date | None = None) -> list[
                 f"{decision.evidence_digest[:12]}…, stored as {row['evidence_digest'][:12]}…: it was changed. Restore "
                 "the table to an earlier Delta version."
             )
-        found.append((row["data_date"], row["judgement"], decision))
-    return found
+        decisions.append((row["data_date"], row["judgement"], decision))
+    return decisions
 
 
 def store_decision(lake: Lake, evidence: Mapping[str, Any], *, run_id: str, inputs: Sequence[Input]) -> Decision:

@@ -174,11 +174,11 @@ def _explanation(
         test_path,
         np.flatnonzero(chosen.to_numpy(zero_copy_only=False)),
     )
-    found = _contributions(subject)
+    explained = _contributions(subject)
     title = f"{model} version {registered.version}"
     drawn = _Drawn(folder, title, subject.unit)
     for name, output in entry.outputs.items():
-        drawn.contributions(found[name], subject)
+        drawn.contributions(explained[name], subject)
         baseline = output.baseline(output.constant(fitted_on, constant), len(label), trivial)
         drawn.quality(name, output, label, judged[name], baseline)
     drawn.segments(report)
@@ -187,7 +187,7 @@ def _explanation(
         nights=tuple(sorted(pc.unique(rows["data_date"]).to_pylist())),
         rows=rows.num_rows,
         metrics={name: _rounded(value) for name, value in metrics.items()},
-        contributions=tuple(part.summary for part in found.values()),
+        contributions=tuple(part.summary for part in explained.values()),
         segments=report,
         plots=tuple(drawn.plots),
         notes=tuple(drawn.notes),
@@ -317,7 +317,7 @@ def _groups(features: Sequence[str]) -> dict[str, list[int]]:
     for index, name in enumerate(features):
         stem = re.sub(r"_t\d+$", "", name)
         steps.setdefault(stem if f"{stem}_t0" in known and f"{stem}_t1" in known else name, []).append(index)
-    return {name if len(found) == 1 else f"{name} ({len(found)} steps)": found for name, found in steps.items()}
+    return {name if len(columns) == 1 else f"{name} ({len(columns)} steps)": columns for name, columns in steps.items()}
 
 
 @dataclass(frozen=True)
@@ -349,8 +349,8 @@ def _contributions(subject: _Subject) -> dict[str, _Found]:
 
 
 def _largest_first(names: Mapping[str, Any], strengths: Floats) -> dict[str, float]:
-    found = {name: _rounded(float(value)) for name, value in zip(names, strengths, strict=True)}
-    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+    strongest = {name: _rounded(float(value)) for name, value in zip(names, strengths, strict=True)}
+    return dict(sorted(strongest.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _permutations(subject: _Subject) -> dict[str, _Found]:
@@ -378,13 +378,13 @@ def _permutations(subject: _Subject) -> dict[str, _Found]:
         f"shuffles, on {len(subject.matrix):,} test "
         f"rows. The family {subject.contract.family} has no Shapley explainer here, so directions are not known"
     )
-    found = {}
+    permuted = {}
     for name, output in subject.entry.outputs.items():
         unit = output.metric_unit(subject.unit or "")
         unit = f"growth of {output.gate}" + (f" ({unit})" if unit else "")
         strengths = _largest_first(subject.groups, np.maximum(growth[name], 0.0))
-        found[name] = _Found(Contributions(name, method, unit, len(subject.matrix), strengths), None, subject.matrix)
-    return found
+        permuted[name] = _Found(Contributions(name, method, unit, len(subject.matrix), strengths), None, subject.matrix)
+    return permuted
 
 
 def _judged_by_output(entry: ModelEntry, predictions: pa.Table) -> dict[str, Floats]:
@@ -410,18 +410,18 @@ class _Drawn:
         self.plots.append(Plot(file, output, kind, alt))
         return self._folder / file
 
-    def contributions(self, found: _Found, subject: _Subject) -> None:
+    def contributions(self, explained: _Found, subject: _Subject) -> None:
         """Shapley values row by row, or strengths alone."""
-        summary = found.summary
+        summary = explained.summary
         names = list(subject.groups)
         top = ", ".join(f"{name} {value:.3g}" for name, value in list(summary.strengths.items())[:3])
-        grey = " Grey dots: the value is missing, or a category." if found.values is not None else ""
+        grey = " Grey dots: the value is missing, or a category." if explained.values is not None else ""
         path = self._place(
             "contributions",
             summary.output,
             f"What moves {summary.output}: {top} ({summary.unit}). {summary.method}.{grey}",
         )
-        if found.values is None:
+        if explained.values is None:
             strengths = np.array([summary.strengths[name] for name in names])
             plots.strength_plot(
                 names, strengths, path, title=f"{summary.output}: what its error rests on", unit=summary.unit
@@ -431,10 +431,10 @@ class _Drawn:
         # Of a feature of many steps the first column, the newest step, gives the colour.
         first = [columns[0] for columns in subject.groups.values()]
         categorical = [specs[index].categories is not None for index in first]
-        features = found.rows[:, first].astype(np.float64)
+        features = explained.rows[:, first].astype(np.float64)
         title = f"{summary.output}: what moved {summary.rows:,} predictions"
         plots.contribution_plot(
-            names, found.values, features, path, title=title, unit=summary.unit, categorical=categorical
+            names, explained.values, features, path, title=title, unit=summary.unit, categorical=categorical
         )
 
     def quality(self, name: str, output: OutputKind, label: Floats, judged: Floats, baseline: Floats) -> None:

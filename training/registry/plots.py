@@ -178,10 +178,10 @@ def calibration_bins(truth: Floats, probability: Floats, bins: int = CALIBRATION
     there = np.flatnonzero(rows)
     n = rows[there].astype(np.float64)
     predicted = np.bincount(codes, weights=probability)[there] / n
-    found = np.bincount(codes, weights=truth)[there] / n
-    center = (found + _CONFIDENT**2 / (2 * n)) / (1 + _CONFIDENT**2 / n)
-    half = _CONFIDENT / (1 + _CONFIDENT**2 / n) * np.sqrt(found * (1 - found) / n + _CONFIDENT**2 / (4 * n**2))
-    return {"predicted": predicted, "found": found, "lower": center - half, "upper": center + half, "rows": n}
+    shares = np.bincount(codes, weights=truth)[there] / n
+    center = (shares + _CONFIDENT**2 / (2 * n)) / (1 + _CONFIDENT**2 / n)
+    half = _CONFIDENT / (1 + _CONFIDENT**2 / n) * np.sqrt(shares * (1 - shares) / n + _CONFIDENT**2 / (4 * n**2))
+    return {"predicted": predicted, "found": shares, "lower": center - half, "upper": center + half, "rows": n}
 
 
 def confusion_plot(truth: Floats, probability: Floats, path: Path, *, title: str, threshold: float, event: str) -> None:
@@ -297,14 +297,14 @@ def gain_plot(truth: Floats, probability: Floats, path: Path, *, title: str) -> 
     """Draw the share of all events found among the rows with the highest probabilities: the model, guessing, and what
     is possible.
     """
-    found, rows = _gains(truth, probability), np.linspace(0.0, 1.0, 201)
+    gains, rows = _gains(truth, probability), np.linspace(0.0, 1.0, 201)
     rate = float(truth.mean())
     figure = _figure(5.8, 4.6)
     axes = figure.add_subplot()
     axes.plot(rows, np.minimum(rows / rate, 1.0), color=GREEN, linestyle=":", linewidth=1.4, label="best possible")
-    axes.plot(rows, np.interp(rows, np.linspace(0.0, 1.0, len(found)), found), color=BLUE, linewidth=1.8, label="model")
+    axes.plot(rows, np.interp(rows, np.linspace(0.0, 1.0, len(gains)), gains), color=BLUE, linewidth=1.8, label="model")
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="baseline: one rate for all rows")
-    tenth = float(np.interp(0.1, np.linspace(0.0, 1.0, len(found)), found))
+    tenth = float(np.interp(0.1, np.linspace(0.0, 1.0, len(gains)), gains))
     axes.plot(
         [0.1], [tenth], "o", color=BLUE, markersize=4, label=f"the first 10 % hold {tenth:.0%}: lift {tenth / 0.1:.2g}"
     )
@@ -430,13 +430,13 @@ def _spread(x: Floats) -> Floats:
 
 def _percentiles(values: Floats) -> Floats:
     """Each value's place among the others in [0, 1], ties sharing theirs; NaN stays NaN."""
-    found = np.full(len(values), np.nan)
+    percentiles = np.full(len(values), np.nan)
     there = ~np.isnan(values)
     if there.any():
         _, codes, counts = np.unique(values[there], return_inverse=True, return_counts=True)
         middle = np.cumsum(counts) - (counts + 1) / 2.0
-        found[there] = middle[codes] / max(len(codes) - 1, 1)
-    return found
+        percentiles[there] = middle[codes] / max(len(codes) - 1, 1)
+    return percentiles
 
 
 def _central(values: Floats) -> tuple[float, float]:

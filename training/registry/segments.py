@@ -135,14 +135,14 @@ def segment_report(
     outputs = []
     for name, output in entry.outputs.items():
         measured = _Measured(output, label, predictions[name], day, len(days), weights)
-        found: list[Segment] = []
+        worse: list[Segment] = []
         small: list[TooSmall] = []
         for column, (values, codes) in encoded.items():
             counts = np.bincount(codes, minlength=len(values))
             small += [TooSmall(column, values[i], int(counts[i])) for i in np.flatnonzero(counts < least)]
-            found += measured.segments(column, values, codes, np.flatnonzero(counts >= least))
-        found.sort(key=lambda s: (-(s.ratio.value if s.ratio else 0.0), s.column, s.value))
-        outputs.append(OutputSegments(name, output.gate, measured.whole(), tuple(found), tuple(small)))
+            worse += measured.segments(column, values, codes, np.flatnonzero(counts >= least))
+        worse.sort(key=lambda s: (-(s.ratio.value if s.ratio else 0.0), s.column, s.value))
+        outputs.append(OutputSegments(name, output.gate, measured.whole(), tuple(worse), tuple(small)))
     return SegmentReport(columns, least, rows.num_rows, len(days), tuple(outputs))
 
 
@@ -189,7 +189,7 @@ class _Measured:
         bias = means(self._bias)
         events, said = (None, None) if self._pair is None else (means(self._pair[0]), means(self._pair[1]))
         whole = self._error(self._sums.sum(axis=0), self._rows.sum(axis=0))
-        found = []
+        parts = []
         for start in range(0, len(chosen), _COLUMNS_AT_ONCE):
             part = chosen[start : start + _COLUMNS_AT_ONCE]
             sums, rows = all_sums[:, part], all_rows[:, part]
@@ -204,7 +204,7 @@ class _Measured:
             ratio = _bounds(errors / whole, ratios) if whole[0] > 0.0 else [None] * len(part)
             for position, index in enumerate(part):
                 against = ratio[position]
-                found.append(
+                parts.append(
                     Segment(
                         column=column,
                         value=values[index],
@@ -218,7 +218,7 @@ class _Measured:
                         worse=against is not None and against.lower is not None and against.lower > 1.0,
                     )
                 )
-        return found
+        return parts
 
 
 def _by_day(
@@ -234,17 +234,17 @@ def _bounds(values: Floats, draws: Floats | None) -> list[Bounds]:
     """Each value with the quantiles of its draws, (draws, values); a draw without a row of the segment says nothing and
     is left out.
     """
-    found = []
+    bounds = []
     for position, value in enumerate(values):
         told = np.empty(0) if draws is None else draws[:, position]
         told = told[np.isfinite(told)]
         if len(told) < _FEW:
-            found.append(Bounds(float(value), None, None))
+            bounds.append(Bounds(float(value), None, None))
             continue
         tail = (1.0 - CONFIDENCE) / 2.0
         lower, upper = (float(np.quantile(told, q, method=m)) for q, m in ((tail, "lower"), (1.0 - tail, "higher")))  # type: ignore[call-overload]  # a method by variable
-        found.append(Bounds(float(value), lower, upper))
-    return found
+        bounds.append(Bounds(float(value), lower, upper))
+    return bounds
 
 
 def _encoded(column: pa.ChunkedArray) -> tuple[list[str], npt.NDArray[np.int64]]:

@@ -31,9 +31,9 @@ def convert(source: Path, target: Path) -> None:
         writer.writerow(("cell", "cycle", *KEPT.values()))
         with tarfile.open(source / f"{cell}.tar.gz") as archive:
             curves = {
-                int(found[1]): member
+                int(match[1]): member
                 for member in archive
-                if (found := re.search(r"/dis_(\d+)_cap_[\d.]+\.csv$", member.name))
+                if (match := re.search(r"/dis_(\d+)_cap_[\d.]+\.csv$", member.name))
             }
             for cycle, member in sorted(curves.items()):
                 packed = archive.extractfile(member)
