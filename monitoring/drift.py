@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
@@ -29,6 +30,8 @@ from training.registry.reference import (
 GROUP = "drift"
 MEAN = "mean"
 REFERENCE_MEAN = "reference_mean"
+_NULL_DEVIATIONS = 3
+_LEAST_ROWS_ALL_NULL = 20  # of fewer rows all may be null by chance
 
 
 @logged("drift")
@@ -84,6 +87,14 @@ def drift(lake: Lake, model: str, interval: Interval, *, run_id: str) -> StageRe
         },
     }
     return StageResult("drift", model, str(interval), published.rows, len(published.committed), details)
+
+
+def null_limit_of(usual: float, rows: int) -> float:
+    """The share of nulls that so many rows may have: the training window's limit, and three standard deviations of what
+    chance adds. A limit of zero still allows three rows.
+    """
+    spread = math.sqrt(max(usual, 1 / rows) * (1 - usual) / rows)
+    return round(min(usual + _NULL_DEVIATIONS * spread, 1.0), 6)
 
 
 # ---- judging ---------------------------------------------------------------------------------------------------
@@ -276,10 +287,14 @@ class _Judge:
                 status="not_evaluated",
                 reason="the training window gives no limit",
             )
-        status = "warning" if value > profile["null_limit"] else "ok"
-        return self._metric(
-            "null_rate", column=name, value=value, threshold=profile["null_limit"], n=rows, status=status
-        )
+        limit = null_limit_of(profile["null_limit"], rows)
+        if value == 1 and rows >= _LEAST_ROWS_ALL_NULL:
+            why = f"null in every one of {rows:,} rows"
+            return self._metric(
+                "null_rate", column=name, value=value, threshold=limit, n=rows, status="failing", reason=why
+            )
+        status = "warning" if value > limit else "ok"
+        return self._metric("null_rate", column=name, value=value, threshold=limit, n=rows, status=status)
 
     def _volume(self) -> Metric:
         """Rows scored in the night itself; `lower` and `upper` are the bounds."""

@@ -33,6 +33,7 @@ from training.registry.records import DecisionRecord, read_promises
 OPEN_REQUEST_NIGHTS = 60
 _FEATURE_DRIFT = ("drift_psi", "drift_ks")
 _RUN_WORDS = {"ingest": "ingest", "score": "scoring", "monitor": "monitoring", "train": "training"}
+_MOVED = 6  # rank of a column that is null or has drifted, of which one says little
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
@@ -41,7 +42,8 @@ class Cause:
     """Why a model is not healthy.
 
     Attributes:
-        rank: what comes first, 0 the gravest.
+        rank: what comes first, 0 the gravest; size: of those of a rank the largest comes first, the share of the
+            model's input that it concerns.
         text: a clause with its numbers.
         shared: the same for every model that has it (a run of the data set, its tables).
         run: the DAG run that it comes from; dataset, table: where it comes from a table;
@@ -50,6 +52,7 @@ class Cause:
 
     rank: int
     text: str
+    size: float = 0.0
     shared: str = ""
     run: Run | None = None
     dataset: str = ""
@@ -270,7 +273,7 @@ class _Judge:
     def standing(self) -> Standing:
         facts = self.facts()
         status = status_of(facts)
-        causes = sorted(self._causes(facts), key=lambda cause: cause.rank)
+        causes = sorted(self._causes(facts), key=lambda cause: (cause.rank, -cause.size))
         return Standing(
             entry=self.entry,
             status=status,
@@ -411,9 +414,11 @@ class _Judge:
             )
             most = f"{_percent(max(shares, default=None))} of rows"
             amount = most if not shares or max(shares) - min(shares) < 0.05 else f"up to {most}"
+            features = len(self.lake.catalog.feature_columns(self.entry))
             yield Cause(
-                3,
+                1 if any(a.severity == "critical" for a in missing) else _MOVED,
                 f"{view.replace('_', ' ')} missing{lasting}: {what} null in {amount}",
+                size=sum(shares) / features,
                 shared=f"null/{self.entry.dataset}/{view}",
                 drift=True,
             )
@@ -450,8 +455,9 @@ class _Judge:
         since = share.since if share is not None else min(a.since for a in columns)
         lasting = f" since {_short(since, alarms[0].about_date)}" if since < alarms[0].about_date else ""
         yield Cause(
-            1 if share is not None else 6,
+            1 if share is not None else _MOVED,
             f"drift{lasting}: {beyond or len(columns)} of {judged} features beyond their limit{told}",
+            size=(beyond or len(columns)) / max(judged, 1),
             drift=True,
         )
 
@@ -466,7 +472,7 @@ class _Judge:
         method = self.entry.retrain.drift.method.upper()
         limit = f", limit {figures(worst.threshold)}" if worst.threshold is not None else ""
         yield Cause(
-            7,
+            _MOVED + 1,
             f"predictions moved{lasting}: {worst.column}{rest} ({method} {figures(worst.value or 0.0)}{limit})",
             drift=True,
         )
@@ -604,7 +610,12 @@ def standings(lake: Lake, models: Sequence[str], now: datetime, *, night: date |
     every = [_Judge(lake, lake.model(name), read).standing() for name in models]
     position = {name: number for number, name in enumerate(models)}
     return sorted(
-        every, key=lambda s: (STATUSES.index(s.status), s.causes[0].rank if s.causes else 99, position[s.entry.name])
+        every,
+        key=lambda s: (
+            STATUSES.index(s.status),
+            *((s.causes[0].rank, -s.causes[0].size) if s.causes else (99, 0.0)),
+            position[s.entry.name],
+        ),
     )
 
 

@@ -16,7 +16,7 @@ from lake.lake import Lake
 from lake.lineage import PartitionNotReady
 from lake.metrics import metrics_table, read_metrics
 from lake.signature import sign
-from monitoring.drift import drift
+from monitoring.drift import drift, null_limit_of
 from monitoring.drift_counts import pinned_versions
 from monitoring.references import VersionReference, feature_profiles, load_reference
 from serving.predictions import predictions_table
@@ -99,7 +99,8 @@ def test_an_all_null_column_is_not_evaluated_but_its_null_rate_alarms(fresh: Lak
     rows = measure(fresh)
     found = rows["drift_psi", MINUTES]
     assert (found["status"], found["reason"], found["value"]) == ("not_evaluated", "every value is null", None)
-    assert (rows["null_rate", MINUTES]["status"], rows["null_rate", MINUTES]["value"]) == ("warning", 1.0)
+    assert (rows["null_rate", MINUTES]["status"], rows["null_rate", MINUTES]["value"]) == ("failing", 1.0)
+    assert rows["null_rate", MINUTES]["reason"] == f"null in every one of {scenario.PER_DAY} rows"
     assert rows["drift_share", ""]["n"] == 1
     assert "1 not evaluated" in rows["drift_share", ""]["reason"]
     assert (rows["mean", MINUTES]["reason"], rows["mean", MINUTES]["n"]) == ("every value is null", 0)
@@ -286,3 +287,11 @@ def test_load_reference_of_a_stored_version(promoted: Lake):
     reference = load_reference(promoted.settings, MODEL, 1, champion.artifact_digest)
     assert reference.missing is None
     assert set(reference.profile["columns"]) == set(KINDS)
+
+
+def test_a_limit_of_nulls_leaves_room_for_chance_and_nothing_for_a_column_without_values() -> None:
+    assert null_limit_of(0.0, 737) == pytest.approx(3 / 737, abs=1e-6)
+    assert 2 / 737 < null_limit_of(0.0, 737) < 4 / 737
+    assert null_limit_of(0.02, 1_000_000) == pytest.approx(0.02, abs=0.001)
+    assert null_limit_of(1.0, 50) == 1.0
+    assert null_limit_of(0.0, 1) == 1.0

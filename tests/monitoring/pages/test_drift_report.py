@@ -183,7 +183,7 @@ def test_columns_without_values_and_limits_of_zero(fresh: Lake) -> None:
         "never judged",
     )
     assert rows[MINUTES]["reason"] == "every value is null"
-    assert (rows[MINUTES]["null_rate"], rows[MINUTES]["null_status"]) == (1.0, "warning")
+    assert (rows[MINUTES]["null_rate"], rows[MINUTES]["null_status"]) == (1.0, "failing")
     zero = Metric(MODEL, NIGHT, NIGHT, "drift_psi", "warning", column=RIDES, value=0.5, threshold=0.0)
     publish_metrics(fresh, MODEL, "drift", [zero], Interval.of(NIGHT), run_id="t")
     found, text = shown(fresh)

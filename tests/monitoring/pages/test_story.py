@@ -118,7 +118,7 @@ def test_columns_without_values_and_rows_without_labels(fresh: Lake):
     moved, extent, _ = planted(fresh, minutes_7d=pa.nulls(6))
     assert moved.startswith(("rides_7d of vehicle_daily", "No feature"))
     assert "minutes_7d of vehicle_daily could not be judged (every value is null)" in extent
-    assert "minutes_7d of vehicle_daily is null in 100 % of rows, limit 0 %" in extent
+    assert "minutes_7d of vehicle_daily is null in 100 % of rows, limit 7.5 %" in extent
     performance(fresh, MODEL, Interval.of(judge), run_id="t")
     assert (
         "performance was not judged: mae of ride_minutes is not known, no label came for any of the 40 rows"

@@ -137,6 +137,18 @@ def test_a_view_without_values_is_named_first_with_since_and_share(lake: Lake) -
     )
 
 
+def test_what_concerns_more_of_the_input_stands_first(lake: Lake) -> None:
+    """A few nulls in one feature never stand above the drift of many."""
+    few = {("null_rate", FEATURES[0]): {"value": 0.06, "status": "warning"}}
+    drifted = {("drift_psi", name): {"value": 0.9, "status": "warning"} for name in FEATURES}
+    for day in (NIGHT - ONE_DAY, NIGHT):
+        night(lake, day, few | drifted)
+    assert [text.partition(" ")[0] for text in causes(lake)[:2]] == ["drift", "vehicle"]
+    for day in (NIGHT - ONE_DAY, NIGHT):
+        night(lake, day, {("null_rate", FEATURES[0]): {"value": 1.0, "status": "failing", "reason": "all"}} | drifted)
+    assert (standing(lake).status, causes(lake)[0].partition(" ")[0]) == ("failing", "vehicle")
+
+
 def test_one_column_beyond_its_limit_for_one_night_does_not_count_yet(lake: Lake) -> None:
     wide = {("drift_psi", FEATURES[0]): {"value": 0.3, "status": "warning"}}
     nights(lake, wide)
