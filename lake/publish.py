@@ -53,6 +53,10 @@ class StalePublish(TransientError):
     """The partition is not what the publisher saw when it began: somebody else published in between."""
 
 
+class WriterPanicked(NightfleetError):
+    """The Delta writer broke down in a way that it does not foresee itself."""
+
+
 class DiskFull(TransientError):
     """There is no room for the rows, or the disk refused them."""
 
@@ -159,6 +163,15 @@ def _failures_named(table: LakeTable, staging: Path) -> Iterator[None]:
         if "No space left" not in str(error) and "os error" not in str(error):
             raise
         raise _disk_full(table, staging, error) from error
+    except BaseException as error:
+        # A panic of the Rust below deltalake passes every `except Exception`; its type cannot be imported.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise WriterPanicked(
+            f"{table.name}: the Delta writer broke down ({error}). No partition was changed.\n"
+            "  A value that it cannot hold may be the reason: compare the newest delivery with those before, then "
+            "clear the task."
+        ) from error
 
 
 def _disk_full(table: LakeTable, staging: Path, error: Exception) -> DiskFull:

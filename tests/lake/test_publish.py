@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from deltalake import DeltaTable
 
 from config.calendar import Interval
 from config.catalog.load import Catalog
@@ -24,7 +25,15 @@ from config.settings import ROOT, Settings
 from lake import publish as publish_module
 from lake.lake import Lake
 from lake.lineage import Input, Lineage
-from lake.publish import DiskFull, DuplicateKey, RowsNotSorted, RowsOutsideInterval, SchemaMismatch, StalePublish
+from lake.publish import (
+    DiskFull,
+    DuplicateKey,
+    RowsNotSorted,
+    RowsOutsideInterval,
+    SchemaMismatch,
+    StalePublish,
+    WriterPanicked,
+)
 from tests.conftest import missing_service
 from tests.lake.conftest import FIRST, Items, item_rows, item_table, reader_of
 
@@ -357,3 +366,17 @@ def test_checkpoints_are_written_as_the_log_grows(items: Items, monkeypatch: pyt
         items.publish(item_rows(night), night)
     assert list(Path(items.table.location.uri, "_delta_log").glob("*.checkpoint.parquet"))
     assert items.table.read().num_rows == 20
+
+
+def test_a_panic_of_the_writer_is_an_error_like_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no `Exception`: a scheduler would take it for a killed process, and try the task again."""
+    panic = type("PanicException", (BaseException,), {})
+
+    def panicking(*_: Any, **__: Any) -> None:
+        raise panic("called `Option::unwrap()` on a `None` value")
+
+    settings = Settings(home=tmp_path / "var")
+    items = Items(Lake(settings, Catalog(datasets=(), models=())), item_table(settings))
+    monkeypatch.setattr(DeltaTable, "create_write_transaction", panicking)
+    with pytest.raises(WriterPanicked, match=r"(?s)things/raw/items: .*unwrap.*No partition was changed.*clear"):
+        items.publish(item_rows(NIGHT), NIGHT)
