@@ -374,10 +374,10 @@ def read_catalog(folders: tuple[CatalogFolder, ...]) -> Reading:
 
 def _families(folders: tuple[CatalogFolder, ...]) -> tuple[dict[str, Path], list[Problem]]:
     """The families of all folders, and those whose name is taken or is none."""
-    found: dict[str, Path] = {}
+    families: dict[str, Path] = {}
     problems = []
     for path in (path for folder in folders for path in folder.families.values()):
-        known = found.get(path.name) or next(_SHIPPED_FAMILIES.glob(f"{path.name}.py"), None)
+        known = families.get(path.name) or next(_SHIPPED_FAMILIES.glob(f"{path.name}.py"), None)
         if known is not None:
             problems.append(
                 Problem(path, f"{path}: there is a family {path.name!r} already, {known}. Rename the folder.")
@@ -385,8 +385,8 @@ def _families(folders: tuple[CatalogFolder, ...]) -> tuple[dict[str, Path], list
         elif not _FAMILY_NAME.fullmatch(path.name):
             problems.append(Problem(path, f"{path}: {path.name!r} is no name of a family, needs a-z, 0-9 and _."))
         else:
-            found[path.name] = path
-    return found, problems
+            families[path.name] = path
+    return families, problems
 
 
 def _files(folders: tuple[CatalogFolder, ...], kind: str) -> list[tuple[CatalogFolder, Path]]:

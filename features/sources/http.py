@@ -67,7 +67,7 @@ def stage(
     spellings = {name: (name, *(column.renamed_from or ())) for name, column in columns.items()}
     known = {own for names in spellings.values() for own in names}
     pages = folder / f"{target.stem}.pages.parquet"
-    found: set[str] = set()
+    keys: set[str] = set()
     with (
         _client(settings, source, label) as client,
         closing(_pages(client, source, night, meter)) as documents,
@@ -76,8 +76,8 @@ def stage(
         for url, records in documents:
             names = {name for record in records for name in record}
             if names - known and source.on_extra in (None, "refuse"):
-                match_names(f"{label} ({url})", sorted(names | found), columns)
-            found |= names
+                match_names(f"{label} ({url})", sorted(names | keys), columns)
+            keys |= names
             meter.take("max_rows", len(records))
             try:
                 texts = [
@@ -91,8 +91,8 @@ def stage(
                 ) from cause(error, personal=bool(personal))
             writer.write_table(pa.table(texts, schema=text_schema))
     # A service may leave out what is null, from all records of a night too; where it sends other keys, one is renamed.
-    absent = columns if found - known and source.on_extra in (None, "refuse") else null_where_absent(columns)
-    matched = match_names(label, sorted(found), absent, source.on_extra) if found else None
+    absent = columns if keys - known and source.on_extra in (None, "refuse") else null_where_absent(columns)
+    matched = match_names(label, sorted(keys), absent, source.on_extra) if keys else None
     with meter.interrupting(connection):
         rows = Rows(read_parquet([pages]), dict.fromkeys(columns, "VARCHAR"))
         stage_rows(connection, meter, [rows], columns, target, personal=personal)

@@ -92,7 +92,7 @@ def stage(
             for rows in result.partitions(source.batch_rows):
                 by_name = dict(zip(names, zip(*rows, strict=True), strict=True))
                 meter.take("max_rows", len(rows))
-                own = {name: by_name[found] for name, found in matched.names.items()}
+                own = {name: by_name[own_name] for name, own_name in matched.names.items()}
                 natural = _columns(label, own, columns, done, personal)
                 if not own:
                     natural = pa.table({"nf__none": pa.nulls(len(rows))})
