@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from config.calendar import ONE_DAY, Interval
+from lake.chain import LedgerCut
 from lake.lake import Lake
 from lake.ledger import Promotion
 from lake.projection import projections_table
@@ -208,8 +209,10 @@ def test_a_ledger_that_was_made_anew_replaces_its_lines(lake: Lake) -> None:
     assert project_promotions(lake, MODEL) == 2
     assert project_promotions(lake, MODEL) == 0, "again is free"
     shutil.rmtree(lake.settings.lake / MODEL / "promotions")
-    assert project_promotions(lake, MODEL) == 0
+    with pytest.raises(LedgerCut, match="0 lines, of the 2 that were seen"):
+        project_promotions(lake, MODEL)
     assert len(stored_promotions(lake, [MODEL])) == 2, "no ledger: SQL is left alone"
+    ledger.accept()
     ledger.append(promotion(3), seen=ledger.read())
     project_promotions(lake, MODEL)
     assert [p.version for p in stored_promotions(lake, [MODEL])] == [3]
