@@ -52,7 +52,7 @@ class Matched:
 
     def relation(self, relation: str) -> str:
         """SQL of a relation with the declared names."""
-        listed = ", ".join(f"{quoted(found)} AS {quoted(name)}" for name, found in self.names.items())
+        listed = ", ".join(f"{quoted(source_name)} AS {quoted(name)}" for name, source_name in self.names.items())
         return f"(SELECT {listed or 'NULL AS nf__none'} FROM {relation})"  # noqa: S608 (quoted)
 
 
@@ -91,7 +91,7 @@ def null_where_absent(columns: Mapping[str, SourceColumn]) -> dict[str, SourceCo
 
 def match_names(
     label: str,
-    found: Sequence[str],
+    source_names: Sequence[str],
     declared: Mapping[str, SourceColumn],
     on_extra: OnDifference | None = None,
     *,
@@ -109,7 +109,7 @@ def match_names(
     names: dict[str, str] = {}
     differences: list[Difference] = []
     for name, column in declared.items():
-        present = [own for own in (name, *(column.renamed_from or ())) if own in found]
+        present = [own for own in (name, *(column.renamed_from or ())) if own in source_names]
         if len(present) > 1:
             problems.append(f"{name!r} is there twice: as {' and as '.join(map(repr, present))}")
         if present:
@@ -117,26 +117,26 @@ def match_names(
         elif column.on_missing in ("warn", "ignore"):
             differences += [Difference(name, missing=True)] if column.on_missing == "warn" else []
         else:
-            problems.append(f"{name!r} is missing{_nearly(name, found, personal=personal)}")
+            problems.append(f"{name!r} is missing{_nearly(name, source_names, personal=personal)}")
     known = {own for name, column in declared.items() for own in (name, *(column.renamed_from or ()))}
-    extra = [name for name in dict.fromkeys(found) if name not in known]
+    extra = [name for name in dict.fromkeys(source_names) if name not in known]
     if on_extra == "warn":
         differences += [Difference(HIDDEN if personal else name, missing=False) for name in extra]
     elif on_extra != "ignore":
         problems = [f"{shown(name, personal=personal)} is not declared" for name in extra] + problems
     problems += [
         f"{shown(name, personal=personal and name not in known)} appears twice"
-        for name in dict.fromkeys(found)
-        if list(found).count(name) > 1 and (name in known or on_extra in (None, "refuse"))
+        for name in dict.fromkeys(source_names)
+        if list(source_names).count(name) > 1 and (name in known or on_extra in (None, "refuse"))
     ]
     if problems:
         raise mismatch(label, problems, _OF_NAMES)
     return Matched(names, tuple(differences))
 
 
-def _nearly(name: str, found: Sequence[str], *, personal: bool) -> str:
+def _nearly(name: str, source_names: Sequence[str], *, personal: bool) -> str:
     """What a missing column may be called by mistake."""
-    alike = [other for other in found if other.strip().lower() == name.strip().lower()]
+    alike = [other for other in source_names if other.strip().lower() == name.strip().lower()]
     if not alike or personal:
         return ""
     return f" (there is {alike[0]!r}: `renamed_from: {alike[0]!r}` reads it)"
@@ -149,9 +149,10 @@ def check_types(label: str, types: Mapping[str, str], declared: Mapping[str, Sou
         SourceSchemaMismatch: with every column that cannot.
     """
     problems = [
-        f"{name!r} is {found}, declared {declared[name].type}: declare a type that holds it, or shape it with `select`"
-        for name, found in types.items()
-        if not readable(declared[name], found)
+        f"{name!r} is {duckdb_type}, declared {declared[name].type}: declare a type that holds it, or shape it with "
+        "`select`"
+        for name, duckdb_type in types.items()
+        if not readable(declared[name], duckdb_type)
     ]
     if problems:
         raise mismatch(label, problems)

@@ -95,22 +95,26 @@ def propose(connection: duckdb.DuckDBPyConnection, values: pa.ChunkedArray, *, t
     """
     connection.register("nf__sample", pa.table({"x": values}))
     try:
-        found = str(connection.execute("DESCRIBE nf__sample").fetchall()[0][1])
-        if found == "VARCHAR":
+        duckdb_type = str(connection.execute("DESCRIBE nf__sample").fetchall()[0][1])
+        if duckdb_type == "VARCHAR":
             return _of_texts(connection, values.drop_null(), time_zone)
         for kind in _OF_TYPES:
             keys = _zoned({}, kind, time_zone)
             column = SourceColumn(type=kind, **keys)
-            if _natural(kind, found) and readable(column, found) and not _refused(connection, column, found):
-                return Proposal({"type": kind} | _told(keys, found, time_zone))
-        return Proposal({"type": "string"}, f"it is {found}, which no column holds: shape it with `select`")
+            if (
+                _natural(kind, duckdb_type)
+                and readable(column, duckdb_type)
+                and not _refused(connection, column, duckdb_type)
+            ):
+                return Proposal({"type": kind} | _told(keys, duckdb_type, time_zone))
+        return Proposal({"type": "string"}, f"it is {duckdb_type}, which no column holds: shape it with `select`")
     finally:
         connection.unregister("nf__sample")
 
 
-def _natural(kind: ColumnType, found: str) -> bool:
+def _natural(kind: ColumnType, duckdb_type: str) -> bool:
     """Whether a type of Parquet or SQL is that type, and not only can be read so."""
-    base = found.split("(")[0]
+    base = duckdb_type.split("(")[0]
     if kind == "boolean":
         return base == "BOOLEAN"
     if kind == "date":
@@ -124,15 +128,17 @@ def _zoned(keys: Mapping[str, Any], kind: ColumnType, time_zone: str) -> dict[st
     return dict(keys) | ({"zone": time_zone, "ambiguous": "earlier"} if kind == "timestamp" else {})
 
 
-def _told(keys: Mapping[str, Any], found: str, time_zone: str) -> dict[str, Any]:
+def _told(keys: Mapping[str, Any], duckdb_type: str, time_zone: str) -> dict[str, Any]:
     """Without what says nothing: a zone where the times have one, or where the data set is in UTC."""
-    naive = "zone" in keys and found.startswith("TIMESTAMP") and "TZ" not in found and "ZONE" not in found
+    naive = (
+        "zone" in keys and duckdb_type.startswith("TIMESTAMP") and "TZ" not in duckdb_type and "ZONE" not in duckdb_type
+    )
     return {"zone": time_zone} if naive and time_zone != "UTC" else {}
 
 
-def _refused(connection: duckdb.DuckDBPyConnection, column: SourceColumn, found: str = "VARCHAR") -> int:
+def _refused(connection: duckdb.DuckDBPyConnection, column: SourceColumn, duckdb_type: str = "VARCHAR") -> int:
     """How many values of the sample the keys do not read."""
-    failed = conversion("x", column, found).failed or "false"
+    failed = conversion("x", column, duckdb_type).failed or "false"
     counted = connection.execute(f"SELECT count_if({failed}) FROM nf__sample").fetchall()  # noqa: S608 (our own SQL)
     return int(counted[0][0])
 

@@ -125,20 +125,22 @@ class Conversion:
         return " OR ".join(f"coalesce({fault.holds}, false)" for fault in self.faults) or None
 
 
-def readable(column: SourceColumn, found: str) -> bool:
+def readable(column: SourceColumn, duckdb_type: str) -> bool:
     """Whether some values of a DuckDB type can be read as the declared type."""
-    return found == _NOTHING or (not found.endswith("]") and found.split("(")[0] in _READABLE[column.type])
+    return duckdb_type == _NOTHING or (
+        not duckdb_type.endswith("]") and duckdb_type.split("(")[0] in _READABLE[column.type]
+    )
 
 
-def conversion(name: str, column: SourceColumn, found: str) -> Conversion:
+def conversion(name: str, column: SourceColumn, duckdb_type: str) -> Conversion:
     """How a column of a relation is read.
 
     Args:
         name: what the relation calls it.
-        found: its DuckDB type there, one that is `readable`.
+        duckdb_type: its DuckDB type there, one that is `readable`.
     """
-    source, kind = quoted(name), found.split("(")[0]
-    if found == _NOTHING:
+    source, kind = quoted(name), duckdb_type.split("(")[0]
+    if duckdb_type == _NOTHING:
         return Conversion(f"CAST(NULL AS {DUCKDB_TYPES[column.type]})")
     if kind == "VARCHAR":
         return _of_text(source, column)
@@ -146,9 +148,9 @@ def conversion(name: str, column: SourceColumn, found: str) -> Conversion:
         naive = f"CAST({source} AS TIMESTAMP)"  # microseconds, as all instants here
         return _of_naive(naive, column, source) if kind in _NAIVE else _within_years(Conversion(_cast(source, column)))
     if column.type == "date":
-        return _of_day(source, column, kind, found)
+        return _of_day(source, column, kind, duckdb_type)
     if kind in _NUMBERS:
-        return _of_number(source, column, kind, found)
+        return _of_number(source, column, kind, duckdb_type)
     return Conversion(_cast(source, column))
 
 
@@ -159,7 +161,7 @@ def _cast(source: str, column: SourceColumn) -> str:
 # ---- numbers ---------------------------------------------------------------------------------------------------
 
 
-def _of_number(source: str, column: SourceColumn, kind: str, found: str) -> Conversion:
+def _of_number(source: str, column: SourceColumn, kind: str, duckdb_type: str) -> Conversion:
     if column.type == "boolean":
         return Conversion(
             _cast(source, column),
@@ -177,11 +179,11 @@ def _of_number(source: str, column: SourceColumn, kind: str, found: str) -> Conv
     remedy = "Declare int64, or string, or cast it in `select`."
     if column.type != "float64":
         remedy = "Declare float64, or round it in `select`."
-    changed = f"({source} IS NOT NULL AND TRY_CAST({value} AS {found}) IS DISTINCT FROM {source})"
+    changed = f"({source} IS NOT NULL AND TRY_CAST({value} AS {duckdb_type}) IS DISTINCT FROM {source})"
     if kind in _DOUBLES:  # a NaN is how some tools write that an integer is missing
         changed = f"NOT {is_nan(source)} AND ({changed} OR abs({source}) > {_LARGEST_WHOLE_DOUBLE})"
     return Conversion(
-        value, (Fault(changed, f"{found}, declared {column.type}, which would round {{count}} values", remedy),)
+        value, (Fault(changed, f"{duckdb_type}, declared {column.type}, which would round {{count}} values", remedy),)
     )
 
 
@@ -213,13 +215,13 @@ def _within_years(read: Conversion) -> Conversion:
     return Conversion(read.value, (*read.faults, beyond))
 
 
-def _of_day(source: str, column: SourceColumn, kind: str, found: str) -> Conversion:
+def _of_day(source: str, column: SourceColumn, kind: str, duckdb_type: str) -> Conversion:
     value = _cast(source, column)
     if kind == "DATE":
         return _within_years(Conversion(value))
     clock = Fault(
         f"{value} IS DISTINCT FROM {source} AND {source} IS NOT NULL",
-        f"{found}, declared date, which would cut the time off {{count}} values",
+        f"{duckdb_type}, declared date, which would cut the time off {{count}} values",
         "Declare timestamp, or cast it in `select`.",
     )
     return _within_years(Conversion(value, (clock,)))
