@@ -166,7 +166,7 @@ def answer(request: Request, context: Context, page: Page, *, status: int = 200)
         table = page.table(query.get("table"))
         name = f"{table.name}.csv"
         return Response(
-            to_csv(table),
+            to_csv(table, origin=str(request.base_url.replace(path="")).rstrip("/")),
             media_type="text/csv; charset=utf-8",
             headers={"content-disposition": f'attachment; filename="{name}"'},
         )

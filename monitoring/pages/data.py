@@ -32,7 +32,7 @@ from monitoring.pages.data_nights import (
     parts_of,
     together,
 )
-from monitoring.pages.data_quarantine import PAGE_ROWS, read_quarantine
+from monitoring.pages.data_quarantine import CSV_ROWS, PAGE_ROWS, read_quarantine
 from monitoring.pages.page import BadAddress, Column, Context, Kind, NotFound, Page, Table, read_date, shortened
 from monitoring.pages.run_links import run_url, runs_on_record
 
@@ -477,6 +477,7 @@ def _quarantine(
     if one is None or one.published is None or not one.quarantined:
         return values
     known = [check_name(r) for r in row_rules(entry.tables[part.key])]
+    is_csv = query.get("format") == "csv"  # which holds all rows, whatever page it was asked for on
     try:
         found = read_quarantine(
             context.lake,
@@ -485,7 +486,8 @@ def _quarantine(
             night,
             known,
             rule=rule,
-            page=lambda pages: _page_number(query.get("page"), pages),
+            page=lambda pages: 1 if is_csv else _page_number(query.get("page"), pages),
+            page_rows=CSV_ROWS if is_csv else PAGE_ROWS,
         )
     except (DeltaError, duckdb.Error, OSError, TableDamaged, PartitionDamaged) as error:
         return values | {

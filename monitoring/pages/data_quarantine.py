@@ -12,6 +12,7 @@ from lake.lake import Lake
 from lake.tables import quarantine_table
 
 PAGE_ROWS = 50
+CSV_ROWS = 100_000  # of a night: more than that many rows set aside are read with SQL or DuckDB
 MASKED = "(personal data)"
 _LONGEST_CELL = 300
 
@@ -43,6 +44,7 @@ def read_quarantine(
     *,
     rule: str | None,
     page: Callable[[int], int],
+    page_rows: int = PAGE_ROWS,
 ) -> SetAside:
     """One page of the rows of one quarantine partition, as it is now.
 
@@ -50,6 +52,7 @@ def read_quarantine(
     page stays a page. Columns with personal data are never read.
 
     Args:
+        page_rows: how many rows a page has.
         known: names of the table's rules; a name may hold what separates them.
         page: gives the number of the page to read, from 1, for the number of pages there are.
     """
@@ -75,11 +78,11 @@ def read_quarantine(
             for name in rules_in(broken, known):
                 counts[name] = counts.get(name, 0) + count
         total = int(connection.execute(f"SELECT count(*) FROM aside {where}", given).fetchall()[0][0])  # noqa: S608 (a fixed text)
-        pages = max(1, -(-total // PAGE_ROWS))
+        pages = max(1, -(-total // page_rows))
         number = page(pages)
         listed = f"broken_rules, {', '.join(cells)}, known_at_utc, revision"
         query = (
-            f"SELECT {listed} FROM aside {where} ORDER BY {order} LIMIT {PAGE_ROWS} OFFSET {(number - 1) * PAGE_ROWS}"  # noqa: S608 (names from the catalog)
+            f"SELECT {listed} FROM aside {where} ORDER BY {order} LIMIT {page_rows} OFFSET {(number - 1) * page_rows}"  # noqa: S608 (names from the catalog)
         )
         rows = connection.sql(query, params=given).to_arrow_table().to_pylist()
     for row in rows:

@@ -40,6 +40,7 @@ from monitoring.pages.page import Column, Context, NotFound, Page, Table, read_p
 from monitoring.pages.run_links import run_url, runs_on_record
 from monitoring.performance import LABEL_SHARE
 from monitoring.retraining_requests import RequestRecord, read_requests_of
+from monitoring.wording import label_unit
 from training.registry.records import DecisionRecord, read_decisions_of, read_promises
 
 TEMPLATE = "model.html.jinja"
@@ -166,7 +167,7 @@ def _filled(
         by_drift[:MOST_FEATURES],
         periods=[("B", later), ("A", earlier)] if values["asked"] else [],
         mature_until=mature_until,
-        unit=lake.dataset(entry.dataset).tables[entry.label.table].columns[entry.label.column].unit or "",
+        unit=label_unit(lake, entry),
         links={
             night.isoformat(): context.url("models", entry.name, "nights", night)
             for night in history.nights
@@ -174,7 +175,7 @@ def _filled(
         },
     )
     differences = compared(read_averages(lake, entry.name, earlier), read_averages(lake, entry.name, later))
-    segments = segment_tables(entry, read_segments(lake, entry, period))
+    segments = segment_tables(entry, read_segments(lake, entry, period), period, label_unit(lake, entry))
     rest = rest_table(history, by_drift[MOST_FEATURES:])
     tables = [
         features_table(ranked, importances),

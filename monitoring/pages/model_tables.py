@@ -188,7 +188,7 @@ def drift_table(history: History) -> Table:
 # ---- segments ----------------------------------------------------------------------------------------------------
 
 
-def segment_tables(entry: ModelEntry, losses: Sequence[SegmentLoss]) -> list[Table]:
+def segment_tables(entry: ModelEntry, losses: Sequence[SegmentLoss], period: Interval, unit: str) -> list[Table]:
     """One table for each output and segment column, the largest share of the loss first."""
     grouped: dict[tuple[str, str], list[SegmentLoss]] = {}
     for loss in losses:
@@ -222,7 +222,9 @@ def segment_tables(entry: ModelEntry, losses: Sequence[SegmentLoss]) -> list[Tab
             f"{output} by {column}: share of the loss ({gate} × rows) beside the share of rows. Their ratio is above 1"
             " where it errs more than on average."
         )
-        tables.append(Table(f"segments_{len(tables) + 1}", caption, columns, found))
+        about: dict[str, Any] = {"model": entry.name, "output": output, "metric": gate, "segment_column": column}
+        about |= {"from": period.start, "to": period.last, "unit": entry.outputs[output].metric_unit(unit)}
+        tables.append(Table(f"segments_{output}_{column}", caption, columns, found, same=about))
     return tables
 
 

@@ -137,6 +137,7 @@ class Table:
         caption: what the table says, in a sentence; read out by screen readers.
         rows: cells by column key. Numbers stay numbers: the template rounds what it shows, the CSV does not.
         folded: shown closed, the caption as its handle.
+        same: what is the same in every row (model, output, period): columns of the CSV alone, before the others.
         stacked: on a narrow screen each row is a card, and nothing has to be scrolled sideways.
         empty: what stands there when there are no rows.
     """
@@ -148,6 +149,7 @@ class Table:
     folded: bool = False
     empty: str = "Nothing here."
     stacked: bool = False
+    same: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -243,17 +245,28 @@ def read_period(
 _FORMULA = re.compile(r"(^|[;\t\r\n])(?=[\s\0]*[=+\-@\uff1d\uff0b\uff0d\uff20])|^(?=[\t\r\n])")
 
 
-def to_csv(table: Table) -> str:
-    """The table as CSV with a header of keys; every value as it is, not as it is shown.
+def to_csv(table: Table, *, origin: str = "") -> str:
+    """The table as CSV with a header of keys; every value as it is, not as it is shown, and of a link its address, too.
 
     Texts are quoted, and what a spreadsheet would take for a formula gets an apostrophe before it.
+
+    Args:
+        origin: stands before addresses of these pages, so that they can be opened from a spreadsheet.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\r\n", quoting=csv.QUOTE_NONNUMERIC)
-    writer.writerow([column.key + (f" [{column.unit}]" if column.unit else "") for column in table.columns])
+    links = [column.link for column in table.columns if column.link]
+    header = [column.key + (f" [{column.unit}]" if column.unit else "") for column in table.columns]
+    writer.writerow([*table.same, *header, *links])
+    same = [_csv_cell(value) for value in table.same.values()]
     for row in table.rows:
-        writer.writerow([_csv_cell(row.get(column.key)) for column in table.columns])
+        cells = [_csv_cell(row.get(column.key)) for column in table.columns]
+        writer.writerow([*same, *cells, *(_csv_cell(_address(row.get(link), origin)) for link in links)])
     return out.getvalue()
+
+
+def _address(url: str | None, origin: str) -> str | None:
+    return origin + url if url and url.startswith("/") else url
 
 
 def _csv_cell(value: Any) -> Any:

@@ -114,8 +114,10 @@ def test_the_csv_of_a_table_holds_the_rows_that_are_shown(browser: Browser, orig
             downloaded = waiting.value
             assert downloaded.suggested_filename == f"{table}.csv"
             rows = list(csv.reader(io.StringIO(Path(downloaded.path()).read_text(encoding="utf-8"), newline="")))
-            assert len(rows) == len(shown), table
-            for seen, told in zip(shown[1:], rows[1:], strict=True):
+            # Of rows set aside the page shows fifty, the file has all.
+            first_page = rows[: len(shown)] if table.startswith("quarantine") else rows
+            assert len(first_page) == len(shown), table
+            for seen, told in zip(shown[1:], first_page[1:], strict=True):
                 if len(seen) < len(told):  # one cell tells what several columns hold
                     together = " ".join(" ".join(seen).split())
                     assert any(len(value) > 3 and " ".join(value.split()) in together for value in told), (

@@ -297,6 +297,12 @@ def test_rows_set_aside_are_paged_with_every_rule_they_broke(lake: Lake) -> None
     assert pages[0][0]["broken_rules"] == ["between(distance_km)"]
 
 
+def test_a_csv_holds_all_rows_set_aside_whatever_page_it_was_asked_for_on(lake: Lake) -> None:
+    query = {"night": BAD.isoformat(), "table": "quarantine__of__bookings", "format": "csv", "page": "2"}
+    whole = page(context_of(lake), query=query, dataset="rides").table("quarantine__of__bookings")
+    assert [row["ride"] for row in whole.rows] == list(range(1, 111))
+
+
 def test_a_rule_filters_rows_and_keeps_the_counts(lake: Lake) -> None:
     found = shown(lake, night=BAD.isoformat(), rule="in_set(depot)")
     assert [row["ride"] for row in table(found, "quarantine")] == [2, 3]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import json
 import math
 import statistics
@@ -274,7 +276,18 @@ def test_segments_hold_their_share_of_the_loss(fortnight: Lake) -> None:
     assert [p.error for p in parts] == pytest.approx([9.0, 3.0, 1.0])
     assert [p.baseline for p in parts] == pytest.approx([18.0, 6.0, 2.0])
     page, _ = shown(fortnight)
-    rows = page.table("segments_1").rows
+    table = page.table("segments_ride_minutes_depot")
+    rows = table.rows
+    header, first = list(csv.reader(io.StringIO(to_csv(table))))[:2]
+    told = dict(zip(header, first, strict=True))
+    assert (told["model"], told["output"], told["metric"], told["segment_column"], told["unit"]) == (
+        MODEL,
+        "ride_minutes",
+        "mae",
+        "depot",
+        "minutes",
+    )
+    assert told["from"] < told["to"] == str(night(13))
     total = 9.0 * 20 + 3.0 * 10 + 1.0 * 8
     assert [r["loss_share"] for r in rows] == pytest.approx([180 / total, 30 / total, 8 / total], rel=1e-5)
     assert [r["row_share"] for r in rows] == pytest.approx([20 / 38, 10 / 38, 8 / 38], rel=1e-5)
@@ -669,7 +682,7 @@ def test_what_the_stages_publish_is_shown(night: Lake) -> None:
     judged = [row for row in page.table("nights").rows if row["state"] == "judged"]
     assert len(judged) == len(scenario.SCORED) - 2
     assert all(row["rows"] == scenario.PER_DAY for row in judged)
-    parts = page.table("segments_1").rows
+    parts = page.table("segments_ride_minutes_depot").rows
     assert {row["segment"] for row in parts} == set(toy.DEPOTS)
     assert sum(row["loss_share"] for row in parts) == pytest.approx(1.0, abs=1e-5)
     assert sum(row["row_share"] for row in parts) == pytest.approx(1.0, abs=1e-5)

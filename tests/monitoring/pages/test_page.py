@@ -56,6 +56,17 @@ def test_csv_has_values_as_they_are_under_keys_with_units() -> None:
     assert to_csv(table) == '"night","share","km [km]"\r\n"2024-03-01",0.123456,7\r\n"","",""\r\n'
 
 
+def test_csv_has_the_address_of_a_link_and_what_is_the_same_in_every_row() -> None:
+    columns = (Column("card", "card", link="url"), Column("n", "n", "number"))
+    rows: list[dict[str, Any]] = [{"card": "card", "url": "/nightfleet/x", "n": 1}, {"n": 2}]
+    text = to_csv(Table("t", "", columns, rows, same={"model": "m"}), origin="https://fleet.example")
+    assert list(csv.reader(io.StringIO(text))) == [
+        ["model", "card", "n", "url"],
+        ["m", "card", "1", "https://fleet.example/nightfleet/x"],
+        ["m", "", "2", ""],
+    ]
+
+
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1"])
 def test_a_text_that_a_spreadsheet_would_compute_stays_text(text: str) -> None:
     assert cells(text)[0].startswith("'")
