@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import textwrap
 
 from config.settings import ROOT
 
@@ -23,7 +24,18 @@ def listed() -> str:
         about = " ".join((ast.get_docstring(tree) or "").split("\n\n")[0].split())
         names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
         cases = [f"- `{name.removeprefix('test_')}`" for name in names]
-        parts.append("\n".join([f"## {path.stem.removeprefix('test_').replace('_', ' ')}", "", about, "", *cases, ""]))
+        parts.append(
+            "\n".join(
+                [
+                    f"## {path.stem.removeprefix('test_').replace('_', ' ')}",
+                    "",
+                    textwrap.fill(about, 120),
+                    "",
+                    *cases,
+                    "",
+                ]
+            )
+        )
     return "\n".join(parts)
 
 
