@@ -389,14 +389,14 @@ async def _request_retraining(asked: Asked) -> Outcome:
     await asyncio.to_thread(check_trainable, lake, model, as_of)
     going_on, ended = await asyncio.to_thread(_trainings, lake, model, as_of)
     if going_on is not None:
-        return Outcome(f"A training of {model} as of {as_of} is already going on. Its run is {going_on}.")
+        return _asked_again(asked, model, as_of, going_on, "is already going on")
     # One training of a night at a time, whoever asks for it and why: the id counts those that have ended.
     run_id = f"asked__{as_of}__{ended + 1}"
     new = await _start(
         asked, f"{model}_train", run_id, key=as_of, conf={"reason": reason}, what=f"start a training of {model}"
     )
     if not new:
-        return Outcome(f"A training of {model} as of {as_of} is already requested. Its run is {run_id}.")
+        return _asked_again(asked, model, as_of, run_id, "is already requested")
     action = asked.action(
         subject=model,
         reason=reason,
@@ -404,6 +404,13 @@ async def _request_retraining(asked: Asked) -> Outcome:
         action_id=hashlib.sha256(f"{model}/{run_id}".encode()).hexdigest()[:16],
     )
     return Outcome(f"Requested a training of {model} as of {as_of}. Its run is {run_id}.", action)
+
+
+def _asked_again(asked: Asked, model: str, as_of: date, run_id: str, why: str) -> Outcome:
+    """What nothing was done for is on record, too."""
+    details = {"as_of": as_of.isoformat(), "dag_run_id": run_id}
+    action = asked.action(subject=model, reason=asked.reason(), details=details, outcome=f"nothing done: it {why}")
+    return Outcome(f"A training of {model} as of {as_of} {why}. Its run is {run_id}.", action)
 
 
 def _trainings(lake: Lake, model: str, as_of: date) -> tuple[str | None, int]:

@@ -95,7 +95,9 @@ def _lake(folder: Path) -> Lake:
         ),
     ]
     publish_metrics(lake, MODEL, "drift", rows, nights, run_id="m")
-    toy.publish_features(lake, nights)
+    whole = Interval(toy.FIRST, nights.end)  # what trainings as of any night of the last weeks need
+    toy.publish_valid(lake, whole)
+    toy.publish_features(lake, whole)
     scenario.promote(lake, 1)
     scenario.promote(lake, 2, NIGHT)
     card = lake.settings.reports / MODEL / "model_cards" / "1.html"
@@ -377,8 +379,8 @@ def test_a_real_prometheus_scrapes_the_real_server(server: Server, tmp_path: Pat
 # ---- actions -------------------------------------------------------------------------------------------------------
 
 
-def _asked(server: Server, who: str, action: str) -> httpx.Response:
-    """That action with a form that is complete; each time with a reason of its own."""
+def _asked(server: Server, who: str, action: str, *, as_of: date | None = None) -> httpx.Response:
+    """That action with a form that is complete; each time with a reason, and a night, of its own."""
     number = next(server.numbers)
     fields = {
         "reason": f"{who} {number}",
@@ -386,6 +388,7 @@ def _asked(server: Server, who: str, action: str) -> httpx.Response:
         "fingerprint": ALARM,
         "until": str(NIGHT + timedelta(days=number)),
         "evidence_digest": "e" * 64,
+        "as_of": str(as_of or NIGHT - timedelta(days=number % 25)),
     }
     return server.act(who, action, **fields)
 
@@ -422,10 +425,11 @@ def test_each_role_does_what_it_may(server: Server, who: str, action: str) -> No
 
 
 def test_what_was_asked_of_airflow_is_there_under_the_person_s_name(server: Server) -> None:
-    assert _asked(server, "op", "request_retraining").status_code == 303
+    as_of = NIGHT - timedelta(days=26)
+    assert _asked(server, "op", "request_retraining", as_of=as_of).status_code == 303
     runs = server.ask("admin", "GET", f"/api/v2/dags/{MODEL}_train/dagRuns").json()["dag_runs"]
     newest = max(runs, key=lambda run: run["queued_at"])
-    assert (newest["partition_key"], newest["triggering_user_name"]) == (NIGHT.isoformat(), "op")
+    assert (newest["partition_key"], newest["triggering_user_name"]) == (as_of.isoformat(), "op")
 
 
 # ---- forms ---------------------------------------------------------------------------------------------------------
