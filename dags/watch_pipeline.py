@@ -5,7 +5,7 @@ Writes   each model's alert rules for its newest night (metrics, group `alerts`)
          each once.
 Rerun    idempotent: the same facts give the same rows, and no message is sent twice.
 Fails    `NotDelivered`: a channel refused a message six times; the text names the channel. Any other failure is a
-         fault of this DAG: the nights go on.
+         fault of this DAG: it is tried three times, the page Tonight says so, and the nights go on.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -46,6 +46,11 @@ with DAG(
     doc_md=__doc__,
     tags=["watch"],
     owner_links=OWNERS,
-    default_args={"owner": ", ".join(OWNERS), "retries": 0, "execution_timeout": timedelta(minutes=9)},
+    default_args={
+        "owner": ", ".join(OWNERS),
+        "retries": 2,
+        "retry_delay": timedelta(seconds=30),
+        "execution_timeout": timedelta(minutes=9),
+    },
 ):
     watch()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 from monitoring.alerting.rules import ModelNight, duration_text
+from monitoring.alerting.runs import ENDED, FAILED, read_runs
 from monitoring.alerting.standing import Cause, Scored, Standing, alarms_text, headline, standings
 from monitoring.alerting.status import DEFINITIONS, STATUSES
 from monitoring.pages.page import Column, Context, Page, Table
+from monitoring.wording import instant
 
 TEMPLATE = "tonight.html.jinja"
 _CAUSES_SHOWN = 6
+_WATCHES_EVERY = timedelta(minutes=10)
 
 
 def page(context: Context, *, query: Mapping[str, str]) -> Page:
@@ -34,6 +38,7 @@ def page(context: Context, *, query: Mapping[str, str]) -> Page:
             "troubled": [_trouble(context, s) for s in found if s.status != "healthy"],
             "trainings": [_failed_training(context, s, s.training) for s in found if s.training is not None],
             "passing": sum(_open(s) for s in found if s.status == "healthy"),
+            "watch": _watch_problem(context),
         },
         tables=(table,),
     )
@@ -43,6 +48,31 @@ _CAPTION = (
     "Every model, worst first. Errors are those of the version's last matured nights, as a share of the baseline's"
     " (95 % interval), beside what the gate promised."
 )
+
+
+def _watch_problem(context: Context) -> dict[str, str] | None:
+    """What is wrong with the DAG that tells people what is late and what failed; None where it looks as it should, and
+    where it has never looked.
+    """
+    ended = read_runs(context.lake, kinds=["watch"], states=ENDED, newest_first_limit=1)
+    if not ended or ended[0].ended_at is None:
+        return None
+    [newest] = ended
+    if newest.state == FAILED:
+        said = (newest.error or "its log says why").partition("\n")[0]
+        text = (
+            f"The watch failed at {instant(newest.ended_at)}: {said}. What is late, failed or alarming since then has"
+            " been told to nobody. It tries again every ten minutes."
+        )
+        return {"text": text, "url": context.dag_url(newest.dag_id, newest.run_id, newest.failed_task)}
+    since = context.now - newest.ended_at
+    if since < 3 * _WATCHES_EVERY:
+        return None
+    text = (
+        f"The watch has not looked for {duration_text(since)}. What is late, failed or alarming since then has been"
+        " told to nobody. See whether it is paused, or waits for a worker."
+    )
+    return {"text": text, "url": context.dag_url(newest.dag_id)}
 
 
 def _trouble(context: Context, standing: Standing) -> dict[str, Any]:

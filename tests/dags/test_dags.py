@@ -134,7 +134,7 @@ def test_the_watch_looks_every_ten_minutes_and_never_at_what_it_missed(dag_bag) 
     assert dag.timetable.expression == "*/10 * * * *"
     assert (dag.catchup, dag.max_active_runs) == (False, 1)
     [task] = dag.tasks
-    assert task.retries == 0
+    assert task.retries == 2
 
 
 @pytest.mark.parametrize(

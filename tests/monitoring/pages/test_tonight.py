@@ -368,6 +368,24 @@ def test_a_handful_of_queries_whatever_the_number_of_nights(lake: Lake) -> None:
     assert len(selects) < 60, f"{len(selects)} queries for one model; read all models and nights together"
 
 
+def test_the_page_says_when_nobody_is_told_of_what_goes_wrong(lake: Lake) -> None:
+    nights(lake)
+    assert "The watch" not in shown(lake)[0], "an installation that ran without one"
+
+    def watched(state: str, minutes_ago: int) -> None:
+        at = NOW - timedelta(minutes=minutes_ago)
+        record_run(lake, Run("watch", f"watch-{minutes_ago}", "", "watch", None, state, at, at), at=at)
+
+    watched("success", 40)
+    assert "The watch has not looked for 40 minutes." in shown(lake)[0]
+    watched("failed", 8)
+    run = Run("watch", "watch-8", "", "watch", None, "failed", NOW, NOW)
+    record_failure(lake, run, task="watch", error=f"BadMetric: {HOSTILE}\nmore", at=NOW)
+    assert "The watch failed at 2024-02-21 06:52 UTC: BadMetric: <script>" in shown(lake)[0]
+    watched("success", 1)
+    assert "The watch" not in shown(lake)[0]
+
+
 def test_what_comes_from_data_is_shown_as_text(lake: Lake) -> None:
     nights(lake)
     rows = [Metric(MODEL, NIGHT, NIGHT, "volume", "warning", value=float("nan"), reason=HOSTILE * 50)]
