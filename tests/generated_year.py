@@ -211,7 +211,7 @@ def write_catalog(home: Path, first: date, last: date) -> Settings:
 
 @dataclass(frozen=True)
 class Version:
-    """One promoted version: the position of the night it reigns from, and of the night it was trained as of."""
+    """One promoted version: the position of the night it is in force from, and of the night it was trained as of."""
 
     number: int
     from_night: int
@@ -240,7 +240,7 @@ class Story:
         return len(self.nights) - (1 if self.number == 9 else 0)
 
     @property
-    def reigns(self) -> npt.NDArray[np.int64]:
+    def tenures(self) -> npt.NDArray[np.int64]:
         """Position in `versions` of the champion of every night."""
         return (
             np.searchsorted([v.from_night for v in self.versions], np.arange(len(self.nights)), side="right").astype(
@@ -252,11 +252,11 @@ class Story:
     @property
     def champions(self) -> list[int]:
         """Number of the champion of every night."""
-        return [self.versions[int(place)].number for place in self.reigns]
+        return [self.versions[int(place)].number for place in self.tenures]
 
     def reference(self, night: int) -> str:
         """How the metrics table names what a night is compared with."""
-        version = self.versions[int(self.reigns[night])]
+        version = self.versions[int(self.tenures[night])]
         end = self.day(version.as_of)
         return f"version {version.number}, trained on {end - timedelta(days=120)} to {end - timedelta(days=30)}"
 
@@ -367,7 +367,7 @@ def _drift_rows(story: Story) -> _Rows:
     position = np.arange(count)
     volume = _volumes(story)[:count]
     reference = [story.reference(i) for i in range(count)]
-    since_promotion = position - np.asarray([story.versions[k].from_night for k in story.reigns[:count]])
+    since_promotion = position - np.asarray([story.versions[k].from_night for k in story.tenures[:count]])
     names = [f"{view}__{_feature(v, i)}" for v, view in enumerate(VIEWS) for i in range(PER_VIEW)]
     beyond = np.zeros(count, dtype=np.int64)
     worst: list[list[str]] = [[] for _ in range(count)]
@@ -673,14 +673,14 @@ def _dataset_publications(
 def _model_publications(lake: Lake, story: Story) -> Iterator[tuple[LakeTable, list[tuple[Any, ...]]]]:
     entry, dataset = story.entry, story.dataset
     table = predictions_table(lake.settings, entry, dataset)
-    volume, reigns = _volumes(story), story.reigns
+    volume, tenures = _volumes(story), story.tenures
     random = np.random.default_rng([story.seed, story.number, 6])
     hours = np.where(random.random(len(story.nights)) < 0.02, 8.0, 0.9) + random.uniform(0, 0.2, len(story.nights))
     if story.number == 12:
         hours[-1] = 8.6
     rows = []
     for i in range(story.scored):
-        version = story.versions[int(reigns[i])]
+        version = story.versions[int(tenures[i])]
         day = story.nights[i].isoformat()
         champion = Assignment(CHAMPION, version.number, version.digest, 1.0, version.number)
         assignments = recorded([(Interval.of(story.nights[i]), [champion])])
@@ -1118,7 +1118,7 @@ def _predictions(lake: Lake, story: Story, connection: sa.Connection, *, nights:
     thing = _THINGS[dataset.name]
     found = []
     for i in range(max(0, story.scored - nights), story.scored):
-        day, version = story.nights[i], story.versions[int(story.reigns[i])]
+        day, version = story.nights[i], story.versions[int(story.tenures[i])]
         due = (cutoff(day, dataset.time_zone) + timedelta(hours=9)).strftime("%Y-%m-%d %H:%M:%S.%f")
         for k in range(rows):
             row: dict[str, Any] = {

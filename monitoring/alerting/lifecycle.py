@@ -192,11 +192,11 @@ def waiting_for_approval(lake: Lake, models: Collection[str]) -> list[DecisionRe
     if not passed:
         return []
     answered = {(answer.model, answer.evidence_digest) for answer in read_approvals_of(lake, asking)}
-    reigning: dict[str, int] = {}
+    highest: dict[str, int] = {}
     promoted = set()
     for promotion in stored_promotions(lake, asking):
         promoted.add((promotion.model, promotion.evidence_digest))
-        reigning[promotion.model] = max(reigning.get(promotion.model, 0), promotion.version)
+        highest[promotion.model] = max(highest.get(promotion.model, 0), promotion.version)
     span = Interval.closed(min(d.as_of for d in passed), max(d.as_of for d in passed))
     state = {
         (run.subject, run.partition_key): run.state
@@ -206,7 +206,7 @@ def waiting_for_approval(lake: Lake, models: Collection[str]) -> list[DecisionRe
         d
         for d in passed
         if (d.model, d.evidence_digest) not in answered | promoted
-        and d.version > reigning.get(d.model, 0)
+        and d.version > highest.get(d.model, 0)
         and state.get((d.model, d.as_of.isoformat())) not in ENDED
     ]
 
@@ -238,7 +238,7 @@ def gains(
 
 
 def former_champion(lines: Iterable[Promotion], promotion: Promotion) -> Promotion | None:
-    """Who reigned until that promotion took effect."""
+    """Who was champion until that promotion took effect."""
     before = [line for line in lines if line.sequence < promotion.sequence]
     return max(before, key=lambda line: (line.effective_from, line.sequence), default=None)
 

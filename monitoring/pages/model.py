@@ -13,7 +13,7 @@ from config.catalog.model import ModelEntry
 from lake.ledger import Promotion
 from lake.promotions import stored_promotions
 from monitoring.alerting.standing import alarms_text, standings
-from monitoring.pages.model_axis import Mark, Reign
+from monitoring.pages.model_axis import Mark, Tenure
 from monitoring.pages.model_chart import MOST_FEATURES, short_name, time_lines
 from monitoring.pages.model_compare import SORTS, compared, comparison_presets, comparison_table
 from monitoring.pages.model_history import (
@@ -162,7 +162,7 @@ def _filled(
     chart = time_lines(
         history,
         _marks(history, promotions, requests),
-        _reigns(history),
+        _tenures(history),
         read_promises(lake, {entry.name: versions}).get(entry.name, {}),
         by_drift[:MOST_FEATURES],
         periods=[("B", later), ("A", earlier)] if values["asked"] else [],
@@ -269,17 +269,17 @@ def _marks(history: History, promotions: Sequence[Promotion], requests: Sequence
     return sorted(found, key=lambda mark: (mark.night, mark.kind))
 
 
-def _reigns(history: History) -> list[Reign]:
+def _tenures(history: History) -> list[Tenure]:
     """Runs of nights that one version scored."""
-    found: list[Reign] = []
+    found: list[Tenure] = []
     for night in history.nights:
         scored = history.scored.get(night)
         if scored is None:
             continue
         if found and found[-1].version == scored.version:
-            found[-1] = Reign(scored.version, found[-1].first, night)
+            found[-1] = Tenure(scored.version, found[-1].first, night)
         else:
-            found.append(Reign(scored.version, night, night))
+            found.append(Tenure(scored.version, night, night))
     return found
 
 

@@ -35,7 +35,7 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Reign:
+class Tenure:
     """Nights that one version scored."""
 
     version: int
@@ -65,10 +65,13 @@ class Axis:
         """The first night of each column."""
         return [self.nights[i].isoformat() for i in self.starts]
 
+    def column_of(self, night: date) -> int:
+        """The position of the column that holds a night, of the nearest one for a night outside."""
+        return min(max((night - self.nights[0]).days, 0), len(self.nights) - 1) // self.size
+
     def name_of(self, night: date) -> str:
-        """The column that holds a night, the nearest one for a night outside."""
-        position = min(max((night - self.nights[0]).days, 0), len(self.nights) - 1)
-        return self.nights[position - position % self.size].isoformat()
+        """The name of that column."""
+        return self.names[self.column_of(night)]
 
     def mean(self, values: Floats, weights: Floats | None = None) -> Floats:
         """Of each column's nights with a value, weighted by rows where they are given."""
@@ -87,6 +90,22 @@ class Axis:
             return values
         found = np.maximum.reduceat(np.where(np.isfinite(values), values, -np.inf), list(self.starts))
         return np.where(np.isfinite(found), found, np.nan)
+
+
+@dataclass(frozen=True)
+class Span:
+    """A band over columns of a grid.
+
+    Attributes:
+        first, last: columns.
+        floor: where it stands on the grid's own axis; it is 1 high.
+        drawn: its name, style and label.
+    """
+
+    first: int
+    last: int
+    floor: int
+    drawn: Mapping[str, Any]
 
 
 @dataclass
@@ -158,6 +177,26 @@ class Stack:
         self.series += own
         self.top += height + (_DATES if dates else 0) + _GAP
 
+    def spans(self, grid: int, bands: Sequence[Span]) -> None:
+        """Bands over whole columns of a grid, from the left edge of one to the right edge of another; after all grids.
+        ECharts' own begin and end in the middle of a column, so that one of a single night has no width.
+        """
+        index = len(self.x_axes)
+        last = len(self.axis.names) - 0.5
+        hidden = {"type": "value", "min": -0.5, "max": last, "show": False, "axisPointer": {"show": False}}
+        self.x_axes.append({"gridIndex": grid, **hidden})
+        areas = [
+            [
+                {"xAxis": span.first - 0.5, "yAxis": span.floor, **span.drawn},
+                {"xAxis": span.last + 0.5, "yAxis": span.floor + 1},
+            ]
+            for span in bands
+        ]
+        area = {"silent": True, "data": areas}
+        self.series.append(
+            {"type": "scatter", "name": "spans", "xAxisIndex": index, "yAxisIndex": grid, "data": [], "markArea": area}
+        )
+
     def _mark_lines(self) -> dict[str, Any]:
         """A line for every mark; versions are named on each grid, requests on the lane above alone."""
         data = []
@@ -191,6 +230,19 @@ MARKS = {
 def plain(text: str) -> str:
     """Without what a chart's titles read as markup."""
     return text.translate({ord("{"): "(", ord("}"): ")", ord("|"): "/"})
+
+
+def points(values: Floats, size: int, digits: int = 4) -> list[Any]:
+    """As `numbers`, for a line with dots of that size; a value without neighbours has a larger one, as no line leads to
+    it.
+    """
+    there = np.isfinite(values)
+    alone = there & ~np.append(False, there[:-1]) & ~np.append(there[1:], False)
+    plain_numbers = numbers(values, digits)
+    return [
+        {"value": value, "symbolSize": 2 * size + 2} if lonely else value
+        for value, lonely in zip(plain_numbers, alone.tolist(), strict=True)
+    ]
 
 
 def numbers(values: Floats, digits: int = 4) -> list[float | None]:

@@ -13,13 +13,27 @@ import numpy as np
 import numpy.typing as npt
 
 from config.calendar import Interval
-from monitoring.pages.model_axis import LEFT, MARKS, NARROW_LEFT, RIGHT, Axis, Mark, Reign, Stack, numbers, plain
+from monitoring.pages.model_axis import (
+    LEFT,
+    MARKS,
+    NARROW_LEFT,
+    RIGHT,
+    Axis,
+    Mark,
+    Span,
+    Stack,
+    Tenure,
+    numbers,
+    plain,
+    points,
+)
 from monitoring.pages.model_history import VOLUME, History
 from monitoring.pages.page import Chart
 from monitoring.performance import LABEL_SHARE
 
 MOST_FEATURES = 40
 _NULL_LINES = 5
+_DOT = 3  # pixels
 # Of a drift over its limit: below, near, beyond, far beyond.
 STEPS = (0.7, 1.0, 2.0)
 
@@ -27,7 +41,7 @@ STEPS = (0.7, 1.0, 2.0)
 def time_lines(
     history: History,
     marks: Sequence[Mark],
-    reigns: Sequence[Reign],
+    tenures: Sequence[Tenure],
     promises: Mapping[int, Mapping[str, float]],
     features: Sequence[str],
     *,
@@ -48,7 +62,7 @@ def time_lines(
     """
     axis = Axis.of(history.nights)
     stack = Stack(axis, marks)
-    _lane(stack, reigns, periods)
+    _lane(stack, 3 if periods else 2)
     _heat_map(stack, history, features)
     for name, output in history.entry.outputs.items():
         _performance(
@@ -62,6 +76,7 @@ def time_lines(
     _labels(stack, history, mature_until)
     _volume(stack, history)
     _nulls(stack, history)
+    _spans(stack, tenures, periods)
     narrow = {
         "grid": [{"left": NARROW_LEFT, "right": 6} for _ in stack.grids],
         "yAxis": [
@@ -79,7 +94,7 @@ def time_lines(
         "yAxis": stack.y_axes,
         "series": stack.series,
         "tooltip": {"trigger": "axis"},
-        "axisPointer": {"link": [{"xAxisIndex": list(range(2, len(stack.x_axes)))}]},
+        "axisPointer": {"link": [{"xAxisIndex": list(range(2, len(stack.grids)))}]},
         "visualMap": {
             "type": "piecewise",
             "seriesIndex": [i for i, s in enumerate(stack.series) if s["type"] == "heatmap"],
@@ -122,39 +137,10 @@ def short_name(feature: str) -> str:
 # ---- grids -------------------------------------------------------------------------------------------------------
 
 
-def _lane(stack: Stack, reigns: Sequence[Reign], periods: Sequence[tuple[str, Interval]]) -> None:
-    """Which version scored, what happened, and the compared periods."""
+def _lane(stack: Stack, rows: int) -> None:
+    """What happened; `_spans` draws which version scored below it."""
     axis = stack.axis
-    bands = [
-        [
-            {
-                "xAxis": axis.name_of(reign.first),
-                "yAxis": 1,
-                "name": f"v{reign.version}",
-                "itemStyle": {"color": "var:--quiet-bg" if place % 2 else "var:--band"},
-                "label": {"position": "inside", "color": "var:--ink", "fontSize": 10, "overflow": "truncate"},
-            },
-            {"xAxis": axis.name_of(reign.last), "yAxis": 2},
-        ]
-        for place, reign in enumerate(reigns)
-    ]
-    for name, interval in periods:
-        if not (interval.end <= axis.nights[0] or interval.start > axis.nights[-1]):
-            label = {"position": "inside", "color": "var:--late", "fontSize": 10, "fontWeight": 600}
-            style = {"color": "var:--late-bg", "borderColor": "var:--late", "borderWidth": 1}
-            bands.append(
-                [
-                    {
-                        "xAxis": axis.name_of(interval.start),
-                        "yAxis": 2,
-                        "name": name,
-                        "itemStyle": style,
-                        "label": label,
-                    },
-                    {"xAxis": axis.name_of(interval.last), "yAxis": 3},
-                ]
-            )
-    points = [
+    happened = [
         {
             "name": mark.text,
             "value": [axis.name_of(mark.night), 0.5],
@@ -167,11 +153,9 @@ def _lane(stack: Stack, reigns: Sequence[Reign], periods: Sequence[tuple[str, In
         "type": "scatter",
         "name": "events",
         "symbolSize": 12,
-        "data": points,
+        "data": happened,
         "tooltip": {"trigger": "item", "format": "name"},
-        "markArea": {"silent": True, "data": bands},
     }
-    rows = 3 if periods else 2
     y_axis = {
         "type": "value",
         "min": 0,
@@ -182,6 +166,28 @@ def _lane(stack: Stack, reigns: Sequence[Reign], periods: Sequence[tuple[str, In
         "splitLine": {"show": False},
     }
     stack.grid("Versions and what happened", 20 * rows, y_axis, [series], lines=False)
+
+
+def _spans(stack: Stack, tenures: Sequence[Tenure], periods: Sequence[tuple[str, Interval]]) -> None:
+    """Which version scored, and above it the compared periods."""
+    axis = stack.axis
+    bands = []
+    for place, tenure in enumerate(tenures):
+        drawn = {
+            "name": f"v{tenure.version}",
+            "itemStyle": {"color": "var:--quiet-bg" if place % 2 else "var:--band"},
+            "label": {"position": "inside", "color": "var:--ink", "fontSize": 10, "overflow": "truncate"},
+        }
+        bands.append(Span(axis.column_of(tenure.first), axis.column_of(tenure.last), 1, drawn))
+    for name, interval in periods:
+        if not (interval.end <= axis.nights[0] or interval.start > axis.nights[-1]):
+            drawn = {
+                "name": name,
+                "itemStyle": {"color": "var:--late-bg", "borderColor": "var:--late", "borderWidth": 1},
+                "label": {"position": "inside", "color": "var:--late", "fontSize": 10, "fontWeight": 600},
+            }
+            bands.append(Span(axis.column_of(interval.start), axis.column_of(interval.last), 2, drawn))
+    stack.spans(0, bands)
 
 
 def _heat_map(stack: Stack, history: History, features: Sequence[str]) -> None:
@@ -218,7 +224,7 @@ def _performance(
     line, baseline = history.line(declared.gate, output), history.line(f"{declared.gate}_baseline", output)
     measured = axis.mean(line.value, line.n)
     lower, upper = axis.mean(line.lower, line.n), axis.mean(line.upper, line.n)
-    base = {"type": "line", "symbol": "circle", "symbolSize": 3, "connectNulls": False}
+    base = {"type": "line", "symbol": "circle", "symbolSize": _DOT, "connectNulls": False}
     hidden = {
         "symbol": "none",
         "silent": True,
@@ -230,7 +236,7 @@ def _performance(
         {
             **base,
             "name": f"{output}: {declared.gate}",
-            "data": numbers(measured),
+            "data": points(measured, _DOT),
             "itemStyle": {"color": "var:--series-1"},
             "lineStyle": {"width": 2},
             "z": 4,
@@ -327,11 +333,11 @@ def _labels(stack: Stack, history: History, mature_until: date | None) -> None:
     line = history.line(LABEL_SHARE)
     if not line.known.any() and not history.scored:
         return
-    values = numbers(stack.axis.mean(line.value, line.n))
+    values = points(stack.axis.mean(line.value, line.n), _DOT)
     series: dict[str, Any] = {
         "type": "line",
         "symbol": "circle",
-        "symbolSize": 3,
+        "symbolSize": _DOT,
         "name": "rows whose label came",
         "data": values,
     }
@@ -359,9 +365,9 @@ def _volume(stack: Stack, history: History) -> None:
         {
             "type": "line",
             "symbol": "circle",
-            "symbolSize": 3,
+            "symbolSize": _DOT,
             "name": "rows scored",
-            "data": numbers(stack.axis.mean(values), 6),
+            "data": points(stack.axis.mean(values), _DOT, 6),
             "itemStyle": {"color": "var:--series-1"},
         }
     ]
@@ -384,13 +390,13 @@ def _nulls(stack: Stack, history: History) -> None:
         return
     series: list[dict[str, Any]] = []
     for place, name in enumerate(worst_nulls(history)):
-        values = numbers(stack.axis.worst(lines[name].value))
+        values = points(stack.axis.worst(lines[name].value), _DOT)
         style = {"itemStyle": {"color": f"var:--series-{place + 1}"}, "lineStyle": {"width": 1.5}}
         series.append(
             {
                 "type": "line",
                 "symbol": "circle",
-                "symbolSize": 2,
+                "symbolSize": _DOT,
                 "name": short_name(name),
                 "data": values,
                 "tooltip": {"format": "percent"},
@@ -400,8 +406,11 @@ def _nulls(stack: Stack, history: History) -> None:
     title = f"Null rates, the {len(series)} highest of {len(lines)}" if len(series) < len(lines) else "Null rates"
     more = "   ".join(f"{{{place + 1}|{plain(s['name'])}}}" for place, s in enumerate(series))
     y_axis: dict[str, Any] = {"type": "value", "min": 0, "axisLabel": {"format": "percent"}}
-    if not any(value for s in series for value in s["data"]):
-        y_axis["max"] = 0.01  # an axis of zeros would end at 120 %
+    highest = max((float(np.nanmax(lines[name].value)) for name in worst_nulls(history)), default=0.0)
+    if highest == 0:
+        y_axis["max"] = 0.01  # an axis of zeros would end at 100 %
+    elif highest > 0.8:
+        y_axis["max"] = 1  # ECharts would go on to 120 %
     stack.grid(title, 90, y_axis, series, more=more, dates=True)
 
 

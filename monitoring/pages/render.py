@@ -26,6 +26,7 @@ STATIC = {
 
 
 # Of the cells of a kind of column.
+_LONG_WORD = 18  # characters: a longer one may be broken, else it alone would make its column wide
 _CLASSES = {"number": "right", "percent": "right", "change": "right", "date": "date", "status": "state"}
 
 
@@ -50,6 +51,7 @@ def environment() -> jinja2.Environment:
         "cell": shown_cell,
         "cell_class": lambda kind: _CLASSES.get(kind, "text"),
         "embedded_json": embedded_json,
+        "has_long_word": lambda text: any(len(word) > _LONG_WORD for word in str(text).split()),
         "instant": instant,
     }
     environment.globals["static_digest"] = static_digest

@@ -55,17 +55,20 @@ def _watch_problem(context: Context) -> dict[str, str] | None:
     where it has never looked.
     """
     ended = read_runs(context.lake, kinds=["watch"], states=ENDED, newest_first_limit=1)
-    if not ended or ended[0].ended_at is None:
+    if not ended:
         return None
     [newest] = ended
+    at = newest.ended_at
+    if at is None:
+        return None
     if newest.state == FAILED:
         said = (newest.error or "its log says why").partition("\n")[0]
         text = (
-            f"The watch failed at {instant(newest.ended_at)}: {said}. What is late, failed or alarming since then has"
+            f"The watch failed at {instant(at)}: {said}. What is late, failed or alarming since then has"
             " been told to nobody. It tries again every ten minutes."
         )
         return {"text": text, "url": context.dag_url(newest.dag_id, newest.run_id, newest.failed_task)}
-    since = context.now - newest.ended_at
+    since = context.now - at
     if since < 3 * _WATCHES_EVERY:
         return None
     text = (

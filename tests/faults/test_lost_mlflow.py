@@ -1,4 +1,4 @@
-"""MLflow's database is lost: versions keep their numbers, and a challenger is judged against who really reigns."""
+"""MLflow's database is lost: versions keep their numbers, and a challenger is judged against who really tenures."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def crown(lake: Lake, registered: Registered) -> None:
     ledger.append(line, seen=ledger.read())
 
 
-def test_numbers_go_on_and_the_gate_judges_against_the_reigning_champion(
+def test_numbers_go_on_and_the_gate_judges_against_the_champion_in_force(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first_job, second_job = trained(lake, "first", n_estimators=8), trained(lake, "second", n_estimators=9)

@@ -113,7 +113,7 @@ def judge(lake: Lake, model: str, job_dir: Path, registered: Registered, *, run_
 
 
 def _check_number(snapshot: LedgerSnapshot, registered: Registered) -> None:
-    """One number names one set of files and one set of files has one number, else the reigning champion would be taken
+    """One number names one set of files and one set of files has one number, else the champion in force would be taken
     for the challenger itself, or for another.
     """
     version, digest = registered.version, registered.artifact_digest
@@ -142,7 +142,7 @@ def _already_judged(
     snapshot: LedgerSnapshot,
 ) -> Decision | None:
     """The signed decision on the same files with the same rules against the same incumbent; one that the ledger cites
-    stands whoever reigns now.
+    stands whoever is champion now.
     """
     cited = {p.evidence_digest for p in snapshot.promotions}
     same = [

@@ -104,7 +104,7 @@ def promote(lake: Lake, decision: Decision, registered: Registered, *, by: str) 
     Raises:
         NotApproved: the catalog asks for a person's approval, and that run has none of this evidence; nothing is
             written.
-        StaleDecision: it was made on another version, or against another champion than reigns now.
+        StaleDecision: it was made on another version, or against another champion than the one in force.
         DecisionNotSigned: this installation's gate did not make it; nothing is written.
         LedgerUntrusted: a line of the ledger is not ours; nothing is written.
         ModelFilesDamaged: the version's files are missing or are not those that were judged; nothing is written.
@@ -175,7 +175,7 @@ def rollback(
         if done is not None:
             repair_alias(lake, model)
             return done
-    former = _former(model, _reigns(seen), version)
+    former = _former(model, _tenures(seen), version)
     _check_files(lake, model, former.version, former.artifact_digest)
     decided_at = datetime.now(UTC)
     line = Promotion(
@@ -195,18 +195,18 @@ def rollback(
     return written
 
 
-def _former(model: str, reigns: list[Promotion], version: int | None) -> Promotion:
-    if len(reigns) < 2:
-        has = f"version {reigns[0].version} is its only champion so far" if reigns else "it never had a champion"
+def _former(model: str, tenures: list[Promotion], version: int | None) -> Promotion:
+    if len(tenures) < 2:
+        has = f"version {tenures[0].version} is its only champion so far" if tenures else "it never had a champion"
         raise NothingToRollBackTo(
             f"{model} cannot be rolled back: {has}. Nothing was written. Train another version (`{model}_train`)."
         )
-    former = next((p for p in reversed(reigns[:-1]) if version is None or p.version == version), None)
+    former = next((p for p in reversed(tenures[:-1]) if version is None or p.version == version), None)
     if former is None:
-        known = ", ".join(str(p.version) for p in reigns[:-1])
+        known = ", ".join(str(p.version) for p in tenures[:-1])
         raise NothingToRollBackTo(
             f"{model} cannot be rolled back to version {version}: former champions are {known}, version "
-            f"{reigns[-1].version} is champion. Nothing was written."
+            f"{tenures[-1].version} is champion. Nothing was written."
         )
     return former
 
@@ -346,7 +346,7 @@ def _project(
     return changed
 
 
-def _reigns(snapshot: LedgerSnapshot) -> list[Promotion]:
+def _tenures(snapshot: LedgerSnapshot) -> list[Promotion]:
     """Champions one after another, the newest last; what was rolled back is taken off again."""
     stack: list[Promotion] = []
     for promotion in sorted(snapshot.promotions, key=lambda p: p.sequence):

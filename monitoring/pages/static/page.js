@@ -122,6 +122,7 @@
       const address = links[event.name] ?? links[key];
       if (address) window.location.assign(address);
     });
+    place.dataset.width = place.clientWidth;
     place.dataset.drawn = "yes";
   };
   const places = () => [...document.querySelectorAll("[data-chart]")];
@@ -147,14 +148,16 @@
 
   document.addEventListener("DOMContentLoaded", () => {
     drawAll();
+    // Drawn anew, not resized: a heat map that ECharts resizes loses rows.
+    const fit = () => typeof echarts !== "undefined" && places().forEach((place) => { if (place.clientWidth && place.clientWidth !== Number(place.dataset.width)) draw(place); });
     let waiting = 0;
     window.addEventListener("resize", () => {
-      cancelAnimationFrame(waiting);
-      waiting = requestAnimationFrame(() => places().forEach((place) => echarts?.getInstanceByDom(place)?.resize()));
+      clearTimeout(waiting);
+      waiting = setTimeout(fit, 100);
     });
     if (host) document.addEventListener("click", leave);
     // Folded parts with charts have no width until they are opened.
-    document.addEventListener("toggle", (event) => event.target.querySelectorAll?.("[data-chart]").forEach((place) => echarts.getInstanceByDom(place)?.resize()), true);
+    document.addEventListener("toggle", fit, true);
     const repaint = () => {
       const before = document.documentElement.classList.contains("dark");
       paint();

@@ -25,7 +25,7 @@ from lake.publish import publish
 from monitoring.alerting.standing import alarms_text, standings
 from monitoring.drift import drift
 from monitoring.pages import model
-from monitoring.pages.model_axis import MOST_COLUMNS, Axis
+from monitoring.pages.model_axis import MOST_COLUMNS, Axis, points
 from monitoring.pages.model_compare import compared, comparison_presets
 from monitoring.pages.model_history import Average, known_nights, read_averages, read_history, read_segments
 from monitoring.pages.model_importance import read_importances
@@ -466,16 +466,18 @@ def test_addresses_that_cannot_be_read_say_what_is_needed(fortnight: Lake, query
 def grids(page: Page) -> dict[str, dict[str, Any]]:
     """Title of each grid: its series by name."""
     option = page.charts[0].option
-    found: dict[str, dict[str, Any]] = {title["text"]: {} for title in option["title"]}
+    by_grid: dict[str, dict[str, Any]] = {title["text"]: {} for title in option["title"]}
     for series in option["series"]:
-        found[option["title"][series["xAxisIndex"]]["text"]][series["name"]] = series
-    return found
+        grid = option["xAxis"][series["xAxisIndex"]]["gridIndex"]
+        by_grid[option["title"][grid]["text"]][series["name"]] = series
+    return by_grid
 
 
 def test_all_grids_share_one_axis_of_nights(fortnight: Lake) -> None:
     page, _ = shown(fortnight, from_=str(night(0)), to=str(night(13)))
     option = page.charts[0].option
-    assert {tuple(axis["data"]) for axis in option["xAxis"]} == {tuple(night(i).isoformat() for i in range(14))}
+    columns = {tuple(axis["data"]) for axis in option["xAxis"] if axis["type"] == "category"}
+    assert columns == {tuple(night(i).isoformat() for i in range(14))}
     assert {(grid["left"], grid["right"]) for grid in option["grid"]} == {
         (option["grid"][0]["left"], option["grid"][0]["right"])
     }
@@ -508,6 +510,31 @@ def test_versions_are_marked_on_every_grid(fortnight: Lake) -> None:
             (str(night(7)), "v2"),
         ], title
     assert "promoted: version 2, by gate" in page.charts[0].description
+
+
+def test_a_version_s_band_covers_its_nights_from_edge_to_edge(fortnight: Lake) -> None:
+    page, _ = shown(fortnight, from_=str(night(0)), to=str(night(13)))
+    spans = grids(page)["Versions and what happened"]["spans"]
+    bands = [(begin["name"], begin["xAxis"], end["xAxis"]) for begin, end in spans["markArea"]["data"]]
+    assert bands == [("v1", -0.5, 6.5), ("v2", 6.5, 13.5)], "column 0 reaches from -0.5 to 0.5"
+    axis = page.charts[0].option["xAxis"][spans["xAxisIndex"]]
+    assert (axis["min"], axis["max"], axis["show"]) == (-0.5, 13.5, False)
+
+
+def test_a_value_without_neighbours_is_a_dot_that_is_seen() -> None:
+    values = np.array([1.0, np.nan, 2.0, 3.0, np.nan, 4.0])
+    alone, lonely = {"value": 1.0, "symbolSize": 8}, {"value": 4.0, "symbolSize": 8}
+    assert points(values, 3) == [alone, None, 2.0, 3.0, None, lonely]
+
+
+@pytest.mark.parametrize(("share", "top"), [(0.0, 0.01), (0.3, None), (0.95, 1), (1.0, 1)])
+def test_the_axis_of_shares_never_ends_beyond_all(lake: Lake, share: float, top: float | None) -> None:
+    score_nights(lake, {0: 1})
+    row = metric(night(0), "null_rate", "vehicle_daily__rides_7d", value=share, threshold=0.05, status="warning")
+    publish_metrics(lake, MODEL, "drift", [row], Interval.of(night(0)), run_id="r")
+    option = shown(lake)[0].charts[0].option
+    [axis] = [a for a, title in zip(option["yAxis"], option["title"], strict=True) if title["text"] == "Null rates"]
+    assert axis.get("max") == top
 
 
 def test_nights_without_mature_labels_are_drawn_as_not_known(fortnight: Lake) -> None:

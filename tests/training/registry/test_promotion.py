@@ -33,7 +33,7 @@ from training.registry.promotion import (
     ModelFilesDamaged,
     NothingToRollBackTo,
     StaleDecision,
-    _reigns,
+    _tenures,
     effective_from,
     promote,
     promote_decided,
@@ -311,7 +311,7 @@ def test_rollback_to_a_version_of_choice(lake: Lake) -> None:
     with pytest.raises(NothingToRollBackTo, match="back to version 3"):
         rollback(lake, MODEL, by="ada", reason="x", version=3)
     assert rollback(lake, MODEL, by="ada", reason="x", version=1).version == 1
-    assert [p.version for p in _reigns(lake.ledger(MODEL).read())] == [1], "what lay above it is rolled back with it"
+    assert [p.version for p in _tenures(lake.ledger(MODEL).read())] == [1], "what lay above it is rolled back with it"
 
 
 @pytest.mark.parametrize("reason", ["", " \n"])
@@ -410,7 +410,7 @@ def test_any_order_of_promotions_and_rollbacks_unwinds(promotes: list[bool]) -> 
             stack.pop()
             lines.append(line(len(lines) + 1, stack[-1], "rollback"))
         snapshot = LedgerSnapshot(MODEL, 0, tuple(lines))
-        assert [p.version for p in _reigns(snapshot)] == stack
+        assert [p.version for p in _tenures(snapshot)] == stack
         assert snapshot.newest is not None
         assert snapshot.newest.version == stack[-1]
 
