@@ -282,6 +282,11 @@ async def _act(request: Request, action: str, user: GetUserDep, context: Context
     return response
 
 
+def _after_reproduction(context: ContextDep, id: str = "") -> Response:
+    """The page that answered the form has the form's address: opened again, it is the trace."""
+    return RedirectResponse(context.url("trace", id=id or None), status_code=303)
+
+
 def _nothing_here(request: Request, path: str, context: ContextDep) -> Response:
     return _message(request, context, "Not found", f"There is no page at {request.url.path}.", 404)
 
@@ -312,6 +317,7 @@ def make_app() -> FastAPI:
     router.add_api_route("/static/{name}", _static, methods=READ, name="static")
     router.add_api_route("/embedded/{path:path}", _embedded, methods=READ, name="embedded")
     router.add_api_route("/actions/{action}", _act, methods=["POST"], name="action")
+    router.add_api_route("/actions/reproduce", _after_reproduction, methods=READ, name="after_reproduction")
     router.add_api_route(
         "/{path:path}",
         _nothing_here,

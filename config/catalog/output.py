@@ -145,13 +145,18 @@ class Drawing:
 
 @dataclass(frozen=True)
 class EvidentlyTask:
-    """What Evidently draws of an output: names of its classes, and the columns they take."""
+    """What Evidently draws of an output: names of its classes, and the columns they take.
+
+    Attributes:
+        metrics: drawn one by one in place of the preset, where that holds one that means nothing here.
+    """
 
     definition: str
     preset: str
     columns: Mapping[str, Any]
     arguments: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -437,6 +437,7 @@ def _evidently_performance(
 ) -> str | None:
     os.environ.setdefault("DO_NOT_TRACK", "1")
     import evidently
+    import evidently.metrics
     import evidently.presets
     import pandas as pd
 
@@ -455,7 +456,8 @@ def _evidently_performance(
         columns |= task.columns
         family = "regression" if task.preset == "RegressionPreset" else "classification"
         definitions[family].append(getattr(evidently, task.definition)(name=safe, **task.arguments))
-        presets.append(getattr(evidently.presets, task.preset)(**{f"{family}_name": safe}))
+        drawn = [getattr(evidently.metrics, metric) for metric in task.metrics]
+        presets += [draw(**{f"{family}_name": safe}) for draw in drawn or [getattr(evidently.presets, task.preset)]]
         said += task.notes
     if not presets:
         return None

@@ -22,6 +22,10 @@ COVERAGE_TOLERANCE = 0.1
 _CARD_TOLERANCE = 0.05
 # Evidently squares what it draws, and counts it in bins.
 _LARGEST_DRAWN = 1e12
+_ALIKE = 1e-12  # of the largest label
+# A label below this share of the median one makes a mean of relative errors one of few rows.
+_NEAR_ZERO = 0.01
+_WITHOUT_MAPE = ("MAE", "RMSE", "R2Score", "MeanError", "AbsMaxError")
 
 
 class Output(OutputKind):
@@ -186,17 +190,23 @@ class Output(OutputKind):
         import numpy as np
 
         if np.count_nonzero(label) < 2:
-            return "fewer than two labels differ from zero, and Evidently divides by them"
+            return "fewer than two labels differ from zero"
         if np.abs(columns[name]).max() > _LARGEST_DRAWN:
             return f"some predictions lie beyond {_LARGEST_DRAWN:.0e}"
+        spread = np.ptp(columns[name] - label)
+        if 0 < spread < _ALIKE * np.abs(label).max():
+            return "all its errors are alike but for rounding, and Evidently cannot cut them into bins"
         actual = f"{shown}: label"
-        note = "Evidently's MAPE divides each error by its label: it means nothing where labels come near zero"
+        sizes = np.abs(label)
+        near_zero = bool(sizes.min() < _NEAR_ZERO * np.median(sizes))
+        note = f"{name} is drawn without a MAPE: it divides by labels, and some are zero or near it"
         return EvidentlyTask(
             "Regression",
             "RegressionPreset",
             {actual: label, shown: columns[name]},
             {"target": actual, "prediction": shown},
-            (note,),
+            (note,) if near_zero else (),
+            _WITHOUT_MAPE if near_zero else (),
         )
 
     def contribution_unit(self, label_unit: str | None, probability_unit: str) -> str:

@@ -281,6 +281,12 @@ def test_who_is_not_logged_in_gets_nothing(server: Server) -> None:
     assert read_actions(server.lake) == []
 
 
+def test_the_address_of_a_reproduction_leads_back_to_its_trace(server: Server) -> None:
+    for query, trace in (("?id=ab%22%2F..", "?id=ab%22%2F.."), ("", "")):
+        answer = server.ask("viewer", "GET", f"/nightfleet/actions/reproduce{query}")
+        assert (answer.status_code, answer.headers["location"]) == (303, f"/nightfleet/trace{trace}")
+
+
 @pytest.mark.parametrize("who", READERS)
 def test_every_page_is_readable(server: Server, who: str) -> None:
     for path in (

@@ -241,7 +241,8 @@ ONES = np.ones(10)
         (ONES, 1.7e308 * ONES, "ride_minutes is not drawn: some predictions lie beyond 1e+12"),
         (ONES, ONES, "long_probability is not drawn: all 10 rows came out alike"),
         (np.arange(10.0), np.arange(10.0) + 1, "long_probability is not drawn"),
-        (20 + 2 * np.arange(10.0), ONES, "Evidently's MAPE"),
+        (np.arange(10.0), ONES, "ride_minutes is drawn without a MAPE"),
+        (0.1 * np.arange(10.0), 0.1 * np.arange(10.0) + 1, "ride_minutes is not drawn: all its errors are alike"),
     ],
 )
 def test_outcomes_that_evidently_cannot_draw_are_left_out(toy_lake: Lake, label, predicted, note):
@@ -249,6 +250,17 @@ def test_outcomes_that_evidently_cannot_draw_are_left_out(toy_lake: Lake, label,
     chance = np.linspace(0, 1, len(label))
     _evidently_performance(toy_lake.model(MODEL), label, {"ride_minutes": predicted, "long_probability": chance}, notes)
     assert any(said.startswith(note) for said in notes), notes
+
+
+@pytest.mark.parametrize(("lowest", "has"), [(5.0, True), (0.0, False), (1e-6, False)])
+def test_no_report_opens_with_a_mape_of_labels_that_come_near_zero(toy_lake: Lake, lowest, has):
+    label = np.append(lowest, 20 + 2 * np.arange(9.0))
+    predicted = {"ride_minutes": 1.1 * label + 1, "long_probability": np.linspace(0, 1, 10)}
+    notes: list[str] = []
+    drawn = _evidently_performance(toy_lake.model(MODEL), label, predicted, notes)
+    assert drawn is not None
+    assert ("MAPE" in drawn) == has
+    assert ("MAE" in drawn, any("without a MAPE" in note for note in notes)) == (True, not has)
 
 
 @pytest.mark.parametrize("size", [1, 3, 7])
