@@ -222,9 +222,11 @@ def mlflow_environment(settings: Settings) -> dict[str, str]:
     }
 
 
-def start(installation: Installation, supervisor: Supervisor, catalog: Catalog) -> None:
+def start(installation: Installation, supervisor: Supervisor, catalog: Catalog, *, for_people: bool = False) -> None:
     """Start MLflow and the components of Airflow that the catalog needs, and wait until all are healthy.
 
+    Args:
+        for_people: Airflow's home is looked at, which shows a triggerer that nothing needs as one that is missing.
     Raises:
         StartFailed: the metadata database could not be migrated, or a component is not healthy and shows no progress.
         ComponentDied: a component ended.
@@ -247,8 +249,9 @@ def start(installation: Installation, supervisor: Supervisor, catalog: Catalog) 
     airflow = python_tool("airflow")
     supervisor.start("api-server", [airflow, "api-server"])
     supervisor.start("dag-processor", [airflow, "dag-processor"])
-    if any(dataset.replay is None and dataset.ready_after for dataset in catalog.datasets):
-        supervisor.start("triggerer", [airflow, "triggerer"])  # live data sets wait, deferred, for their hour
+    # Live data sets wait, deferred, for their hour.
+    if for_people or any(dataset.replay is None and dataset.ready_after for dataset in catalog.datasets):
+        supervisor.start("triggerer", [airflow, "triggerer"])
     supervisor.start("scheduler", [airflow, "scheduler"])
     _wait_healthy(installation, supervisor)
 

@@ -41,15 +41,15 @@ def dag_ids(catalog: Catalog) -> set[str]:
 
 @contextmanager
 def running(
-    settings: Settings, catalog: Catalog, console: Console
+    settings: Settings, catalog: Catalog, console: Console, *, for_people: bool = False
 ) -> Iterator[tuple[Installation, Supervisor, AirflowApi]]:
     """Everything started and healthy; everything ended when the block is left."""
     with sole_supervisor(settings.home) as lock:
-        yield from _running(settings, catalog, console, lock)
+        yield from _running(settings, catalog, console, lock, for_people)
 
 
 def _running(
-    settings: Settings, catalog: Catalog, console: Console, lock: int
+    settings: Settings, catalog: Catalog, console: Console, lock: int, for_people: bool
 ) -> Iterator[tuple[Installation, Supervisor, AirflowApi]]:
     installation = prepare(settings)
     began = time.monotonic()
@@ -58,7 +58,7 @@ def _running(
         rotate(log, largest_bytes=settings.log_file_mb * 2**20)
     with Supervisor(settings.home / "logs", airflow_environment(installation), (lock,)) as supervisor:
         with console.status("starting MLflow and Airflow (api-server, dag-processor, scheduler)"):
-            start(installation, supervisor, catalog)
+            start(installation, supervisor, catalog, for_people=for_people)
             api = AirflowApi(installation.airflow_url, "admin", installation.admin_password)
             make_pools(api, settings)
             for _missing in api.wait_for_dags(dag_ids(catalog), _DAG_SECONDS):
@@ -145,7 +145,7 @@ def _has_champion(lake: Lake, model: str, as_of: date) -> bool:
 def keep_up(settings: Settings, console: Console, *, replay_seconds: float | None) -> None:
     """The whole of `up`: until Ctrl-C, or until a component dies."""
     lake = open_lake(settings)
-    with running(settings, lake.catalog, console) as (installation, supervisor, api):
+    with running(settings, lake.catalog, console, for_people=True) as (installation, supervisor, api):
         folder = settings.home / "secrets"
         console.print(
             f"open     {installation.pages_url}  user admin, password {installation.admin_password} (also in "
