@@ -137,8 +137,8 @@ def _measure(lake: Lake, model: str, interval: Interval, run_id: str) -> StageRe
     inputs: dict[date, list[Input]] = {}
     for night, days in judged.items():
         for day in days:
-            found, read = _night(lake, entry, dataset, day, night, scored.get(day), references.get(day, {}), ratios)
-            rows += found
+            metrics, read = _night(lake, entry, dataset, day, night, scored.get(day), references.get(day, {}), ratios)
+            rows += metrics
             inputs.setdefault(night, []).extend(read)
     unique = {night: list(dict.fromkeys(items)) for night, items in inputs.items()}
     published = publish_metrics(lake, model, GROUP, rows, interval, run_id=run_id, inputs=unique, replaces=before)

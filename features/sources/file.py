@@ -217,22 +217,22 @@ class _File:
     name: str
 
 
-def _opened(stack: ExitStack, path: Path, found: FoundFiles, folder: Path, meter: Meter) -> _File:
+def _opened(stack: ExitStack, path: Path, files: FoundFiles, folder: Path, meter: Meter) -> _File:
     """Open a file for good, so that nobody can put another one in its place, and unpack it where it is packed."""
     try:
         stored: BinaryIO = (
             path.open("rb")
-            if found.folder is None
-            else open_contained(found.folder.resolve(), path.relative_to(found.folder).as_posix(), at_most=_ANY_BYTES)
+            if files.folder is None
+            else open_contained(files.folder.resolve(), path.relative_to(files.folder).as_posix(), at_most=_ANY_BYTES)
         )
     except UnsafeFile as error:
-        raise _link_refused(found.label, path) from error
+        raise _link_refused(files.label, path) from error
     stack.enter_context(stored)
     packed_bytes = stored.seek(0, io.SEEK_END)
     stored.seek(0)
     if path.suffix == ".zip":
         folder.mkdir(parents=True)
-        return _File(_unzipped(stored, path, found, folder, meter), str(path))
+        return _File(_unzipped(stored, path, files, folder, meter), str(path))
     if path.suffix == ".gz":
         folder.mkdir(parents=True)
         target = folder / (path.stem or "unpacked")
@@ -489,7 +489,7 @@ def _json_path(key: str) -> str:
 def first_rows(
     connection: duckdb.DuckDBPyConnection,
     source: FileSource,
-    found: FoundFiles,
+    files: FoundFiles,
     folder: Path,
     meter: Meter,
     *,
@@ -503,7 +503,7 @@ def first_rows(
         SourceUnreadable: it has no header.
     """
     with ExitStack() as stack:
-        file = _opened(stack, found.paths[0], found, folder / "unpacked", meter)
+        file = _opened(stack, files.paths[0], files, folder / "unpacked", meter)
         if source.format == "parquet":
             relation = read_parquet([file.path])
             return source, connection.sql(f"SELECT * FROM {relation} LIMIT {rows}").to_arrow_table()  # noqa: S608 (quoted path)
@@ -518,7 +518,7 @@ def first_rows(
         file = _readable(file, source, folder / "readable", meter)
         header = _header(file, source, meter)
         if not header:
-            raise SourceUnreadable(f"{found.label} has no header ({file.name}).")
+            raise SourceUnreadable(f"{files.label} has no header ({file.name}).")
         relation = _csv_relation([file], source, len(header))
         table = connection.sql(f"SELECT * FROM {relation} LIMIT {rows}").to_arrow_table()  # noqa: S608 (quoted path)
         return source, table.rename_columns(header)

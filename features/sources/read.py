@@ -224,17 +224,17 @@ class _Reading:
     def stage(self, night: date | None) -> Path:
         """One delivery as a Parquet file in this run's folder."""
         target = self.folder / f"{self.name}.{night.isoformat() if night else 'source'}.parquet"
-        found = (
+        files = (
             file.find(self.source.uri, self.root, night, self.label) if isinstance(self.source, FileSource) else None
         )
-        self._stage(night, target, found)
+        self._stage(night, target, files)
         return target
 
-    def _stage(self, night: date | None, target: Path, found: file.FoundFiles | None) -> None:
+    def _stage(self, night: date | None, target: Path, files: file.FoundFiles | None) -> None:
         with ExitStack() as stack:
             folder = stack.enter_context(self.lake.scratch("source"))
             own = folder / "own.parquet"
-            differences = list(self._stage_own(night, found, folder, own))
+            differences = list(self._stage_own(night, files, folder, own))
             views = {"source": (own, self.own_columns)}
             for name, lookup in self.source.lookups.items():
                 label, path = f"lookup {name} of {self.label}", folder / f"lookup-{name}.parquet"
@@ -262,17 +262,17 @@ class _Reading:
             self._shape(connection, night, target, differences)
 
     def _stage_own(
-        self, night: date | None, found: file.FoundFiles | None, folder: Path, own: Path
+        self, night: date | None, files: file.FoundFiles | None, folder: Path, own: Path
     ) -> tuple[Difference, ...]:
         """Write the source's own columns."""
         meter, personal = self._meter(self.label), self._personal(self.own_columns)
         match self.source:
             case FileSource():
-                assert found is not None  # stage and stage_cached find the files of a file source
+                assert files is not None  # stage and stage_cached find the files of a file source
                 return file.stage(
                     self.connection,
                     self.source,
-                    found,
+                    files,
                     self.own_columns,
                     folder / "own",
                     own,
@@ -309,11 +309,11 @@ class _Reading:
         relation = f"({self.select.rstrip().rstrip(';')}\n)" if self.select else "source"
         columns = self.table.shaped_columns(self.naive_zone)
         described = connection.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall()  # noqa: S608 (the catalog's own SQL)
-        found = {str(row[0]): str(row[1]) for row in described}
+        types = {str(row[0]): str(row[1]) for row in described}
         label = f"select of the {self.label}" if self.select else self.label
         match_names(label, [str(row[0]) for row in described], columns)
-        check_types(label, found, columns)
-        return Rows(relation, found), columns
+        check_types(label, types, columns)
+        return Rows(relation, types), columns
 
     def _shape(
         self,
@@ -362,13 +362,13 @@ class _Reading:
     def _check_instant(self, connection: duckdb.DuckDBPyConnection, instant: str, read: str) -> None:
         """Refuse a `known_at` whose time has no zone: taken for UTC, it would let rows of the future in."""
         described = connection.execute(f"DESCRIBE SELECT {instant} AS nf__instant FROM ({read})").fetchall()  # noqa: S608 (the catalog's own SQL)
-        found = str(described[0][1])
-        if self.naive_zone is None and (found.startswith("TIMESTAMP_") or found in ("TIMESTAMP", "DATE")):
+        kind = str(described[0][1])
+        if self.naive_zone is None and (kind.startswith("TIMESTAMP_") or kind in ("TIMESTAMP", "DATE")):
             zone = literal(self.dataset.time_zone)
             raise mismatch(
                 self.label,
                 [
-                    f"known_at is a {found} without a time zone: write `timezone({zone}, <expression>)`, or another "
+                    f"known_at is a {kind} without a time zone: write `timezone({zone}, <expression>)`, or another "
                     "zone in which it holds"
                 ],
             )

@@ -66,8 +66,8 @@ def page(context: Context, *, query: Mapping[str, str], dataset: str) -> Page:
     expected = expected_nights(context, entry, first, newest, period, runs)
     nights = nights_of(lake, entry, parts, bounds, period, expected)
     if night is None:
-        night = max((day for found in nights.values() for day in found), default=None)
-    elif not any(night in found for found in nights.values()):
+        night = max((day for of_night in nights.values() for day in of_night), default=None)
+    elif not any(night in of_night for of_night in nights.values()):
         raise NotFound(
             f"{dataset} has no night {night}: the first is {first}, the newest is {newest}. Choose one of these."
         )
@@ -98,11 +98,11 @@ def page(context: Context, *, query: Mapping[str, str], dataset: str) -> Page:
     }
     charts = [calendar_chart(address, whole, year), *score_charts(lake, address, entry, shown, period)]
     if night is not None:
-        on_that_night = [found[night].published for found in nights.values() if night in found]
+        on_that_night = [of_night[night].published for of_night in nights.values() if night in of_night]
         on_record = runs_on_record(lake, [dataset], (published.run_id for published in on_that_night if published))
         docs = data_docs_folder(reports(lake.settings), dataset, night)
         tables.append(_night_table(address, entry, parts, nights, night, docs, on_record))
-        around = sorted({day for found in nights.values() for day in found})
+        around = sorted({day for of_night in nights.values() for day in of_night})
         values |= {
             "before": next(({"day": d, "url": address.of_night(d)} for d in reversed(around) if d < night), None),
             "after": next(({"day": d, "url": address.of_night(d)} for d in around if d > night), None),
@@ -160,12 +160,12 @@ def _chosen(parts: Sequence[Part], query: Mapping[str, str], entry: Dataset) -> 
         return next((part for part in parts if _slug(part.key) == slug), None)
     if not wanted:
         return None
-    found = next((part for part in parts if part.key == wanted), None)
-    if found is None:
+    chosen = next((part for part in parts if part.key == wanted), None)
+    if chosen is None:
         raise NotFound(
             f"{entry.name} has no table {shortened(wanted)}. It has: {', '.join(part.key for part in parts)}."
         )
-    return found
+    return chosen
 
 
 def _year(text: str | None, shown: date) -> int:
@@ -360,21 +360,21 @@ def _broken_rules(
 ) -> Table:
     rows = []
     keys = {part.key for part in shown}
-    for found in _sums_of_rules(lake, entry.name, period):
-        table = found["column"].partition(".")[0]
+    for broken in _sums_of_rules(lake, entry.name, period):
+        table = broken["column"].partition(".")[0]
         if table in keys:
-            on_night = found["check"].startswith(("row_count(", "freshness(", "future("))
-            rule = None if on_night else found["check"]
+            on_night = broken["check"].startswith(("row_count(", "freshness(", "future("))
+            rule = None if on_night else broken["check"]
             row = {
                 "table": table,
-                "rule": found["check"],
+                "rule": broken["check"],
                 "judges": "rows" if rule else "the night",
-                "broken": int(found["broken"]) if rule else None,
+                "broken": int(broken["broken"]) if rule else None,
             }
             rows.append(
                 row
-                | {name: found[name] for name in ("nights", "first", "last")}
-                | {"last_url": address.of_night(found["last"], table, rule=rule)}
+                | {name: broken[name] for name in ("nights", "first", "last")}
+                | {"last_url": address.of_night(broken["last"], table, rule=rule)}
             )
     rows.sort(key=lambda row: (-(row["broken"] or 0), -row["nights"], row["table"], row["rule"]))
     columns = (
@@ -422,7 +422,7 @@ def data_docs_folder(store: ObjectStore, dataset: str, night: date) -> str | Non
     """The folder of data docs that tells of a night: its own, else the shortest interval that holds it; None where
     there is none.
     """
-    found = []
+    folders = []
     for name in store.names(f"data_docs/{dataset}"):
         first, _, last = name.partition("..")
         try:
@@ -430,8 +430,8 @@ def data_docs_folder(store: ObjectStore, dataset: str, night: date) -> str | Non
         except BadInterval:
             continue  # `suites`
         if night in interval:
-            found.append((len(interval), name))
-    return min(found)[1] if found else None
+            folders.append((len(interval), name))
+    return min(folders)[1] if folders else None
 
 
 def docs_page(store: ObjectStore, dataset: str, folder: str, table: str) -> str | None:
@@ -479,7 +479,7 @@ def _quarantine(
     known = [check_name(r) for r in row_rules(entry.tables[part.key])]
     is_csv = query.get("format") == "csv"  # which holds all rows, whatever page it was asked for on
     try:
-        found = read_quarantine(
+        rows = read_quarantine(
             context.lake,
             entry,
             part.key,
@@ -493,12 +493,12 @@ def _quarantine(
         return values | {
             "unreadable": f"{entry.name}/quarantine/{part.key} cannot be read for {night}: {shortened(str(error), 300)}"
         }
-    if rule is not None and rule not in found.counts:
+    if rule is not None and rule not in rows.counts:
         raise NotFound(
             f"no row of {part.key} broke {shortened(rule)} on the night of {night}. Broken were: "
-            f"{', '.join(found.counts) or 'none'}."
+            f"{', '.join(rows.counts) or 'none'}."
         )
-    counted = sorted(found.counts.items(), key=lambda item: (-item[1], item[0]))
+    counted = sorted(rows.counts.items(), key=lambda item: (-item[1], item[0]))
     rules = [
         {"rule": name, "rows": count, "rule_url": f"{address.of_night(night, part.key, rule=name)}#quarantine"}
         for name, count in counted
@@ -508,26 +508,26 @@ def _quarantine(
         *(_column(name, column.type, column.unit) for name, column in declared.items()),
     ]
     shown += [Column("known_at_utc", "known at", "date"), Column("revision", "revision", "number")]
-    first = (found.page - 1) * PAGE_ROWS + 1
+    first = (rows.page - 1) * PAGE_ROWS + 1
     which = f"that broke {rule}" if rule else "quarantined"
     said = f"{part.key} {which} on the night of {night}, with every rule they broke"
-    caption = f"Rows {first:,} to {first + len(found.rows) - 1:,} of {found.total:,} of {said}."
+    caption = f"Rows {first:,} to {first + len(rows.rows) - 1:,} of {rows.total:,} of {said}."
 
     def page_url(number: int) -> str | None:
         return (
             f"{address.of_night(night, part.key, rule=rule, page=number)}#quarantine"
-            if 1 <= number <= found.pages
+            if 1 <= number <= rows.pages
             else None
         )
 
     return values | {
         "rules_table": replace(rules_table, rows=rules),
-        "table": Table(f"quarantine__{slug}", caption, tuple(shown), found.rows),
+        "table": Table(f"quarantine__{slug}", caption, tuple(shown), rows.rows),
         "masked": [name for name, column in declared.items() if column.pii],
-        "page": found.page,
-        "pages": found.pages,
-        "previous_url": page_url(found.page - 1),
-        "next_url": page_url(found.page + 1),
+        "page": rows.page,
+        "pages": rows.pages,
+        "previous_url": page_url(rows.page - 1),
+        "next_url": page_url(rows.page + 1),
         "all_url": f"{address.of_night(night, part.key)}#quarantine",
     }
 

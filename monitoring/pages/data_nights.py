@@ -104,8 +104,8 @@ def states_of(
     late = (later_first_at is not None and later_first_at < published.first_at) or (
         deadline is not None and deadline < published.first_at
     )
-    found = {"quarantined": quarantined > 0, "late": late, "republished": published.times > 1}
-    return tuple(state for state in STATES if found.get(state)) or ("published",)
+    states = {"quarantined": quarantined > 0, "late": late, "republished": published.times > 1}
+    return tuple(state for state in STATES if states.get(state)) or ("published",)
 
 
 def parts_of(lake: Lake, entry: Dataset) -> tuple[Part, ...]:
@@ -191,7 +191,7 @@ def nights_of(
         for row in read_metrics_of(lake, [entry.name], period, checks=[SCORE])
     }
     models = lake.catalog.readers_of(entry.name)
-    found: dict[str, dict[date, Night]] = {}
+    by_part: dict[str, dict[date, Night]] = {}
     for part in parts:
         own = published.get(part.table.name, {})
         aside = published.get(part.quarantine.name, {}) if part.quarantine else {}
@@ -218,8 +218,8 @@ def nights_of(
                 )
             if one is not None:
                 later = one.first_at if later is None else min(later, one.first_at)
-        found[part.key] = dict(sorted(nights.items()))
-    return found
+        by_part[part.key] = dict(sorted(nights.items()))
+    return by_part
 
 
 def _bulk(own: Mapping[date, PublishedNight]) -> set[datetime]:
@@ -233,12 +233,12 @@ def together(parts: Sequence[Part], nights: Mapping[str, Mapping[date, Night]]) 
     days = sorted({day for part in parts for day in nights[part.key]})
     rows = []
     for day in days:
-        found = [(part, nights[part.key][day]) for part in parts if day in nights[part.key]]
-        states = {state for _, night in found for state in night.states}
+        of_parts = [(part, nights[part.key][day]) for part in parts if day in nights[part.key]]
+        states = {state for _, night in of_parts for state in night.states}
         # Feature rows are not counted with the rows they are computed from.
-        counted = [night for part, night in found if part.quarantine is not None or len(parts) == 1]
-        scores = [night.score for _, night in found if night.score is not None]
-        told = [night.published for _, night in found if night.published]
+        counted = [night for part, night in of_parts if part.quarantine is not None or len(parts) == 1]
+        scores = [night.score for _, night in of_parts if night.score is not None]
+        told = [night.published for _, night in of_parts if night.published]
         rows.append(
             {
                 "day": day,
@@ -251,7 +251,7 @@ def together(parts: Sequence[Part], nights: Mapping[str, Mapping[date, Night]]) 
                 "first_at": max((p.first_at for p in told), default=None),
                 "newest_at": max((p.newest_at for p in told), default=None),
                 "commits": max((p.times for p in told), default=None),
-                "missing": [part.key for part, night in found if night.published is None],
+                "missing": [part.key for part, night in of_parts if night.published is None],
             }
         )
     return rows

@@ -95,5 +95,5 @@ def rules_in(broken: str, known: Sequence[str]) -> tuple[str, ...]:
     gives.
     """
     whole = f"; {broken}; "
-    found = [name for name in known if f"; {name}; " in whole]
-    return tuple(found) if "; ".join(found) == broken else tuple(broken.split("; "))
+    named = [name for name in known if f"; {name}; " in whole]
+    return tuple(named) if "; ".join(named) == broken else tuple(broken.split("; "))

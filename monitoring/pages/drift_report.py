@@ -161,17 +161,17 @@ class _Night:
 
     def notable(self) -> Table:
         """Those that lie beyond a limit, of drift or of nulls, or could not be judged."""
-        found = [
+        notable = [
             row
             for row in self._columns
             if {row["status"], row["null_status"]} & {"warning", "failing", "not_evaluated"}
         ]
         said = (
-            f"Beyond a limit, or not evaluated: {len(found)} of {len(self._columns)} features and predictions, the"
+            f"Beyond a limit, or not evaluated: {len(notable)} of {len(self._columns)} features and predictions, the"
             " farthest beyond its limit first."
         )
         empty = "Every feature and prediction is within its limit." if self._columns else _NOT_MEASURED
-        return Table("beyond", said, _SHOWN, found, empty=empty)
+        return Table("beyond", said, _SHOWN, notable, empty=empty)
 
     @cached_property
     def _columns(self) -> list[dict[str, Any]]:
@@ -218,11 +218,11 @@ class _Night:
 
     def alarms(self) -> Table:
         """The checks of the night as a whole."""
-        found: list[dict[str, Any]] = []
+        alarms: list[dict[str, Any]] = []
         for check, label in _OF_THE_NIGHT.items():
             row = self.rows.get((check, ""))
             if row is None:
-                found.append(
+                alarms.append(
                     {
                         "check": label,
                         "status": "not_evaluated",
@@ -248,7 +248,7 @@ class _Night:
                 "fired": fired,
                 "reason": row["reason"],
             }
-            found.append({"check": label, "times_limit": times_limit(row) if is_share else None} | told)
+            alarms.append({"check": label, "times_limit": times_limit(row) if is_share else None} | told)
         shown = (
             Column("check", "alarm of the whole night"),
             Column("status", "status", "status"),
@@ -263,7 +263,7 @@ class _Night:
             "night",
             "The whole night. The share of features beyond their limit can trigger a retraining.",
             shown,
-            found,
+            alarms,
         )
 
     def _fired(self, check: str, column: str) -> str:
@@ -339,11 +339,11 @@ def _reports(context: Context, entry: ModelEntry, day: date, reference: VersionR
         (judged, f"Performance of this night, judged on {judge}", False, f"It is written once {judge} is monitored."),
         (card, f"Model card of version {reference.version}", False, "The training's task `explain` writes it."),
     ]
-    found = []
+    reports = []
     for path, title, is_open, otherwise in wanted:
         there = has_document(context, path)
         url = context.url("embedded", *path.split("/")) if there else ""
-        found.append(
+        reports.append(
             {
                 "title": title,
                 "url": url,
@@ -352,4 +352,4 @@ def _reports(context: Context, entry: ModelEntry, day: date, reference: VersionR
                 "sandbox": "" if MODEL_CARDS in path else SANDBOX,
             }
         )
-    return found
+    return reports

@@ -214,11 +214,11 @@ def suite_files(dataset: Dataset) -> tuple[str, ...]:
 
 def _check_night(text: str) -> None:
     try:
-        found = parse_data_date(text).isoformat()
+        night = parse_data_date(text).isoformat()
     except BadInterval as error:
         raise BadAddress(f"{shortened(text)} is not a valid data date, needs one as 2013-07-01.") from error
-    if found != text:
-        raise BadAddress(f"{shortened(text)} is not a valid data date, needs {found}.")
+    if night != text:
+        raise BadAddress(f"{shortened(text)} is not a valid data date, needs {night}.")
 
 
 def _there(store: ObjectStore, folder: str) -> str:

@@ -252,11 +252,11 @@ def _worst_first(history: History) -> list[str]:
 
 
 def _marks(history: History, promotions: Sequence[Promotion], requests: Sequence[RequestRecord]) -> list[Mark]:
-    found = []
+    marks = []
     for line in promotions:
         if line.effective_from in history.interval:
             word, short = ("rollback to", "↩ v") if line.kind == "rollback" else ("promoted:", "v")
-            found.append(
+            marks.append(
                 Mark(
                     line.effective_from,
                     line.kind,
@@ -265,22 +265,22 @@ def _marks(history: History, promotions: Sequence[Promotion], requests: Sequence
                 )
             )
     for request in requests:
-        found.append(Mark(request.as_of, "request", "", f"retraining requested by {request.by} ({request.trigger})"))
-    return sorted(found, key=lambda mark: (mark.night, mark.kind))
+        marks.append(Mark(request.as_of, "request", "", f"retraining requested by {request.by} ({request.trigger})"))
+    return sorted(marks, key=lambda mark: (mark.night, mark.kind))
 
 
 def _tenures(history: History) -> list[Tenure]:
     """Runs of nights that one version scored."""
-    found: list[Tenure] = []
+    tenures: list[Tenure] = []
     for night in history.nights:
         scored = history.scored.get(night)
         if scored is None:
             continue
-        if found and found[-1].version == scored.version:
-            found[-1] = Tenure(scored.version, found[-1].first, night)
+        if tenures and tenures[-1].version == scored.version:
+            tenures[-1] = Tenure(scored.version, tenures[-1].first, night)
         else:
-            found.append(Tenure(scored.version, night, night))
-    return found
+            tenures.append(Tenure(scored.version, night, night))
+    return tenures
 
 
 def _happened(
@@ -365,15 +365,15 @@ def _why_no_segments(history: History, period: Interval) -> str:
 
 def _standing(context: Context, entry: ModelEntry) -> dict[str, Any]:
     """The model's word of tonight, its causes, and how many alarms are open, in the words of the Tonight page."""
-    [found] = standings(context.lake, [entry.name], context.now)
-    said = [f"alarms: {alarms_text(found.alarms)}"] if found.alarms else []
-    said += [found.training.text.rstrip(".")] if found.training else []
-    said += [f"{found.approvals} waiting for approval"] if found.approvals else []
-    said += [f"{found.requests} retraining requested"] if found.requests else []
+    [standing] = standings(context.lake, [entry.name], context.now)
+    said = [f"alarms: {alarms_text(standing.alarms)}"] if standing.alarms else []
+    said += [standing.training.text.rstrip(".")] if standing.training else []
+    said += [f"{standing.approvals} waiting for approval"] if standing.approvals else []
+    said += [f"{standing.requests} retraining requested"] if standing.requests else []
     return {
-        "status": found.status,
-        "causes": [cause.text.rstrip(".") for cause in found.causes[:_CAUSES]],
-        "more": max(len(found.causes) - _CAUSES, 0),
+        "status": standing.status,
+        "causes": [cause.text.rstrip(".") for cause in standing.causes[:_CAUSES]],
+        "more": max(len(standing.causes) - _CAUSES, 0),
         "said": ", ".join(said),
     }
 

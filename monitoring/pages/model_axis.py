@@ -88,8 +88,8 @@ class Axis:
         """The largest of each column's nights."""
         if self.size == 1:
             return values
-        found = np.maximum.reduceat(np.where(np.isfinite(values), values, -np.inf), list(self.starts))
-        return np.where(np.isfinite(found), found, np.nan)
+        worst = np.maximum.reduceat(np.where(np.isfinite(values), values, -np.inf), list(self.starts))
+        return np.where(np.isfinite(worst), worst, np.nan)
 
 
 @dataclass(frozen=True)

@@ -346,43 +346,43 @@ def limits(v: Subject) -> list[str]:
     """
     entry, dataset = v.entry, v.lake.dataset(v.entry.dataset)
     horizon = format_duration(entry.spine.horizon)
-    found = [
+    limits = [
         f"Not for anything further ahead than {horizon} after its night: it was neither trained nor judged on that.",
         f"Not for data other than {dataset.title}: an unknown category counts as missing.",
         "Not as a statement of causes: changing a feature in the world need not change the outcome as the model says.",
     ]
     first, last = v.training_set["windows"]["train"]["start"], v.training_set["windows"]["test"]["end"]
     if entry.split.train < _YEAR:
-        found.append(
+        limits.append(
             f"It learned from {format_duration(entry.split.train)} (from {first}): seasons outside them are unknown to "
             "it."
         )
     maturity = format_duration(entry.label.matures_after)
-    found.append(
+    limits.append(
         f"How good it is from {last} on is not known: labels count {maturity} after the target, and were not mature "
         "there."
     )
-    found += _unlabelled(v)
+    limits += _unlabelled(v)
     if entry.split.groups:
-        found.append(
+        limits.append(
             f"No {entry.split.groups} of the test rows was seen in training: how it does on a known one is not "
             "measured."
         )
     decision = v.decision
     if decision is None:
-        found.append("The gate has not judged it: do not score with it.")
+        limits.append("The gate has not judged it: do not score with it.")
     elif decision.nights < entry.gate.min_days:
-        found.append(
+        limits.append(
             f"Only {decision.nights} nights lie after both models' training, {entry.gate.min_days} are needed: how "
             "good it is is not proven."
         )
     else:
-        found.append(
+        limits.append(
             f"It was judged on {decision.nights} nights. Rare events that did not happen in them are not covered by "
             "any figure here."
         )
-    found += _weak_outputs(v) + _weak_segments(v)
-    return found
+    limits += _weak_outputs(v) + _weak_segments(v)
+    return limits
 
 
 def _unlabelled(v: Subject) -> list[str]:
@@ -398,35 +398,35 @@ def _unlabelled(v: Subject) -> list[str]:
 
 
 def _weak_outputs(v: Subject) -> list[str]:
-    found = []
+    weak = []
     for name, output in v.entry.outputs.items():
         lift = v.explanation.metrics.get(f"{name}/lift")
         if lift is not None and lift <= 0.0:
-            found.append(
+            weak.append(
                 f"{name}: no better than the baseline on these nights ({output.gate} {percent(-lift)} higher): use the "
                 "baseline instead."
             )
-        found += output.weaknesses(name, v.explanation.metrics)
-    return found
+        weak += output.weaknesses(name, v.explanation.metrics)
+    return weak
 
 
 def _weak_segments(v: Subject) -> list[str]:
-    report, found = v.explanation.segments, []
+    report, weak = v.explanation.segments, []
     if not report.columns:
-        found.append("The catalog names no segments: whether it is worse for some of them was not looked at.")
+        weak.append("The catalog names no segments: whether it is worse for some of them was not looked at.")
     for part in report.outputs:
         worse = [f"{s.column} = {s.value} ({s.ratio.value:.2f} times)" for s in part.segments if s.worse and s.ratio]
         if worse:
             more = f" and {len(worse) - 5} more" if len(worse) > 5 else ""
-            found.append(
+            weak.append(
                 f"{part.output}: its error is larger than on the whole, beyond chance, where "
                 f"{', '.join(worse[:5])}{more}."
             )
     small = {(s.column, s.value) for part in report.outputs for s in part.not_evaluated}
     if small:
         count = "1 segment has" if len(small) == 1 else f"{len(small)} segments have"
-        found.append(f"{count} fewer than {report.min_rows} rows: how it does for them is not known.")
-    return found
+        weak.append(f"{count} fewer than {report.min_rows} rows: how it does for them is not known.")
+    return weak
 
 
 # ---- figures -----------------------------------------------------------------------------------------------------
@@ -586,8 +586,8 @@ def _search(search: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     ]
 
 
-def _folds(found: Mapping[str, Any] | None) -> Table | None:
-    if not found:
+def _folds(folds: Mapping[str, Any] | None) -> Table | None:
+    if not folds:
         return None
     columns = (
         Column("metric", "metric"),
@@ -595,11 +595,11 @@ def _folds(found: Mapping[str, Any] | None) -> Table | None:
         Column("deviation", "standard deviation", "number"),
     )
     rows = [
-        {"metric": metric, "mean": mean, "deviation": found["std"].get(metric)}
-        for metric, mean in found["mean"].items()
+        {"metric": metric, "mean": mean, "deviation": folds["std"].get(metric)}
+        for metric, mean in folds["mean"].items()
         if "/baseline_" not in metric
     ]
-    caption = f"{len(found['folds'])} folds, each judged on nights after those it learned from."
+    caption = f"{len(folds['folds'])} folds, each judged on nights after those it learned from."
     return Table("folds", caption, columns, rows)
 
 

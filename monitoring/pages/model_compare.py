@@ -69,13 +69,13 @@ def compared(first: Mapping[tuple[str, str], Average], second: Mapping[tuple[str
     """Every metric that both periods have, held against what nights differ by (Welch's t interval, nights as
     independent).
     """
-    found = []
+    compared = []
     # What the nights are compared with is the version's, not theirs.
     for key in {key for key in first.keys() & second.keys() if key[0] != REFERENCE_MEAN}:
         a, b = first[key], second[key]
         chance = _chance(a, b)
-        found.append(Difference(*key, a, b, chance, _verdict(a.mean, b.mean, chance)))
-    return found
+        compared.append(Difference(*key, a, b, chance, _verdict(a.mean, b.mean, chance)))
+    return compared
 
 
 def _verdict(before: float, after: float, chance: float | None) -> str:
@@ -183,12 +183,12 @@ def _units(lake: Lake, entry: ModelEntry) -> dict[str, str]:
 def comparison_presets(newest: date, promotions: Sequence[Promotion]) -> list[tuple[str, Interval, Interval]]:
     """Name, the later and the earlier period."""
     week = Interval.closed(newest - timedelta(days=6), newest)
-    found = [("last 7 nights against the 7 before", week, Interval(week.start - timedelta(days=7), week.start))]
+    presets = [("last 7 nights against the 7 before", week, Interval(week.start - timedelta(days=7), week.start))]
     begun = [p for p in promotions if p.effective_from <= newest]
     if begun:
         since = max(p.effective_from for p in begun)
         length = newest - since + ONE_DAY
-        found.append(
+        presets.append(
             (
                 f"since the last promotion ({since}) against before",
                 Interval(since, newest + ONE_DAY),
@@ -196,11 +196,11 @@ def comparison_presets(newest: date, promotions: Sequence[Promotion]) -> list[tu
             )
         )
     month = newest.replace(day=1)
-    found.append(
+    presets.append(
         (
             "this month against the last",
             Interval(month, newest + ONE_DAY),
             Interval((month - ONE_DAY).replace(day=1), month),
         )
     )
-    return found
+    return presets

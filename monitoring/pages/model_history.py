@@ -55,9 +55,9 @@ class Line:
     def ratio(self) -> Floats:
         """Value over its limit, at most 99; NaN where one of them is missing."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            found = self.value / self.threshold
-        found[(self.threshold <= 0) & (self.value > 0)] = _WORST_RATIO
-        return np.minimum(found, _WORST_RATIO)
+            ratio = self.value / self.threshold
+        ratio[(self.threshold <= 0) & (self.value > 0)] = _WORST_RATIO
+        return np.minimum(ratio, _WORST_RATIO)
 
 
 @dataclass(frozen=True)
@@ -197,11 +197,11 @@ def _gather(
         rows = connection.execute(query).cursor.fetchall()  # type: ignore[union-attr]  # plain tuples: a third of the time of SQLAlchemy's rows
     if not rows:
         return
-    found, columns, days, *numbers = zip(*rows, strict=True)
+    keys, columns, days, *numbers = zip(*rows, strict=True)
     place = {day.isoformat(): position for position, day in enumerate(nights)}
     position = np.fromiter((place[day] for day in days), dtype=np.int64, count=len(rows))
     values = [np.array(column, dtype=np.float64) for column in numbers]
-    names = np.array([found, columns], dtype=object)
+    names = np.array([keys, columns], dtype=object)
     starts = [0, *(np.flatnonzero((names[:, 1:] != names[:, :-1]).any(axis=0)) + 1).tolist(), len(rows)]
     for begin, end in itertools.pairwise(starts):
         line = _empty_line(len(nights))
@@ -209,7 +209,7 @@ def _gather(
         for name, column in zip(wanted, values, strict=True):
             getattr(line, name)[at] = column[begin:end]
         line.known[at] = True
-        lines[found[begin], columns[begin]] = line
+        lines[keys[begin], columns[begin]] = line
 
 
 def _empty_line(count: int) -> Line:
@@ -247,8 +247,8 @@ def inputs_of(lake: Lake, model: str, night: date) -> list[Mapping[str, Any]]:
     )
     with lake.engine.connect() as connection:
         text = connection.execute(query).scalar()
-    found: list[Mapping[str, Any]] = json.loads(text) if text else []
-    return found
+    inputs: list[Mapping[str, Any]] = json.loads(text) if text else []
+    return inputs
 
 
 # ---- averages ----------------------------------------------------------------------------------------------------
@@ -325,7 +325,7 @@ def read_segments(lake: Lake, entry: ModelEntry, interval: Interval) -> list[Seg
         .group_by(c.check, c.column, c.segment)
     )
     rows = {(row.check, row.column, row.segment): (int(row.rows), float(row.loss)) for row in fetch(lake, query)}
-    found = []
+    segments = []
     for (check, output, segment), (count, total) in rows.items():
         declared = entry.outputs.get(output)
         if declared is None or check != declared.gate:
@@ -336,7 +336,7 @@ def read_segments(lake: Lake, entry: ModelEntry, interval: Interval) -> list[Seg
         )
         beside = rows.get((f"{check}_baseline", output, segment))
         baseline = None if beside is None else float(declared.metric.of_mean(beside[1] / beside[0]))
-        found.append(
+        segments.append(
             SegmentLoss(
                 output,
                 name,
@@ -347,7 +347,7 @@ def read_segments(lake: Lake, entry: ModelEntry, interval: Interval) -> list[Seg
                 baseline,
             )
         )
-    return sorted(found, key=lambda s: (list(entry.outputs).index(s.output), s.column, -s.loss, s.value))
+    return sorted(segments, key=lambda s: (list(entry.outputs).index(s.output), s.column, -s.loss, s.value))
 
 
 def number(value: float) -> float | None:

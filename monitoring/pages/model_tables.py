@@ -63,14 +63,14 @@ def ranked_features(lake: Lake, history: History, interval: Interval, importance
     """Drift times importance, largest first; where a factor is missing, by drift behind them."""
     inside = history.within(interval)
     declared = lake.catalog.feature_columns(history.entry)
-    found = []
+    ranked = []
     for name in sorted({*history.drift, *history.nulls}):
         drift, nulls = history.drift.get(name), history.nulls.get(name)
         ratios = drift.ratio[inside] if drift else np.empty(0)
         ratios, rates = ratios[np.isfinite(ratios)], nulls.value[inside] if nulls else np.empty(0)
         rates = rates[np.isfinite(rates)]
         unit = (declared[name].unit or "") if name in declared else ""
-        found.append(
+        ranked.append(
             RankedFeature(
                 name,
                 unit,
@@ -84,7 +84,7 @@ def ranked_features(lake: Lake, history: History, interval: Interval, importance
             )
         )
     return sorted(
-        found,
+        ranked,
         key=lambda f: (
             -(f.product if f.product is not None else -1.0),
             -(f.drift if f.drift is not None else -1.0),
@@ -206,7 +206,7 @@ def segment_tables(entry: ModelEntry, losses: Sequence[SegmentLoss], period: Int
             Column("baseline", "baseline", "number"),
             Column("rows", "rows", "number"),
         )
-        found = [
+        listed = [
             {
                 "segment": part.value,
                 "loss_share": rounded(part.loss / total) if total > 0 else None,
@@ -224,7 +224,7 @@ def segment_tables(entry: ModelEntry, losses: Sequence[SegmentLoss], period: Int
         )
         about: dict[str, Any] = {"model": entry.name, "output": output, "metric": gate, "segment_column": column}
         about |= {"from": period.start, "to": period.last, "unit": entry.outputs[output].metric_unit(unit)}
-        tables.append(Table(f"segments_{output}_{column}", caption, columns, found, same=about))
+        tables.append(Table(f"segments_{output}_{column}", caption, columns, listed, same=about))
     return tables
 
 

@@ -207,12 +207,12 @@ def read_date(text: str | None, name: str) -> date | None:
     if text is None or not text.strip():
         return None
     try:
-        found = parse_data_date(text.strip())
+        day = parse_data_date(text.strip())
     except BadInterval as error:
         raise BadAddress(f"{name} is {shortened(text)}, needs a date such as 2013-07-01.") from error
-    if not _FIRST_YEAR <= found.year <= _LAST_YEAR:
-        raise BadAddress(f"{name} is {found}, needs a year from {_FIRST_YEAR} to {_LAST_YEAR}.")
-    return found
+    if not _FIRST_YEAR <= day.year <= _LAST_YEAR:
+        raise BadAddress(f"{name} is {day}, needs a year from {_FIRST_YEAR} to {_LAST_YEAR}.")
+    return day
 
 
 def read_period(

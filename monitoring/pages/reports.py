@@ -209,9 +209,9 @@ def _performance_page(
     reasons = sorted({str(row["reason"]) for row in rows if row["status"] == "not_evaluated"})
     if not judged:
         return _whole(page, f"not evaluated: {'; '.join(reasons)}", stamp)
-    found = [performance.outcomes(lake, entry, dataset, night, day, role=role) for night in judged]
-    label = np.concatenate([item[0] for item in found])
-    predicted = {name: np.concatenate([item[2][name] for item in found]) for name in entry.judged_columns}
+    measured = [performance.outcomes(lake, entry, dataset, night, day, role=role) for night in judged]
+    label = np.concatenate([item[0] for item in measured])
+    predicted = {name: np.concatenate([item[2][name] for item in measured]) for name in entry.judged_columns}
     came = ~np.isnan(label)
     if not came.any():
         return _whole(page, f"not evaluated: {'; '.join(reasons)}", stamp)
@@ -248,10 +248,10 @@ def _current_rows(
     window = Interval(first_available(lake, entry, window, day), window.end)
     columns: dict[str, pa.ChunkedArray] = {}
     with lake.scratch("report") as folder:
-        found = retrieve(lake, entry.name, window, pins=pins, spine_version=spine_version, folder=folder)
-        names = [name for name in profiles if name in found.schema.names]
+        retrieved = retrieve(lake, entry.name, window, pins=pins, spine_version=spine_version, folder=folder)
+        names = [name for name in profiles if name in retrieved.schema.names]
         if names:
-            columns = _every_nth(found.reader(), names, found.rows)
+            columns = _every_nth(retrieved.reader(), names, retrieved.rows)
     table = predictions_table(lake.settings, entry, dataset)
     nights = [night for night in window if night in scored]
     outputs = [name for name in profiles if name in entry.output_columns]

@@ -43,7 +43,7 @@ def page(context: Context, *, query: Mapping[str, str]) -> Page:
     led = requests_with_outcome(lake, models, period) if period else []
     lines = _by_model(stored_promotions(lake, models))
     shown = [p for own in lines.values() for p in own if period is None or p.effective_from >= period.start]
-    asked_for = [found.promotion for found in led if found.promotion is not None]
+    asked_for = [outcome.promotion for outcome in led if outcome.promotion is not None]
     gained = gains(lake, list({(p.model, p.sequence): p for p in [*shown, *asked_for]}.values()), lines)
     asked = {waiting.model: waiting for waiting in read_waiting(lake)}
     shown_waiting = [
@@ -118,10 +118,10 @@ def _datasets(context: Context, models: Iterable[str]) -> list[str]:
 
 
 def _by_model(promotions: Iterable[Promotion]) -> dict[str, list[Promotion]]:
-    found: dict[str, list[Promotion]] = {}
+    by_model: dict[str, list[Promotion]] = {}
     for promotion in promotions:
-        found.setdefault(promotion.model, []).append(promotion)
-    return found
+        by_model.setdefault(promotion.model, []).append(promotion)
+    return by_model
 
 
 def _reigning(lines: Sequence[Promotion]) -> int | None:
@@ -146,7 +146,7 @@ _REQUESTS = (
 
 
 def _requests_table(context: Context, led: Sequence[Led], gained: Mapping[tuple[str, int], Sequence[Gain]]) -> Table:
-    rows = [_request_row(context, found, gained) for found in led]
+    rows = [_request_row(context, outcome, gained) for outcome in led]
     return Table(
         "requests",
         "Every request of the period and its outcome, newest first.",
@@ -258,14 +258,14 @@ def _is_number(value: Any) -> bool:
 # ---- gain --------------------------------------------------------------------------------------------------------
 
 
-def gain_text(lake: Lake, promotion: Promotion, found: Sequence[Gain]) -> str:
+def gain_text(lake: Lake, promotion: Promotion, gains: Sequence[Gain]) -> str:
     """What a promotion gained on labels that came later, output by output; or when that will be known."""
-    if not any(gain.after for gain in found):
+    if not any(gain.after for gain in gains):
         first = promotion.effective_from
         return (
             f"not known yet: labels of its first night, {first}, mature on {known_from(lake, promotion.model, first)}"
         )
-    return "; ".join(_gain_clause(gain, len(found) > 1) for gain in found)
+    return "; ".join(_gain_clause(gain, len(gains) > 1) for gain in gains)
 
 
 def _gain_clause(gain: Gain, named: bool) -> str:
@@ -284,13 +284,13 @@ def _gain_clause(gain: Gain, named: bool) -> str:
     return f"{label}{verdict}{sure}: {now}; before {_pooled_text(gain.before)}"
 
 
-def _pooled_text(found: Pooled) -> str:
+def _pooled_text(pooled: Pooled) -> str:
     between = (
-        f" ({per_hundred(found.lower)} to {per_hundred(found.upper)})"
-        if found.lower is not None and found.upper is not None
+        f" ({per_hundred(pooled.lower)} to {per_hundred(pooled.upper)})"
+        if pooled.lower is not None and pooled.upper is not None
         else ""
     )
-    return f"{percent(found.ratio)}{between} in {counted(found.nights, 'night')}, {counted(found.rows, 'row')}"
+    return f"{percent(pooled.ratio)}{between} in {counted(pooled.nights, 'night')}, {counted(pooled.rows, 'row')}"
 
 
 def _apart(one: Pooled, other: Pooled) -> bool:

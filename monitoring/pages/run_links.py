@@ -27,5 +27,5 @@ def run_url(context: Context, on_record: Set[tuple[str, str]], run_id: str, *dag
     """The run's page in Airflow, of the first of those DAGs that had it; where none is on record (a command of a
     person), the first DAG's page.
     """
-    found = next((dag_id for dag_id in dag_ids if (dag_id, run_id) in on_record), None)
-    return context.dag_url(found, run_id) if found else context.dag_url(dag_ids[0])
+    known = next((dag_id for dag_id in dag_ids if (dag_id, run_id) in on_record), None)
+    return context.dag_url(known, run_id) if known else context.dag_url(dag_ids[0])

@@ -165,13 +165,13 @@ class DriftSummary:
             (r for (check, _), r in self._rows.items() if check == NULL_RATE and r["status"] in ALARMING),
             key=lambda r: (-r["value"], r["column"]),
         )
-        found = ""
+        said = ""
         if nulls:
             worst = nulls[0]
             are = "are null in up to" if len(nulls) > 1 else "is null in"
-            found += f"; {_listed(nulls)} {are} {percent(worst['value'])} of rows, limit {percent(worst['threshold'])}"
+            said += f"; {_listed(nulls)} {are} {percent(worst['value'])} of rows, limit {percent(worst['threshold'])}"
         volume = self._rows.get((VOLUME, ""))
-        return found + (f"; {volume['reason']}" if volume is not None and volume["status"] in ALARMING else "")
+        return said + (f"; {volume['reason']}" if volume is not None and volume["status"] in ALARMING else "")
 
     def predictions(self) -> str:
         """Whether the predictions followed."""
@@ -200,8 +200,8 @@ def _performance(lake: Lake, entry: ModelEntry, night: date) -> str:
     checks = {ERROR_RATIO} | {
         check for output in entry.outputs.values() for check in (output.gate, f"{output.gate}_baseline")
     }
-    found = read_metrics_of(lake, [entry.name], Interval.of(when), by="data_date", checks=checks)
-    rows = {(row["check"], row["column"]): row for row in found if row["about_date"] == night}
+    metrics = read_metrics_of(lake, [entry.name], Interval.of(when), by="data_date", checks=checks)
+    rows = {(row["check"], row["column"]): row for row in metrics if row["about_date"] == night}
     if not rows:
         newest = published_nights(lake, [f"{entry.name}/metrics/performance"], Interval.of(when)).get(
             f"{entry.name}/metrics/performance"

@@ -20,24 +20,24 @@ _WATCHES_EVERY = timedelta(minutes=10)
 
 def page(context: Context, *, query: Mapping[str, str]) -> Page:
     """The landing page."""
-    found = standings(context.lake, context.models, context.now)
-    rows = [_row(context, standing) for standing in found]
+    shown = standings(context.lake, context.models, context.now)
+    rows = [_row(context, standing) for standing in shown]
     table = Table("tonight", _CAPTION, _COLUMNS, rows, empty="There is no model you may see.", stacked=True)
-    waiting = sum(s.approvals for s in found)
-    tally = [(status, sum(s.status == status for s in found)) for status in STATUSES]
-    nights = sorted({s.night.scored for s in found if s.night.scored})
+    waiting = sum(s.approvals for s in shown)
+    tally = [(status, sum(s.status == status for s in shown)) for status in STATUSES]
+    nights = sorted({s.night.scored for s in shown if s.night.scored})
     return Page(
         "Tonight",
         TEMPLATE,
         {
-            "headline": headline(found),
+            "headline": headline(shown),
             "tally": [(status, count) for status, count in tally if count],
             "definitions": [(status, DEFINITIONS[status]) for status in STATUSES],
             "nights": nights,
             "waiting": waiting,
-            "troubled": [_trouble(context, s) for s in found if s.status != "healthy"],
-            "trainings": [_failed_training(context, s, s.training) for s in found if s.training is not None],
-            "passing": sum(_open(s) for s in found if s.status == "healthy"),
+            "troubled": [_trouble(context, s) for s in shown if s.status != "healthy"],
+            "trainings": [_failed_training(context, s, s.training) for s in shown if s.training is not None],
+            "passing": sum(_open(s) for s in shown if s.status == "healthy"),
             "watch": _watch_problem(context),
         },
         tables=(table,),

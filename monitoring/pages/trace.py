@@ -57,8 +57,8 @@ def reproduce_page(context: Context, form: Mapping[str, str]) -> Page:
         BadAddress: the form names no prediction by its whole id.
     """
     text = form.get("id", "").strip().lower()
-    found = _matching(context, text)
-    if isinstance(found, str) or len(found) != 1 or found[0].prediction_id != text:
+    matches = _matching(context, text)
+    if isinstance(matches, str) or len(matches) != 1 or matches[0].prediction_id != text:
         raise BadAddress(f"{shortened(text)} is not a prediction id. Open the trace and press the button there.")
     steps, refusal = None, None
     try:
@@ -74,22 +74,22 @@ def reproduce_page(context: Context, form: Mapping[str, str]) -> Page:
 def _traced(
     context: Context, text: str, query: Mapping[str, str], *, reproduced: Mapping[str, Any] | None = None
 ) -> Page:
-    found = _matching(context, text)
-    if isinstance(found, str):
-        return _form(context, query, text=text, problem=found)
-    if not found:
+    matches = _matching(context, text)
+    if isinstance(matches, str):
+        return _form(context, query, text=text, problem=matches)
+    if not matches:
         models = ", ".join(context.models) or "no model you may see"
         said = (
             f"No prediction has an id that begins with {shortened(text)}. Looked at: {models}, replaced ones included."
         )
         return _form(context, query, text=text, problem=said)
-    if len(found) > 1:
+    if len(matches) > 1:
         said = (
-            f"{len(found)} or more predictions have an id that begins with {shortened(text)}: give more digits or"
+            f"{len(matches)} or more predictions have an id that begins with {shortened(text)}: give more digits or"
             " choose one."
         )
-        return _form(context, query, text=text, problem=said, listed=found)
-    one = found[0]
+        return _form(context, query, text=text, problem=said, listed=matches)
+    one = matches[0]
     entry = context.model(one.model)
     try:
         traced = trace(context.lake, one.prediction_id, model=one.model)
@@ -402,13 +402,13 @@ def _searched(context: Context, query: Mapping[str, str]) -> Page:
     except (BadAddress, BadEntityValue) as error:
         return _form(context, query, problem=_plain(error))
     assert night is not None  # the date was given
-    found, count = by_entity(context.lake, entry.name, night, wanted, limit=LISTED)
-    if len(found) == 1 and wanted:
-        return _traced(context, found[0].prediction_id, query)
-    if found:
+    listed, count = by_entity(context.lake, entry.name, night, wanted, limit=LISTED)
+    if len(listed) == 1 and wanted:
+        return _traced(context, listed[0].prediction_id, query)
+    if listed:
         about = f"of the night {night}" + (" match" if wanted else "")
         more = f", the first {LISTED} are shown: fill in more of its entity" if count > LISTED else ""
-        return _form(context, query, listed=found, caption=f"{count:,} predictions of {entry.name} {about}{more}.")
+        return _form(context, query, listed=listed, caption=f"{count:,} predictions of {entry.name} {about}{more}.")
     close = nearest(context.lake, entry.name, night, wanted)
     if close:
         named = ", ".join(f"{name} {_shortly(value)}" for name, value in wanted.items())
@@ -506,11 +506,11 @@ def _form_values(context: Context, query: Mapping[str, str], *, text: str) -> di
     }
 
 
-def _list_table(context: Context, name: str, caption: str, found: Sequence[Found]) -> Table:
-    entries = {one.model: context.lake.model(one.model) for one in found}
+def _list_table(context: Context, name: str, caption: str, matches: Sequence[Found]) -> Table:
+    entries = {one.model: context.lake.model(one.model) for one in matches}
     alone = next(iter(entries.values())) if len(entries) == 1 else None
     rows = []
-    for one in found:
+    for one in matches:
         entry = entries[one.model]
         personal = context.lake.catalog.personal_columns(entry)
         entity = {
