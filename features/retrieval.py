@@ -259,12 +259,17 @@ def horizon_end(entry: ModelEntry, dataset: Dataset, data_date: date) -> datetim
 def _register_windows(
     connection: duckdb.DuckDBPyConnection, entry: ModelEntry, dataset: Dataset, interval: Interval
 ) -> None:
-    """Table `windows(data_date, cutoff_utc, end_utc)`: the target times each night scores."""
+    """Table `windows(data_date, cutoff_utc, end_utc, days_utc)`: the target times each night scores, and when the local
+    days among them begin.
+    """
+    days = -(-entry.spine.horizon // ONE_DAY)
+    begins = [[cutoff(day + timedelta(days=ahead), dataset.time_zone) for ahead in range(days)] for day in interval]
     windows = pa.table(
         {
             "data_date": pa.array(list(interval), pa.date32()),
             "cutoff_utc": pa.array([cutoff(day, dataset.time_zone) for day in interval], _TIMESTAMP),
             "end_utc": pa.array([horizon_end(entry, dataset, day) for day in interval], _TIMESTAMP),
+            "days_utc": pa.array(begins, pa.list_(_TIMESTAMP)),
         }
     )
     connection.register("windows", windows)

@@ -88,7 +88,7 @@ class TableSpine(Model):
 
 class CalendarSpine(Model):
     """What is scored: every step of `every` in (cutoff(T), cutoff(T) + horizon local days]; entity is the step's begin,
-    UTC.
+    UTC. Steps of whole days are local days, of 23 or 25 hours where the clocks change; others are elapsed time.
     """
 
     every: Duration
@@ -126,12 +126,15 @@ class CalendarSpine(Model):
     def rows_sql(self, tables: Mapping[str, Table]) -> str:
         """SELECT of the rows that each night scores: `columns`, data_date, target_time_utc and event_timestamp.
 
-        It reads `windows(data_date, cutoff_utc, end_utc)`, the target times of each night.
+        It reads `windows(data_date, cutoff_utc, end_utc, days_utc)`, the target times of each night and the begins of
+        its days.
         """
-        step = f"to_microseconds({self.every // timedelta(microseconds=1)})"
+        steps = f"range(cutoff_utc, end_utc, to_microseconds({self.every // timedelta(microseconds=1)}))"
+        if self.every % ONE_DAY == timedelta():
+            steps = f"list_filter(days_utc, lambda begin, place: (place - 1) % {self.every // ONE_DAY} = 0)"
         return f"""
             SELECT begins AS "{self.step_column}", data_date, begins AS target_time_utc, cutoff_utc AS event_timestamp
-            FROM (SELECT *, unnest(range(cutoff_utc, end_utc, {step})) AS begins FROM windows)
+            FROM (SELECT *, unnest({steps}) AS begins FROM windows)
         """  # noqa: S608 (names come from the typed catalog, quoted)
 
     def in_words(self, tables: Mapping[str, Table]) -> str:

@@ -182,6 +182,20 @@ def test_a_calendar_has_the_hours_of_the_day(hourly: Lake, night: date, hours: i
     assert set(rows["data_date"].to_pylist()) == {night}
 
 
+@pytest.mark.parametrize(
+    ("every", "horizon", "ahead"),
+    [("1 day", "1 day", [0]), ("1 day", "3 days", [0, 1, 2]), ("2 days", "4 days", [0, 2]), ("2 days", "1 day", [0])],
+)
+@pytest.mark.parametrize("night", [date(2024, 3, 29), date(2024, 3, 30), date(2024, 10, 25), date(2024, 10, 26)])
+def test_steps_of_days_begin_with_the_local_day_whatever_the_clocks_do(
+    tmp_path: Path, night: date, every: str, horizon: str, ahead: list[int]
+) -> None:
+    model = HOURLY.replace("every: 1 hour,", f"every: {every}, horizon: {horizon},")
+    lake = toy.toy_lake(tmp_path, dataset=HOURS_YAML, model=model)
+    begins = spine(lake, MODEL, Interval.of(night)).table()["hour_utc"].to_pylist()
+    assert begins == [cutoff(night + timedelta(days=days), toy.TIME_ZONE) for days in ahead]
+
+
 class DepotHours(Model):
     """A kind of spine that the catalog does not have: the hours ahead of every depot that had a booking so far."""
 
