@@ -139,7 +139,8 @@ def test_it_waits_with_the_evidence_that_is_shown(
     asked: list[dict[str, Any]] = []
     cards: list[Any] = []
 
-    def form(_lake: Any, _model: str, _decision: Any, *, model_card: Any) -> Form:
+    def form(_lake: Any, _model: str, _decision: Any, *, model_card: Any, asked_at: datetime) -> Form:
+        assert asked_at.utcoffset() == timedelta()
         cards.append(model_card)
         return Form("the subject", "the body", "s" * 64)
 
