@@ -327,8 +327,8 @@ class _Source(_Differing):
 
 
 class FileSource(_Source, Csv):
-    """CSV, Parquet or JSON lines: a path, a folder's glob, a member of a zip or gzip, or `package:<module>/<path>` of
-    an installed package.
+    """CSV, Parquet, JSON lines or Excel: a path, a folder's glob, a member of a zip or gzip, or
+    `package:<module>/<path>` of an installed package.
 
     `{data_date}` in the uri stands for each night of the interval; without it the same files are read every night.
     Relative paths start at the catalog folder; those of the shipped one at the repository's root.
@@ -336,7 +336,8 @@ class FileSource(_Source, Csv):
 
     kind: Literal["file"]
     uri: str
-    format: Literal["csv", "parquet", "jsonl"] = "csv"
+    format: Literal["csv", "parquet", "jsonl", "xlsx"] = "csv"
+    sheet: str | None = _unset("of an xlsx; the only one where left out")
     null_values: tuple[str, ...] = ("",)
 
     @property

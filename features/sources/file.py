@@ -1,4 +1,4 @@
-"""Files: CSV, Parquet or JSON lines; a path, a folder's glob, a member of a zip or gzip, or of an installed package."""
+"""Files: CSV, Parquet, JSON lines, Excel; a path, a folder's glob, a member of a zip or gzip, or of a package."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ from features.sources.errors import SourceMissing, SourceRefused, SourceUnreadab
 from features.sources.meter import Meter
 from features.sources.proposals import guess_csv
 from features.sources.values import literal, quoted
+from features.sources.workbook import write_texts
 from lake.artifact import file_digest
 from lake.contained import UnsafeFile, open_contained
 from lake.duck import literal_path, read_parquet
@@ -178,7 +179,12 @@ def stage(
             for number, path in enumerate(found.paths):
                 files.append(_opened(stack, path, found, folder / f"unpacked-{number}", meter))
             with meter.interrupting(connection):
-                if source.format == "parquet":
+                if source.format == "xlsx":
+                    files = [
+                        _as_texts(file, source, folder / f"sheet-{number}.parquet", meter, columns)
+                        for number, file in enumerate(files)
+                    ]
+                if source.format in ("parquet", "xlsx"):
                     return _stage_parquet(connection, files, source, columns, target, meter, personal)
                 if source.format == "jsonl":
                     return _stage_lines(connection, files, source, columns, target, meter, personal)
@@ -276,6 +282,24 @@ def _refuse_packing(label: str, path: Path, member: zipfile.ZipInfo) -> None:
         f"{label}: member {member.filename!r} of {path} {problem}. Nothing was written.\n"
         f"  Pack it again {remedy} (`zip` does), or deliver the file itself."
     )
+
+
+def _as_texts(
+    file: _File,
+    source: FileSource | Lookup,
+    target: Path,
+    meter: Meter,
+    columns: Mapping[str, SourceColumn] | None = None,
+) -> _File:
+    """A workbook's sheet as Parquet."""
+    dates = None
+    if columns is not None:
+        declared = {name: column for name, column in columns.items() if column.type == "date"}
+        dates = {own.lower() for name, column in declared.items() for own in (name, *(column.renamed_from or ()))}
+    sheet = source.sheet if isinstance(source, FileSource) else None
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_texts(file.path, file.name, target, meter, sheet=sheet, skip_rows=source.skip_lines or 0, dates=dates)
+    return _File(target, file.name)
 
 
 def _readable(file: _File, source: FileSource | Lookup, folder: Path, meter: Meter) -> _File:
@@ -504,7 +528,9 @@ def first_rows(
     """
     with ExitStack() as stack:
         file = _opened(stack, files.paths[0], files, folder / "unpacked", meter)
-        if source.format == "parquet":
+        if source.format == "xlsx":
+            file = _as_texts(file, source, folder / "sheet.parquet", meter)
+        if source.format in ("parquet", "xlsx"):
             relation = read_parquet([file.path])
             return source, connection.sql(f"SELECT * FROM {relation} LIMIT {rows}").to_arrow_table()  # noqa: S608 (quoted path)
         if source.format == "jsonl":
