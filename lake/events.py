@@ -6,7 +6,8 @@ and the night, so that ingest, scores, monitoring and trainings of one night sha
 Every other line that is logged meanwhile carries it too.
 
 In a task of Airflow events go to the task's log. Elsewhere they are lines of JSON in `<home>/logs/events.jsonl`: what a
-person reads in a terminal stays as it is. A file that has grown large is renamed `events-<instant>.jsonl`.
+person reads in a terminal stays as it is. A file that has grown large is renamed `events-<instant>.jsonl`. They are
+not synced to the disk, on purpose: nothing is computed from them, and a power cut costs the last lines alone.
 """
 
 from __future__ import annotations
