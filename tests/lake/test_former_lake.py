@@ -90,9 +90,9 @@ def test_scoring_again_commits_nothing_and_monitoring_at_most_once(lake: Lake) -
     for stage in (score, rescore):
         assert stage(lake, MODEL, SCORED, run_id="again").committed == 0, stage.__name__
     assert digests(lake) == before
-    for stage in (drift, performance):
-        stage(lake, MODEL, SCORED, run_id="again")
-        assert stage(lake, MODEL, SCORED, run_id="once more").committed == 0, stage.__name__
+    for judge in (drift, performance):
+        judge(lake, MODEL, SCORED, run_id="again")
+        assert judge(lake, MODEL, SCORED, run_id="once more").committed == 0, judge.__name__
     assert project_predictions(lake, MODEL, SCORED, run_id="again").committed == 0
 
 
