@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from functools import cached_property
 from typing import Any
 
 from config.calendar import ONE_DAY, Interval
@@ -24,6 +25,7 @@ from monitoring.alerting.lifecycle import Led, requests_with_outcome, waiting_fo
 from monitoring.alerting.rules import ModelNight, model_nights
 from monitoring.alerting.runs import ENDED, FAILED, Run, read_runs
 from monitoring.alerting.status import STATISTICAL, STATUSES, Facts, Part, Status, counts, status_of
+from monitoring.importance import Importances, read_importances
 from monitoring.matured import JudgedNight, Key, LastNights, Pooled, ever_judged, last_judged, pooled
 from monitoring.performance import ERROR_RATIO
 from monitoring.wording import counted, figures, label_unit, named, per_hundred, percent, spaced
@@ -42,8 +44,8 @@ class Cause:
     """Why a model is not healthy.
 
     Attributes:
-        rank: what comes first, 0 the gravest; size: of those of a rank the largest comes first, the share of the
-            model's input that it concerns.
+        rank: what comes first, 0 the gravest; size: of those of a rank the largest comes first, the share that it
+            concerns of what the model rests on (importance of its features, times the share of their rows).
         text: a clause with its numbers.
         shared: the same for every model that has it (a run of the data set, its tables).
         run: the DAG run that it comes from; dataset, table: where it comes from a table;
@@ -68,6 +70,7 @@ class Scored:
     rows: int
     version: int | None
     first_at: datetime
+    artifact_digest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -177,7 +180,8 @@ def _scored(lake: Lake, wanted: Mapping[str, tuple[str, date | None]]) -> dict[s
         if day is not None and day in published.get(table, {}):
             night = published[table][day]
             champion = champion_in(night.scored_by)
-            scored[name] = Scored(day, night.rows, champion.version if champion else None, night.first_at)
+            version, digest = (champion.version, champion.artifact_digest) if champion else (None, None)
+            scored[name] = Scored(day, night.rows, version, night.first_at, digest)
     return scored
 
 
@@ -414,14 +418,24 @@ class _Judge:
             )
             most = f"{_percent(max(shares, default=None))} of rows"
             amount = most if not shares or max(shares) - min(shares) < 0.05 else f"up to {most}"
-            features = len(self.lake.catalog.feature_columns(self.entry))
             yield Cause(
                 1 if any(a.severity == "critical" for a in missing) else _MOVED,
                 f"{view.replace('_', ' ')} missing{lasting}: {what} null in {amount}",
-                size=sum(shares) / features,
+                size=sum((a.value or 0.0) * self._importance(a.column) for a in missing),
                 shared=f"null/{self.entry.dataset}/{view}",
                 drift=True,
             )
+
+    @cached_property
+    def _importances(self) -> Importances:
+        version, digest = (self.scored.version, self.scored.artifact_digest) if self.scored else (None, None)
+        return read_importances(self.lake.settings, self.entry, version, digest)
+
+    def _importance(self, feature: str) -> float:
+        """The share of what the version rests on; of a version that does not say, every feature is worth the same."""
+        if self._importances.missing:
+            return 1 / len(self.lake.catalog.feature_columns(self.entry))
+        return self._importances.shares.get(feature, 0.0)
 
     def _input_causes(self, alarms: Sequence[Alarm]) -> Iterable[Cause]:
         """One cause a table: how many of its rows were set aside and by which rule, or what else is wrong with it."""
@@ -449,15 +463,15 @@ class _Judge:
         if not columns and share is None:
             return
         judged = sum(1 for row in self.metrics if row["check"] in _FEATURE_DRIFT and row["status"] != "not_evaluated")
-        beyond = len([a for a in self.alarms if a.check in _FEATURE_DRIFT])
+        beyond = [a for a in self.alarms if a.check in _FEATURE_DRIFT] or columns
         worst = columns[0] if columns else self._worst_column()
         told = f", worst {named(worst.column)} ({_statistic(worst)})" if worst is not None else ""
         since = share.since if share is not None else min(a.since for a in columns)
         lasting = f" since {_short(since, alarms[0].about_date)}" if since < alarms[0].about_date else ""
         yield Cause(
             1 if share is not None else _MOVED,
-            f"drift{lasting}: {beyond or len(columns)} of {judged} features beyond their limit{told}",
-            size=(beyond or len(columns)) / max(judged, 1),
+            f"drift{lasting}: {len(beyond)} of {judged} features beyond their limit{told}",
+            size=sum(self._importance(a.column) for a in beyond),
             drift=True,
         )
 

@@ -13,6 +13,7 @@ from config.catalog.model import ModelEntry
 from lake.ledger import Promotion
 from lake.promotions import stored_promotions
 from monitoring.alerting.standing import alarms_text, standings
+from monitoring.importance import read_importances
 from monitoring.pages.model_axis import Mark, Tenure
 from monitoring.pages.model_chart import MOST_FEATURES, short_name, time_lines
 from monitoring.pages.model_compare import SORTS, compared, comparison_presets, comparison_table
@@ -26,7 +27,6 @@ from monitoring.pages.model_history import (
     read_scored,
     read_segments,
 )
-from monitoring.pages.model_importance import read_importances
 from monitoring.pages.model_tables import (
     drift_table,
     features_table,

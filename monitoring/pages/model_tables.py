@@ -16,6 +16,7 @@ from config.catalog.model import ModelEntry
 from lake.lake import Lake
 from lake.ledger import Promotion
 from lake.storage import reports, version_key
+from monitoring.importance import Importances, read_document
 from monitoring.pages.model_history import (
     DRIFT_SHARE,
     History,
@@ -23,7 +24,6 @@ from monitoring.pages.model_history import (
     number,
     rounded,
 )
-from monitoring.pages.model_importance import Importances, read_document
 from monitoring.pages.page import Column, Context, Table
 from monitoring.pages.run_links import run_url, runs_on_record
 from monitoring.performance import LABEL_SHARE

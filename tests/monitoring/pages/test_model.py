@@ -24,11 +24,11 @@ from lake.promotions import project_promotions
 from lake.publish import publish
 from monitoring.alerting.standing import alarms_text, standings
 from monitoring.drift import drift
+from monitoring.importance import read_importances
 from monitoring.pages import model
 from monitoring.pages.model_axis import MOST_COLUMNS, Axis, points
 from monitoring.pages.model_compare import compared, comparison_presets
 from monitoring.pages.model_history import Average, known_nights, read_averages, read_history, read_segments
-from monitoring.pages.model_importance import read_importances
 from monitoring.pages.page import BadAddress, Context, NotFound, Page, Viewer, to_csv
 from monitoring.pages.render import render
 from monitoring.performance import performance

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
@@ -24,7 +25,7 @@ from monitoring.pages.page import to_csv
 from monitoring.pages.render import render
 from monitoring.retraining_requests import request_retraining
 from tests import toy
-from tests.monitoring.pages.fleet import DATASET, FEATURES, MATURE, NIGHT, NOW, context, night, nights
+from tests.monitoring.pages.fleet import DATASET, FEATURES, MATURE, NIGHT, NOW, OUTPUTS, context, night, nights
 from tests.monitoring.scenario import HISTORY
 from tests.serving.scenario import MODEL
 
@@ -147,6 +148,19 @@ def test_what_concerns_more_of_the_input_stands_first(lake: Lake) -> None:
     for day in (NIGHT - ONE_DAY, NIGHT):
         night(lake, day, {("null_rate", FEATURES[0]): {"value": 1.0, "status": "failing", "reason": "all"}} | drifted)
     assert (standing(lake).status, causes(lake)[0].partition(" ")[0]) == ("failing", "vehicle")
+
+
+def test_what_the_model_rests_on_weighs_more(lake: Lake) -> None:
+    """Half of the rows without the feature that nearly all rests on, against a drift of one that hardly counts."""
+    half = {("null_rate", FEATURES[1]): {"value": 0.5, "status": "warning"}}
+    drifted = {("drift_psi", FEATURES[0]): {"value": 0.9, "status": "warning"}}
+    for day in (NIGHT - ONE_DAY, NIGHT):
+        night(lake, day, half | drifted)
+    assert [text.partition(" ")[0] for text in causes(lake)[:2]] == ["drift", "vehicle"], "0.5 of 1 against 0.5 of 0.5"
+    [digest] = {promotion.artifact_digest for promotion in lake.ledger(MODEL).read().promotions}
+    rests_on = {output: {FEATURES[0]: 0.1, FEATURES[1]: 0.9} for output in OUTPUTS}
+    (lake.settings.artifacts / MODEL / digest / "importances.json").write_text(json.dumps(rests_on))
+    assert [text.partition(" ")[0] for text in causes(lake)[:2]] == ["vehicle", "drift"]
 
 
 def test_one_column_beyond_its_limit_for_one_night_does_not_count_yet(lake: Lake) -> None:
