@@ -512,6 +512,8 @@ def _quarantine(
     which = f"that broke {rule}" if rule else "quarantined"
     said = f"{part.key} {which} on the night of {night}, with every rule they broke"
     caption = f"Rows {first:,} to {first + len(rows.rows) - 1:,} of {rows.total:,} of {said}."
+    if rows.total > CSV_ROWS:
+        caption += f" The CSV holds the first {CSV_ROWS:,}; the others are in the lake's table of rows set aside."
 
     def page_url(number: int) -> str | None:
         return (

@@ -303,6 +303,15 @@ def test_a_csv_holds_all_rows_set_aside_whatever_page_it_was_asked_for_on(lake: 
     assert [row["ride"] for row in whole.rows] == list(range(1, 111))
 
 
+def test_a_csv_that_does_not_hold_all_says_so(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = "The CSV holds the first 100;"
+    captions = [t.caption for t in shown(lake, night=BAD.isoformat()).tables if t.name.startswith("quarantine")]
+    assert not any(whole in caption for caption in captions)
+    monkeypatch.setattr("monitoring.pages.data.CSV_ROWS", 100)
+    captions = [t.caption for t in shown(lake, night=BAD.isoformat()).tables if t.name.startswith("quarantine")]
+    assert any(whole in caption for caption in captions)
+
+
 def test_a_rule_filters_rows_and_keeps_the_counts(lake: Lake) -> None:
     found = shown(lake, night=BAD.isoformat(), rule="in_set(depot)")
     assert [row["ride"] for row in table(found, "quarantine")] == [2, 3]
