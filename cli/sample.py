@@ -104,8 +104,9 @@ def _first_rows(
     meter = Meter(f"source of {dataset}", source.limits_under(settings.source_limits))
     if isinstance(source, FileSource):
         with tempfile.TemporaryDirectory() as scratch:
-            files = file.find(source.uri.replace("{data_date}", _ANY_NIGHT), folder.sources, None, meter.label)
-            return file.first_rows(connection, source, files, Path(scratch), meter, rows=SAMPLED_ROWS)
+            uri, place = source.uri.replace("{data_date}", _ANY_NIGHT), Path(scratch)
+            files = file.find(uri, folder.sources, None, meter.label, folder=place, meter=meter)
+            return file.first_rows(connection, source, files, place, meter, rows=SAMPLED_ROWS)
     replay = document.get("replay")
     night = replay.get("first_night") if isinstance(replay, dict) else document.get("start")
     night = night if isinstance(night, date) else None

@@ -9,10 +9,11 @@ import gzip
 import hashlib
 import importlib.util
 import io
+import uuid
 import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import BinaryIO
@@ -23,6 +24,7 @@ import pyarrow as pa
 from config.catalog.data import FileSource, Lookup, SourceColumn
 from config.errors import NightfleetError
 from config.masking import cause, library_text
+from features.sources.bucket import fetch, is_remote
 from features.sources.columns import (
     Difference,
     Matched,
@@ -64,12 +66,18 @@ class FoundFiles:
     Attributes:
         folder: the folder that the catalog itself names; below it others deliver, and no link is followed. None for
             files of a package, which its installer may have linked.
+        addresses: of copies, where they come from.
     """
 
     label: str
     paths: tuple[Path, ...]
     member: str | None
     folder: Path | None
+    addresses: Mapping[Path, str] = field(default_factory=dict)
+
+    def name_of(self, path: Path) -> str:
+        """What people call a file."""
+        return self.addresses.get(path, str(path))
 
     def digest(self) -> str:
         """SHA-256 of the files' names and bytes, and of the member's name."""
@@ -82,18 +90,24 @@ def is_dated(uri: str) -> bool:
     return "{data_date}" in uri
 
 
-def find(uri: str, root: Path, night: date | None, label: str) -> FoundFiles:
-    """Resolve a uri to files.
+def find(uri: str, root: Path, night: date | None, label: str, *, folder: Path, meter: Meter) -> FoundFiles:
+    """Resolve a uri to files; objects of a store are copied.
 
     Args:
-        uri: `path`, `folder/*.csv`, `archive.zip`, `archive.zip!member.csv`, or `package:<module>/<path>`.
+        uri: `path`, `folder/*.csv`, `archive.zip`, `archive.zip!member.csv`, `package:<module>/<path>`, or the URL of
+            an object, or of a pattern of them.
         root: where relative paths start.
         night: what `{data_date}` stands for.
+        folder: for copies; meter: counts their bytes.
     Raises:
+        SourceUnavailable, SourceTooLarge: of a store, as `features.sources.bucket.fetch`.
         SourceMissing: nothing is there; the message names the resolved path.
         SourceRefused: a file is, or lies behind, a link below the folder that the catalog names.
     """
     location, _, member = uri.replace("{data_date}", night.isoformat() if night else "{data_date}").partition(_MEMBER)
+    if is_remote(location):
+        copies = fetch(location, folder / f"objects-{uuid.uuid4().hex}", meter)
+        return FoundFiles(label, tuple(copies), member or None, None, copies)
     packaged = location.startswith("package:")
     if packaged:
         module, _, inner = location.removeprefix("package:").partition("/")
@@ -120,10 +134,10 @@ def find(uri: str, root: Path, night: date | None, label: str) -> FoundFiles:
             f"{label}{when}: no file at {pattern}.\n"
             f"  Deliver the file, or correct `uri` in the catalog (it says {uri!r})."
         )
-    folder = None if packaged else _catalogs_folder(root, location)
-    for path in paths if folder else ():
-        _refuse_links(label, folder, path)
-    return FoundFiles(label, paths, member or None, folder)
+    named = None if packaged else _catalogs_folder(root, location)
+    for path in paths if named else ():
+        _refuse_links(label, named, path)
+    return FoundFiles(label, paths, member or None, named)
 
 
 def _catalogs_folder(root: Path, location: str) -> Path:
@@ -198,9 +212,9 @@ def stage(
             if is_of_machine(error) or isinstance(error, duckdb.OutOfMemoryException):
                 raise
             where = (
-                str(found.paths[0])
+                found.name_of(found.paths[0])
                 if len(found.paths) == 1
-                else f"one of {len(found.paths)} files, {found.paths[0]} the first"
+                else f"one of {len(found.paths)} files, {found.name_of(found.paths[0])} the first"
             )
             reason = library_text(error, personal=bool(personal)).split("Possible fixes")[0].strip()
             for opened in files:
@@ -238,15 +252,15 @@ def _opened(stack: ExitStack, path: Path, files: FoundFiles, folder: Path, meter
     stored.seek(0)
     if path.suffix == ".zip":
         folder.mkdir(parents=True)
-        return _File(_unzipped(stored, path, files, folder, meter), str(path))
+        return _File(_unzipped(stored, path, files, folder, meter), files.name_of(path))
     if path.suffix == ".gz":
         folder.mkdir(parents=True)
         target = folder / (path.stem or "unpacked")
         with gzip.GzipFile(fileobj=stored) as packed, target.open("wb") as file:
             meter.copy(packed, file, packed_bytes)
-        return _File(target, str(path))
+        return _File(target, files.name_of(path))
     meter.take("max_bytes", packed_bytes)
-    return _File(Path(f"/proc/self/fd/{stored.fileno()}"), str(path))
+    return _File(Path(f"/proc/self/fd/{stored.fileno()}"), files.name_of(path))
 
 
 def _unzipped(stored: BinaryIO, path: Path, found: FoundFiles, folder: Path, meter: Meter) -> Path:

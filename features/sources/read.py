@@ -167,18 +167,20 @@ class _Reading:
             )
         return path.read_text(encoding="utf-8")
 
+    def _found(self, uri: str, night: date | None, label: str) -> file.FoundFiles:
+        return file.find(uri, self.root, night, label, folder=self.folder, meter=self._meter(label))
+
     def stage_cached(self) -> tuple[Path, str | None]:
         """The whole source as one Parquet file, from the cache where its bytes are those read before."""
         if not isinstance(self.source, FileSource):
             return self.stage(None), None
-        files = file.find(self.source.uri, self.root, None, self.label)
+        files = self._found(self.source.uri, None, self.label)
         shape = {
             "reader": _READER,
             "duckdb": duckdb.__version__,
             "bytes": files.digest(),
             "lookups": {
-                name: file.find(lookup.uri, self.root, None, name).digest()
-                for name, lookup in self.source.lookups.items()
+                name: self._found(lookup.uri, None, name).digest() for name, lookup in self.source.lookups.items()
             },
             "table": self.table.model_dump_json(by_alias=True, include={"source", "known_at", "columns"}),
             "select": self.select,
@@ -224,9 +226,7 @@ class _Reading:
     def stage(self, night: date | None) -> Path:
         """One delivery as a Parquet file in this run's folder."""
         target = self.folder / f"{self.name}.{night.isoformat() if night else 'source'}.parquet"
-        files = (
-            file.find(self.source.uri, self.root, night, self.label) if isinstance(self.source, FileSource) else None
-        )
+        files = self._found(self.source.uri, night, self.label) if isinstance(self.source, FileSource) else None
         self._stage(night, target, files)
         return target
 
@@ -242,7 +242,7 @@ class _Reading:
                 differences += file.stage(
                     self.connection,
                     lookup,
-                    file.find(lookup.uri, self.root, night, label),
+                    self._found(lookup.uri, night, label),
                     columns,
                     folder / f"lookup-{name}",
                     path,

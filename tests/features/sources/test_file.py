@@ -335,7 +335,7 @@ def test_whatever_a_file_and_its_folder_are_called_each_row_comes_once(folder: s
             row = f"m{number},2024-03-04T12:00:00Z,1,1,true,\n"
             (root / "in").mkdir(parents=True, exist_ok=True)
             (root / "in" / f"{name}.csv").write_text(HEADER + row, encoding="utf-8")
-        found = find("in/*.csv", root, None, "odd")
+        found = find("in/*.csv", root, None, "odd", folder=Path(outer) / "copies", meter=Meter("odd", SourceLimits()))
         target = Path(outer) / "staged.parquet"
         with connect() as connection:
             declared = FileSource(kind="file", uri="in/*.csv")
