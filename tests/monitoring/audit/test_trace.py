@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +16,9 @@ from rich.console import Console
 import serving.score as scoring
 from cli.trace_view import render_reproduction, render_trace
 from config.calendar import ONE_DAY, Interval
+from features.ingest import ingest
 from features.transform import transform
+from features.validate import validate
 from lake.artifact import ArtifactMismatch
 from lake.delta import PartitionDamaged
 from lake.lake import Lake
@@ -361,3 +364,35 @@ def test_equal_means_the_same_bits_and_type() -> None:
     assert not Step("x", None, 0).equal
     assert not Step("x", 1, 1.0).equal
     assert Step("x", {"a": datetime(2024, 1, 1, tzinfo=UTC)}, {"a": datetime(2024, 1, 1, tzinfo=UTC)}).equal
+
+
+def test_a_prediction_after_rows_were_closed_is_traced_and_reproduced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The night's delivery lacks a day's outcomes: its features are those without them, now and whenever asked."""
+    use_linear(monkeypatch)
+    outcomes = "source: {kind: file, uri: source/outcomes.csv}"
+    dataset = toy.DATASET_YAML.replace(outcomes, f"{outcomes}\n    deletes: close")
+    lake = toy.toy_lake(tmp_path, source=Interval(toy.FIRST, NIGHT + 2 * ONE_DAY), dataset=dataset)
+
+    def prepare(nights: Interval) -> None:
+        for stage in (ingest, validate, transform):
+            stage(lake, "rides", nights, run_id="night run")
+
+    prepare(Interval(toy.FIRST, NIGHT))
+    delivered = tmp_path / "source" / "outcomes.csv"
+    gone = (NIGHT - 2 * ONE_DAY).isoformat()
+    lines = delivered.read_text().splitlines(keepends=True)
+    delivered.write_text("".join(line for line in lines if not line.startswith(gone)))
+    prepare(Interval.of(NIGHT))
+    promote(lake, 1)
+    score(lake, MODEL, Interval.of(NIGHT), run_id="night run")
+    project_predictions(lake, MODEL, Interval.of(NIGHT), run_id="night run")
+
+    table = feature_table(lake.settings, lake.dataset("rides"), "vehicle_daily")
+    rides = {day: sum(table.read([day])["rides_7d"].to_pylist()) for day in (NIGHT - ONE_DAY, NIGHT)}
+    closed = sum(line.startswith(gone) for line in lines)
+    assert closed > 0
+    assert rides[NIGHT] <= rides[NIGHT - ONE_DAY] - closed // 2, "without that day"
+    again = reproduce(lake, one_id(lake))
+    assert again.equal, again.to_json()
