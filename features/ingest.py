@@ -291,9 +291,7 @@ def _compute(
         # Compared between two arrivals of one key, as the sum over their rows, never stored: 64 bits suffice.
         "content": content,
         # What a row of raw says of its key: its content, null where it says that the key is closed.
-        "stored": f'CASE WHEN NOT "{CLOSED_COLUMN}" THEN hash({_listed(columns)}) END'
-        if closes
-        else f"hash({_listed(columns)})",
+        "stored": f'CASE WHEN NOT "{CLOSED_COLUMN}" THEN {content} END' if closes else content,
         "key_given": " AND ".join(f"{quoted(k)} IS NOT NULL" for k in keys),
         "closing": f', a.nf__content IS NULL AS "{CLOSED_COLUMN}"' if closes else "",
         # A row that does not say when it became known is known when it is seen.
