@@ -1,4 +1,4 @@
-# make run    three nights of the whole chain        make up     keep it running (REPLAY=60s: a night a minute)
+# make run    three nights of the chain (ALL=1: all models)   make up     keep it running (REPLAY=60s: a night a minute)
 # make test-fast  the tests without services          make test   ruff, mypy, all tests
 # make bench  the table of ratios                     make lock   relock all requirements
 # make clean  remove all state                        make doctor what this machine lacks
@@ -12,6 +12,7 @@ INSTALL_UV := $(BIN)/pip install --quiet --disable-pip-version-check --require-h
 NIGHTS ?= 3
 FROM ?=
 ONLY ?=
+ALL ?=
 REPLAY ?=
 GPU ?=
 BASE_IMAGE ?= python:3.11-slim
@@ -38,7 +39,7 @@ $(VENV)/.installed: requirements.txt docker/uv-requirements.txt Makefile
 	@touch $@
 
 run: setup
-	@$(BIN)/python -m cli run --nights $(NIGHTS) $(if $(FROM),--from $(FROM)) $(if $(ONLY),--only $(ONLY))
+	@$(BIN)/python -m cli run --nights $(NIGHTS) $(if $(FROM),--from $(FROM)) $(ONLY:%=--only %) $(if $(ALL),--all)
 
 up: setup
 	@$(BIN)/python -m cli up $(if $(REPLAY),--replay $(REPLAY))

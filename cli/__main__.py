@@ -45,13 +45,14 @@ def run(
     nights: Annotated[int, typer.Option(min=1, help="How many nights to run.")] = 3,
     start: Annotated[str, typer.Option("--from", help="First night, YYYY-MM-DD; each data set's own by default.")] = "",
     only: Annotated[list[str] | None, typer.Option(help="Only this data set; may be repeated.")] = None,
+    whole: Annotated[bool, typer.Option("--all", help="All data sets, not only those run by default.")] = False,
 ) -> None:
     """Start Airflow and MLflow, load history, train first champions, run night after night, sum up, stop."""
     from cli.run import run_nights
 
     settings = load_settings()
     first = parse_data_date(start) if start else None
-    code = run_nights(settings, console, nights=nights, start=first, only=only)
+    code = run_nights(settings, console, nights=nights, start=first, only=only, whole=whole)
     raise typer.Exit(code)
 
 

@@ -109,6 +109,7 @@ class Chain:
         self._released: dict[str, list[date]] = {}
         self._asking = {f"{m.name}_train": m for m in lake.catalog.models if m.approval == "required"}
         self._waiting: frozenset[str] = frozenset()
+        self.refused: dict[str, str] = {}
 
     # ---- the three kinds of step ----
 
@@ -140,13 +141,13 @@ class Chain:
         self._wait(step, wanted, patient=True)
 
     def require_champions(self, plan: dict[str, date]) -> None:
-        """Check that each of these models has a champion for the night after its as-of, or waits for a person's
-        approval of one.
+        """Check that these models have champions for the night after their as-of, or wait for a person's approval of
+        one. Those that a gate or a person refused stay in `refused`, with the decision and its evidence: the others'
+        nights go on without them.
 
         Raises:
-            NoFirstChampion: a gate or a person refused; the message is the decision with the evidence.
+            NoFirstChampion: all were refused.
         """
-        refused = []
         self._waiting = self._waiting_for_approval()
         for name, as_of in plan.items():
             if f"{name}_train" in self._waiting:
@@ -154,9 +155,9 @@ class Chain:
             try:
                 self._lake.ledger(name).read().champion_of(as_of + ONE_DAY)
             except NoChampion:
-                refused.append(_refusal(self._lake, name, as_of))
-        if refused:
-            raise NoFirstChampion("nothing can be scored without a champion.\n\n" + "\n\n".join(refused))
+                self.refused[name] = _refusal(self._lake, name, as_of)
+        if self.refused.keys() == plan.keys():
+            raise NoFirstChampion("nothing can be scored without a champion.\n\n" + "\n\n".join(self.refused.values()))
 
     def night(self, plan: dict[str, date]) -> None:
         """Release one data date of every named data set, and wait for all that follows from it."""
@@ -318,7 +319,7 @@ class Chain:
         """Whether the chain need not wait for a run any more, nor stop for it.
 
         A person's no, or nobody's answer, stops no chain: the champion stays, the run is red, and its task says why.
-        Nor does a night that a model cannot score because its first champion is not approved yet.
+        Nor does a night that a model cannot score because its first champion was refused, or is not approved yet.
         """
         if run.state != "failed":
             return run.state == "success"
@@ -330,12 +331,14 @@ class Chain:
         )
 
     def _without_champion(self, dag_id: str, night: date) -> bool:
-        """Whether that is the scoring of a model whose first champion a person has not approved."""
-        model = self._asking.get(dag_id.removesuffix("_score") + "_train") if dag_id.endswith("_score") else None
-        if model is None:
+        """Whether that is the scoring of a model whose first champion the gate refused, or a person has not
+        approved.
+        """
+        model = dag_id.removesuffix("_score")
+        if model == dag_id or not (model in self.refused or f"{model}_train" in self._asking):
             return False
         try:
-            self._lake.ledger(model.name).read().champion_of(night)
+            self._lake.ledger(model).read().champion_of(night)
         except NoChampion:
             return True
         return False
@@ -437,15 +440,16 @@ def validated_until(lake: Lake, dataset: Dataset) -> date | None:
 
 
 def monitored_until(lake: Lake, dataset: Dataset) -> date | None:
-    """The newest data date for which every model of the data set has its retraining decision."""
+    """The newest data date for which every model of the data set that has a champion has its retraining decision."""
     from monitoring.retraining_requests import newest_decided
 
-    newest = [newest_decided(lake, model.name) for model in lake.catalog.models_of(dataset.name)]
+    scored = [m.name for m in lake.catalog.models_of(dataset.name) if lake.ledger(m.name).read().newest is not None]
+    newest = [newest_decided(lake, model) for model in scored]
     known = [day for day in newest if day is not None]
     return min(known) if known and len(known) == len(newest) else None
 
 
-def _first_nights(lake: Lake, start: date | None, only: list[str] | None) -> dict[str, date]:
+def _first_nights(lake: Lake, start: date | None, only: list[str] | None, *, whole: bool) -> dict[str, date]:
     """The first night to run of each replay; one and the same where a model reads several of them."""
     firsts: dict[str, date] = {}
     for dataset in lake.catalog.datasets:
@@ -458,7 +462,14 @@ def _first_nights(lake: Lake, start: date | None, only: list[str] | None) -> dic
         if monitored is not None and start is None:
             first = max(first, monitored + ONE_DAY)
         firsts[dataset.name] = first
-    wanted = {lake.dataset(name).name for name in only} if only else set(firsts)
+    if only:
+        wanted = {lake.dataset(name).name for name in only}
+    else:  # what was begun goes on
+        wanted = {
+            name
+            for name in firsts
+            if whole or lake.dataset(name).run_by_default or published_until(lake, lake.dataset(name)) is not None
+        }
     read_together = [
         {dataset.name for dataset in lake.catalog.datasets_of(m)} & set(firsts) for m in lake.catalog.models
     ]
@@ -472,16 +483,21 @@ def _first_nights(lake: Lake, start: date | None, only: list[str] | None) -> dic
     return {name: first for name, first in firsts.items() if name in wanted}
 
 
-def make_plan(lake: Lake, nights: int, start: date | None, only: list[str] | None = None) -> Plan:
+def make_plan(
+    lake: Lake, nights: int, start: date | None, only: list[str] | None = None, *, whole: bool = False
+) -> Plan:
     """Which history to load and which nights to run, given what is there already.
 
+    Args:
+        only: these data sets; by default those that the catalog runs by default, and those that were begun.
+        whole: all data sets.
     Raises:
         NothingToReplay: no data set's replay holds the dates asked for.
     """
     first_nights: dict[str, date] = {}
     history: dict[str, Interval] = {}
     schedules: dict[str, list[date]] = {}
-    firsts = _first_nights(lake, start, only)
+    firsts = _first_nights(lake, start, only, whole=whole)
     for name, first in firsts.items():
         dataset = lake.dataset(name)
         replay, published = dataset.replay, published_until(lake, dataset)

@@ -101,11 +101,17 @@ def _remove_containers(settings: Settings, console: Console) -> None:
 
 
 def run_nights(
-    settings: Settings, console: Console, *, nights: int, start: date | None, only: list[str] | None = None
+    settings: Settings,
+    console: Console,
+    *,
+    nights: int,
+    start: date | None,
+    only: list[str] | None = None,
+    whole: bool = False,
 ) -> int:
     """The whole of `run`; returns the exit code."""
     lake = open_lake(settings)
-    plan = make_plan(lake, nights, start, only)
+    plan = make_plan(lake, nights, start, only, whole=whole)
     began = time.monotonic()
     view = LiveView(console)
     with running(settings, lake.catalog, console) as (installation, supervisor, api):

@@ -600,6 +600,11 @@ class Dataset(Model):
     tables: dict[Name, Table] = Field(min_length=1)
     features: dict[Name, FeatureView] = Field(default_factory=dict)
     airflow: AirflowKnobs = AirflowKnobs()
+    run_by_default: bool = Field(
+        True,
+        exclude=True,  # it shapes no row: the catalog's digest does not know it
+        description="whether `make run` replays it unasked; false: with ONLY=<data set> or ALL=1, and from then on",
+    )
 
     @property
     def first_data_date(self) -> date:

@@ -7,9 +7,20 @@ from typing import Any
 
 import pytest
 
-from cli.chain import Chain, NoFirstChampion, NothingToReplay, Step, TaskFailed, make_plan, published_until, task_error
+from cli.chain import (
+    Chain,
+    NoFirstChampion,
+    NothingToReplay,
+    Step,
+    TaskFailed,
+    make_plan,
+    monitored_until,
+    published_until,
+    task_error,
+)
 from config.calendar import Interval
 from config.catalog.base import BadCatalog
+from config.catalog.load import load_catalog
 from lake.lake import Lake
 from lake.ledger import Promotion
 from tests import toy
@@ -40,6 +51,22 @@ def test_one_data_set_may_be_chosen_alone(toy_lake: Lake) -> None:
     assert make_plan(toy_lake, 1, None, ["rides"]).first_nights == {"rides": toy.FIRST_NIGHT}
     with pytest.raises(BadCatalog, match="there is no data set 'boats'. Known: rides"):
         make_plan(toy_lake, 1, None, ["boats"])
+
+
+def test_a_data_set_that_waits_to_be_asked_for_runs_when_it_is_and_goes_on_once_begun(tmp_path: Path) -> None:
+    lake = toy.toy_lake(tmp_path, dataset=toy.DATASET_YAML + "run_by_default: false\n")
+    with pytest.raises(NothingToReplay):
+        make_plan(lake, 1, None)
+    asked = {"rides": toy.FIRST_NIGHT}
+    assert make_plan(lake, 1, None, ["rides"]).first_nights == asked
+    assert make_plan(lake, 1, None, whole=True).first_nights == asked
+    toy.publish_features(lake, Interval(toy.FIRST, date(2024, 2, 1)))
+    assert make_plan(lake, 1, None).first_nights == asked
+
+
+def test_whether_a_data_set_runs_by_default_is_no_part_of_the_catalog_s_digest(tmp_path: Path) -> None:
+    lake = toy.toy_lake(tmp_path, dataset=toy.DATASET_YAML + "run_by_default: false\n")
+    assert lake.catalog.digest("rides") == toy.toy_lake(tmp_path / "other").catalog.digest("rides")
 
 
 def test_what_is_loaded_is_not_loaded_again(toy_lake: Lake) -> None:
@@ -264,3 +291,32 @@ def test_without_a_champion_the_run_ends_with_the_gate_s_evidence(toy_lake: Lake
     chain.train({"ride_minutes": AS_OF}, "first")
     with pytest.raises(NoFirstChampion, match="ride_minutes version 1 as of 2024-02-29: refuse"):
         chain.require_champions({"ride_minutes": AS_OF})
+
+
+def test_the_others_nights_go_on_without_a_model_whose_first_version_was_refused(tmp_path: Path) -> None:
+    lake = _crowned(toy.toy_lake(tmp_path))
+    chain, _ = chain_of(lake, tmp_path, {})
+    chain.require_champions({"ride_minutes": AS_OF, "ride_delay": AS_OF})
+    assert chain.refused == {"ride_delay": "ride_delay as of 2024-02-29: no decision was stored."}
+
+    without = toy.toy_lake(tmp_path / "without")
+    runs = {"rides_ingest": ("success", {}), "ride_minutes_score": ("failed", {"score": "failed"})}
+    chain, shown = chain_of(without, tmp_path, runs)
+    chain.refused = {"ride_minutes": "refuse"}
+    chain.night({"rides": toy.FIRST_NIGHT})
+    assert "ride_minutes_score.score failed" in shown
+
+
+def test_a_model_without_a_champion_does_not_hold_back_its_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = toy.write_catalog(tmp_path)
+    other = toy.MODEL_YAML.replace("model: ride_minutes", "model: ride_delay")
+    (tmp_path / "models" / "ride_delay.yaml").write_text(other, encoding="utf-8")
+    lake = Lake(settings, load_catalog(settings))
+    monkeypatch.setattr(
+        "monitoring.retraining_requests.newest_decided",
+        lambda lake, model: toy.FIRST_NIGHT if model == "ride_minutes" else None,
+    )
+    assert monitored_until(lake, lake.dataset("rides")) is None
+    assert monitored_until(_crowned(lake), lake.dataset("rides")) == toy.FIRST_NIGHT
