@@ -1,4 +1,4 @@
-# make run    three nights of the chain (ALL=1: all models)   make up     keep it running (REPLAY=60s: a night a minute)
+# make run    three nights (ALL=1: of all models)     make up     keep it running (REPLAY=60s: a night a minute)
 # make test-fast  the tests without services          make test   ruff, mypy, all tests
 # make bench  the table of ratios                     make lock   relock all requirements
 # make clean  remove all state                        make doctor what this machine lacks

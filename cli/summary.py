@@ -177,9 +177,7 @@ def print_summary(
         "trace      .venv/bin/python -m cli trace " + (_some_prediction(lake) or "PREDICTION_ID"), soft_wrap=True
     )
     for refusal in chain.refused.values():
-        console.print(
-            f"\nnot scored, its first version did not pass: {refusal}", style="yellow", markup=False, soft_wrap=True
-        )
+        console.print(f"not scored, for {refusal}", style="yellow", markup=False, soft_wrap=True)
     console.print("keep it    `make up` keeps Airflow and MLflow running and prints the logins")
     if problem is None:
         console.print(
