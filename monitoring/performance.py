@@ -37,6 +37,8 @@ from training.registry.segments import NULL
 
 GROUP = "performance"
 ERROR_RATIO = "error_ratio"
+# What one row says of a night is chance: it has no spread to compare with.
+LEAST_JUDGED_ROWS = 2
 LABEL_SHARE = "label_share"
 LEAST_LABEL_SHARE = 0.5
 LARGEST_SEGMENTS = 50  # of a column; the rest are one segment, so that sums over segments are sums over all rows
@@ -386,6 +388,10 @@ class _Judge:
                 self._metric(ERROR_RATIO, column=name, value=ratio, n=len(actual), status="not_evaluated", reason=why),
             ]
         bound = rounded(at_gate * (1 + self.entry.retrain.performance.worse_by))
+        if len(actual) < LEAST_JUDGED_ROWS:
+            why = f"a night is judged by at least {LEAST_JUDGED_ROWS} rows with a label, this one has {len(actual)}"
+            told = {"value": ratio, "threshold": bound, "n": len(actual), "status": "not_evaluated", "reason": why}
+            return [*rows, self._metric(ERROR_RATIO, column=name, **told)]
         worse = ratio > bound
         reason = (
             f"{output.gate} over the baseline's is {ratio:.3f} in this night, it was {at_gate:.3f} at the gate"

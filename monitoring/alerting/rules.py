@@ -343,6 +343,14 @@ class _Judge:
                 rows.append(self._row(rule, "not_evaluated", reason=why, **said))
                 continue
             last = max(earlier, key=lambda other: (other.about_date, other.data_date))
+            few = next((one for one in (row, last) if (one.n or 0) < performance.LEAST_JUDGED_ROWS), None)
+            if few is not None:
+                why = (
+                    f"{few.about_date} has {few.n or 0} row{'' if few.n == 1 else 's'} with a label: two nights are"
+                    f" compared when each has at least {performance.LEAST_JUDGED_ROWS}"
+                )
+                rows.append(self._row(rule, "not_evaluated", reason=why, **said))
+                continue
             # Rounded, so that 0.70 to 0.65 is a drop of 0.05.
             drop = round(last.value - row.value if rule.worse == "lower" else row.value - last.value, 9)
             verb = "fell" if rule.worse == "lower" else "rose"

@@ -327,6 +327,25 @@ def test_labels_that_never_come_are_said_to(night: Lake):
     assert not segments_of(night)
 
 
+def test_one_row_with_a_label_is_too_few_to_call_the_night_better_or_worse(night: Lake):
+    left = iter([True])
+
+    def all_but_one_unlabelled(rows: pa.Table) -> pa.Table:
+        kept = [
+            minutes if about == ABOUT + ONE_DAY and minutes is not None and next(left, False) else None
+            for about, minutes in zip(rows["event_date"].to_pylist(), rows["minutes"].to_pylist(), strict=True)
+        ]
+        return rows.set_column(rows.column_names.index("minutes"), "minutes", pa.array(kept, pa.float64()))
+
+    republish_outcomes(night, Interval.closed(ABOUT, NIGHT), all_but_one_unlabelled)
+    performance(night, MODEL, Interval.of(NIGHT), run_id="t")
+    rows = rows_of(night)
+    assert rows["mae", "ride_minutes"]["n"] == 1
+    ratio = rows["error_ratio", "ride_minutes"]
+    assert (ratio["status"], ratio["value"] is not None) == ("not_evaluated", True)
+    assert ratio["reason"] == "a night is judged by at least 2 rows with a label, this one has 1"
+
+
 def test_a_night_before_the_first_champion_is_not_evaluated(night: Lake):
     performance(night, MODEL, Interval.of(SCORED.start), run_id="t")
     rows = rows_of(night, SCORED.start)

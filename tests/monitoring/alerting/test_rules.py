@@ -224,6 +224,7 @@ def accuracies(
     first: date = T - 2 * ONE_DAY,
     check: str = "accuracy",
     column: str = "long_probability",
+    rows: int = 100,
 ) -> None:
     """One judged night each, judged two nights later."""
     for number, value in enumerate(values):
@@ -237,7 +238,7 @@ def accuracies(
             status,  # type: ignore[arg-type]  # a value that the test varies
             column,
             value=value,
-            n=100,
+            n=rows,
             reason=None if value is not None else "no label came",
         )
         publish_metrics(lake, MODEL, "performance", [row], Interval.of(row.data_date), run_id="r")
@@ -286,6 +287,14 @@ def test_the_drop_is_critical_and_clears_when_the_next_night_is_no_worse(lake: L
     assert alarm.value == pytest.approx(0.1)
     accuracies(lake, [0.69], first=T - ONE_DAY)
     judged(lake, T + ONE_DAY)
+    assert open_alarms(lake, [MODEL]) == []
+
+
+def test_a_night_of_one_row_is_no_measure_of_a_drop(lake: Lake) -> None:
+    accuracies(lake, [1.0, 0.0], rows=1)
+    row = judged(lake)["accuracy_drop", "long_probability"]
+    assert row["status"] == "not_evaluated"
+    assert row["reason"] == ("2024-03-03 has 1 row with a label: two nights are compared when each has at least 2")
     assert open_alarms(lake, [MODEL]) == []
 
 
