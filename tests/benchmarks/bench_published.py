@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +25,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from config.calendar import ONE_DAY, Interval
-from config.catalog.load import load_catalog
-from config.settings import ROOT, Settings
-from features.ingest import ingest
-from features.labels import labels
+from config.calendar import Interval
+from config.settings import ROOT
 from features.retrieval import retrieve
-from features.transform import transform
-from features.validate import validate
 from lake.artifact import file_digest
 from lake.lake import Lake
 from serving.predictors import load_predictor, read_manifest
 from serving.predictors.contract import read_json, write_json
+from tests.benchmarks import bench_published_tables
+from tests.benchmarks.published_stages import history, later_nights, prepare, rmse, row, train
 from training.job_file import JOB_FILE, job_identity
-from training.registry.job import gate_folder, prepare_jobs
-from training.registry.runner import run_job
+from training.registry.job import gate_folder
 
 Floats = npt.NDArray[np.float64]
 
@@ -58,11 +53,6 @@ CELLS = ("B0005", "B0006", "B0007", "B0018")
 TUNED_ON = {"B0005": "B0018", "B0006": "B0018", "B0007": "B0018", "B0018": "B0007"}
 
 
-def rmse(predicted: Floats, truth: Floats) -> float:
-    """Root of the mean squared error."""
-    return float(np.sqrt(np.mean((predicted - truth) ** 2)))
-
-
 def nasa_score(predicted: Floats, truth: Floats) -> float:
     """The sum that the PHM 2008 challenge is scored by: a late prediction costs more than an early one."""
     late = predicted - truth
@@ -70,16 +60,17 @@ def nasa_score(predicted: Floats, truth: Floats) -> float:
 
 
 def run() -> list[dict[str, Any]]:
-    """Both data sets; rows with what, seconds, against, ratio (ours to the published figure), aim."""
+    """Every data set; rows with what, seconds, against, ratio (ours to the published figure), aim."""
     with tempfile.TemporaryDirectory(prefix="published-") as name:
-        return [*engines(Path(name) / "engines"), *batteries(Path(name) / "batteries")]
+        own = [*engines(Path(name) / "engines"), *batteries(Path(name) / "batteries")]
+        return [*own, *bench_published_tables.run(Path(name))]
 
 
 def engines(folder: Path) -> list[dict[str, Any]]:
     """The engines: history, training, and each rival on the last night."""
-    lake, rows = _history(folder, "engines")
+    lake, rows = history(folder, "engines")
     night = lake.dataset("engines").replay.last  # type: ignore[union-attr]  # a replay has one
-    jobs, prepared = _prepare(lake, "engine_rul")
+    jobs, prepared = prepare(lake, "engine_rul")
     rows.append(prepared)
     beyond = np.loadtxt(ROOT / "features" / "sources" / "data" / "cmapss" / "RUL_FD001.txt")
     with lake.scratch("night") as scratch:
@@ -88,7 +79,7 @@ def engines(folder: Path) -> list[dict[str, Any]]:
     if len(truth) != len(beyond):
         raise RuntimeError(f"night {night} has {len(truth)} engines, NASA's list {len(beyond)}")
     for job_dir in jobs:
-        seconds = _train(lake, "engine_rul", job_dir)
+        seconds = train(lake, "engine_rul", job_dir)
         manifest = read_manifest(job_dir)
         predicted = load_predictor(job_dir).predict(found)["cycles_left"].to_numpy()
         against, best = PUBLISHED_RUL[manifest["family"]]
@@ -96,9 +87,9 @@ def engines(folder: Path) -> list[dict[str, Any]]:
             error = rmse(predicted, target)
             judged = f"RMSE {error:.2f}, NASA score {nasa_score(predicted, target):,.0f}"
             what = f"engine_rul {manifest['family']}, {len(truth)} test engines, truth {spelled}: {judged}"
-            rows.append(_row(what, seconds, f"published {against}", error / best))
+            rows.append(row(what, seconds, f"published {against}", error / best))
         rows.append(
-            _row(
+            row(
                 f"engine_rul {manifest['family']}, validation: RMSE {manifest['metrics']['cycles_left/rmse']:.2f}",
                 manifest["seconds"],
             )
@@ -112,7 +103,7 @@ def engines(folder: Path) -> list[dict[str, Any]]:
         .mean()
     )
     rows.append(
-        _row(
+        row(
             "engine_rul baseline, the mean of training: RMSE "
             f"{rmse(np.full(len(truth), mean), np.minimum(truth, CAP)):.2f} (truth capped)",
             0.0,
@@ -130,10 +121,10 @@ def _seeds(lake: Lake, job_dir: Path, night: pa.Table, truth: Floats) -> dict[st
         shutil.copyfile(job_dir / "training_set.parquet", target / "training_set.parquet")
         job = {**read_json(job_dir / JOB_FILE), "seed": seed}
         write_json(target / JOB_FILE, {**job, "identity": job_identity(job)})
-        seconds += _train(lake, "engine_rul", target)
+        seconds += train(lake, "engine_rul", target)
         errors.append(rmse(load_predictor(target).predict(night)["cycles_left"].to_numpy(), truth))
     spread = f"RMSE {min(errors):.2f} to {max(errors):.2f}"
-    return _row(
+    return row(
         f"engine_rul lstm with {len(SEEDS)} other seeds, truth as it is: {spread}",
         seconds / len(SEEDS),
         f"published {PUBLISHED_RUL['lstm'][0]}",
@@ -142,19 +133,19 @@ def _seeds(lake: Lake, job_dir: Path, night: pa.Table, truth: Floats) -> dict[st
 
 def batteries(folder: Path) -> list[dict[str, Any]]:
     """The batteries: history, the catalog's own training, and each cell held out in turn."""
-    lake, rows = _history(folder, "batteries")
-    (job_dir,), prepared = _prepare(lake, "battery_health")
+    lake, rows = history(folder, "batteries")
+    (job_dir,), prepared = prepare(lake, "battery_health")
     rows.append(prepared)
     training, test = (
         pq.read_table(job_dir / "training_set.parquet"),
         pq.read_table(gate_folder(job_dir) / "test_set.parquet"),
     )
-    every = pa.concat_tables([training, test, _last_nights(lake, test.schema, test)]).sort_by(
+    every = pa.concat_tables([training, test, later_nights(lake, "battery_health", test)]).sort_by(
         [("data_date", "ascending"), ("cell", "ascending")]
     )
     for held_out in CELLS:
         job = _held_out(job_dir, every, held_out)
-        seconds = _train(lake, "battery_health", job)
+        seconds = train(lake, "battery_health", job)
         judged = every.filter(pc.equal(every["cell"], held_out))
         truth = judged["label"].to_numpy()
         predicted = load_predictor(job).predict(judged)["state_of_health"].to_numpy()
@@ -165,7 +156,7 @@ def batteries(folder: Path) -> list[dict[str, Any]]:
         constant, yesterday = rmse(np.full(len(truth), taught.mean()), truth), rmse(truth[:-1], truth[1:])
         baselines = f"mean of training {constant:.4f}, yesterday's capacity of the same cell {yesterday:.4f}"
         rows.append(
-            _row(
+            row(
                 f"battery_health lstm, {held_out} held out whole, {len(truth)} cycles: {errors} ({baselines})",
                 seconds,
                 f"published MLP {PUBLISHED_HEALTH}, B0005, random cycles (easier)",
@@ -173,55 +164,6 @@ def batteries(folder: Path) -> list[dict[str, Any]]:
             )
         )
     return rows
-
-
-def _history(folder: Path, dataset: str) -> tuple[Lake, list[dict[str, Any]]]:
-    """Every night of the replay in bulk, and how long each stage took."""
-    settings = Settings(home=folder, runner="process")
-    lake = Lake(settings, load_catalog(settings))
-    replay = lake.dataset(dataset).replay
-    assert replay is not None
-    nights = Interval.closed(replay.first, replay.last)
-    rows = []
-    for stage in (ingest, validate, transform):
-        began = time.perf_counter()
-        result = stage(lake, dataset, nights, run_id="published")
-        rows.append(
-            _row(
-                f"{dataset}: {result.stage} of {len(nights):,} nights, {result.rows:,} rows",
-                time.perf_counter() - began,
-            )
-        )
-    return lake, rows
-
-
-def _prepare(lake: Lake, model: str) -> tuple[list[Path], dict[str, Any]]:
-    replay = lake.dataset(lake.model(model).dataset).replay
-    assert replay is not None
-    began = time.perf_counter()
-    jobs = prepare_jobs(lake, model, as_of=replay.first_night - ONE_DAY, run_id="published")
-    return jobs, _row(f"{model}: training set", time.perf_counter() - began)
-
-
-def _train(lake: Lake, model: str, job_dir: Path) -> float:
-    began = time.perf_counter()
-    run_job(lake, model, job_dir, say=lambda line: None)
-    return time.perf_counter() - began
-
-
-def _last_nights(lake: Lake, schema: pa.Schema, test: pa.Table) -> pa.Table:
-    """The nights after the gate's test, of which the labels came later: features and labels as the last ones of a
-    cell.
-    """
-    replay = lake.dataset("batteries").replay
-    assert replay is not None
-    nights = Interval.closed(pc.max(test["data_date"]).as_py() + ONE_DAY, replay.last)
-    with lake.scratch("nights") as scratch:
-        found = retrieve(lake, "battery_health", nights, folder=scratch).reader().read_all()
-    known = labels(lake, "battery_health", nights, as_of=replay.last)
-    found = found.append_column("label", known["label"]).append_column("split", pa.array(["test"] * found.num_rows))
-    found = found.append_column("baseline", pa.nulls(found.num_rows, pa.float64()))
-    return found.filter(pc.is_valid(found["label"])).select(schema.names).cast(schema)
 
 
 def _held_out(job_dir: Path, rows: pa.Table, cell: str) -> Path:
@@ -238,7 +180,3 @@ def _held_out(job_dir: Path, rows: pa.Table, cell: str) -> Path:
     job["identity"] = job_identity(job)
     write_json(target / JOB_FILE, job)
     return target
-
-
-def _row(what: str, seconds: float, against: str = "", ratio: float | None = None) -> dict[str, Any]:
-    return {"what": what, "seconds": seconds, "against": against, "ratio": ratio, "aim": ""}
