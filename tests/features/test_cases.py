@@ -28,6 +28,7 @@ from features.validate import DataRejected, validate
 from lake.lake import Lake, StageResult
 from lake.metrics import metrics_table
 from lake.tables import LakeTable, feature_table, quarantine_table, raw_table, valid_table
+from monitoring.alerting.alarms import open_alarms
 
 CASES = Path(__file__).parent / "cases"
 Row = dict[str, Any]
@@ -277,6 +278,8 @@ def test_a_new_column_is_refused_or_left_out_and_told(case: Cases) -> None:
     metrics = metrics_table(tried.lake.settings, "d", "quality").read().to_pylist()
     told = [(row["data_date"], row["column"], row["status"]) for row in metrics if row["check"] == "undeclared_column"]
     assert told == [(date(2024, 3, 2), "t.new", "warning")]
+    [alarm] = [alarm for alarm in open_alarms(tried.lake, ["d"]) if alarm.check == "undeclared_column"]
+    assert (alarm.column, alarm.since) == ("t.new", date(2024, 3, 2)), "since when the source has had it"
 
 
 def test_sql_texts_with_and_without_a_zone(case: Cases) -> None:
