@@ -101,6 +101,7 @@ class TableNight:
         rows: those that came; what closes a key (`deletes: close`) is none of them.
         closed: keys closed.
         broken: rows that broke each rule, by the rule's name; a row may break several.
+        without_values: rules that passed over every row they are about, because a value is missing.
     """
 
     table: str
@@ -109,6 +110,7 @@ class TableNight:
     closed: int
     bad_rows: int
     broken: Mapping[str, int]
+    without_values: frozenset[str]
     checks: tuple[TableCheck, ...]
 
     @property
@@ -246,8 +248,14 @@ def _mark(
     connection.execute(f'CREATE OR REPLACE TABLE "marked_{name}" AS {marking_sql(rules, f"read_{name}")}')
     newest = [rule for rule in table.table_rules if isinstance(rule, Freshness)]
     counts = [f"count_if(nf__broken_{number}) AS nf__broken_{number}" for number in range(len(rules))]
+    empty = [
+        f"count_if({rule.applies}) > 0 AND count_if({rule.applies} AND NOT {rule.missing}) = 0 AS nf__empty_{number}"
+        for number, rule in enumerate(rules)
+        if rule.missing is not None
+    ]
     maxima = [expression for rule in newest for expression in _newest(rule)]
-    selected = ", ".join(["data_date", "count(*) AS nf__rows", "count(broken_rules) AS nf__bad", *counts, *maxima])
+    rows = ("data_date", "count(*) AS nf__rows", "count(broken_rules) AS nf__bad")
+    selected = ", ".join([*rows, *counts, *empty, *maxima])
     register_nights(connection, interval, dataset.time_zone, name="nf__nights")
     marked = f'(SELECT data_date, cutoff_utc AS nf__cutoff FROM nf__nights) JOIN "marked_{name}" USING (data_date)'  # noqa: S608 (names from the typed catalog)
     by_night = connection.sql(f"SELECT {selected} FROM {marked} GROUP BY data_date").to_arrow_table()  # noqa: S608 (as above)
@@ -264,8 +272,9 @@ def _mark(
         row = counted.get(day, {})
         checks = tuple(_judge(rule, day, row_counts[day], row, history, dataset) for rule in table.table_rules)
         broken = {rule.check: int(row.get(f"nf__broken_{number}", 0)) for number, rule in enumerate(rules)}
+        without = frozenset(rule.check for number, rule in enumerate(rules) if row.get(f"nf__empty_{number}"))
         bad = int(row.get("nf__bad", 0))
-        nights[day] = TableNight(name, day, row_counts[day], closed[day], bad, broken, checks)
+        nights[day] = TableNight(name, day, row_counts[day], closed[day], bad, broken, without, checks)
     return _Marked(name, raw, valid, quarantine, inputs, rules, nights)
 
 
@@ -458,6 +467,9 @@ def _metrics(dataset: str, entry: Table, table: _Marked, night: TableNight) -> I
     def share_metric(check: str, count: int, column: str = "") -> Metric:
         if not night.rows:
             return metric(check, "not_evaluated", column, threshold=warn, n=0, reason="the night has no rows")
+        if check in night.without_values:
+            why = "every row that it is about lacks a value"
+            return metric(check, "not_evaluated", column, threshold=warn, n=night.rows, reason=why)
         share = count / night.rows
         status: Status = "warning" if share > warn else "ok"
         if share > stop:

@@ -161,6 +161,21 @@ def test_a_number_that_is_none_is_missing(tmp_path: Path) -> None:
     assert minutes == [None] * len(minutes)
 
 
+def test_a_rule_that_had_no_value_to_look_at_is_not_evaluated(tmp_path: Path) -> None:
+    lake = lake_with(tmp_path, SOME)
+
+    def unmeasured(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{**row, "minutes": None} if row["data_date"] == FIRST else row for row in rows]
+
+    edit(lake, "outcomes", SOME, unmeasured)
+    validate(lake, "rides", SOME, run_id="r")
+    rule = ("between(minutes)", "outcomes.minutes")
+    told = metrics(lake, FIRST)[rule]
+    assert (told["status"], told["value"]) == ("not_evaluated", None)
+    assert told["reason"] == "every row that it is about lacks a value"
+    assert metrics(lake, FIRST + ONE_DAY)[rule]["status"] == "ok"
+
+
 # ---- again, in bulk, night by night ----------------------------------------------------------------------------
 
 
