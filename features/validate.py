@@ -113,6 +113,12 @@ class TableNight:
     without_values: frozenset[str]
     checks: tuple[TableCheck, ...]
 
+    def unseen(self, check: str) -> str | None:
+        """Why a rule had nothing to look at, None where it had."""
+        if not self.rows:
+            return "the night has no rows"
+        return "every row that it is about lacks a value" if check in self.without_values else None
+
     @property
     def bad_share(self) -> float:
         """Share of rows that broke any rule; 0 without rows."""
@@ -465,10 +471,8 @@ def _metrics(dataset: str, entry: Table, table: _Marked, night: TableNight) -> I
         return Metric(dataset, night.data_date, night.data_date, check, status, column=name, **values)
 
     def share_metric(check: str, count: int, column: str = "") -> Metric:
-        if not night.rows:
-            return metric(check, "not_evaluated", column, threshold=warn, n=0, reason="the night has no rows")
-        if check in night.without_values:
-            why = "every row that it is about lacks a value"
+        why = night.unseen(check)
+        if why is not None:
             return metric(check, "not_evaluated", column, threshold=warn, n=night.rows, reason=why)
         share = count / night.rows
         status: Status = "warning" if share > warn else "ok"

@@ -370,7 +370,8 @@ class Judgement:
                 else None
             )
             alike = scored.alike(output, mask)
-            untold = self._nothing_to_tell(name, output, incumbent, by_day, alike=alike) if enough else None
+            none = max(error, reached) <= scored.told_apart(output, mask)
+            untold = self._nothing_to_tell(name, output, incumbent, alike=alike, none=none) if enough else None
             passed = None if bound is None or untold else bound >= rules.better_by
             self._details["outputs"][name] = {
                 "metric": output.gate,
@@ -402,12 +403,12 @@ class Judgement:
                 self._measure_segments(name, output, scored, losses.challenger, theirs, mask, day, weights, incumbent)
 
     def _nothing_to_tell(
-        self, name: str, output: OutputKind, incumbent: _Incumbent, by_day: Sequence[Floats], *, alike: bool
+        self, name: str, output: OutputKind, incumbent: _Incumbent, *, alike: bool, none: bool
     ) -> str | None:
         """Why the test rows cannot tell the challenger from the incumbent, None where they can."""
         if alike:
             return f"{name}: the labels of all test rows came out alike, so one that always says so is as good as any."
-        if not by_day[0].sum() and not by_day[1].sum():
+        if none:
             return (
                 f"{name}: {output.gate} is 0 for the challenger and for {self._incumbent_words(incumbent, output)}, so "
                 "nothing tells them apart."

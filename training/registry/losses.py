@@ -115,6 +115,13 @@ class ScoredRows:
         truth = output.truth(np.concatenate(self._labels)[mask])
         return bool(len(truth) and truth.min() == truth.max())
 
+    def told_apart(self, output: OutputKind, mask: npt.NDArray[np.bool_]) -> float:
+        """The error below which two predictions of the masked labels are the same number: of a model of 32 bits."""
+        if not output.metric.in_label_unit:
+            return 0.0
+        labels = np.concatenate(self._labels)[mask]
+        return float(np.finfo(np.float32).eps * np.abs(labels).max(initial=0.0))
+
     def segment(self, column: str, mask: npt.NDArray[np.bool_]) -> tuple[list[str], npt.NDArray[np.int64]]:
         """Sorted values of the column among the masked rows, and each row's position in them."""
         encoded = pa.chunked_array(self._segments[column]).filter(pa.array(mask)).combine_chunks().dictionary_encode()
