@@ -14,6 +14,7 @@ from typing import Any
 from airflow.sdk import DAG, task
 
 from config.catalog.load import load_catalog
+from config.catalog.policy import WATCH_MINUTES
 
 catalog = load_catalog()
 OWNERS = {model.owner: model.owner_url for model in catalog.models}
@@ -38,8 +39,8 @@ def watch(dag_run: Any = None) -> dict[str, Any]:
 with DAG(
     dag_id="watch",
     dag_display_name="Watch all models",
-    description="Late nights, failures, alarms, unsent messages: every ten minutes",
-    schedule="*/10 * * * *",
+    description=f"Late nights, failures, alarms, unsent messages: every {WATCH_MINUTES} minutes",
+    schedule=f"*/{WATCH_MINUTES} * * * *",
     start_date=datetime(2024, 1, 1, tzinfo=UTC),
     catchup=False,
     max_active_runs=1,
@@ -50,7 +51,7 @@ with DAG(
         "owner": ", ".join(OWNERS),
         "retries": 2,
         "retry_delay": timedelta(seconds=30),
-        "execution_timeout": timedelta(minutes=9),
+        "execution_timeout": timedelta(minutes=WATCH_MINUTES - 1),
     },
 ):
     watch()

@@ -11,6 +11,9 @@ from config.calendar import ONE_DAY
 from config.catalog.base import Model, Name
 from config.durations import Duration
 
+# How often the DAG `watch` looks after late nights, failures and alarms.
+WATCH_MINUTES = 10
+
 
 class DriftPolicy(Model):
     """Drift alarms: a column's limit is the `limit_quantile` of the statistic over windows inside training; `share` of

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
+from config.catalog.policy import WATCH_MINUTES
 from monitoring.alerting.rules import ModelNight, duration_text
 from monitoring.alerting.runs import ENDED, FAILED, read_runs
 from monitoring.alerting.standing import Cause, Scored, Standing, alarms_text, headline, standings
@@ -15,7 +16,6 @@ from monitoring.wording import instant
 
 TEMPLATE = "tonight.html.jinja"
 _CAUSES_SHOWN = 6
-_WATCHES_EVERY = timedelta(minutes=10)
 
 
 def page(context: Context, *, query: Mapping[str, str]) -> Page:
@@ -65,11 +65,11 @@ def _watch_problem(context: Context) -> dict[str, str] | None:
         said = (newest.error or "its log says why").partition("\n")[0]
         text = (
             f"The watch failed at {instant(at)}: {said}. What is late, failed or alarming since then has"
-            " been told to nobody. It tries again every ten minutes."
+            " been told to nobody. It tries again every {WATCH_MINUTES} minutes."
         )
         return {"text": text, "url": context.dag_url(newest.dag_id, newest.run_id, newest.failed_task)}
     since = context.now - at
-    if since < 3 * _WATCHES_EVERY:
+    if since < 3 * timedelta(minutes=WATCH_MINUTES):
         return None
     text = (
         f"The watch has not looked for {duration_text(since)}. What is late, failed or alarming since then has been"

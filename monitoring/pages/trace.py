@@ -27,7 +27,7 @@ from monitoring.audit.trace import InputsExpired, Trace, UnknownPrediction, trac
 from monitoring.audit.tree import Branch, Fact, Target, tree
 from monitoring.pages.page import BadAddress, Column, Context, Page, Table, read_date, shortened
 from monitoring.pages.run_links import run_url, runs_on_record
-from monitoring.wording import exact
+from monitoring.wording import counted, exact
 
 TEMPLATE = "trace.html.jinja"
 HIDDEN = "(personal data)"
@@ -320,7 +320,7 @@ def _partitions_table(branch: Branch, links: _Links) -> Table:
     )
     return Table(
         "partitions",
-        f"{len(rows)} partitions that the prediction was read from, and its own.",
+        f"{counted(len(rows), 'partition')}: those that the prediction was read from, and its own.",
         columns,
         list(rows.values()),
         folded=True,
