@@ -9,6 +9,7 @@ needs `training.memory_gb` for its copy.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ _SPLITS = ("train", "validation")
 _BATCH_BYTES = 4 * 2**20
 _SLICE_BYTES = 16 * 2**20
 _READ_BYTES = 2**16
+_STEP = re.compile(r"_t\d+$")
 
 
 def read_rows(
@@ -139,10 +141,24 @@ def _first_reading(model: str, columns: dict[str, str], path: Path) -> tuple[dic
                 f"{model}: {split} rows hold labels that are null, NaN or infinite. Let a check quarantine them, then "
                 "prepare the job again."
             )
+    _share_among_steps(met)
     return counts, {
         name: FeatureSpec(kind, tuple(sorted(v for v in met[name] if v is not None)) if name in met else None)
         for name, kind in columns.items()
     }
+
+
+def _share_among_steps(met: dict[str, set[str]]) -> None:
+    """Give the steps of one text feature, `<name>_t0` …, the same values: one that training met anywhere in a history
+    is known everywhere in it.
+    """
+    steps: dict[str, list[str]] = {}
+    for name in met:
+        if _STEP.search(name):
+            steps.setdefault(_STEP.sub("", name), []).append(name)
+    for names in steps.values():
+        shared = set().union(*(met[name] for name in names))
+        met.update(dict.fromkeys(names, shared))
 
 
 def _second_reading(contract: Contract, splits: dict[str, Rows], path: Path, baseline: list[str]) -> Floats | None:

@@ -27,14 +27,16 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float64]
 
-# What a trainer has to learn: a number, the probability of one event, a probability for each of several classes.
-Task = Literal["number", "event", "classes"]
+# What a trainer has to learn: a number, the probability of one event, a probability for each of several classes, an
+# order of items.
+Task = Literal["number", "event", "classes", "ranking"]
 
 
 class Metric(ABC):
     """How good predictions are, as one number.
 
-    `truth` is (rows,) as the output's kind makes it from labels; `predicted` is (rows,), or (rows, classes).
+    `truth` is (rows,) as the output's kind makes it from labels; `predicted` is (rows,), (rows, classes), or items best
+    first, (rows, items).
 
     Attributes:
         name: in the catalog, in tables and in file names.

@@ -26,6 +26,7 @@ from config.catalog.checks import (
     check_name,
 )
 from config.catalog.load import Catalog, load_catalog
+from config.catalog.output import known_kinds
 from config.settings import ROOT, Settings
 from tests import toy
 
@@ -242,7 +243,7 @@ def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
         (
             "outputs.ride_minutes.kind",
             "guess",
-            ["outputs.ride_minutes", "'binary', 'multiclass', 'regression'"],
+            ["outputs.ride_minutes", ", ".join(map(repr, known_kinds()))],
         ),
         ("trainer.seed", "seven", ["trainer.seed = 'seven'"]),
         ("model", "Ride Minutes", ["model = 'Ride Minutes'", "String should match pattern"]),
@@ -502,7 +503,7 @@ def test_the_catalog_stays_light() -> None:
         ("{p: {kind: multiclass, classes: [a]}}", ["outputs.p.classes"]),
         ("{p: {kind: multiclass, classes: [a b, A-B]}}", ["would be published as <output>_a_b, which is taken"]),
         ("{p: {kind: binary}}", ["outputs.p.above", "Field required"]),
-        ("{p: {above: 1}}", ["outputs.p", "`kind` is missing, needs one of 'binary', 'multiclass', 'regression'"]),
+        ("{p: {above: 1}}", ["outputs.p", f"`kind` is missing, needs one of {', '.join(map(repr, known_kinds()))}"]),
         (
             "{p: {kind: regression, interval: 0.8}, p_lower: {kind: binary, above: 1}}",
             ["two of them would publish the column 'p_lower'"],

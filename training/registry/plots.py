@@ -352,12 +352,31 @@ def tolerance_plot(
     _save(figure, path)
 
 
+def hits_plot(rank: Floats, baseline: Floats, path: Path, *, longest: int, title: str) -> None:
+    """Draw the share of rows whose item is among the first of a list, for each length up to the longest.
+
+    Args:
+        rank, baseline: rank of each row's item in the model's list and in the baseline's, infinite where it is in none.
+    """
+    lengths = np.arange(1, longest + 1)
+    figure = _figure(5.8, 4.6)
+    axes = figure.add_subplot()
+    for ranks, color, style, who in ((rank, BLUE, "-", "model"), (baseline, GREY, "--", "baseline")):
+        found = np.searchsorted(np.sort(ranks), lengths, side="right") / len(ranks)
+        axes.plot(lengths, found, color=color, linestyle=style, linewidth=1.8, marker="o", markersize=3.5, label=who)
+    axes.legend(loc="lower right", fontsize=8, frameon=False)
+    axes.set_ylim(0.0, 1.02)
+    _style(axes, title, "items looked at, from the first", "share of rows whose item is among them")
+    _save(figure, path)
+
+
 # What an output's kind may have drawn of its quality.
 QUALITY_PLOTS: dict[str, Callable[..., None]] = {
     "calibration": calibration_plot,
     "classes": classes_plot,
     "confusion": confusion_plot,
     "gain": gain_plot,
+    "hits": hits_plot,
     "residual": residual_plot,
     "tolerance": tolerance_plot,
 }

@@ -1,0 +1,113 @@
+"""Items that go with those of a row's history: a sum of weights from item to item, as a NumPy array; the items as JSON.
+
+The history are columns of texts, `<name>_t0` the newest. Each item in it counts once, one that training never met not
+at all. A row whose history is empty gets the items in the order of their popularity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.predictors.contract import Contract, Matrix, Predictor, Scores, read_json
+from serving.predictors.shapley import Sample, Shapley
+
+DETAILS_FILE = "recommender.json"
+WEIGHTS_FILE = "weights.npy"
+PRELOAD = ("numpy",)
+# Scores of a chunk: 32 MB.
+_CELLS_AT_ONCE = 2**22
+
+Floats = npt.NDArray[np.float64]
+Positions = npt.NDArray[np.int64]
+
+
+class RecommenderPredictor(Predictor):
+    """One list for all outputs, which differ in its length."""
+
+    def __init__(self, contract: Contract, weights: Floats, details: Mapping[str, Any]) -> None:
+        super().__init__(contract)
+        self._weights = weights
+        self._items = np.array(details["items"], np.float64)
+        self._history: list[str] = details["history"]
+        self._exclude_seen = bool(details["exclude_seen"])
+        self.chunk_rows = max(1, _CELLS_AT_ONCE // len(self._items))
+
+    def scores(self, matrix: Matrix) -> Scores:
+        """See `Predictor.scores`."""
+        history = positions(self.contract, self._history, self._items, matrix)
+        items, scores = ranked(self._weights, history, exclude_seen=self._exclude_seen)
+        columns = []
+        for name, output in self.contract.kinds.items():
+            k = len(output.judged_columns(name))
+            columns += [self._items[items[:, :k]], scores[:, :k]]
+        return np.hstack(columns)
+
+
+def positions(contract: Contract, history: Sequence[str], items: Floats, matrix: Matrix) -> Positions:
+    """Where in `items` each step of each row's history stands, (rows, steps); `len(items)` for a step that is missing,
+    unknown, or an item of a newer step.
+    """
+    features = list(contract.features)
+    nowhere = len(items)
+    stood = np.full((len(matrix), len(history)), nowhere, np.int64)
+    for step, name in enumerate(history):
+        numbers = np.array([float(text) for text in contract.features[name].categories or ()])
+        at = np.searchsorted(items, numbers)
+        known = np.append(np.where(items[np.minimum(at, nowhere - 1)] == numbers, at, nowhere), nowhere)
+        codes = matrix[:, features.index(name)]
+        stood[:, step] = known[np.where(np.isnan(codes), len(numbers), codes).astype(np.int64)]
+    for step in range(1, len(history)):
+        again = (stood[:, :step] == stood[:, step, None]).any(axis=1)
+        stood[again, step] = nowhere
+    return stood
+
+
+def ranked(weights: Floats, history: Positions, *, exclude_seen: bool) -> tuple[Positions, Floats]:
+    """Positions of all items for each row, best first, and their scores; equal scores in the order of the items.
+
+    Sums go step by step, so that a row gets the same bits whatever rows are beside it.
+
+    Args:
+        weights: what an item of the history adds to the score of each item, and in the last row what each starts from;
+            (items + 1, items).
+        history: of `positions`.
+        exclude_seen: items of the history follow after all others.
+    """
+    count = weights.shape[1]
+    added = np.vstack([weights[:-1], np.zeros(count)])
+    scores = np.tile(weights[-1], (len(history), 1))
+    seen = np.zeros((len(history), count + 1), np.bool_)
+    for step in history.T:
+        scores += added[step]
+        seen[np.arange(len(history)), step] = True
+    if exclude_seen:
+        behind = scores.max(axis=1, keepdims=True) - scores.min(axis=1, keepdims=True) + 1.0
+        np.subtract(scores, behind, out=scores, where=seen[:, :-1])
+    order = np.argsort(-scores, axis=1, kind="stable")
+    return order, np.take_along_axis(scores, order, axis=1)
+
+
+def load(folder: Path, contract: Contract) -> RecommenderPredictor:
+    """Load weights and items from a verified folder."""
+    return RecommenderPredictor(
+        contract, np.load(folder / WEIGHTS_FILE, allow_pickle=False), read_json(folder / DETAILS_FILE)
+    )
+
+
+def explain(folder: Path, contract: Contract, sample: Sample) -> Shapley:
+    """Contributions of every step of the history to the score of the first item: of a sum they are known exactly."""
+    weights, details = np.load(folder / WEIGHTS_FILE, allow_pickle=False), read_json(folder / DETAILS_FILE)
+    items, history = np.array(details["items"], np.float64), details["history"]
+    stood, usual = (positions(contract, history, items, matrix) for matrix in (sample.matrix, sample.background))
+    first = ranked(weights, stood, exclude_seen=details["exclude_seen"])[0][:, 0]
+    added = np.vstack([weights[:-1], np.zeros(len(items))])
+    features = list(contract.features)
+    values = np.zeros((len(stood), len(features)))
+    for step, name in enumerate(history):
+        values[:, features.index(name)] = added[stood[:, step], first] - added[usual[:, step]].mean(axis=0)[first]
+    return Shapley("Shapley values of the sum, exact", sample.matrix, dict.fromkeys(contract.outputs, values), "score")
