@@ -8,7 +8,7 @@ that its labels are biased, since those that come early differ from those that c
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 
 import duckdb
@@ -26,7 +26,8 @@ from lake.lake import Lake
 from lake.lineage import Input
 from lake.tables import ARROW_TYPES, valid_table
 
-_WEEK = 7 * ONE_DAY
+# A seasonal naive looks back for so many more seasons where the newest that may be known holds no label.
+_LATER_SEASONS = 3
 
 
 class UnknownClass(NightfleetError):
@@ -70,9 +71,9 @@ def baseline(lake: Lake, model: str, interval: Interval) -> pa.Table:
     """What a row-wise baseline says for every row the nights of `interval` score, by what each night itself knew.
 
     Returns:
-        The entity columns, data_date, and baseline (float64): for `same_hour_last_week` the label of the step that
-        began at the same local time seven days earlier; null where that had not come, and for baselines that are one
-        number for all.
+        The entity columns, data_date, and baseline (float64): of a seasonal naive the label of the step that began at
+        the same local time a season earlier, or the fewest seasons for which the night knew it; null where there was
+        none, and for baselines that are one number for all.
     """
     return _over_spine(lake, model, interval, as_of=None, name="baseline")
 
@@ -138,23 +139,36 @@ def baseline_query(
         BadCatalog: the catalog names a row-wise baseline for rows that are not steps of a calendar.
     """
     entry, dataset = _entries(lake, model)
-    if entry.gate.baseline != "same_hour_last_week":
+    season, step = entry.gate.naive_season, entry.spine.step_column
+    if season is None:
         return LabelQuery(f'SELECT r.*, CAST(NULL AS DOUBLE) AS baseline FROM "{rows}" AS r', [])
-    step = entry.spine.step_column
     if step is None:
         raise BadCatalog(
-            f"{model}: gate.baseline = 'same_hour_last_week' needs a calendar spine (every: 1 hour). Name median or "
+            f"{model}: gate.baseline = {entry.gate.baseline!r} needs a spine of steps (every: 1 hour). Name median or "
             "mean instead."
         )
-    known = _register_labels(lake, entry, connection, rows, last=last, version=version, before=True)
-    zone = dataset.time_zone
+    seasons = -(-entry.spine.horizon // season) + (_LATER_SEASONS if entry.gate.season else 0)
+    known = _register_labels(lake, entry, connection, rows, last=last, version=version, before=season * seasons)
+    zone, keys = dataset.time_zone, ", ".join(f'"{name}"' for name in (*entry.entity, "data_date"))
     # The same hour on the clock: across a change of clocks that is not 168 hours ago.
-    earlier = f"timezone('{zone}', timezone('{zone}', r.\"{step}\") - INTERVAL 7 DAY)"
-    others = "".join(f' AND l."{name}" = r."{name}"' for name in entry.entity if name != step)
+    days = f"INTERVAL ({season // ONE_DAY} * back.seasons) DAY"
+    earlier = f"timezone('{zone}', timezone('{zone}', \"{step}\") - {days})"
+    others = "".join(f' AND l."{name}" = asked."{name}"' for name in entry.entity if name != step)
     sql = f"""
-        SELECT r.*, l.label AS baseline FROM "{rows}" AS r LEFT JOIN known_labels AS l
-        ON l."{step}" = {earlier}{others} AND l.data_date <= r.data_date
-          AND (l.superseded_on IS NULL OR l.superseded_on > r.data_date)
+        WITH asked AS (
+            SELECT {keys}, back.seasons, {earlier} AS earlier_utc
+            FROM (SELECT DISTINCT {keys} FROM "{rows}") CROSS JOIN range(1, {seasons + 1}) AS back (seasons)
+        ),
+        said AS (
+            SELECT {", ".join(f'asked."{name}"' for name in (*entry.entity, "data_date"))},
+                arg_min(l.label, asked.seasons) AS baseline
+            FROM asked JOIN known_labels AS l ON l."{step}" = asked.earlier_utc{others}
+                AND l.data_date <= asked.data_date
+                AND (l.superseded_on IS NULL OR l.superseded_on > asked.data_date)
+            WHERE l.label IS NOT NULL
+            GROUP BY ALL
+        )
+        SELECT r.*, said.baseline FROM "{rows}" AS r LEFT JOIN said USING ({keys})
     """
     return LabelQuery(sql, known.inputs())
 
@@ -167,16 +181,16 @@ def _register_labels(
     *,
     last: date,
     version: int | None,
-    before: bool = False,
+    before: timedelta | None = None,
 ) -> KnownTable:
-    """DuckDB view `known_labels`: entity, label as double, data_date, superseded_on; of the entities of `rows`, and a
-    week before them.
+    """DuckDB view `known_labels`: entity, label as double, data_date, superseded_on; of the entities of `rows`, and so
+    long `before` them.
     """
     dataset = lake.dataset(entry.dataset)
     table = valid_table(lake.settings, dataset, entry.label.table)
     span, low, high = _span(connection, entry, rows)
-    if before and low is not None:
-        low -= _WEEK + ONE_DAY
+    if before is not None and low is not None:
+        low -= before + ONE_DAY
     known = known_table(lake, table, last, column=span, low=low, high=high, version=version)
     known.register(connection, "label_rows", dataset.tables[entry.label.table].key)
     _check_values(connection, entry)

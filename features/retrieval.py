@@ -103,7 +103,7 @@ def spine(
 
     From a table: the rows night T knows (newest revision that had arrived) with cutoff(T) < target time <= cutoff(T +
     horizon). From a calendar: every step that begins in [cutoff(T), cutoff(T + horizon)); on the days the clocks change
-    a day has 23 or 25 hours.
+    a day has 23 or 25 hours. From a table of series: these steps of every series that T knows.
 
     Args:
         folder: where to write `spine.parquet`; without one the rows are held in memory.
@@ -134,10 +134,10 @@ def spine(
             rows = write_parquet(source, schema, reader)
     inputs: dict[date, list[Input]] = {day: [] for day in interval}
     if known:
-        inputs = {
-            day: known.inputs_of(day, cutoff(day, dataset.time_zone), horizon_end(entry, dataset, day))
-            for day in interval
-        }
+        for day in interval:
+            instant = cutoff(day, dataset.time_zone)
+            _, low, high = entry.spine.span(instant, instant, horizon_end(entry, dataset, day))
+            inputs[day] = known.inputs_of(day, low, high)
     return Spine(source, schema, rows, too_late, inputs, known.version if known else None)
 
 
@@ -284,16 +284,10 @@ def spine_table(lake: Lake, entry: ModelEntry) -> LakeTable | None:
 def _known_rows(
     lake: Lake, entry: ModelEntry, table: LakeTable, dataset: Dataset, interval: Interval, version: int | None
 ) -> KnownTable:
-    low, high = cutoff(interval.start, dataset.time_zone), horizon_end(entry, dataset, interval.last)
+    first, last = (cutoff(day, dataset.time_zone) for day in (interval.start, interval.last))
+    column, low, high = entry.spine.span(first, last, horizon_end(entry, dataset, interval.last))
     known = known_table(
-        lake,
-        table,
-        interval.last,
-        column=entry.spine.target_time,
-        low=low,
-        high=high,
-        first=interval.start,
-        version=version,
+        lake, table, interval.last, column=column, low=low, high=high, first=interval.start, version=version
     )
     require_partitions(lake, table, dataset, interval, known.published, f"Scoring {entry.name}")
     return known

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from config.calendar import ONE_DAY, Interval
 from config.catalog.data import Dataset
 from config.catalog.model import ModelEntry
+from config.durations import format_duration
 from config.errors import NightfleetError
 from features.labels import baseline_query, label_query, newest_mature, register_rows
 from features.retrieval import RowGroupWriter, feature_fields, read_features, spine, view_inputs, write_parquet
@@ -242,6 +243,10 @@ def _require_history(lake: Lake, entry: ModelEntry, dataset: Dataset, whole: Int
         f"train {split.train.days}, validation {split.validation.days}, test {split.test.days}, two embargoes of"
         f" {split.embargo.days}"
     )
+    shortened = "split"
+    if entry.spine.horizon > ONE_DAY:
+        lengths += f"; with a horizon of {format_duration(entry.spine.horizon)} labels are mature that much later"
+        shortened = "split or horizon"
     asked = f"{entry.name} as of {as_of} needs the {len(whole)} data dates {whole} ({lengths})"
     views = lake.catalog.views(entry)
     youngest = max((dataset, *(view.dataset for view in views)), key=lambda one: one.first_data_date)
@@ -249,7 +254,7 @@ def _require_history(lake: Lake, entry: ModelEntry, dataset: Dataset, whole: Int
         earliest = as_of + (youngest.first_data_date - whole.start)
         raise NotEnoughHistory(
             f"{asked}, but {youngest.name} begins with {youngest.first_data_date}.\n"
-            f"  Train as of {earliest} or later, or shorten split in models/{entry.name}.yaml."
+            f"  Train as of {earliest} or later, or shorten {shortened} in models/{entry.name}.yaml."
         )
     wanted: list[tuple[str, LakeTable, Interval]] = [
         (view.dataset.name, feature_table(lake.settings, view.dataset, view.view), whole) for view in views

@@ -265,7 +265,7 @@ def publish_rows(
         pc.greater_equal(dates, pa.scalar(interval.start, pa.date32())),
         pc.less(dates, pa.scalar(interval.end, pa.date32())),
     )
-    lineage = lake.lineage("rides", run_id)
+    lineage = lake.lineage(table.name.partition("/")[0], run_id)
     if inputs is not None:
         lineage = type(lineage)(lineage.run_id, lineage.code_version, lineage.catalog_digest, inputs, lineage.details)
     with lake.scratch("test") as scratch:

@@ -14,7 +14,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from config.catalog.output import OutputKind
-from serving.metrics import metric_named
 from serving.metrics.ranking import ranking_metrics
 
 Floats = npt.NDArray[np.float64]
@@ -65,7 +64,7 @@ def baseline_metrics(
     for name, output in outputs.items():
         said, truth = output.baseline(output.constant(fitted_on, constant), len(label), baseline), output.truth(label)
         for measured in output.measured:
-            metric = metric_named(measured)
+            metric = output.metric_named(measured)
             value = None if metric.greater_is_better else metric.value(truth, said)
             if value is not None:
                 metrics[f"{name}/baseline_{measured}"] = value

@@ -16,6 +16,7 @@ from typing import TypeVar
 import yaml
 from pydantic import Field, ValidationError
 
+from config.calendar import ONE_DAY
 from config.catalog.base import BadCatalog, Model
 from config.catalog.data import (
     NO_ENTITY_TYPES,
@@ -29,6 +30,7 @@ from config.catalog.data import (
 from config.catalog.folder import CatalogFolder, catalog_folders
 from config.catalog.model import ModelEntry
 from config.catalog.spine import Misfit
+from config.durations import format_duration
 from config.settings import ROOT, Settings, load_settings
 
 _SHIPPED_FAMILIES = ROOT / "serving" / "predictors"
@@ -185,6 +187,7 @@ def _misfits(model: ModelEntry, catalog: Catalog) -> Iterator[Misfit]:
         yield Misfit("dataset", model.dataset, f"is not a data set ({', '.join(names)})")
     dataset = catalog.dataset(model.dataset)
     yield from model.spine.misfits(dataset)
+    yield from _step_misfits(model)
     yield from _name_misfits(model)
     yield from _label_misfits(model, dataset)
     spine_columns = set(model.spine.columns(dataset.tables))
@@ -206,6 +209,21 @@ def _misfits(model: ModelEntry, catalog: Catalog) -> Iterator[Misfit]:
             if column not in known_columns:
                 expectation = "is neither a column of the spine nor a feature (<view>__<column>)"
                 yield Misfit("gate.segments.columns", column, expectation)
+
+
+def _step_misfits(model: ModelEntry) -> Iterator[Misfit]:
+    """Steps that no season repeats, and a horizon that reaches from one split into the next."""
+    every, season, horizon = model.spine.every, model.gate.season, model.spine.horizon
+    if every is not None and season is not None and season % every:
+        expectation = f"is not a whole number of steps of {format_duration(every)}, so that no step is a season's"
+        yield Misfit("gate.season", format_duration(season), expectation)
+    of_series = every is not None and model.spine.table is not None
+    if of_series and horizon > model.split.embargo + ONE_DAY:
+        expectation = (
+            f"is too short for a horizon of {format_duration(horizon)}: labels of training lie in the test's nights; "
+            f"give it at least {format_duration(horizon - ONE_DAY)}"
+        )
+        yield Misfit("split.embargo", format_duration(model.split.embargo), expectation)
 
 
 def _name_misfits(model: ModelEntry) -> Iterator[Misfit]:

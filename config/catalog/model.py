@@ -7,13 +7,16 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AliasChoices, Field, model_validator
 
+from config.calendar import ONE_DAY
 from config.catalog.base import Model, Name
 from config.catalog.data import AirflowKnobs
 from config.catalog.output import Output
 from config.catalog.policy import AccuracyDrop, AlertRule, ConsecutiveFailures, LateNight, Retrain
 from config.catalog.spine import AnySpine
 from config.catalog.trainer import Trainer
-from config.durations import Duration
+from config.durations import Duration, format_duration
+
+_WEEK = timedelta(weeks=1)
 
 
 class Label(Model):
@@ -69,8 +72,37 @@ class Gate(Model):
     confidence: float = Field(0.95, gt=0.5, lt=1)
     min_days: int = Field(7, ge=2)
     segments: SegmentGate | None = None
-    baseline: Literal["median", "mean", "same_hour_last_week"] = "median"
+    baseline: Literal["median", "mean", "same_hour_last_week", "seasonal_naive"] = "median"
+    season: Duration | None = Field(
+        None,
+        exclude_if=lambda season: season is None,  # the catalog's digest of before it could be declared
+        description="of seasonal_naive, whole days: the label at the same local time so long before, or as many times "
+        "so long as the night knew it",
+    )
     max_milliseconds_per_row: float = Field(5.0, gt=0, description="latency bound of batch prediction")
+
+    @model_validator(mode="after")
+    def _season(self) -> Self:
+        if (self.season is not None) != (self.baseline == "seasonal_naive"):
+            raise ValueError(
+                "season: belongs to the baseline seasonal_naive, which needs it, for example `season: 7 days`"
+            )
+        if self.season is not None and (self.season % ONE_DAY or not self.season):
+            raise ValueError(f"season: {format_duration(self.season)} is not a whole number of days, at least one")
+        return self
+
+    @property
+    def naive_season(self) -> timedelta | None:
+        """The season of a baseline that differs by row, None where the baseline is one number for all."""
+        return _WEEK if self.baseline == "same_hour_last_week" else self.season
+
+    @property
+    def baseline_words(self) -> str:
+        """The baseline in words: `median of the training window`, `seasonal naive (7 days)`."""
+        if self.naive_season is None:
+            return f"{self.baseline} of the training window"
+        season = f" ({format_duration(self.season)})" if self.season else ""
+        return self.baseline.replace("_", " ") + season
 
 
 class Training(Model):

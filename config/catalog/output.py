@@ -260,10 +260,14 @@ class OutputKind(Model, ABC):
         metric: RowMetric = importlib.import_module("serving.metrics").row_metric(self.gate)
         return metric
 
+    def metric_named(self, name: str) -> Metric:
+        """One of the measured metrics, as it judges this output."""
+        metric: Metric = importlib.import_module("serving.metrics").metric_named(name)
+        return metric
+
     def figure_words(self) -> dict[str, str]:
         """Words for every figure of an evaluation, in the order people read them."""
-        named = importlib.import_module("serving.metrics").metric_named
-        return {name: named(name).full for name in self.measured} | dict(self.facts)
+        return {name: self.metric_named(name).full for name in self.measured} | dict(self.facts)
 
     def judged(self, name: str, columns: Mapping[str, Floats]) -> Floats:
         """Predictions as metrics take them, from at least the judged columns."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from pydantic import Field
@@ -12,6 +12,17 @@ from config.calendar import ONE_DAY
 from config.catalog.base import Model
 from config.catalog.data import TRAINING_COLUMNS, Column, Dataset, Table
 from config.durations import Duration, format_duration
+
+
+class Span(NamedTuple):
+    """Which rows of a spine's table can tell what some nights score: those whose `column` lies in `[low, high]`.
+
+    Without a column, all of them can.
+    """
+
+    column: str | None
+    low: datetime
+    high: datetime
 
 
 class Misfit(NamedTuple):
@@ -39,6 +50,15 @@ class TableSpine(Model):
     def step_column(self) -> None:
         """The entity column that holds the begin of a step: rows of a table are not steps."""
         return None
+
+    @property
+    def every(self) -> None:
+        """The length of a step: rows of a table are not steps."""
+        return None
+
+    def span(self, first_cutoff: datetime, last_cutoff: datetime, end: datetime) -> Span:
+        """The rows that nights with those cutoffs may score, `end` being the last target time of the last of them."""
+        return Span(self.target_time, first_cutoff, end)
 
     def misfits(self, dataset: Dataset) -> Iterator[Misfit]:
         """What does not fit the data set. Each is asked for only when those before it do not hold."""
@@ -115,6 +135,10 @@ class CalendarSpine(Model):
         """The entity column that holds the begin of a step."""
         return self.entity[0]
 
+    def span(self, first_cutoff: datetime, last_cutoff: datetime, end: datetime) -> Span:
+        """No row: a calendar reads none."""
+        return Span(None, first_cutoff, end)
+
     def misfits(self, dataset: Dataset) -> Iterator[Misfit]:
         """What does not fit the data set: nothing, since none of it is read."""
         yield from ()
@@ -129,12 +153,9 @@ class CalendarSpine(Model):
         It reads `windows(data_date, cutoff_utc, end_utc, days_utc)`, the target times of each night and the begins of
         its days.
         """
-        steps = f"range(cutoff_utc, end_utc, to_microseconds({self.every // timedelta(microseconds=1)}))"
-        if self.every % ONE_DAY == timedelta():
-            steps = f"list_filter(days_utc, lambda begin, place: (place - 1) % {self.every // ONE_DAY} = 0)"
         return f"""
             SELECT begins AS "{self.step_column}", data_date, begins AS target_time_utc, cutoff_utc AS event_timestamp
-            FROM (SELECT *, unnest({steps}) AS begins FROM windows)
+            FROM (SELECT *, unnest({_steps_sql(self.every)}) AS begins FROM windows)
         """  # noqa: S608 (names come from the typed catalog, quoted)
 
     def in_words(self, tables: Mapping[str, Table]) -> str:
@@ -143,4 +164,107 @@ class CalendarSpine(Model):
         return f"each {step} of the {format_duration(self.horizon)} after the night"
 
 
-AnySpine = TableSpine | CalendarSpine
+class SeriesSpine(Model):
+    """What is scored: every step of `every` in [cutoff(T), cutoff(T) + horizon local days) of each entity that `table`
+    has at T, for example the next 30 days of every server. The last entity column is the step's begin, UTC; the others
+    name the entity.
+
+    With `active_within` an entity is scored while the newest step that T knows of it began within so long before
+    cutoff(T): one that stopped is left out from then on, and comes back with its next row. Without it every entity that
+    was ever there is scored until its rows are closed (`deletes: close`), and labels that never come are counted.
+    """
+
+    table: str
+    entity: tuple[str, ...] = Field(min_length=2, description="columns of the entity, then the step's begin")
+    every: Duration
+    horizon: Duration = ONE_DAY
+    active_within: Duration | None = None
+
+    @property
+    def target_time(self) -> None:
+        """The column of `table` that holds the target time: none does, steps are made."""
+        return None
+
+    @property
+    def source(self) -> str:
+        """Where the rows come from, in a word."""
+        return self.table
+
+    @property
+    def step_column(self) -> str:
+        """The entity column that holds the begin of a step."""
+        return self.entity[-1]
+
+    def span(self, first_cutoff: datetime, last_cutoff: datetime, end: datetime) -> Span:
+        """The rows that say which entities nights with those cutoffs score."""
+        if self.active_within is None:
+            return Span(None, first_cutoff, last_cutoff)
+        return Span(self.step_column, first_cutoff - self.active_within, last_cutoff)
+
+    def misfits(self, dataset: Dataset) -> Iterator[Misfit]:
+        """What does not fit the data set. Each is asked for only when those before it do not hold."""
+        if self.table not in dataset.tables:
+            yield Misfit("spine.table", self.table, f"is not a table of {dataset.name} ({', '.join(dataset.tables)})")
+        columns = dataset.tables[self.table].columns
+        for name in self.entity[:-1]:
+            if name not in columns:
+                yield Misfit("spine.entity", name, f"is not a column of table {self.table}")
+        if self.step_column in columns and columns[self.step_column].type != "timestamp":
+            yield Misfit("spine.entity", self.step_column, "is the begin of a step, and must be a timestamp column")
+        if self.active_within is not None and self.step_column not in columns:
+            expectation = (
+                f"needs the step {self.step_column!r} as a column of table {self.table}, to say when an entity was "
+                "last seen; leave it out, and close what is gone (deletes: close)"
+            )
+            yield Misfit("spine.active_within", format_duration(self.active_within), expectation)
+
+    def columns(self, tables: Mapping[str, Table]) -> dict[str, Column]:
+        """Columns of a row: the entity."""
+        declared = tables[self.table].columns
+        step = Column(type="timestamp", description="begin of the step", nullable=False)
+        return {name: declared[name] for name in self.entity[:-1]} | {self.step_column: step}
+
+    def rows_sql(self, tables: Mapping[str, Table]) -> str:
+        """SELECT of the rows that each night scores: `columns`, data_date, target_time_utc and event_timestamp.
+
+        It reads `windows(data_date, cutoff_utc, end_utc, days_utc)`, the target times of each night and the begins of
+        its days, and `known`, every revision of the table's rows with `superseded_on`.
+        """
+        keys = ", ".join(f'known."{name}"' for name in self.entity[:-1])
+        there = " AND ".join(f'known."{name}" IS NOT NULL' for name in self.entity[:-1])
+        if self.active_within is not None:
+            step, reach = f'known."{self.step_column}"', self.active_within // timedelta(microseconds=1)
+            there += f" AND {step} < windows.cutoff_utc AND {step} >= windows.cutoff_utc - to_microseconds({reach})"
+        return f"""
+            SELECT * EXCLUDE (begins, cutoff_utc), begins AS "{self.step_column}", begins AS target_time_utc,
+                cutoff_utc AS event_timestamp
+            FROM (
+                SELECT *, unnest({_steps_sql(self.every)}) AS begins
+                FROM (
+                    SELECT DISTINCT {keys}, windows.data_date, cutoff_utc, end_utc, days_utc
+                    FROM known JOIN windows ON known.data_date <= windows.data_date
+                    AND (known.superseded_on IS NULL OR known.superseded_on > windows.data_date)
+                    WHERE {there}
+                )
+            )
+        """  # noqa: S608 (names come from the typed catalog, quoted)
+
+    def in_words(self, tables: Mapping[str, Table]) -> str:
+        """What one prediction is about: `each hour of the 30 days after the night, of every server of usage (…)`."""
+        step = format_duration(self.every).removeprefix("1 ")
+        described = tables[self.table].description.split(". ")[0].strip().rstrip(".")
+        seen = f" seen in the {format_duration(self.active_within)} before" if self.active_within else ""
+        return (
+            f"each {step} of the {format_duration(self.horizon)} after the night, of every "
+            f"{' and '.join(self.entity[:-1])} of {self.table} ({described}){seen}"
+        )
+
+
+def _steps_sql(every: timedelta) -> str:
+    """SQL of a list, the begins of all steps of a row of `windows`: of whole days local days, others elapsed time."""
+    if every % ONE_DAY == timedelta():
+        return f"list_filter(days_utc, lambda begin, place: (place - 1) % {every // ONE_DAY} = 0)"
+    return f"range(cutoff_utc, end_utc, to_microseconds({every // timedelta(microseconds=1)}))"
+
+
+AnySpine = TableSpine | CalendarSpine | SeriesSpine

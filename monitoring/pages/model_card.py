@@ -434,11 +434,9 @@ def _weak_segments(v: Subject) -> list[str]:
 
 def _metrics_words(v: Subject) -> str:
     nights = v.explanation.nights
-    baseline = v.entry.gate.baseline.replace("_", " ")
-    spoken = baseline if v.entry.gate.baseline == "same_hour_last_week" else f"{baseline} of the training window"
     return (
         f"On {v.explanation.rows:,} test rows of {len(nights)} nights, {nights[0]} to {nights[-1]}, none of which it "
-        f"was fitted on. Baseline: {spoken} for "
+        f"was fitted on. Baseline: {v.entry.gate.baseline_words} for "
         "numbers, the training window's rate for probabilities. Lift is the share of the baseline's error that is "
         "gone: 0 is as good as no model."
     )

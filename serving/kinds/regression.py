@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -28,11 +28,11 @@ _NEAR_ZERO = 0.01
 _WITHOUT_MAPE = ("MAE", "RMSE", "R2Score", "MeanError", "AbsMaxError")
 
 
-class Output(OutputKind):
+class NumberOutput(OutputKind):
     """A number in the label's unit; with `interval`, also `<name>_lower` and `<name>_upper`."""
 
     task = "number"
-    measured = ("mae", "rmse", "mse", "median_absolute_error", "r2")
+    measured: ClassVar[tuple[str, ...]] = ("mae", "rmse", "mse", "median_absolute_error", "r2")
     facts = {  # noqa: RUF012 (pydantic reads it as what it is, a class variable)
         "bias": "bias, predicted minus real",
         "coverage": "share of outcomes inside the interval",
@@ -41,10 +41,8 @@ class Output(OutputKind):
         "mrr": "mean reciprocal rank of a night's highest",
     }
 
-    kind: Literal["regression"] = "regression"
     objective: Literal["median", "mean"] = "median"
     interval: float | None = Field(None, gt=0, lt=1, description="share of outcomes the interval should hold")
-    gate: Literal["mae", "rmse"] = "mae"
 
     def columns(self, name: str) -> dict[str, str]:
         """The number, and the bounds of an interval."""
@@ -74,10 +72,8 @@ class Output(OutputKind):
         """Metrics, `bias` (prediction minus truth), and of an interval `coverage` (share inside) and `width`, in the
         label's unit.
         """
-        from serving.metrics import metric_named
-
         predicted = columns[name]
-        values = {metric: metric_named(metric).value(label, predicted) for metric in self.measured}
+        values = {metric: self.metric_named(metric).value(label, predicted) for metric in self.measured}
         defined = {metric: value for metric, value in values.items() if value is not None}
         defined["bias"] = float((predicted - label).mean())
         bounds = self.interval_bounds(name)
@@ -89,7 +85,7 @@ class Output(OutputKind):
             }
         return defined
 
-    def relevance(self, groups: npt.NDArray[Any], label: Floats) -> Floats:
+    def relevance(self, groups: npt.NDArray[Any], label: Floats) -> Floats | None:
         """How far a label lies above the lowest of its group."""
         from serving.metrics.ranking import above_lowest
 
@@ -224,6 +220,13 @@ class Output(OutputKind):
             f"{name}: the interval should hold {_percent(self.interval)} of outcomes and held {_percent(share)}: do "
             "not plan with its bounds."
         ]
+
+
+class Output(NumberOutput):
+    """A number for each row."""
+
+    kind: Literal["regression"] = "regression"
+    gate: Literal["mae", "rmse"] = "mae"
 
 
 def _coverage(wanted: float, inside: npt.NDArray[np.bool_]) -> Measurement:

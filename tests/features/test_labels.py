@@ -145,5 +145,5 @@ def test_a_baseline_of_one_number_is_not_row_wise(lake: Lake) -> None:
 def test_the_same_hour_last_week_needs_a_calendar(tmp_path: Path) -> None:
     lake = toy.toy_lake(tmp_path, model=toy.MODEL_YAML.replace("baseline: median", "baseline: same_hour_last_week"))
     toy.publish_valid(lake, NIGHTS)
-    with pytest.raises(BadCatalog, match="needs a calendar spine"):
+    with pytest.raises(BadCatalog, match="needs a spine of steps"):
         baseline(lake, MODEL, Interval.of(date(2024, 1, 5)))

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -8,13 +7,10 @@ import pyarrow as pa
 import pytest
 
 from config.calendar import ONE_DAY, Interval, cutoff
-from config.catalog.base import Model
-from config.catalog.data import Column, Table
 from features.retrieval import retrieve, spine
 from lake.lake import Lake
 from lake.lineage import PartitionNotReady
 from lake.tables import feature_table, valid_table
-from serving.predictions import entity_types
 from tests import toy
 
 NIGHTS = Interval.closed(date(2024, 1, 1), date(2024, 1, 12))
@@ -194,48 +190,6 @@ def test_steps_of_days_begin_with_the_local_day_whatever_the_clocks_do(
     lake = toy.toy_lake(tmp_path, dataset=HOURS_YAML, model=model)
     begins = spine(lake, MODEL, Interval.of(night)).table()["hour_utc"].to_pylist()
     assert begins == [cutoff(night + timedelta(days=days), toy.TIME_ZONE) for days in ahead]
-
-
-class DepotHours(Model):
-    """A kind of spine that the catalog does not have: the hours ahead of every depot that had a booking so far."""
-
-    table: str = "bookings"
-    entity: tuple[str, ...] = ("depot", "hour_utc")
-    horizon: timedelta = timedelta(hours=3)
-    target_time: None = None
-    step_column: str = "hour_utc"
-    source: str = "depots"
-
-    def columns(self, tables: Mapping[str, Table]) -> dict[str, Column]:
-        hour = Column(type="timestamp", description="begin of the hour", nullable=False)
-        return {"depot": tables[self.table].columns["depot"], "hour_utc": hour}
-
-    def rows_sql(self, tables: Mapping[str, Table]) -> str:
-        return """
-            SELECT depot, begins AS hour_utc, data_date, begins AS target_time_utc, cutoff_utc AS event_timestamp
-            FROM (SELECT *, unnest(range(cutoff_utc, end_utc, INTERVAL 1 HOUR)) AS begins FROM windows) AS steps,
-            LATERAL (SELECT DISTINCT depot FROM known WHERE known.data_date <= steps.data_date)
-        """
-
-
-def test_a_new_kind_of_spine_is_one_class(lake: Lake) -> None:
-    """Entities from a table, times of its own making: rows, schema, inputs and prediction's key follow from the class
-    alone, and partitions older than the interval are read.
-    """
-    first, newest = NIGHTS.start, NIGHTS.last
-    depots = {row["depot"] for row in spine(lake, MODEL, Interval.of(first)).table().to_pylist()}
-    publish_bookings(lake, [], Interval(first + ONE_DAY, NIGHTS.end))
-    entry = lake.model(MODEL).model_copy(update={"spine": DepotHours()})
-    lake = Lake(lake.settings, lake.catalog.model_copy(update={"models": (entry,)}))
-    found = spine(lake, MODEL, Interval.of(newest))
-    begins = [cutoff(newest, toy.TIME_ZONE) + timedelta(hours=hour) for hour in range(3)]
-    assert [(row["depot"], row["hour_utc"]) for row in found.table().to_pylist()] == [
-        (depot, begin) for depot in sorted(depots) for begin in begins
-    ]
-    assert found.table()["target_time_utc"].to_pylist() == begins * len(depots)
-    assert found.too_late == 0
-    assert [i.data_date for i in found.inputs[newest]] == list(NIGHTS)
-    assert entity_types(entry, lake.dataset("rides")) == {"depot": "string", "hour_utc": "timestamp"}
 
 
 def test_a_spine_in_a_file_is_the_spine_in_memory(lake: Lake, tmp_path: Path) -> None:

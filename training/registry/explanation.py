@@ -232,7 +232,7 @@ def _training_labels(job_dir: Path) -> Floats:
 
 def _row_baseline(entry: ModelEntry, rows: pa.Table) -> Floats | None:
     """The baseline's value of each row where the gate has one that differs by row."""
-    return _numbers(rows["baseline"].cast(pa.float64())) if entry.gate.baseline == "same_hour_last_week" else None
+    return None if entry.gate.naive_season is None else _numbers(rows["baseline"].cast(pa.float64()))
 
 
 def _unit(lake: Lake, entry: ModelEntry) -> str | None:

@@ -287,7 +287,9 @@ def _audit_spine(
     if table is not None:
         dates = [day for day in lake.publications.current(table) if day <= span.last]
         table.register(connection, "spine_rows", dates, versions.get(table.name))
-        same = [f'rows."{name}" = s."{name}"' for name in entry.entity if name in table.schema.names]
+        # A step is no row of the table: only its entity is looked up.
+        named = [name for name in entry.entity if name in table.schema.names and name != entry.spine.step_column]
+        same = [f'rows."{name}" = s."{name}"' for name in named]
         if entry.spine.target_time is not None:
             same.append(f's."{entry.spine.target_time}" = rows.target_time_utc')
         known_then = "s.data_date <= rows.data_date AND s.known_at_utc <= nights.cutoff_utc"

@@ -73,7 +73,7 @@ class ScoredRows:
 
     def _by_row(self, batch: pa.RecordBatch) -> Floats | None:
         """The baseline's value of each row where the gate has one that differs by row."""
-        if self._entry.gate.baseline != "same_hour_last_week":
+        if self._entry.gate.naive_season is None:
             return None
         rows: Floats = batch["baseline"].cast(pa.float64()).to_numpy(zero_copy_only=False)
         return rows

@@ -1,0 +1,121 @@
+"""A forecast of series through the whole chain in one process: from its source to the pages, and back again."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, date, datetime
+from html import unescape
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from config.calendar import ONE_DAY, Interval, cutoff
+from config.catalog.load import load_catalog
+from features.ingest import ingest
+from features.labels import labels
+from features.materialize import materialize
+from features.training_set import NotEnoughHistory, build_training_set
+from features.transform import transform
+from features.validate import validate
+from lake.lake import Lake
+from lake.metrics import read_metrics
+from monitoring.audit.trace import reproduce
+from monitoring.drift import drift
+from monitoring.pages import model as model_page
+from monitoring.pages.model_card import write_model_card
+from monitoring.pages.page import Context, Viewer
+from monitoring.pages.render import render
+from monitoring.performance import performance
+from serving.predictions import predictions_table
+from serving.projection import project_predictions
+from serving.score import score
+from tests import series, toy
+from training.__main__ import run
+from training.registry.gate import judge
+from training.registry.job import prepare_job
+from training.registry.promotion import promote
+from training.registry.register import register
+
+AS_OF = date(2024, 2, 29)
+SCORED = Interval.closed(date(2024, 3, 1), date(2024, 3, 8))
+MATURE = date(2024, 3, 5)
+STOPPED = date(2024, 3, 3)  # server c sends nothing from that day on; three days later it is scored no longer
+MODEL = series.MODEL
+
+
+def staged(lake: Lake, nights: Interval) -> None:
+    for stage in (ingest, validate, transform, materialize):
+        stage(lake, "servers", nights, run_id=stage.__name__)
+
+
+def source(folder: Path) -> None:
+    rows = series.generate(Interval.closed(series.FIRST, SCORED.last))
+    silent = pc.and_(pc.equal(rows["server"], "c"), pc.greater_equal(rows["step_utc"], cutoff(STOPPED, series.ZONE)))
+    toy.write_csv(folder / "source" / "loads.csv", rows.filter(pc.invert(silent)))
+
+
+def test_a_forecast_goes_from_the_source_to_the_pages_and_back(tmp_path: Path, mlflow_server: str) -> None:
+    lake = series.lake_of(tmp_path, mlflow_tracking_uri=mlflow_server)
+    source(tmp_path)
+    staged(lake, Interval.closed(series.FIRST, AS_OF))
+    job_dir = prepare_job(lake, MODEL, as_of=AS_OF, run_id="train", overrides={"threads": 1})
+    run(job_dir)
+    registered = register(lake, MODEL, job_dir, run_id="register")
+    decision = judge(lake, MODEL, job_dir, registered, run_id="gate")
+    assert decision.verdict == "promote", decision.reasons
+    assert "of the baseline (seasonal naive), one number for all quantiles" in decision.reasons[0].text
+    assert promote(lake, decision, registered, by="test") is not None
+
+    staged(lake, SCORED)
+    score(lake, MODEL, SCORED, run_id="score")
+    rows = predictions_table(lake.settings, lake.model(MODEL)).read(SCORED)
+    by_night = {row["data_date"]: row["server_count_distinct"] for row in _servers(rows).to_pylist()}
+    assert by_night == {day: 3 if day <= STOPPED + 2 * ONE_DAY else 2 for day in SCORED}
+    assert rows.num_rows == sum(8 * servers for servers in by_night.values())
+    project_predictions(lake, MODEL, SCORED, run_id="project")
+
+    drift(lake, MODEL, SCORED, run_id="drift")
+    performance(lake, MODEL, SCORED, run_id="performance")
+    watched = {row["column"] for row in read_metrics(lake, MODEL, "drift", SCORED).to_pylist()}
+    assert {"load", "load_lower", "load_upper"} <= watched
+    measured = read_metrics(lake, MODEL, "performance", SCORED).to_pylist()
+    of_night = {row["check"]: row for row in measured if row["about_date"] == MATURE and not row["segment"]}
+    truth = labels(lake, MODEL, Interval.of(MATURE), as_of=SCORED.last)["label"].to_numpy()
+    came, night = ~np.isnan(truth), rows.filter(pc.equal(rows["data_date"], MATURE)).sort_by("server")
+    assert came.tolist() == [True] * 16 + [False] * 8  # c's labels never come: counted, not judged
+    error = np.abs(night["load"].to_numpy() - truth)[came]
+    assert of_night["mae"]["value"] == pytest.approx(error.mean(), abs=1e-6)
+    assert of_night["label_share"]["value"] == pytest.approx(2 / 3)
+    assert of_night["error_ratio"]["value"] == pytest.approx(
+        of_night["pinball"]["value"] / of_night["pinball_baseline"]["value"], abs=1e-5
+    )
+    assert of_night["error_ratio"]["value"] < 1
+
+    prediction_id = night["prediction_id"].to_pylist()[0]
+    assert reproduce(lake, prediction_id).equal
+
+    card = write_model_card(lake, MODEL, job_dir, registered, decision).read_text(encoding="utf-8")
+    shown = " ".join(unescape(re.sub(r"<[^>]+>", " ", card)).split())
+    assert "Baseline: seasonal naive (7 days) for numbers" in shown
+    assert "pinball loss of the interval's quantiles" in shown
+    assert card.count("data:image/png;base64") >= 4
+    context = Context(lake, Viewer("ada", "viewer"), datetime(2024, 3, 9, tzinfo=UTC), (MODEL,), ("servers",))
+    page = unescape(render(model_page.page(context, query={}, model=MODEL), context, path="/nightfleet/model"))
+    assert "pinball" in page
+    assert "each 6 hours of the 2 days after the night, of every server of loads" in page + shown
+
+
+def _servers(rows: pa.Table) -> pa.Table:
+    return rows.group_by("data_date").aggregate([("server", "count_distinct")])
+
+
+def test_a_horizon_longer_than_history_is_refused_with_what_it_needs(tmp_path: Path) -> None:
+    model = series.MODEL_YAML.replace("horizon: 2 days", "horizon: 60 days").replace("embargo: 2", "embargo: 59")
+    lake = series.lake_of(tmp_path, model=model)
+    with pytest.raises(NotEnoughHistory, match=r"a horizon of 60 days.*servers begins with 2024-01-01") as refused:
+        build_training_set(Lake(lake.settings, load_catalog(lake.settings)), MODEL, AS_OF, tmp_path)
+    assert "Train as of 2024-" in str(refused.value)
+    assert "shorten split or horizon" in str(refused.value)
