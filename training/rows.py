@@ -26,6 +26,8 @@ from training.trainers import Floats, Rows, TrainingImpossible
 # A fit needs the matrix once, its quantised copy, and room to work.
 MEMORY_SHARE = 0.25
 _SPLITS = ("train", "validation")
+# From so many categories on, none of which comes twice, a feature names the row rather than something about it.
+_LEAST_EXPLOSION = 100
 _BATCH_BYTES = 4 * 2**20
 _SLICE_BYTES = 16 * 2**20
 _READ_BYTES = 2**16
@@ -42,7 +44,8 @@ def read_rows(
         scratch: folder for the matrices that memory should not hold; it must outlive the rows.
     Raises:
         BadJob: the file lacks a column.
-        TrainingImpossible: a feature has no fitting type, a split has no rows, a label is not a finite number.
+        TrainingImpossible: a feature has no fitting type or a value of its own in each row, a split has no rows, a
+            label is not a finite number.
     """
     columns: dict[str, str] = job["feature_columns"]
     unfit = {name: kind for name, kind in columns.items() if kind not in FEATURE_TYPES}
@@ -120,7 +123,8 @@ def select(parts: Sequence[Rows], first: int, last: int, file: Path) -> Rows:
 
 def _first_reading(model: str, columns: dict[str, str], path: Path) -> tuple[dict[str, int], dict[str, FeatureSpec]]:
     counts, unfit = dict.fromkeys(_SPLITS, 0), set()
-    met: dict[str, set[str]] = {name: set() for name, kind in columns.items() if kind == "string"}
+    met: dict[str, set[str | None]] = {name: set() for name, kind in columns.items() if kind == "string"}
+    known = dict.fromkeys(met, 0)
     for batch in batches(path, ["split", "label", *met]):
         for split in _SPLITS:
             part = batch.filter(pc.equal(batch["split"], split))
@@ -131,6 +135,7 @@ def _first_reading(model: str, columns: dict[str, str], path: Path) -> tuple[dic
             if split == "train":
                 for name, values in met.items():
                     values.update(pc.unique(part[name]).to_pylist())
+                    known[name] += part.num_rows - part[name].null_count
     for split, count in counts.items():
         if not count:
             raise TrainingImpossible(
@@ -141,14 +146,28 @@ def _first_reading(model: str, columns: dict[str, str], path: Path) -> tuple[dic
                 f"{model}: {split} rows hold labels that are null, NaN or infinite. Let a check quarantine them, then "
                 "prepare the job again."
             )
-    _share_among_steps(met)
-    return counts, {
-        name: FeatureSpec(kind, tuple(sorted(v for v in met[name] if v is not None)) if name in met else None)
-        for name, kind in columns.items()
-    }
+    _share_among_steps(met, known)
+    categories = {name: _vocabulary(model, name, values, known[name]) for name, values in met.items()}
+    return counts, {name: FeatureSpec(kind, categories.get(name)) for name, kind in columns.items()}
 
 
-def _share_among_steps(met: dict[str, set[str]]) -> None:
+def _vocabulary(model: str, name: str, met: set[str | None], known: int) -> tuple[str, ...]:
+    """The values of a category in training rows, sorted.
+
+    Raises:
+        TrainingImpossible: each of the `known` rows, those that have one, has a value of its own.
+    """
+    values = tuple(sorted(value for value in met if value is not None))
+    if _LEAST_EXPLOSION <= len(values) == known:
+        raise TrainingImpossible(
+            f"{model}: the feature {name!r} has a value of its own in each of its {len(values)} training rows "
+            f"({values[0]!r}, {values[1]!r}, ...): no value comes again, so nothing can be learned from it. Leave it "
+            "out of the view, or derive a coarser feature there."
+        )
+    return values
+
+
+def _share_among_steps(met: dict[str, set[str | None]], known: dict[str, int]) -> None:
     """Give the steps of one text feature, `<name>_t0` …, the same values: one that training met anywhere in a history
     is known everywhere in it.
     """
@@ -157,8 +176,8 @@ def _share_among_steps(met: dict[str, set[str]]) -> None:
         if _STEP.search(name):
             steps.setdefault(_STEP.sub("", name), []).append(name)
     for names in steps.values():
-        shared = set().union(*(met[name] for name in names))
-        met.update(dict.fromkeys(names, shared))
+        met.update(dict.fromkeys(names, set().union(*(met[name] for name in names))))
+        known.update(dict.fromkeys(names, sum(known[name] for name in names)))
 
 
 def _second_reading(contract: Contract, splits: dict[str, Rows], path: Path, baseline: list[str]) -> Floats | None:

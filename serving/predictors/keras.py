@@ -4,6 +4,7 @@ here too.
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -62,6 +63,12 @@ class KerasPredictor(Predictor):
 class Encoding:
     """What the network sees: standardised numbers, missing ones at their mean; flags of nulls; categories and levels of
     whole numbers as one-hot.
+
+    Attributes:
+        width: inputs in all.
+        numbers: how many of them, the first, are numbers and flags.
+        one_hot: where the inputs of each category, and of each number with levels, lie; all of them are 0 for a null
+            and for a value that training never met.
     """
 
     def __init__(self, contract: Contract, constants: Mapping[str, Any]) -> None:
@@ -76,12 +83,11 @@ class Encoding:
         ]
         self._residual_of = None if constants["residual_of"] is None else names.index(constants["residual_of"])
         self._residual_default = np.float64(constants["residual_default"])
-        self.width = (
-            len(self._numeric)
-            + len(self._flagged)
-            + sum(count for _, count in self._one_hot)
-            + sum(len(values) for _, values in self._levels)
-        )
+        self.numbers = len(self._numeric) + len(self._flagged)
+        counts = [*(count for _, count in self._one_hot), *(len(values) for _, values in self._levels)]
+        ends = np.cumsum([self.numbers, *counts]).tolist()
+        self.one_hot = tuple(slice(start, end) for start, end in itertools.pairwise(ends) if end > start)
+        self.width = int(ends[-1])
 
     def encode(self, matrix: Matrix) -> npt.NDArray[np.float32]:
         """Network input, float32 of shape (rows, width), every value finite; standardised numbers are cut at 10

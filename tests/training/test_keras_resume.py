@@ -26,7 +26,8 @@ from training.trainers import Rows, Run, TrainingDiverged, TrialPruned, keras_fi
 from training.trainers.keras import train
 
 KILLED = Path(__file__).with_name("killed.py")
-# Half of the inputs dropped, a learning rate that falls: all of a fit's state decides what comes after.
+# Half of the inputs dropped, categories forgotten, a learning rate that falls: all of a fit's state decides what comes
+# after.
 PARAMS: dict[str, Any] = QUICK["keras"] | {
     "hidden": [16, 8],
     "dropout": 0.5,
@@ -34,6 +35,8 @@ PARAMS: dict[str, Any] = QUICK["keras"] | {
     "patience": 6,
     "l2": 1e-4,
     "gradient_clip": 0.5,
+    "embedding": 2,
+    "forget": 0.1,
 }
 
 

@@ -215,7 +215,7 @@ def test_gpu_demanded_where_there_is_none(tmp_path: Path, monkeypatch: pytest.Mo
     assert not (job_dir / "manifest.json").exists()
 
 
-@pytest.mark.parametrize("family", [family for family in LEARNERS if family not in {"keras", "lstm"}])
+@pytest.mark.parametrize("family", LEARNERS)
 def test_labels_of_one_class_are_refused(family: str, tmp_path: Path) -> None:
     outputs = outputs_of(family) | {"late_probability": {"kind": "binary", "above": 1e6, "gate": "brier"}}
     job_dir = write_job(tmp_path / "job", family, entry={"outputs": outputs, "trainer": {"family": family}})

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from config.errors import TransientError
 from serving.predictors.contract import Contract, Matrix, write_json
 from serving.predictors.keras import DETAILS_FILE, NETWORK_FILE, Inputs, NetworkEncoding, compiled, decode
-from training.trainers import Cluster, Fitted, Floats, NoGpu, Rows, Run, TrainingDiverged
+from training.trainers import Cluster, Fitted, Floats, NoGpu, Rows, Run, TrainingDiverged, truth_to_learn
 from training.trainers.keras_network import (
     NetworkParams,
     importances,
@@ -102,8 +102,11 @@ def train_network(
         together: as in `importances`.
         chunk_rows: rows that are judged and predicted at once.
     Raises:
-        NoGpu, TrainingDiverged, WorkerLost: as their texts say; nothing usable is written.
+        NoGpu, TrainingImpossible, TrainingDiverged, WorkerLost: as their texts say; nothing usable is written.
     """
+    for name, output in contract.kinds.items():
+        if output.task == "event":
+            truth_to_learn(contract, name, fit)  # refused before TensorFlow's seconds are spent
     import keras
     import tensorflow as tf
 
