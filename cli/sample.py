@@ -12,8 +12,17 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from config.catalog.base import BadCatalog
-from config.catalog.data import OWN_PREFIX, RESERVED_COLUMNS, FileSource, HttpSource, Source, SqlSource
+from config.catalog.data import (
+    OWN_PREFIX,
+    RESERVED_COLUMNS,
+    FileSource,
+    HttpSource,
+    SimulationSource,
+    Source,
+    SqlSource,
+)
 from config.catalog.folder import CatalogFolder, catalog_folders
+from config.catalog.simulation import WORLDS
 from config.errors import NightfleetError
 from config.settings import Settings
 
@@ -66,7 +75,7 @@ def _sampled(
         raise BadCatalog("the table has no `source`: write its `kind`, and `uri`, `query` or `url`.")
     try:
         bare = {key: value for key, value in described.items() if key != "columns"}
-        source = TypeAdapter[FileSource | SqlSource | HttpSource](Source).validate_python(bare)
+        source = TypeAdapter[FileSource | SqlSource | HttpSource | SimulationSource](Source).validate_python(bare)
     except ValidationError as error:
         said = "; ".join(f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors() if problem["loc"])
         raise BadCatalog(f"`source` cannot be read: {said}") from error
@@ -91,14 +100,14 @@ def _sampled(
 def _first_rows(
     settings: Settings,
     folder: CatalogFolder,
-    source: FileSource | SqlSource | HttpSource,
+    source: Source,
     dataset: str,
     document: Mapping[str, Any],
     connection: Any,
-) -> tuple[FileSource | SqlSource | HttpSource, pa.Table]:
+) -> tuple[Source, pa.Table]:
     import tempfile
 
-    from features.sources import file, http, sql
+    from features.sources import file, http, simulation, sql
     from features.sources.meter import Meter
 
     meter = Meter(f"source of {dataset}", source.limits_under(settings.source_limits))
@@ -113,10 +122,13 @@ def _first_rows(
     if isinstance(source, SqlSource):
         zone = str(document.get("time_zone", "UTC"))
         return source, sql.first_rows(settings, source, night, zone, meter, rows=SAMPLED_ROWS)
+    if isinstance(source, SimulationSource):
+        first = night or WORLDS[source.world].begins
+        return source, simulation.night(source, first).slice(0, SAMPLED_ROWS)
     return source, http.first_rows(settings, source, night, meter, rows=SAMPLED_ROWS)
 
 
-def _said(described: Mapping[str, Any], source: FileSource | SqlSource | HttpSource) -> dict[str, Any]:
+def _said(described: Mapping[str, Any], source: Source) -> dict[str, Any]:
     """The source as its file says it, with what was guessed."""
     kept = {key: value for key, value in described.items() if key != "columns"}
     for key in ("encoding", "delimiter", "skip_lines"):

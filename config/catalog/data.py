@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from config.catalog.base import Model, Name
 from config.catalog.checks import Check, RowRule, TableRule, check_columns, check_name, check_types
+from config.catalog.simulation import WORLDS, Simulated
 from config.durations import Duration
 from config.limits import SourceLimits
 
@@ -398,7 +399,23 @@ class HttpSource(_Source):
         return self
 
 
-Source = Annotated[FileSource | SqlSource | HttpSource, Field(discriminator="kind")]
+class SimulationSource(_Source, Simulated):
+    """A table of a simulated world, delivered night by night; `features/sources/simulation/` draws its rows."""
+
+    kind: Literal["simulation"]
+
+    @model_validator(mode="after")
+    def _as_it_is(self) -> Self:
+        for key in _Source.model_fields:
+            if key != "limits" and key in self.model_fields_set:
+                raise ValueError(
+                    f"{key} says how a source is written; a simulated table has the columns of its world as they are: "
+                    "leave it out"
+                )
+        return self
+
+
+Source = Annotated[FileSource | SqlSource | HttpSource | SimulationSource, Field(discriminator="kind")]
 
 
 class KnownAt(Model):
@@ -645,6 +662,24 @@ class Dataset(Model):
                 if entity not in read:
                     raise ValueError(f"feature view {name!r} is keyed by {entity!r}, which no table it reads has")
                 self._check_entity(name, view, entity)
+        return self
+
+    @model_validator(mode="after")
+    def _worlds(self) -> Self:
+        for name, table in self.tables.items():
+            if not isinstance(table.source, SimulationSource):
+                continue
+            if self.zone_of_naive_times is None:
+                raise ValueError(
+                    f"table {name!r} is simulated, whose nights are days in UTC: time_zone must be UTC, is "
+                    f"{self.time_zone}"
+                )
+            begins = WORLDS[table.source.world].begins
+            if self.first_data_date < begins:
+                raise ValueError(
+                    f"table {name!r} is simulated from {begins} on: the data set's first night must not lie before it,"
+                    f" is {self.first_data_date}"
+                )
         return self
 
     def _check_entity(self, name: str, view: FeatureView, entity: str) -> None:

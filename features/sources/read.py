@@ -16,9 +16,18 @@ import duckdb
 import pyarrow.parquet as pq
 
 from config.calendar import Interval
-from config.catalog.data import Dataset, FileSource, HttpSource, KnownAt, SourceColumn, SqlSource, Table
+from config.catalog.data import (
+    Dataset,
+    FileSource,
+    HttpSource,
+    KnownAt,
+    SimulationSource,
+    SourceColumn,
+    SqlSource,
+    Table,
+)
 from config.masking import cause, library_text
-from features.sources import file, http, sql
+from features.sources import file, http, simulation, sql
 from features.sources.columns import (
     Difference,
     Rows,
@@ -48,6 +57,8 @@ _READER = "3"
 _FINGERPRINT_DIGITS = 32
 # What stands in a staged file about the columns that the source had and the catalog has not, or the other way round.
 _DIFFERENCES = "nf_differences"
+# The night whose delivery a row came with, where the rows of several are staged together.
+_DELIVERED = "nf__delivered"
 
 
 @dataclass(frozen=True)
@@ -80,6 +91,8 @@ def is_dated(table: Table) -> bool:
             return sql.is_dated(table.source)
         case HttpSource():
             return http.is_dated(table.source)
+        case SimulationSource():
+            return True
 
 
 def read_source(
@@ -110,7 +123,9 @@ def read_source(
     with failures_named(f"source of {dataset}/{table}", personal=personal):
         reading = _Reading(lake, entry, table, connection, folder)
         dated = is_dated(reading.table)
-        if dated:
+        if isinstance(reading.source, SimulationSource):
+            staged = {None: reading.stage_together((*also, *interval))}
+        elif dated:
             staged = {night: reading.stage(night) for night in (*also, *interval)}
         else:
             path, fingerprint = reading.stage_cached()
@@ -143,7 +158,9 @@ class _Reading:
         self.root = self.home.sources
         self.label = f"source of {dataset.name}/{table}"
         self.naive_zone = dataset.zone_of_naive_times
-        self.own_columns = self.table.source_columns(self.naive_zone)
+        together = isinstance(self.source, SimulationSource)
+        self.own_night = {_DELIVERED: SourceColumn(type="date")} if together else {}
+        self.own_columns = self.table.source_columns(self.naive_zone) | self.own_night
         self.select = self._select_text()
 
     def _meter(self, label: str) -> Meter:
@@ -230,11 +247,19 @@ class _Reading:
         self._stage(night, target, files)
         return target
 
-    def _stage(self, night: date | None, target: Path, files: file.FoundFiles | None) -> None:
+    def stage_together(self, nights: Sequence[date]) -> Path:
+        """Several deliveries of a simulated table as one Parquet file; each row says its night."""
+        target = self.folder / f"{self.name}.nights.parquet"
+        self._stage(None, target, None, nights)
+        return target
+
+    def _stage(
+        self, night: date | None, target: Path, files: file.FoundFiles | None, nights: Sequence[date] = ()
+    ) -> None:
         with ExitStack() as stack:
             folder = stack.enter_context(self.lake.scratch("source"))
             own = folder / "own.parquet"
-            differences = list(self._stage_own(night, files, folder, own))
+            differences = list(self._stage_own(night, files, folder, own, nights))
             views = {"source": (own, self.own_columns)}
             for name, lookup in self.source.lookups.items():
                 label, path = f"lookup {name} of {self.label}", folder / f"lookup-{name}.parquet"
@@ -262,7 +287,7 @@ class _Reading:
             self._shape(connection, night, target, differences)
 
     def _stage_own(
-        self, night: date | None, files: file.FoundFiles | None, folder: Path, own: Path
+        self, night: date | None, files: file.FoundFiles | None, folder: Path, own: Path, nights: Sequence[date]
     ) -> tuple[Difference, ...]:
         """Write the source's own columns."""
         meter, personal = self._meter(self.label), self._personal(self.own_columns)
@@ -303,11 +328,13 @@ class _Reading:
                     meter,
                     personal=personal,
                 )
+            case SimulationSource():
+                return simulation.stage(self.source, self.own_columns, nights, _DELIVERED, own, meter)
 
     def _shaped(self, connection: duckdb.DuckDBPyConnection) -> tuple[Rows, Mapping[str, SourceColumn]]:
         """What `select` makes of the source, or the source itself, and how its columns are read."""
         relation = f"({self.select.rstrip().rstrip(';')}\n)" if self.select else "source"
-        columns = self.table.shaped_columns(self.naive_zone)
+        columns = self.table.shaped_columns(self.naive_zone) | self.own_night
         described = connection.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall()  # noqa: S608 (the catalog's own SQL)
         types = {str(row[0]): str(row[1]) for row in described}
         label = f"select of the {self.label}" if self.select else self.label
@@ -334,7 +361,7 @@ class _Reading:
             read = typed(shaped, columns)
             self._check_instant(connection, instant, read)
             dated = f"SELECT *, CAST({instant} AS TIMESTAMPTZ) AS known_at_utc FROM ({read})"  # noqa: S608 (the catalog's own SQL)
-            dates = f"{natural} AS nf__natural_date, {delivered} AS nf__delivered"
+            dates = f"{natural} AS nf__natural_date" + ("" if self.own_night else f", {delivered} AS {_DELIVERED}")
             rows = f"SELECT *, {dates} FROM ({dated}) ORDER BY nf__natural_date"  # noqa: S608 (as above)
             told = literal(json.dumps([[difference.column, difference.missing] for difference in differences]))
             options = (

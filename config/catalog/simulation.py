@@ -1,0 +1,105 @@
+"""Simulated sources: which worlds and tables there are, and the episodes that may be planted in them."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Annotated, Literal, NamedTuple, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from config.catalog.base import Model
+
+
+class World(NamedTuple):
+    """A world that is simulated in `features/sources/simulation/`."""
+
+    begins: date
+    tables: tuple[str, ...]
+
+
+WORLDS = {
+    "fleet": World(
+        begins=date(2023, 1, 2),
+        tables=(
+            "vehicles",
+            "vehicle_days",
+            "workshop_visits",
+            "brake_reports",
+            "engine_reports",
+            "tread_measurements",
+            "incidents",
+            "incident_reports",
+            "fuel_transactions",
+            "fraud_findings",
+        ),
+    ),
+}
+
+
+class _Episode(Model):
+    """From one day to another, both included."""
+
+    first: date = Field(alias="from")
+    last: date = Field(alias="to")
+
+    @model_validator(mode="after")
+    def _order(self) -> Self:
+        if self.first > self.last:
+            raise ValueError(f"needs from <= to, has {self.first} and {self.last}")
+        return self
+
+
+class BadSensors(_Episode):
+    """A batch of sensors reads too much: `offset` is added to what they show, and nothing else changes."""
+
+    kind: Literal["bad_sensors"]
+    sensor: Literal["engine_temp", "vibration", "oil_pressure", "brake_temp", "pad_mm"]
+    offset: float = Field(description="in the unit of the sensor")
+    share: float = Field(0.3, gt=0, le=1, description="share of the vehicles that have one of the batch")
+
+
+class ColderWinter(_Episode):
+    """It is colder: the air, what it cools, the fuel that this takes, and accidents on ice."""
+
+    kind: Literal["colder_winter"]
+    celsius: float = Field(gt=0, le=40, description="by how much")
+
+
+class NewVehicleType(_Episode):
+    """Some vehicles are replaced by electric vans of the same load, whose motors brake: pads take half as much."""
+
+    kind: Literal["new_vehicle_type"]
+    share: float = Field(0.2, gt=0, le=1, description="share of the vehicles that are replaced")
+
+
+class PolicyChange(_Episode):
+    """Brake pads that are mounted meanwhile are planned to be changed later."""
+
+    kind: Literal["policy_change"]
+    later: float = Field(gt=1, le=3, description="factor on the wear at which pads are planned to be changed")
+
+
+Episode = Annotated[BadSensors | ColderWinter | NewVehicleType | PolicyChange, Field(discriminator="kind")]
+
+
+class Simulated(Model):
+    """Which table of which world, and what shapes its rows."""
+
+    world: str
+    table: str
+    seed: int = Field(7, ge=0, lt=2**63)
+    vehicles: int = Field(200, ge=1, le=200_000)
+    episodes: tuple[Episode, ...] = ()
+
+    @field_validator("world")
+    @classmethod
+    def _known_world(cls, value: str) -> str:
+        if value not in WORLDS:
+            raise ValueError(f"is no simulated world ({', '.join(WORLDS)})")
+        return value
+
+    @model_validator(mode="after")
+    def _known_table(self) -> Self:
+        if self.table not in (tables := WORLDS[self.world].tables):
+            raise ValueError(f"table {self.table!r} is not of the world {self.world} ({', '.join(tables)})")
+        return self
