@@ -443,10 +443,12 @@ def monitored_until(lake: Lake, dataset: Dataset) -> date | None:
     """The newest data date for which every model of the data set that has a champion has its retraining decision."""
     from monitoring.retraining_requests import newest_decided
 
-    scored = [m.name for m in lake.catalog.models_of(dataset.name) if lake.ledger(m.name).read().newest is not None]
-    newest = [newest_decided(lake, model) for model in scored]
-    known = [day for day in newest if day is not None]
-    return min(known) if known and len(known) == len(newest) else None
+    newest = {model.name: newest_decided(lake, model.name) for model in lake.catalog.models_of(dataset.name)}
+    known = [day for day in newest.values() if day is not None]
+    # A ledger is read only where a night was decided: before the first run there is no key to verify it by.
+    if not known or any(lake.ledger(name).read().newest is not None for name, day in newest.items() if day is None):
+        return None
+    return min(known)
 
 
 def _first_nights(lake: Lake, start: date | None, only: list[str] | None, *, whole: bool) -> dict[str, date]:

@@ -318,5 +318,16 @@ def test_a_model_without_a_champion_does_not_hold_back_its_data_set(
         "monitoring.retraining_requests.newest_decided",
         lambda lake, model: toy.FIRST_NIGHT if model == "ride_minutes" else None,
     )
-    assert monitored_until(lake, lake.dataset("rides")) is None
     assert monitored_until(_crowned(lake), lake.dataset("rides")) == toy.FIRST_NIGHT
+    ledger = lake.ledger("ride_delay")
+    line = Promotion("ride_delay", 1, AS_OF, toy.FIRST_NIGHT, datetime(2024, 3, 1, tzinfo=UTC), "ada", "d", "e")
+    ledger.append(line, seen=ledger.read())
+    assert monitored_until(lake, lake.dataset("rides")) is None, "that night of its champion is to come"
+
+
+def test_before_the_first_run_no_ledger_is_read(toy_lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(self: Lake, model: str) -> None:
+        raise AssertionError(f"the ledger of {model} was read, though there is no key yet")
+
+    monkeypatch.setattr(Lake, "ledger", asked)
+    make_plan(toy_lake, 1, None)
