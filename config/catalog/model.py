@@ -125,6 +125,11 @@ class ModelEntry(Model):
 
     name: Name = Field(alias="model")
     title: str
+    intended_use: str | None = Field(
+        None,
+        exclude=True,  # it changes no prediction: the catalog's digest does not know it
+        description="where the predictions may be used and where not, for the model's page and card",
+    )
     owner: str
     owner_url: str
     deadline: time

@@ -319,6 +319,7 @@ def _purpose(v: Subject) -> list[str]:
     return [
         f"{entry.title}. Every night it predicts {entry.label.column} ({_sentence(label.description)}) for "
         f"{entry.spine.in_words(dataset.tables)}.",
+        *([f"Intended use: {entry.intended_use}"] if entry.intended_use else []),
         f"Data: {dataset.title} (licence {dataset.licence}). Predictions are due at {entry.deadline:%H:%M}, "
         f"{dataset.time_zone}.",
     ]

@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from html import unescape
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -715,3 +716,12 @@ def test_what_the_stages_publish_is_shown(night: Lake) -> None:
     assert sum(row["row_share"] for row in parts) == pytest.approx(1.0, abs=1e-5)
     assert {row["feature"] for row in page.table("features").rows} == {MINUTES, RIDES}
     assert "beat its baseline" in html or "no better than its baseline" in html
+
+
+def test_where_a_model_may_be_used_stands_on_its_page(tmp_path: Path) -> None:
+    said = toy.MODEL_YAML + "intended_use: rides within the city; not for <night> rides\n"
+    lake = toy.toy_lake(tmp_path, model=said)
+    score_nights(lake, {0: 1})
+    _, page = shown(lake)
+    assert "Intended use: rides within the city; not for &lt;night&gt; rides" in page
+    assert lake.catalog.digest(MODEL) == toy.toy_lake(tmp_path / "other").catalog.digest(MODEL)

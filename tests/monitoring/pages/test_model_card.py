@@ -259,6 +259,12 @@ def test_an_approver_is_told_what_an_answer_does(subject: tuple[Subject, Path]) 
 HOSTILE = "<script>alert('1')</script>\"{{ 7 * 7 }}"
 
 
+def test_where_the_model_may_be_used_is_on_the_card(subject: tuple[Subject, Path]) -> None:
+    v, folder = subject
+    entry = v.entry.model_copy(update={"intended_use": "rides within the city"})
+    assert "Intended use: rides within the city" in shown(render(replace(v, entry=entry), folder))
+
+
 def test_values_are_shown_as_text(subject: tuple[Subject, Path]) -> None:
     said, folder = subject
     bounds = Bounds(1.0, 0.5, 2.0)
