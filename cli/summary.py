@@ -37,12 +37,15 @@ def _plain_table(title: str, *columns: str) -> Table:
     return table
 
 
-def _ingested(lake: Lake, dataset: Dataset, table: Table) -> None:
+def _ingested(lake: Lake, dataset: Dataset, table: Table) -> bool:
+    """Whether anything was."""
+    begun = False
     for name in dataset.tables:
         valid, bad = valid_table(lake.settings, dataset, name), quarantine_table(lake.settings, dataset, name)
         published = lake.publications.current(valid)
         if not published:
             continue
+        begun = True
         quarantined = sum(p.rows for p in lake.publications.current(bad).values())
         with lake.duckdb() as connection:
             bad.register(connection, "bad")
@@ -61,6 +64,7 @@ def _ingested(lake: Lake, dataset: Dataset, table: Table) -> None:
             f"{quarantined:,}",
             why,
         )
+    return begun
 
 
 def _champion(lake: Lake, model: ModelEntry, table: Table) -> None:
@@ -80,7 +84,7 @@ def _champion(lake: Lake, model: ModelEntry, table: Table) -> None:
     checks = [check for check in decision.checks if check.name == "improvement"] if decision else []
     for i, check in enumerate(checks):
         shown = (model.name, f"version {newest.version}, from {newest.effective_from}") if i == 0 else ("", "")
-        incumbent = decision.incumbent if decision else ""
+        incumbent = _incumbent(model, check.output or "", decision.incumbent if decision else "")
         table.add_row(
             *shown,
             f"{check.output} {check.metric}",
@@ -93,6 +97,14 @@ def _champion(lake: Lake, model: ModelEntry, table: Table) -> None:
         table.add_row(
             model.name, f"version {newest.version}, from {newest.effective_from}", "", "", "", "", newest.kind
         )
+
+
+def _incumbent(model: ModelEntry, output: str, name: str) -> str:
+    """A champion by its name, a baseline by what it says of that output."""
+    if not name.startswith("baseline ") or output not in model.outputs:
+        return name
+    words = model.outputs[output].baseline_words(model.gate.baseline)
+    return words.removeprefix("the baseline (").removesuffix(")")
 
 
 def _number(value: float | None) -> str:
@@ -142,15 +154,15 @@ def print_summary(
     """Rows, champions, predictions, drift, decisions, where to look; the problem last, where it is seen."""
     console.print()
     table = _plain_table("ingested", "data set", "table", "nights", "valid rows", "quarantined", "broken rules")
-    for dataset in lake.catalog.datasets:
-        _ingested(lake, dataset, table)
+    begun = {dataset.name for dataset in lake.catalog.datasets if _ingested(lake, dataset, table)}
     console.print(table)
     console.print()
     table = _plain_table(
         "champions", "model", "version", "metric", "its error", "baseline's", "better by", "judged against"
     )
     for model in lake.catalog.models:
-        _champion(lake, model, table)
+        if model.dataset in begun:
+            _champion(lake, model, table)
     console.print(table)
     nights = {d.name: chain.nights_of(d.name) for d in lake.catalog.datasets}
     if any(nights.values()):
