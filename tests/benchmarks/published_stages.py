@@ -5,6 +5,7 @@ model, and their training as processes.
 from __future__ import annotations
 
 import time
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,23 @@ from training.registry.runner import run_job
 Floats = npt.NDArray[np.float64]
 
 
-def history(folder: Path, dataset: str) -> tuple[Lake, list[dict[str, Any]]]:
-    """Every night of the replay in bulk, and how long each stage took."""
+def history(folder: Path, dataset: str, *, last: date | None = None) -> tuple[Lake, list[dict[str, Any]]]:
+    """Every night of the replay in bulk, and how long each stage took.
+
+    Args:
+        last: where the replay is to end instead, for labels that come after it.
+    """
     settings = Settings(home=folder, runner="process")
-    lake = Lake(settings, load_catalog(settings))
-    replay = lake.dataset(dataset).replay
+    catalog = load_catalog(settings)
+    entry = catalog.dataset(dataset)
+    replay = entry.replay
     assert replay is not None
+    if last is not None:
+        replay = replay.model_copy(update={"last": last})
+        entry = entry.model_copy(update={"replay": replay})
+        others = (one for one in catalog.datasets if one.name != dataset)
+        catalog = catalog.model_copy(update={"datasets": (*others, entry)})
+    lake = Lake(settings, catalog)
     nights = Interval.closed(replay.first, replay.last)
     rows = []
     for stage in (ingest, validate, transform):
