@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from sklearn.linear_model import Ridge
 
 from lake.artifact import folder_digests
 from serving.predictors import explainer_of, load_predictor
-from serving.predictors.recommender import positions, ranked
+from serving.predictors.recommender import Weights, positions, ranked
 from serving.predictors.shapley import Sample
 from tests.training.jobs import write_job
 from training.__main__ import run
@@ -75,17 +76,21 @@ def seen(*rows: tuple[str | None, ...]) -> pa.Table:
     return pa.table(columns | {"v__other": pa.array(np.zeros(len(rows)))})
 
 
-@pytest.mark.parametrize("method", ["ease", "cosine"])
-def test_items_of_the_same_group_are_found(method: str, trained: Path, tmp_path: Path) -> None:
-    folder = trained
-    if method != "ease":
-        folder = job(tmp_path / "job", method=method)
-        run(folder)
+@pytest.fixture(scope="module")
+def trained_ease(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = job(tmp_path_factory.mktemp("ease") / "job", method="ease")
+    run(folder)
+    return folder
+
+
+@pytest.mark.parametrize("method", ["next", "ease"])
+def test_items_of_the_same_group_are_found(method: str, trained: Path, trained_ease: Path) -> None:
+    folder = trained if method == "next" else trained_ease
     metrics = json.loads((folder / "manifest.json").read_text())["metrics"]
     assert metrics["item/ndcg_loss"] < 0.8 * metrics["item/baseline_ndcg_loss"]
     said = load_predictor(folder).predict(seen(("31",), ("22", "20"), ("12", "11", "10")))
     first = np.column_stack([said["item"], said["item_2"]])
-    assert {int(n) // 10 for n in first[0]} == {3}
+    assert [{int(n) // 10 for n in items} for items in first[:2]] == [{3}, {2}]
     assert set(first[1].tolist()) == {21, 23}
     assert first[2, 0] == 13
 
@@ -111,7 +116,7 @@ def test_a_row_alone_is_the_row_among_others(trained: Path) -> None:
 
 
 def test_equal_scores_come_in_the_order_of_the_items_and_seen_ones_last() -> None:
-    weights = np.zeros((5, 4))
+    weights = Weights(np.zeros((5, 4)), np.zeros((5, 4)), np.zeros((1, 4)))
     history = np.array([[2, 4], [4, 4], [1, 0]])
     items, scores = ranked(weights, history, exclude_seen=True)
     assert items.tolist() == [[0, 1, 3, 2], [0, 1, 2, 3], [2, 3, 0, 1]]
@@ -131,31 +136,52 @@ def test_who_has_seen_all_items_gets_them_again(tmp_path: Path) -> None:
     assert len(set(items)) == 12
 
 
-def test_equal_rows_give_equal_bytes(trained: Path, tmp_path: Path) -> None:
-    again = job(tmp_path / "again")
+def test_equal_rows_give_equal_bytes(trained: Path, trained_ease: Path, tmp_path: Path) -> None:
+    again, dropped = job(tmp_path / "again"), job(tmp_path / "dropped", method="ease", dropout=0.3)
     run(again)
     assert folder_digests(again / "model") == folder_digests(trained / "model")
-    dropped = job(tmp_path / "dropped", dropout=0.3)
     run(dropped)
-    ours, theirs = (np.load(folder / "model" / "weights.npy", allow_pickle=False) for folder in (trained, dropped))
+    ours, theirs = (np.load(folder / "model" / "weights.npy") for folder in (trained_ease, dropped))
     assert ours.shape == theirs.shape == (13, 12)
     assert np.abs(theirs).sum() < np.abs(ours).sum(), "dropout trusts each item less"
 
 
-def test_weights_solve_the_least_squares_they_stand_for(trained: Path) -> None:
-    """Each item's column is the ridge regression of that item on all others and a constant."""
-    from sklearn.linear_model import Ridge
-
+def training_indicators() -> np.ndarray:
+    """Of each training row the items of its history and of its newest step, (rows, 24), how many, the one that came."""
     rows = histories()
     rows = rows.filter(pa.array(np.asarray(rows["split"]) == "train"))
-    items = [10, 11, 12, 13, 20, 21, 22, 23, 30, 31, 32, 33]
-    held = np.zeros((len(rows), 13))
-    held[:, 12] = 1.0
-    for name in ("label", *(f"v__seen_t{step}" for step in range(STEPS))):
-        for row, value in enumerate(rows[name].to_pylist()):
+    given = np.zeros((len(rows), 24))
+    for step in range(STEPS):
+        for row, value in enumerate(rows[f"v__seen_t{step}"].to_pylist()):
             if value is not None:
-                held[row, items.index(int(value))] = 1.0
-    weights = np.load(trained / "model" / "weights.npy", allow_pickle=False)
+                given[row, ITEMS.index(int(value))] = 1.0
+                given[row, 12 + ITEMS.index(int(value))] += step == 0
+    count = given[:, :12].sum(axis=1)
+    label = np.searchsorted(ITEMS, rows["label"].to_numpy())
+    return np.column_stack([given, count[:, None] == np.arange(STEPS + 1), label])
+
+
+ITEMS = [first + n for first in GROUPS for n in range(4)]
+
+
+def test_weights_of_what_comes_next_are_a_ridge_regression(trained: Path) -> None:
+    columns = training_indicators()
+    wanted = columns[:, -1:] == np.arange(12)
+    known = Ridge(alpha=10.0, fit_intercept=False).fit(columns[:, :-1], wanted.astype(float))
+    weights = np.load(trained / "model" / "weights.npy")
+    assert weights == pytest.approx(known.coef_.T, abs=1e-9)
+    said = load_predictor(trained).predict(seen(("11", "10"), ()))
+    score = known.coef_ @ (np.eye(28)[1] + np.eye(28)[0] + np.eye(28)[13] + np.eye(28)[26])
+    unseen = [n for n in range(12) if ITEMS[n] not in {10, 11}]
+    assert said["item_score"][0].as_py() == pytest.approx(score[unseen].max())
+    assert said["item_score"][1].as_py() == pytest.approx(known.coef_[:, 24].max())
+
+
+def test_weights_of_what_is_together_are_ridge_regressions_on_all_other_items(trained_ease: Path) -> None:
+    columns = training_indicators()
+    held = np.column_stack([columns[:, :12], np.ones(len(columns))])
+    held[np.arange(len(held)), columns[:, -1].astype(int)] = 1.0
+    weights = np.load(trained_ease / "model" / "weights.npy")
     others = [n for n in range(13) if n != 5]
     known = Ridge(alpha=10.0, fit_intercept=False).fit(held[:, others], held[:, 5])
     assert weights[others, 5] == pytest.approx(known.coef_, abs=1e-9)

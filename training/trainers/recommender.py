@@ -1,8 +1,8 @@
-"""Recommender: which items go with those of a row's history, learned from the items of each training row, those of its
-history and the one that came.
+"""Recommender: which items go with those of a row's history, by sums of weights in closed form.
 
-Both methods know an item that is in every row: its weights are what a row starts from, and all that a row without
-history has. A fit takes seconds, so a killed one begins again.
+`next` learns what came after a history: the order of the steps counts, and how many there are. `ease` learns which
+items are together in a row, whatever came last: for histories without an order. A fit takes seconds, so a killed one
+begins again.
 """
 
 from __future__ import annotations
@@ -17,24 +17,26 @@ from pydantic import Field
 
 from config.catalog.output import Task
 from serving.predictors.contract import Contract, write_json
-from serving.predictors.recommender import DETAILS_FILE, WEIGHTS_FILE, positions
+from serving.predictors.recommender import DETAILS_FILE, WEIGHTS_FILE, Positions, positions
 from training.trainers import FamilyParams, Fitted, Floats, Rows, Run, TrainingImpossible, normalised, truth_to_learn
 from training.trainers.sklearn_rows import cpu_alone
 
-# Weights of 10,000 items take 800 MB, and their inversion three times that.
-MOST_ITEMS = 10_000
+# Weights of 5,000 items take 400 MB, finding them five times that.
+MOST_ITEMS = 5_000
+# Rows with so many items of history, or more, start from the same weights.
+_MOST_COUNTED = 10
 _STEP = re.compile(r"(?P<history>.+)_t\d+")
 
 
 class Params(FamilyParams):
     """What a catalog or a form may set."""
 
-    method: Literal["ease", "cosine"] = Field(
-        "ease", description="ease: weights that tell each item from all others (Steck 2019); cosine: of two items' rows"
+    method: Literal["next", "ease"] = Field(
+        "next", description="next: what came after a history; ease: what is together in a row (Steck 2019)"
     )
-    l2: float = Field(10.0, gt=0, description="weight of the squared weights; ease alone")
+    l2: float = Field(10.0, gt=0, description="weight of the squared weights")
     dropout: float = Field(
-        0.0, ge=0, lt=1, description="share of the history that is taken to be missing (Steck 2020); ease alone"
+        0.0, ge=0, lt=1, description="share of a row's items that is taken to be missing (Steck 2020); ease alone"
     )
     history: str | None = Field(
         None, description="column of a feature view that the steps `<history>_t0` … are of; None: there is only one"
@@ -66,15 +68,14 @@ def train(
     history = _history(contract, chosen.history)
     label = next(truth_to_learn(contract, name, fit) for name in contract.outputs)
     items = _items(contract, history, label)
-    together = _together(contract, history, items, fit, label)
-    weights = _ease(together, chosen) if chosen.method == "ease" else _cosine(together)
+    stood = positions(contract, history, items, fit.matrix)
+    came = np.searchsorted(items, label)
+    weights, starts = (_next if chosen.method == "next" else _ease)(stood, came, len(items), chosen)
     np.save(folder / WEIGHTS_FILE, weights, allow_pickle=False)
-    write_json(
-        folder / DETAILS_FILE,
-        {"items": [int(item) for item in items], "history": history, "exclude_seen": chosen.exclude_seen},
-    )
+    details = {"items": [int(item) for item in items], "history": history, "counts": starts}
+    write_json(folder / DETAILS_FILE, details | {"exclude_seen": chosen.exclude_seen})
     run.progress.line(f"recommender: {len(items):,} items, {len(history)} steps of history, {len(label):,} rows")
-    importances = normalised(_importances(contract, history, items, weights, fit), contract)
+    importances = normalised(_importances(history, weights, stood), contract)
     return Fitted(
         used,
         dict.fromkeys(contract.outputs, 1),
@@ -138,51 +139,73 @@ def _items(contract: Contract, history: list[str], label: Floats) -> Floats:
     return items
 
 
-def _together(contract: Contract, history: list[str], items: Floats, fit: Rows, label: Floats) -> Floats:
-    """How many rows hold each pair of items, and each item; the last is the item of every row."""
-    from scipy.sparse import csr_matrix
-
-    rows, count = len(label), len(items)
-    stood = np.column_stack([positions(contract, history, items, fit.matrix), np.searchsorted(items, label)])
-    known = stood < count
-    held = csr_matrix(
-        (np.ones(int(known.sum())), (np.broadcast_to(np.arange(rows)[:, None], stood.shape)[known], stood[known])),
-        shape=(rows, count),
-    )
-    held.data[:] = 1.0  # an item that is in the history and came again is in the row once
-    each = np.asarray(held.sum(axis=0)).ravel()
-    return np.block([[(held.T @ held).toarray(), each[:, None]], [each[None, :], np.array([[float(rows)]])]])
-
-
-def _ease(together: Floats, chosen: Params) -> Floats:
-    """Weights whose sum over a row's other items comes nearest to 1 for an item of the row and to 0 for others, in
-    closed form (Steck 2019); with dropout as if a share of each row's items were missing (Steck 2020).
+def _next(stood: Positions, came: Positions, count: int, chosen: Params) -> tuple[Floats, int]:
+    """The ridge regression of which item came, 0 or 1 for each, on the items of the history, its newest item, and the
+    number of its items.
 
     Args:
-        together: of `_together`, (items + 1, items + 1).
+        stood: positions of each row's history, (rows, steps).
+        came: position of each row's item, (rows,).
+        count: of items.
     Returns:
-        (items + 1, items), the last row is what every row starts from.
+        weights, (2 * items + numbers, items), and how many numbers of items there are.
+    """
+    from scipy.linalg import solve
+    from scipy.sparse import csr_matrix
+    from threadpoolctl import threadpool_limits
+
+    rows = len(came)
+    known = np.minimum((stood < count).sum(axis=1), _MOST_COUNTED)
+    starts = int(known.max()) + 1
+    newest = np.where(stood[:, :1] < count, stood[:, :1] + count, -1)
+    held = np.hstack([np.where(stood < count, stood, -1), newest, 2 * count + known[:, None]])
+    given = _indicators(held, 2 * count + starts)
+    wanted = csr_matrix((np.ones(rows), (np.arange(rows), came)), shape=(rows, count))
+    squares = (given.T @ given).toarray()
+    squares[np.diag_indices(len(squares))] += chosen.l2
+    with threadpool_limits(1):  # sums depend on how many threads share them
+        weights = solve(squares, (given.T @ wanted).toarray(), assume_a="pos")
+    return np.ascontiguousarray(weights), starts
+
+
+def _ease(stood: Positions, came: Positions, count: int, chosen: Params) -> tuple[Floats, int]:
+    """Weights whose sum over a row's other items comes nearest to 1 for an item of the row and to 0 for others (Steck
+    2019); with dropout as if a share of each row's items were missing (Steck 2020).
+
+    The item that came is one of the row's. One more item is in every row: its weights are what all rows start from.
+
+    Returns:
+        weights, (items + 1, items), and 1.
     """
     from threadpoolctl import threadpool_limits
 
-    penalty = np.append(np.diag(together)[:-1] * (chosen.dropout / (1.0 - chosen.dropout)), 0.0) + chosen.l2
+    every = np.full((len(came), 1), count)
+    held = _indicators(np.hstack([np.where(stood < count, stood, -1), came[:, None], every]), count + 1)
+    together = (held.T @ held).toarray()
+    penalty = np.diag(together) * (chosen.dropout / (1.0 - chosen.dropout)) + chosen.l2
+    penalty[-1] = chosen.l2
     with threadpool_limits(1):  # sums depend on how many threads share them
         inverse = np.linalg.inv(together + np.diag(penalty))
     weights = -inverse / np.diag(inverse)
     np.fill_diagonal(weights, 0.0)
-    return np.ascontiguousarray(weights[:, :-1])
+    return np.ascontiguousarray(weights[:, :-1]), 1
 
 
-def _cosine(together: Floats) -> Floats:
-    """The cosine between two items' columns of rows, (items + 1, items)."""
-    lengths = np.sqrt(np.diag(together))
-    weights = together / np.outer(lengths, lengths)
-    np.fill_diagonal(weights, 0.0)
-    return np.ascontiguousarray(weights[:, :-1])
+def _indicators(columns: Positions, width: int) -> Any:
+    """A sparse matrix, (rows, width): 1 in each column that a row names, however often; -1 names none."""
+    from scipy.sparse import csr_matrix
+
+    named = columns >= 0
+    rows = np.broadcast_to(np.arange(len(columns))[:, None], columns.shape)
+    matrix = csr_matrix((np.ones(int(named.sum())), (rows[named], columns[named])), shape=(len(columns), width))
+    matrix.data[:] = 1.0
+    return matrix
 
 
-def _importances(contract: Contract, history: list[str], items: Floats, weights: Floats, fit: Rows) -> dict[str, float]:
+def _importances(history: list[str], weights: Floats, stood: Positions) -> dict[str, float]:
     """How far each step of the history spreads the scores of a row, on average."""
-    spread = np.append(weights[:-1].std(axis=1), 0.0)
-    stood = positions(contract, history, items, fit.matrix)
-    return {name: float(spread[stood[:, step]].mean()) for step, name in enumerate(history)}
+    count = weights.shape[1]
+    newest = weights[count : 2 * count] if len(weights) > 2 * count else 0.0
+    spread = np.append(weights[:count].std(axis=1), 0.0)
+    first = np.append((weights[:count] + newest).std(axis=1), 0.0)
+    return {name: float((spread if step else first)[stood[:, step]].mean()) for step, name in enumerate(history)}
