@@ -362,7 +362,9 @@ class _Judge:
     ) -> list[Metric]:
         check = f"{output.gate}_baseline"
         said, why = self._baseline(name, output, trivial)
-        if said is None:
+        untold = output.untold(actual)
+        if said is None or untold is not None:
+            why = untold or why
             return [self._metric(c, column=name, status="not_evaluated", reason=why) for c in (check, ERROR_RATIO)]
         own, base = (
             float(output.metric.of_mean(output.row_losses(actual, values).mean())) for values in (judged, said)

@@ -225,7 +225,7 @@ def check_outputs(model: ModelEntry, outputs: pa.Table, rows: int, *, version: i
             refuse,
             name,
             outputs[name],
-            pc.invert(pc.fill_null(pc.is_finite(outputs[name]), False)),
+            pc.invert(pc.fill_null(pc.is_finite(outputs[name].cast(pa.float64())), False)),
             "are not finite numbers",
         )
     for name, output in model.outputs.items():

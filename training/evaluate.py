@@ -73,7 +73,7 @@ def baseline_metrics(
 
 def lifts(outputs: Mapping[str, OutputKind], metrics: Mapping[str, float]) -> dict[str, float]:
     """`<output>/lift`: `1 - error / baseline error` of the metric the gate judges by; absent where the baseline makes
-    no error.
+    no error, or the labels do not tell it.
 
     0 is as good as no model, 1 is without error, below 0 is worse than no model.
 
@@ -82,8 +82,8 @@ def lifts(outputs: Mapping[str, OutputKind], metrics: Mapping[str, float]) -> di
     """
     gained: dict[str, float] = {}
     for name, output in outputs.items():
-        error, trivial = metrics[f"{name}/{output.gate}"], metrics[f"{name}/baseline_{output.gate}"]
-        if trivial > 0.0:
+        error, trivial = metrics.get(f"{name}/{output.gate}"), metrics.get(f"{name}/baseline_{output.gate}")
+        if error is not None and trivial:
             gained[f"{name}/lift"] = 1.0 - error / trivial
     return gained
 

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
 
 # What a trainer has to learn: a number, the probability of one event, a probability for each of several classes, an
-# order of items.
-Task = Literal["number", "event", "classes", "ranking"]
+# order of items, how strange a row is.
+Task = Literal["number", "event", "classes", "ranking", "anomaly"]
 
 
 class Metric(ABC):
@@ -93,11 +93,30 @@ class Metric(ABC):
 
 
 class RowMetric(Metric):
-    """A mean over rows, or the root of one: it can be a gate's, be resampled, and be cut by segment."""
+    """A mean over rows, or the root of one: it can be a gate's, be resampled, and be cut by segment.
+
+    Attributes:
+        listwise: what a row adds depends on the rows beside it, so that these must be all that are judged together.
+    """
+
+    listwise: ClassVar[bool] = False
 
     @abstractmethod
     def row_losses(self, truth: Floats, predicted: Floats) -> Floats:
         """What each row adds before the mean, (rows,)."""
+
+    def of_draws(self, truth: Floats, predicted: Floats, day: npt.NDArray[np.int64], weights: Floats) -> Floats:
+        """The mean among the rows of each draw of days, (draws,).
+
+        Args:
+            day: position of each row's day, (rows,).
+            weights: how often each day is drawn, (draws, days).
+        """
+        import numpy as np
+
+        sums = np.bincount(day, weights=self.row_losses(truth, predicted), minlength=weights.shape[1])
+        means: Floats = (weights @ sums) / (weights @ np.bincount(day, minlength=weights.shape[1]))
+        return means
 
 
 @dataclass(frozen=True)
@@ -218,6 +237,10 @@ class OutputKind(Model, ABC):
         """The published columns, from what a model computed, (rows, raw columns)."""
         return {column: raw[:, position] for position, column in enumerate(self.raw_columns(name))}
 
+    def feature_columns(self, name: str) -> tuple[str, ...]:
+        """The published columns that name a feature; `published` gives its position among the model's, -1 for none."""
+        return ()
+
     def defects(self, name: str, rows: pa.Table) -> list[Defect]:
         """What must not be published of rows whose judged columns are finite."""
         return []
@@ -253,6 +276,24 @@ class OutputKind(Model, ABC):
         return None
 
     # ---- judging
+
+    def untold(self, label: Floats, night: npt.NDArray[np.int64] | None = None) -> str | None:
+        """Why those labels cannot judge the output, None when they can.
+
+        Args:
+            night: position of each row's night; None where all rows are of one.
+        """
+        return None
+
+    def agreement(self) -> float | None:
+        """The share of `picked` rows that must be common to two versions where no label tells them apart; None: where
+        none does, the champion stays.
+        """
+        return None
+
+    def picked(self, judged: Floats, nights: int) -> npt.NDArray[np.bool_]:
+        """The rows of so many nights that `agreement` is about."""
+        raise NotImplementedError(f"{self.kind} outputs pick no rows")
 
     @property
     def metric(self) -> RowMetric:

@@ -266,7 +266,7 @@ def _card(v: Subject, folder: Path) -> dict[str, Any]:
                 "name": name,
                 "unit": v.entry.outputs[name].units(name, v.unit or "").get(name),
                 "metrics": _metrics(v, name),
-                "plots": drawn(name, "calibration", "confusion", "residuals", "gain"),
+                "plots": drawn(name, "calibration", "confusion", "detection", "residuals", "gain"),
             }
             for name in entry.outputs
         ],

@@ -32,6 +32,7 @@ _ARROW_TYPES: dict[str, tuple[pa.DataType, ...]] = {
     "boolean": (pa.bool_(),),
 }
 FEATURE_TYPES = tuple(_ARROW_TYPES)
+NO_FEATURE = "none"
 
 
 class BadFeatures(NightfleetError):
@@ -100,6 +101,9 @@ class Contract:
             end = start + len(output.raw_columns(name))
             raw = np.asarray(scores[:, start:end], dtype=np.float64)
             columns |= {column: pa.array(values) for column, values in output.published(name, raw).items()}
+            for column in output.feature_columns(name):
+                position = pc.if_else(pc.less(columns[column], 0), None, columns[column])
+                columns[column] = pc.fill_null(pa.array(list(self.features), pa.string()).take(position), NO_FEATURE)
             start = end
         return pa.table(columns)
 

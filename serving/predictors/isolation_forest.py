@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from serving.predictors.anomaly import raw_anomaly
 from serving.predictors.calibration import calibrated
 from serving.predictors.contract import Contract, Matrix, Predictor, Scores, read_json
 from serving.predictors.shapley import Sample, Shapley, affordable_rows, owners, tree_values
@@ -33,7 +34,12 @@ class IsolationForestPredictor(Predictor):
         """See `Predictor.scores`."""
         anomaly = anomaly_scores(self._pipeline, matrix)
         return np.column_stack(
-            [calibrated(anomaly, detail["calibration"]) for detail in self._details["outputs"].values()]
+            [
+                calibrated(anomaly, detail["calibration"])
+                if "calibration" in detail
+                else raw_anomaly(lambda rows: anomaly_scores(self._pipeline, rows), matrix, detail)
+                for detail in self._details["outputs"].values()
+            ]
         )
 
 

@@ -56,7 +56,13 @@ def improvement_bound(
         weights: of `day_weights`, shape `(resamples, days)`.
         confidence: for example 0.95: the 5 % quantile over the draws is the bound.
     """
-    ratio = error_ratio(weights @ challenger, weights @ incumbent, root=root)
+    return bound_of_draws(weights @ challenger, weights @ incumbent, confidence=confidence, root=root)
+
+
+def bound_of_draws(challenger: Floats, incumbent: Floats, *, confidence: float, root: bool = False) -> float:
+    """As `improvement_bound`, from what each draw of days makes of both, (draws,); one without either is left out."""
+    told = ~(np.isnan(challenger) | np.isnan(incumbent))
+    ratio = error_ratio(challenger[told], incumbent[told], root=root)
     # An order statistic, not an interpolation: defined where a draw is infinite, and never better than what was drawn.
     return float(np.quantile(1.0 - ratio, 1.0 - confidence, method="lower"))
 

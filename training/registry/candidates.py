@@ -46,10 +46,15 @@ def register_best(lake: Lake, model: str, manifests: Sequence[str], *, run_id: s
 
 
 def validation_error(lake: Lake, model: str, job_dir: Path) -> float:
-    """Mean over outputs of the gate's metric divided by the baseline's, on validation rows."""
+    """Mean over outputs of the gate's metric divided by the baseline's, on validation rows; 1 for an output that their
+    labels do not tell.
+    """
     metrics = read_manifest(job_dir)["metrics"]
     ratios = []
     for name, output in lake.model(model).outputs.items():
+        if f"{name}/{output.gate}" not in metrics:
+            ratios.append(1.0)
+            continue
         error, baseline = metrics[f"{name}/{output.gate}"], metrics[f"{name}/baseline_{output.gate}"]
         ratios.append(error / baseline if baseline > 0 else error)
     return float(sum(ratios) / len(ratios))

@@ -32,6 +32,7 @@ ReasonCode = Literal[
     "latency",
     "too_few_nights",
     "nothing_to_tell",
+    "as_stable",
 ]
 SQL_TABLE = "decisions"
 _FORMER_KEY = "rival"  # in evidence that was stored under another word: its bytes, which the ledger cites, stay
@@ -66,7 +67,8 @@ class Check:
     """One thing that was looked at.
 
     Attributes:
-        name: improvement, segment, segments_too_small, schema, finite, latency, leakage, nights, coverage, champion.
+        name: improvement, segment, segments_too_small, agreement, schema, finite, latency, leakage, nights, coverage,
+            champion.
         challenger, incumbent: errors in the metric's unit; for a check without a metric, challenger is the value met.
         improvement: `1 - challenger / incumbent`.
         bound: improvement: what the improvement exceeds with the gate's confidence; segment: what the error ratio

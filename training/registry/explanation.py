@@ -79,7 +79,7 @@ class Plot:
 
     Attributes:
         output: which it is about, "" for the model as a whole.
-        kind: contributions, importances, calibration, confusion, residuals, gain, curves or segments.
+        kind: contributions, importances, calibration, confusion, detection, residuals, gain, curves or segments.
         alt: what it shows, in words.
     """
 

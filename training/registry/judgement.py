@@ -20,7 +20,14 @@ from lake.ledger import Promotion
 from serving.predictors.contract import BadFeatures, PredictionsNotFinite, Predictor
 from serving.signed import load_signed, signed_files
 from training.registry import leakage
-from training.registry.bootstrap import RESAMPLES, day_weights, error_ratio, improvement_bound, ratio_lower_bounds
+from training.registry.bootstrap import (
+    RESAMPLES,
+    bound_of_draws,
+    day_weights,
+    error_ratio,
+    improvement_bound,
+    ratio_lower_bounds,
+)
 from training.registry.decision import (
     Check,
     Reason,
@@ -35,6 +42,7 @@ from training.registry.judged_set import (
     read_windows,
 )
 from training.registry.losses import (
+    RowLosses,
     ScoredRows,
     baseline_constants,
     batches_of,
@@ -52,6 +60,7 @@ Floats = npt.NDArray[np.float64]
 _WARM_UP_ROWS = 64
 _SMALL_SEGMENTS_NAMED = 30
 _LEAST_TIMED_ROWS = 100  # of fewer, what a call costs by itself is most of what was measured
+_PASSED: frozenset[ReasonCode] = frozenset({"better", "as_stable"})
 _UNDECIDED: frozenset[ReasonCode] = frozenset({"too_few_nights", "nothing_to_tell"})
 
 
@@ -112,7 +121,7 @@ class Judgement:
         self._check_nights(nights, present, seen_until, enough)
         self._audit()
         undecided = [r for r in self._reasons if r.code in _UNDECIDED]
-        refused = [r for r in self._reasons if r.code != "better" and r.code not in _UNDECIDED]
+        refused = [r for r in self._reasons if r.code not in _PASSED and r.code not in _UNDECIDED]
         verdict: Verdict = "not_evaluated" if undecided else "promote"
         if refused:
             verdict = "refuse"
@@ -364,14 +373,13 @@ class Judgement:
             by_day = [sums_by_code(day, values, len(nights)) for values in (losses.challenger, theirs, losses.baseline)]
             error, reached, trivial = (pooled_error(output, values, len(day)) for values in by_day)
             improvement = 1.0 - float(error_ratio(by_day[0].sum(), by_day[1].sum(), root=root))
-            bound = (
-                improvement_bound(by_day[0], by_day[1], weights, confidence=rules.confidence, root=root)
-                if weights is not None
-                else None
-            )
+            why = output.untold(scored.labels(mask), day)
             alike = scored.alike(output, mask)
             none = max(error, reached) <= scored.told_apart(output, mask)
-            untold = self._nothing_to_tell(name, output, incumbent, alike=alike, none=none) if enough else None
+            untold = self._nothing_to_tell(name, output, incumbent, why, alike=alike, none=none) if enough else None
+            bound = None
+            if weights is not None and not (untold and losses.judged):
+                bound = self._bound(output, scored.labels(mask), losses, by_day, day, weights, against_champion)
             passed = None if bound is None or untold else bound >= rules.better_by
             self._details["outputs"][name] = {
                 "metric": output.gate,
@@ -395,17 +403,38 @@ class Judgement:
                 )
             )
             if untold:
-                self._refuse(
-                    "nothing_to_tell", f"{untold} Not evaluated: the champion stays. Train as of a later night."
-                )
+                self._without_labels(name, output, untold, losses, day, weights, incumbent)
             elif bound is not None:
                 self._say_improvement(name, output, incumbent, error, reached, bound)
                 self._measure_segments(name, output, scored, losses.challenger, theirs, mask, day, weights, incumbent)
 
+    def _bound(
+        self,
+        output: OutputKind,
+        label: Floats,
+        losses: RowLosses,
+        by_day: Sequence[Floats],
+        day: npt.NDArray[np.int64],
+        weights: Floats,
+        against_champion: bool,
+    ) -> float:
+        """What the improvement exceeds with the gate's confidence; a listwise metric is computed anew in each draw."""
+        confidence, root = self._entry.gate.confidence, output.metric.rooted
+        if losses.judged is None:
+            return improvement_bound(by_day[0], by_day[1], weights, confidence=confidence, root=root)
+        own, baseline, champion = losses.judged
+        draws = [
+            output.metric.of_draws(output.truth(label), judged, day, weights)
+            for judged in (own, champion if against_champion else baseline)
+        ]
+        return bound_of_draws(*draws, confidence=confidence, root=root)
+
     def _nothing_to_tell(
-        self, name: str, output: OutputKind, incumbent: _Incumbent, *, alike: bool, none: bool
+        self, name: str, output: OutputKind, incumbent: _Incumbent, why: str | None, *, alike: bool, none: bool
     ) -> str | None:
         """Why the test rows cannot tell the challenger from the incumbent, None where they can."""
+        if why is not None:
+            return f"{name}: {why}, so nothing tells a good detector from another."
         if alike:
             return f"{name}: the labels of all test rows came out alike, so one that always says so is as good as any."
         if none:
@@ -414,6 +443,53 @@ class Judgement:
                 "nothing tells them apart."
             )
         return None
+
+    def _without_labels(
+        self,
+        name: str,
+        output: OutputKind,
+        untold: str,
+        losses: RowLosses,
+        day: npt.NDArray[np.int64],
+        weights: Floats | None,
+        incumbent: _Incumbent,
+    ) -> None:
+        """Where labels tell nothing a challenger may follow a champion that it agrees with; else the champion stays."""
+        needed = output.agreement()
+        stays = f"{untold} Not evaluated: the champion stays. Train as of a later night."
+        if needed is None or losses.judged is None or weights is None or incumbent.predictor is None:
+            self._refuse("nothing_to_tell", stays)
+            return
+        own, _, champion = losses.judged
+        picks = [output.picked(judged, weights.shape[1]) for judged in (own, champion)]
+        common, either = (
+            sums_by_code(day, rows.astype(np.float64), weights.shape[1])
+            for rows in (picks[0] & picks[1], picks[0] | picks[1])
+        )
+        share = float(common.sum() / either.sum())
+        confidence = self._entry.gate.confidence
+        bound = improvement_bound(either - common, either, weights, confidence=confidence)
+        passed = bound >= needed
+        self._checks.append(
+            Check(
+                "agreement",
+                passed=passed or None,
+                output=name,
+                challenger=share,
+                bound=bound,
+                needed=needed,
+                rows=int(either.sum()),
+                note="share of the rows that either calls strangest which both do",
+            )
+        )
+        said = (
+            f"Of the strangest rows {share:.0%} are also those of {incumbent.name}, with {confidence:.0%} confidence "
+            f"at least {bound:.0%}; {needed:.0%} are needed."
+        )
+        if passed:
+            self._reasons.append(Reason("as_stable", f"{untold} {said}"))
+        else:
+            self._refuse("nothing_to_tell", f"{stays} {said}")
 
     def _say_improvement(
         self, name: str, output: OutputKind, incumbent: _Incumbent, error: float, reached: float, bound: float

@@ -26,7 +26,7 @@ _BATCH_ROWS = 65_536
 
 @dataclass
 class _Losses:
-    """Losses of every test row for one output; the predictions themselves are not kept."""
+    """Losses of every test row for one output, or, of a listwise metric, what it is judged by."""
 
     challenger: list[Floats]
     baseline: list[Floats]
@@ -60,11 +60,11 @@ class ScoredRows:
         for name, output in self._entry.outputs.items():
             losses = self._losses[name]
             columns = judged_values(output, name, predicted)
-            losses.challenger.append(output.row_losses(label, output.judged(name, columns)))
-            losses.baseline.append(output.row_losses(label, output.baseline(constants[name], len(label), by_row)))
+            losses.challenger.append(_kept(output, label, output.judged(name, columns)))
+            losses.baseline.append(_kept(output, label, output.baseline(constants[name], len(label), by_row)))
             if champion is not None:
                 theirs = output.judged(name, judged_values(output, name, champion))
-                losses.champion.append(output.row_losses(label, theirs))
+                losses.champion.append(_kept(output, label, theirs))
             bounds = output.interval_bounds(name)
             if bounds is not None:
                 lower, upper = columns[bounds[0]], columns[bounds[1]]
@@ -104,15 +104,26 @@ class ScoredRows:
 
     def losses(self, output: str, mask: npt.NDArray[np.bool_]) -> RowLosses:
         """Losses of the masked rows."""
-        losses = self._losses[output]
-        champion = np.concatenate(losses.champion)[mask] if sum(map(len, losses.champion)) == self.rows else np.empty(0)
-        return RowLosses(np.concatenate(losses.challenger)[mask], np.concatenate(losses.baseline)[mask], champion)
+        losses, declared = self._losses[output], self._entry.outputs[output]
+        of_all = sum(map(len, losses.champion)) == self.rows
+        champion = np.concatenate(losses.champion)[mask] if of_all else np.empty(0)
+        kept = (np.concatenate(losses.challenger)[mask], np.concatenate(losses.baseline)[mask], champion)
+        if not declared.metric.listwise:
+            return RowLosses(*kept)
+        label = self.labels(mask)
+        own, trivial, theirs = (declared.row_losses(label[: len(judged)], judged) for judged in kept)
+        return RowLosses(own, trivial, theirs, judged=kept)
+
+    def labels(self, mask: npt.NDArray[np.bool_]) -> Floats:
+        """Labels of the masked rows."""
+        labels: Floats = np.concatenate(self._labels)[mask]
+        return labels
 
     def alike(self, output: OutputKind, mask: npt.NDArray[np.bool_]) -> bool:
         """Whether the masked rows all came out as one class; never so of a number."""
         if output.task == "number":
             return False
-        truth = output.truth(np.concatenate(self._labels)[mask])
+        truth = output.truth(self.labels(mask))
         return bool(len(truth) and truth.min() == truth.max())
 
     def told_apart(self, output: OutputKind, mask: npt.NDArray[np.bool_]) -> float:
@@ -134,11 +145,21 @@ class ScoredRows:
 
 @dataclass(frozen=True)
 class RowLosses:
-    """Losses of one output, each (rows,); `champion` is empty where none predicted."""
+    """Losses of one output, each (rows,); `champion` is empty where none predicted.
+
+    Attributes:
+        judged: of a listwise metric, what the challenger, the baseline and the champion said.
+    """
 
     challenger: Floats
     baseline: Floats
     champion: Floats
+    judged: tuple[Floats, Floats, Floats] | None = None
+
+
+def _kept(output: OutputKind, label: Floats, judged: Floats) -> Floats:
+    """What is kept of a batch: its losses, or what they will be made of when all rows are there."""
+    return judged if output.metric.listwise else output.row_losses(label, judged)
 
 
 def baseline_constants(entry: ModelEntry, training_path: Path) -> dict[str, Any]:

@@ -315,6 +315,23 @@ def gain_plot(truth: Floats, probability: Floats, path: Path, *, title: str) -> 
     _save(figure, path)
 
 
+def precision_recall_plot(truth: Floats, score: Floats, path: Path, *, title: str) -> None:
+    """Draw precision over recall for each score that rows could be flagged from, beside flagging any rows."""
+    from sklearn.metrics import average_precision_score, precision_recall_curve
+
+    precision, recall, _ = precision_recall_curve(truth, score)
+    rate, area = float(truth.mean()), float(average_precision_score(truth, score))
+    figure = _figure(5.8, 4.6)
+    axes = figure.add_subplot()
+    axes.step(recall, precision, where="post", color=BLUE, linewidth=1.8, label=f"model: average precision {area:.3f}")
+    axes.axhline(rate, color=GREY, linestyle="--", linewidth=1, label=f"any rows: {rate:.3f}")
+    axes.legend(loc="upper right", fontsize=8, frameon=False)
+    axes.set_xlim(0.0, 1.0)
+    axes.set_ylim(0.0, 1.02)
+    _style(axes, title, "share of anomalies found (recall)", "share of anomalies among the flagged (precision)")
+    _save(figure, path)
+
+
 def _gains(truth: Floats, probability: Floats) -> Floats:
     """Cumulative share of events by falling probability, from 0 rows on; rows of equal probability share theirs."""
     _, codes = np.unique(-probability, return_inverse=True)
@@ -379,6 +396,7 @@ QUALITY_PLOTS: dict[str, Callable[..., None]] = {
     "hits": hits_plot,
     "residual": residual_plot,
     "tolerance": tolerance_plot,
+    "precision_recall": precision_recall_plot,
 }
 
 

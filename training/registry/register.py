@@ -60,7 +60,7 @@ _PACKED_CODE = (
 _MLFLOW_TYPES = {"string": "string", "int32": "double", "int64": "double", "float64": "double", "boolean": "boolean"}
 # In the place of a personal value in the example, by a feature's type.
 _NO_VALUE = {"string": "", "int32": math.nan, "int64": math.nan, "float64": math.nan, "boolean": False}
-_OUTPUT_TYPES = {"string": "string", "int64": "long", "float64": "double"}
+_OUTPUT_TYPES = {"string": "string", "int64": "long", "float64": "double", "boolean": "boolean"}
 log = logging.getLogger(__name__)
 
 

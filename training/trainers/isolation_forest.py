@@ -1,5 +1,5 @@
-"""Isolation forest: how strange a row is, learned without labels; what that says of an output is calibrated on
-validation labels.
+"""Isolation forest: how strange a row is, learned without labels; what that says of the probability of an event is
+calibrated on validation labels.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from serving.predictors.contract import Contract, write_json
 from serving.predictors.isolation_forest import DETAILS_FILE, MODEL_FILE, TRUSTED, anomaly_scores
 from serving.predictors.sklearn_model import read_model
 from training.trainers import FamilyParams, Fitted, Floats, Rows, Run, normalised, truth_to_learn
+from training.trainers.anomaly import fit_anomaly
 from training.trainers.calibration import fit_calibration
 from training.trainers.sklearn_rows import (
     LIBRARIES,
@@ -45,7 +46,7 @@ class Params(FamilyParams):
     threads: int = Field(2, ge=1, description="trees that grow at once; the forest is the same with any number")
 
 
-LEARNS: tuple[Task, ...] = ("event",)
+LEARNS: tuple[Task, ...] = ("event", "anomaly")
 ROUNDS: str | None = "n_estimators"
 QUICK: dict[str, Any] = {"n_estimators": 20, "threads": 1}
 
@@ -55,12 +56,13 @@ def train(
 ) -> Fitted:
     """Grow one forest for all outputs, calibrate its score for each, and write them into `folder`.
 
-    Training labels are never looked at. An output whose rows are not the strange ones gets its base rate.
+    Training labels are never looked at, and those of validation for events alone. An event whose rows are not the
+    strange ones gets its base rate.
 
     Args:
-        contract: features and outputs, all of them binary; its order is the order of the matrices.
-        fit, validation: rows to learn from; rows for curves and calibration, with labels on both sides of every
-            `above`.
+        contract: features and outputs, events and anomalies; its order is the order of the matrices.
+        fit, validation: rows to learn from; rows for curves, calibration and thresholds, with labels on both sides of
+            every event's `above`.
         params: as `validated_params` gives them.
         run: seed, device, progress, checkpoints, workers.
     Raises:
@@ -68,7 +70,8 @@ def train(
     """
     chosen = Params(**params)
     used = cpu_alone("isolation_forest", contract, run)
-    truths = {name: truth_to_learn(contract, name, validation, "validation") for name in contract.outputs}
+    events = [name for name, output in contract.kinds.items() if output.task == "event"]
+    truths = {name: truth_to_learn(contract, name, validation, "validation") for name in events}
     pipeline = _grow(contract, fit, validation, truths, chosen, run)
     write_model(pipeline, folder / MODEL_FILE)
     anomaly = anomaly_scores(pipeline, validation.matrix)
@@ -78,10 +81,13 @@ def train(
             run.progress.line(
                 f"isolation forest: rows above are no stranger than others, so {name} is predicted as its base rate"
             )
-    write_json(
-        folder / DETAILS_FILE,
-        {"outputs": {name: {"calibration": calibration} for name, calibration in calibrations.items()}},
-    )
+    details = {
+        name: {"calibration": calibrations[name]}
+        if name in calibrations
+        else fit_anomaly(contract, name, anomaly, fit, validation)
+        for name in contract.outputs
+    }
+    write_json(folder / DETAILS_FILE, {"outputs": details})
     importances = _importances(contract, pipeline, validation, run.seed)
     return Fitted(used, {_STAGE: chosen.n_estimators}, dict.fromkeys(contract.outputs, importances), LIBRARIES)
 
@@ -117,6 +123,10 @@ def _grow(
             continue
         forest.set_params(n_estimators=trees).fit(columns)
         anomaly = anomaly_scores(pipeline, validation.matrix[shown])
+        for name, output in contract.kinds.items():
+            if name not in truths and output.untold(validation.label[shown]) is None:
+                loss = output.metric.value(output.truth(validation.label[shown]), anomaly)
+                run.progress.point(f"validation/{name}/{output.gate}", trees, float(loss or 0.0))
         for name, truth in truths.items():
             said = calibrated(anomaly, fit_calibration(anomaly, truth[shown], "platt"))
             value = METRIC.value(truth[shown], said)
