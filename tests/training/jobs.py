@@ -31,12 +31,13 @@ OUTPUTS: dict[str, Any] = {
     "late_probability": {"kind": "binary", "above": 15.0, "gate": "brier"},
 }
 OUTPUT_COLUMNS = ["minutes", "minutes_lower", "minutes_upper", "late_probability"]
+ANOMALY = {"odd": {"kind": "anomaly", "above": 15.0, "share": 0.05}}
 
 
 def outputs_of(family: str) -> dict[str, Any]:
     """Those of the toy's outputs that a family can learn."""
     learns = family_of(family).LEARNS
-    return {name: document for name, document in OUTPUTS.items() if output_of(document).task in learns}
+    return {name: kind for name, kind in (OUTPUTS | ANOMALY).items() if output_of(kind).task in learns}
 
 
 # Of every family that learns something of the toy; those that learn another task have rows of their own in their tests.
@@ -89,7 +90,7 @@ def write_job(
         "run_id": "test",
         "entry": {"outputs": outputs_of(family), "trainer": {"family": family, "device": "auto"}},
         "feature_columns": FEATURES | STEPS if family == "lstm" else FEATURES,
-        "output_columns": [column for column in OUTPUT_COLUMNS if column.startswith(tuple(outputs_of(family)))],
+        "output_columns": [c for name, kind in outputs_of(family).items() for c in output_of(kind).columns(name)],
         "training_set": {"path": path.name, "digest": hashlib.sha256(path.read_bytes()).hexdigest()},
         "params": QUICK[family] if params is None else params,
         "seed": 7,

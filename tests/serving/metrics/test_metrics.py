@@ -94,3 +94,23 @@ def test_the_names_of_all_metrics_load_nothing_heavy() -> None:
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
+
+
+def test_average_precision_is_computed_anew_among_the_rows_of_each_draw() -> None:
+    from sklearn.metrics import average_precision_score
+
+    random = np.random.default_rng(1)
+    metric = row_metric("average_precision_loss")
+    truth = (random.random(600) < 0.1).astype(float)
+    score = np.round(random.normal(size=600) + truth, 1)
+    day = np.arange(600) // 50
+    assert metric.value(truth, score) == pytest.approx(1 - average_precision_score(truth, score))
+    assert metric.value(truth, np.full(600, 0.2)) == pytest.approx(1 - truth.mean())
+    assert metric.value(np.zeros(3), np.ones(3)) is None
+    weights = random.multinomial(12, np.full(12, 1 / 12), size=5).astype(float)
+    for drawn, counts in zip(metric.of_draws(truth, score, day, weights), weights.astype(int), strict=True):
+        rows = np.concatenate([np.tile(np.flatnonzero(day == d), n) for d, n in enumerate(counts)]).astype(int)
+        assert drawn == pytest.approx(1 - average_precision_score(truth[rows], score[rows]))
+    alone = np.eye(12)[[int(day[truth > 0][0])]] * 12
+    without = np.where(day == day[truth > 0][0], 0.0, truth)
+    assert np.isnan(metric.of_draws(without, score, day, alone)).all(), "a draw without an event tells nothing"
