@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
+from lake.artifact import folder_digests
 from serving.kinds.anomaly import Output
+from serving.predictors import load_model_folder
 from serving.predictors.anomaly import raw_anomaly, tail_share
-from serving.predictors.contract import Contract, FeatureSpec
+from serving.predictors.contract import Contract, FeatureSpec, Matrix
 from tests.training.jobs import training_rows, write_job
 from training.__main__ import run
-from training.trainers import Rows
+from training.trainers import Floats, Rows
 from training.trainers.anomaly import fit_anomaly
 
 SHARE = Output(share=0.1)
@@ -30,8 +35,9 @@ CONTRACT = Contract(
 )
 
 
-def strangeness(matrix: np.ndarray) -> np.ndarray:
-    return np.abs(matrix[:, 0]) + np.abs(matrix[:, 1]).astype(np.float64)
+def strangeness(matrix: Matrix) -> Floats:
+    strange: Floats = np.abs(matrix[:, 0].astype(np.float64)) + np.abs(matrix[:, 1])
+    return strange
 
 
 def rows_of(count: int = 1000, seed: int = 1) -> Rows:
@@ -136,21 +142,14 @@ def test_what_is_no_score_or_no_severity_is_a_defect() -> None:
 
 
 @pytest.mark.parametrize("family", ["isolation_forest", "ecod"])
-def test_a_family_flags_the_share_of_validation_rows_and_never_sees_a_label(
-    family: str, tmp_path: pytest.TempPathFactory
-) -> None:
-    import json
-
-    from lake.artifact import folder_digests
-    from serving.predictors import load_model_folder
-
+def test_a_family_flags_the_share_of_validation_rows_and_never_sees_a_label(family: str, tmp_path: Path) -> None:
     rows = training_rows(600)
     entry = {"outputs": {"odd": {"kind": "anomaly", "above": 15, "share": 0.05}}, "trainer": {"family": family}}
     columns = list(SHARE.columns("odd"))
     folders = []
     for name, label in (("job", rows["label"]), ("again", pa.array(np.zeros(600)))):
         changed = rows.set_column(rows.schema.get_field_index("label"), "label", label)
-        folders.append(write_job(tmp_path / name, family, rows=changed, entry=entry, output_columns=columns))  # type: ignore[operator]
+        folders.append(write_job(tmp_path / name, family, rows=changed, entry=entry, output_columns=columns))
         run(folders[-1])
     first, second = (folder_digests(folder / "model", exclude=frozenset({"contract.json"})) for folder in folders)
     assert first == second
