@@ -26,6 +26,7 @@ FEATURES = {
     "v__flag": "boolean",
 }
 STEPS = {f"v__trail_t{step}": "float64" for step in range(3)}  # a sequence that says nothing of the label
+OF_SEQUENCES = {"lstm", "transformer"}  # families that need one
 OUTPUTS: dict[str, Any] = {
     "minutes": {"kind": "regression", "objective": "median", "interval": 0.8, "gate": "mae"},
     "late_probability": {"kind": "binary", "above": 15.0, "gate": "brier"},
@@ -89,7 +90,7 @@ def write_job(
         "as_of": "2024-02-10",
         "run_id": "test",
         "entry": {"outputs": outputs_of(family), "trainer": {"family": family, "device": "auto"}},
-        "feature_columns": FEATURES | STEPS if family == "lstm" else FEATURES,
+        "feature_columns": FEATURES | STEPS if family in OF_SEQUENCES else FEATURES,
         "output_columns": [c for name, kind in outputs_of(family).items() for c in output_of(kind).columns(name)],
         "training_set": {"path": path.name, "digest": hashlib.sha256(path.read_bytes()).hexdigest()},
         "params": QUICK[family] if params is None else params,

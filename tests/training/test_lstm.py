@@ -17,7 +17,7 @@ from serving.predictors.contract import Contract, FeatureSpec
 from tests.training.jobs import write_job
 from training.__main__ import run
 from training.trainers import TrainingImpossible
-from training.trainers.lstm import sequence_channels
+from training.trainers.keras_sequences import sequence_channels
 
 WINDOW = 6
 OUTPUTS = {"minutes": {"kind": "regression", "objective": "mean", "interval": 0.8, "gate": "rmse"}}

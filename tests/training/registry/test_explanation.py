@@ -29,7 +29,7 @@ from serving.predictors import explainer_of, load_predictor, read_manifest
 from serving.predictors.shapley import SAMPLE_ROWS, Sample, Shapley, affordable_rows, owners
 from serving.signed import load_signed
 from tests import toy
-from tests.training.jobs import QUICK, outputs_of, training_rows, write_job
+from tests.training.jobs import OF_SEQUENCES, QUICK, outputs_of, training_rows, write_job
 from training.__main__ import run
 from training.registry import explanation as explaining
 from training.registry.decision import Decision
@@ -124,7 +124,7 @@ def test_contributions_add_up_to_the_way_from_one_prediction_to_another(
         if output.task == "event" and family in {"random_forest", "isolation_forest"}:
             # In another unit, which calibration turns into probabilities in the same order.
             assert (np.diff(predicted[np.argsort(way)]) >= -1e-9).all()
-        elif family in {"keras", "lstm"}:  # expected gradients are drawn: near, not equal
+        elif family in {"keras", *OF_SEQUENCES}:  # expected gradients are drawn: near, not equal
             wanted = logit(predicted) if output.task == "event" else predicted
             assert np.abs(way - way.mean() - (wanted - wanted.mean())).mean() < 0.05 * np.ptp(wanted)
         else:
