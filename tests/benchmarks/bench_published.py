@@ -32,7 +32,12 @@ from lake.artifact import file_digest
 from lake.lake import Lake
 from serving.predictors import load_predictor, read_manifest
 from serving.predictors.contract import read_json, write_json
-from tests.benchmarks import bench_published_fleet, bench_published_rankings, bench_published_tables
+from tests.benchmarks import (
+    bench_published_fleet,
+    bench_published_metrics,
+    bench_published_rankings,
+    bench_published_tables,
+)
 from tests.benchmarks.published_stages import history, later_nights, prepare, rmse, row, train
 from training.job_file import JOB_FILE, job_identity
 from training.registry.job import gate_folder
@@ -73,6 +78,7 @@ def run() -> list[dict[str, Any]]:
         return [
             *own,
             *bench_published_tables.run(Path(name)),
+            *bench_published_metrics.run(Path(name)),
             *bench_published_rankings.run(Path(name) / "msweb"),
             *bench_published_fleet.run(Path(name)),
         ]

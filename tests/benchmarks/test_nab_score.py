@@ -21,8 +21,8 @@ def scored(**alarms: float) -> Scored:
 
 def test_saying_nothing_is_0_and_each_window_from_its_first_row_100() -> None:
     assert nab_score([scored()]) == (0.0, np.inf)
-    assert nab_score([scored(r60=1, r140=1)]) == (pytest.approx(100), 1)
-    assert nab_score([scored(r60=0.9, r140=0.4), scored(r60=0.5, r140=0.7)]) == (pytest.approx(100), 0.4)
+    assert nab_score([scored(r60=1, r140=1)]) == pytest.approx((100, 1))
+    assert nab_score([scored(r60=0.9, r140=0.4), scored(r60=0.5, r140=0.7)]) == pytest.approx((100, 0.4))
     assert nab_score([scored(r60=1, r61=1, r79=1, r140=1)])[0] == pytest.approx(100), "later ones inside cost nothing"
 
 

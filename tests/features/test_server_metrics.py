@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date, timedelta
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -64,7 +65,7 @@ def measured() -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def departures(connection: duckdb.DuckDBPyConnection, *days: int) -> list[tuple[object, ...]]:
+def departures(connection: duckdb.DuckDBPyConnection, *days: int) -> list[tuple[Any, ...]]:
     nights = ", ".join(f"(DATE '{FIRST + timedelta(days=day)}')" for day in days)
     connection.execute(f"CREATE OR REPLACE TABLE nights AS FROM (VALUES {nights}) AS t (data_date)")
     return connection.sql(f"SELECT * FROM ({VIEW}) ORDER BY data_date, series, step").fetchall()
@@ -87,7 +88,7 @@ def test_bulk_equals_nightly_and_the_future_changes_nothing(measured: duckdb.Duc
     assert bulk == nightly
     measured.execute(f"DELETE FROM measurements WHERE data_date > DATE '{FIRST + timedelta(days=6)}'")
     cut = departures(measured, 4, 5, 6)
-    assert cut == [row for row in bulk if row[0] <= FIRST + timedelta(days=6)]  # type: ignore[operator]  # a date
+    assert cut == [row for row in bulk if row[0] <= FIRST + timedelta(days=6)]
 
 
 def test_a_series_has_no_departure_until_there_is_a_past(measured: duckdb.DuckDBPyConnection) -> None:
