@@ -82,8 +82,7 @@ def positions(contract: Contract, history: Sequence[str], items: Floats, matrix:
     stood = np.full((len(matrix), len(history)), nowhere, np.int64)
     for step, name in enumerate(history):
         numbers = np.array([float(text) for text in contract.features[name].categories or ()])
-        at = np.searchsorted(items, numbers)
-        known = np.append(np.where(items[np.minimum(at, nowhere - 1)] == numbers, at, nowhere), nowhere)
+        known = np.append(np.searchsorted(items, numbers), nowhere)  # all that training met are among the items
         codes = matrix[:, features.index(name)]
         stood[:, step] = known[np.where(np.isnan(codes), len(numbers), codes).astype(np.int64)]
     for step in range(1, len(history)):

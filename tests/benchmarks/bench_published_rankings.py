@@ -146,8 +146,7 @@ def _by_predictor(predictor: Predictor) -> Callable[[list[Counts]], Counts]:
             )
             for step in range(STEPS)
         }
-        counted = pa.array([len(areas) or None for areas in given], pa.int32())
-        said = predictor.predict(pa.table({"history__visits": counted} | steps))
+        said = predictor.predict(pa.table(steps))
         return np.column_stack([said[name].to_numpy() for name in said.column_names if not name.endswith("score")])
 
     return rank

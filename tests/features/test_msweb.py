@@ -88,7 +88,6 @@ def test_a_night_knows_what_its_users_have_seen_and_not_the_next_visit(
         seen = [str(area) for area in users[row["user"]][-2::-1]]
         steps = [row[f"history__recent_t{step}"] for step in range(20)]
         assert steps == [*seen[:20], *[None] * (20 - len(seen))]
-        assert row["history__visits"] == (len(seen) or None)
         assert row["target_time_utc"] == datetime(1998, 3, 11, 8, tzinfo=UTC)
     assert labels(lake, "recommendation", night, as_of=night.start)["label"].null_count == 500
     known = labels(lake, "recommendation", night, as_of=night.end)

@@ -21,7 +21,7 @@ from serving.predictors.recommender import DETAILS_FILE, WEIGHTS_FILE, Positions
 from training.trainers import FamilyParams, Fitted, Floats, Rows, Run, TrainingImpossible, normalised, truth_to_learn
 from training.trainers.sklearn_rows import cpu_alone
 
-# Weights of 5,000 items take 400 MB, finding them five times that.
+# Weights of 5,000 items take 400 MB, finding them ten times that.
 MOST_ITEMS = 5_000
 # Rows with so many items of history, or more, start from the same weights.
 _MOST_COUNTED = 10

@@ -12,7 +12,6 @@ WITH seen AS (
 SELECT
     data_date,
     user,
-    CAST(count(*) AS INTEGER) AS visits,
     max(CASE WHEN step = 0 THEN area END) AS recent_t0,
     max(CASE WHEN step = 1 THEN area END) AS recent_t1,
     max(CASE WHEN step = 2 THEN area END) AS recent_t2,
