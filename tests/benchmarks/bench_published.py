@@ -34,6 +34,7 @@ from serving.predictors import load_predictor, read_manifest
 from serving.predictors.contract import read_json, write_json
 from tests.benchmarks import (
     bench_published_fleet,
+    bench_published_forecasts,
     bench_published_metrics,
     bench_published_rankings,
     bench_published_tables,
@@ -81,6 +82,7 @@ def run() -> list[dict[str, Any]]:
             *bench_published_metrics.run(Path(name)),
             *bench_published_rankings.run(Path(name) / "msweb"),
             *bench_published_fleet.run(Path(name)),
+            *bench_published_forecasts.run(Path(name)),
         ]
 
 
