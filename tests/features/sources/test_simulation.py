@@ -28,6 +28,7 @@ from features.sources import SourceMissing, SourceSchemaMismatch, SourceTooLarge
 from features.sources.simulation import draws, fleet
 from features.sources.simulation.fleet import fuel, incidents, usage, wear
 from features.sources.simulation.fleet.vehicles import Fleet
+from features.sources.simulation.reports import evenings_before
 from lake.lake import Lake
 from lake.tables import raw_table
 from tests.features.sources.reading import meters
@@ -189,6 +190,27 @@ def test_reports_say_of_each_evening_whether_something_followed(report, happened
     assert followed.any()
 
 
+def test_an_evening_is_told_by_the_next_event_alone() -> None:
+    """Vehicle 0 has events on days 100 and 103, told on 101 and 103; vehicle 1 on day 103, told a day late."""
+    events = {100: np.array([True, False]), 103: np.array([True, True])}
+    late = {100: np.array([1, 0]), 103: np.array([0, 1])}
+
+    def told(night: int) -> list[tuple[int, int, int]]:
+        rows = evenings_before(
+            night,
+            lambda day: events.get(day, np.zeros(2, bool)),
+            lambda day: late.get(day, np.zeros(2, int)),
+            within=5,
+            latest=1,
+        )
+        return list(zip(*(column.tolist() for column in rows), strict=True))
+
+    assert told(101) == [(evening, 0, 100) for evening in range(95, 100)]
+    assert told(103) == [(evening, 0, 103) for evening in range(100, 103)]
+    assert told(104) == [(evening, 1, 103) for evening in range(98, 103)]
+    assert told(100) == told(102) == []
+
+
 def test_tread_is_measured_where_it_is_said_and_with_the_error_that_is_said() -> None:
     drawn, errors = Fleet(7, 400), []
     for night in range(NIGHT.toordinal(), NIGHT.toordinal() + 8):
@@ -231,7 +253,13 @@ def test_the_true_probability_of_an_incident_is_that_of_its_incidents() -> None:
 
 def test_the_true_probability_of_fraud_is_that_of_its_frauds() -> None:
     shown = fuel.fills(Fleet(3, 60_000), NIGHT.toordinal())
-    calibrated(fuel.fraud_probability(shown), shown.way > 0)
+    probability, fraud = fuel.fraud_probability(shown), shown.way > 0
+    calibrated(probability, fraud)
+    # Everything that the bill shows is weighed: among the far, the dear, the full and the nightly it holds as well.
+    night = (shown.seconds < 6 * 3600) | (shown.seconds >= 20 * 3600)
+    for odd in (shown.positioned & (shown.away_km > 4.0), shown.price > 0.07, shown.more > 0.2, night):
+        assert odd.sum() > 50
+        calibrated(probability[odd], fraud[odd])
 
 
 # ---- episodes
