@@ -18,7 +18,7 @@ from serving.predictors.shapley import Sample, Shapley
 
 DETAILS_FILE = "recommender.json"
 WEIGHTS_FILE = "weights.npy"
-PRELOAD = ("numpy",)
+PRELOAD = ()
 # Scores of a chunk: 32 MB.
 _CELLS_AT_ONCE = 2**22
 

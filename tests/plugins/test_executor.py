@@ -30,11 +30,16 @@ def imported(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def test_the_libraries_of_every_candidate_are_preloaded(imported: list[str]) -> None:
-    second = load_catalog().model("engine_rul").candidates[0].family
-    others = {trainer.family for model in load_catalog().models for trainer in model.trainers} - {second}
+def test_the_libraries_of_every_candidate_are_preloaded(imported: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog = load_catalog()
+    engines = catalog.model("engine_rul")
+    monkeypatch.setattr(
+        mlops_executor, "load_catalog", lambda settings: catalog.model_copy(update={"models": (engines,)})
+    )
+    second = next(trainer.family for trainer in engines.candidates if trainer.family == "random_forest")
+    others = {trainer.family for trainer in engines.trainers} - {second}
     alone = set(preloaded_libraries(second)) - {name for other in others for name in preloaded_libraries(other)}
-    assert alone, "no other trainer of the catalog needs its library, so it is imported for this one"
+    assert alone, "no other trainer of the model needs its library, so it is imported for this one"
     imported.clear()
     mlops_executor.preload()
     assert alone <= set(imported)
@@ -43,7 +48,7 @@ def test_the_libraries_of_every_candidate_are_preloaded(imported: list[str]) -> 
 def test_an_unknown_family_is_the_training_s_error(imported: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     catalog = load_catalog()
     trainer = catalog.models[0].trainer.model_copy(update={"family": "oracle"})
-    entry = catalog.models[0].model_copy(update={"trainer": trainer})
+    entry = catalog.models[0].model_copy(update={"trainer": trainer, "candidates": ()})
     known = {name for family in FAMILIES for name in preloaded_libraries(family)}
     monkeypatch.setattr(
         mlops_executor, "load_catalog", lambda settings: catalog.model_copy(update={"models": (entry,)})

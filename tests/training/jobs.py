@@ -36,9 +36,10 @@ ANOMALY = {"odd": {"kind": "anomaly", "above": 15.0, "share": 0.05}}
 
 
 def outputs_of(family: str) -> dict[str, Any]:
-    """Those of the toy's outputs that a family can learn."""
+    """Those of the toy's outputs that a family can learn; an anomaly for one that learns neither."""
     learns = family_of(family).LEARNS
-    return {name: kind for name, kind in (OUTPUTS | ANOMALY).items() if output_of(kind).task in learns}
+    learned = {name: kind for name, kind in (OUTPUTS | ANOMALY).items() if output_of(kind).task in learns}
+    return {name: kind for name, kind in learned.items() if name in OUTPUTS} or learned
 
 
 # Of every family that learns something of the toy; those that learn another task have rows of their own in their tests.

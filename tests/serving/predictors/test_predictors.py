@@ -12,7 +12,9 @@ import pyarrow as pa
 import pytest
 
 import serving.predictors
+from config.catalog.output import output_of
 from lake.artifact import ArtifactMismatch, combined_digest, file_digest
+from lake.tables import ARROW_TYPES
 from serving.predictors import BadManifest, UnknownFamily, load_predictor
 from serving.predictors.contract import (
     BadFeatures,
@@ -24,7 +26,7 @@ from serving.predictors.contract import (
     Predictor,
     Scores,
 )
-from tests.training.jobs import OUTPUT_COLUMNS, QUICK, trained_job, training_rows
+from tests.training.jobs import QUICK, trained_job, training_rows
 
 
 @pytest.fixture(params=sorted(QUICK))
@@ -40,9 +42,10 @@ def copied(trained: Path, tmp_path: Path) -> Path:
 
 
 def columns_of(job_dir: Path) -> list[str]:
-    columns = json.loads((job_dir / "job.json").read_text())["output_columns"]
-    assert set(columns) <= set(OUTPUT_COLUMNS)
-    return list(columns)
+    job = json.loads((job_dir / "job.json").read_text())
+    declared = [column for name, kind in job["entry"]["outputs"].items() for column in output_of(kind).columns(name)]
+    assert job["output_columns"] == declared
+    return declared
 
 
 def edit(path: Path, **changes: Any) -> None:
@@ -54,10 +57,18 @@ def test_predictions_have_the_declared_columns_and_the_rows_order(trained: Path)
     rows = training_rows(200)
     whole = predictor.predict(rows)
     assert whole.column_names == columns_of(trained) == list(predictor.output_columns)
-    assert all(field.type == pa.float64() for field in whole.schema)
-    backwards = predictor.predict(rows.take(pa.array(range(199, -1, -1))))
-    for name in whole.column_names:
-        np.testing.assert_allclose(np.asarray(backwards[name])[::-1], np.asarray(whole[name]), rtol=1e-5, atol=1e-5)
+    kinds = predictor.contract.kinds
+    declared = [kind for name, output in kinds.items() for kind in output.columns(name).values()]
+    assert [field.type for field in whole.schema] == [ARROW_TYPES[kind] for kind in declared]
+    assert_alike(predictor.predict(rows.take(pa.array(range(199, -1, -1)))).take(pa.array(range(199, -1, -1))), whole)
+
+
+def assert_alike(one: pa.Table, other: pa.Table) -> None:
+    for name in other.column_names:
+        if pa.types.is_floating(other[name].type):
+            np.testing.assert_allclose(np.asarray(one[name]), np.asarray(other[name]), rtol=1e-5, atol=1e-5)
+        else:
+            assert one[name].to_pylist() == other[name].to_pylist()
 
 
 def test_chunks_and_kinds_of_input_make_no_difference(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,8 +78,7 @@ def test_chunks_and_kinds_of_input_make_no_difference(trained: Path, monkeypatch
     pieces = pa.concat_tables([rows.slice(0, 7), rows.slice(7, 100), rows.slice(107)])
     monkeypatch.setattr(predictor, "chunk_rows", 64, raising=False)
     for other in (predictor.predict(pieces), predictor.predict(rows.combine_chunks().to_batches()[0])):
-        for name in whole.column_names:
-            np.testing.assert_allclose(np.asarray(other[name]), np.asarray(whole[name]), rtol=1e-5, atol=1e-5)
+        assert_alike(other, whole)
 
 
 def test_a_row_alone_is_predicted_as_among_others(trained: Path) -> None:
@@ -201,3 +211,18 @@ def test_beyond_float32_counts_as_missing() -> None:
     matrix = contract.matrix(pa.table({"v__x": [1e300, -1e300, np.inf, 2.5]}))
     assert np.isnan(matrix[:3, 0]).all()
     assert matrix[3, 0] == np.float32(2.5)
+
+
+def test_the_largest_of_several_parts_is_shared_as_shapley_says() -> None:
+    from itertools import permutations
+
+    from serving.predictors.ecod import shares_of_largest
+
+    parts = np.random.default_rng(1).uniform(0, 5, (20, 4))
+    parts[0, 1] = parts[0, 2]
+    wanted = np.zeros_like(parts)
+    orders = list(permutations(range(4)))
+    for order in orders:
+        reached = np.maximum.accumulate(parts[:, order], axis=1)
+        wanted[:, order] += np.diff(reached, prepend=0.0, axis=1) / len(orders)
+    assert shares_of_largest(parts) == pytest.approx(wanted)
