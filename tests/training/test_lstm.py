@@ -153,6 +153,23 @@ def test_a_sequence_alone_is_enough(tmp_path: Path) -> None:
     assert load_predictor(job_dir).predict(rows).num_rows == 400
 
 
+def test_layers_of_each_step_mix_its_channels_before_the_recurrence(tmp_path: Path) -> None:
+    """What tells is how far a node is from its neighbours at each step, which no single channel says."""
+    random = np.random.default_rng(5)
+    own, near = random.normal(size=(2, 1200, WINDOW))
+    rows = machine_rows(1200).drop_columns([f"v__{name}_t{k}" for name in ("reading", "noise") for k in range(WINDOW)])
+    for name, values in (("own", own), ("near", near)):
+        for step in range(WINDOW):
+            rows = rows.append_column(f"v__{name}_t{step}", pa.array(values[:, step]))
+    rows = rows.set_column(rows.column_names.index("label"), "label", pa.array(20 * np.abs(own - near).mean(axis=1)))
+    job_dir = machine_job(tmp_path / "job", rows, per_step=[8], units=[4], dense=[], epochs=25, patience=25)
+    run(job_dir)
+    predictor = load_predictor(job_dir)
+    predicted = np.asarray(predictor.predict(rows)["minutes"])
+    assert np.corrcoef(predicted, np.asarray(rows["label"]))[0, 1] > 0.9
+    assert predictor.predict(rows.slice(7, 1))["minutes"].to_pylist() == [predicted[7]]
+
+
 def contract_of(**features: FeatureSpec) -> Contract:
     return Contract("toy", "lstm", features, {}, ("minutes",), "0", "2024-01-01", 7, {})
 

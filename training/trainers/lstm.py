@@ -1,5 +1,11 @@
 """A recurrent network on TensorFlow: LSTM layers over the steps `<channel>_t<k>` of each row, then dense layers that
 see the static features too.
+
+A graph network is this one with `per_step`: a node's channels are then what it measured, x, and by the view's SQL what
+its neighbours in an adjacency table did, Ax, and theirs, A²x. A dense layer of [x, Ax, A²x] in each step is a graph
+convolution of two hops (Li, Yu, Shahabi and Liu, "Diffusion convolutional recurrent neural network", ICLR 2018; Wu et
+al., "Simplifying graph convolutional networks", ICML 2019), the layers after it its recurrence; and a node alone is
+predicted as among others.
 """
 
 from __future__ import annotations
@@ -24,6 +30,11 @@ class Params(NetworkParams):
 
     units: tuple[int, ...] = Field((64,), min_length=1, description="units of each LSTM layer")
     dense: tuple[int, ...] = Field((32,), description="units of each dense layer after them")
+    per_step: tuple[int, ...] = Field(
+        (),
+        description="units of dense layers applied to each step before the recurrence; with means over the neighbours "
+        "of a graph as channels, a graph convolution",
+    )
     gradient_clip: float = Field(1.0, ge=0, description="largest norm of all gradients together; 0: not limited")
 
 
@@ -73,6 +84,9 @@ def train(
         present = keras.Input(encoding.sequence_shape[:1], dtype="bool", name="present")
         static = keras.Input((encoding.static_width,), name="static")
         flow = sequence
+        for index, units in enumerate(chosen.per_step):
+            mixed = layers.Dense(units, activation="relu", kernel_regularizer=regularizer, name=f"per_step_{index}")
+            flow = mixed(flow)
         for index, units in enumerate(chosen.units):
             # Activations and masks as cuDNN takes them; on a CPU the same layer runs step by step.
             more = index + 1 < len(chosen.units)
