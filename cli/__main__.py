@@ -109,6 +109,22 @@ def rescore(model: str, start: str, end: str) -> None:
 
 
 @app.command()
+def route(
+    model: str,
+    origin: str,
+    destination: str,
+    night: Annotated[str, typer.Option(help="The night whose predictions are asked, YYYY-MM-DD.")],
+    at: Annotated[str, typer.Option(help="When to leave on the day after it, HH:MM.")] = "08:00",
+    map_table: Annotated[str, typer.Option("--map", help="Table of the model's data set that is the map.")] = "roads",
+) -> None:
+    """Show the fastest way from ORIGIN to DESTINATION by what MODEL foretold of each road and hour."""
+    from cli.route import way_table
+    from lake.lake import open_lake
+
+    console.print(way_table(open_lake(), model, parse_data_date(night), (origin, destination), at, map_table=map_table))
+
+
+@app.command()
 def restate(dataset: str, start: str, end: str) -> None:
     """Rewrite DATASET's data dates START to END from its sources as they are now, and recompute what follows."""
     from cli.chain import validated_until

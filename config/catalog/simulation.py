@@ -15,6 +15,8 @@ class World(NamedTuple):
 
     begins: date
     tables: tuple[str, ...]
+    # Keys of a source that shape its rows, beside the seed.
+    shaped_by: tuple[str, ...]
 
 
 WORLDS = {
@@ -32,6 +34,12 @@ WORLDS = {
             "fuel_transactions",
             "fraud_findings",
         ),
+        shaped_by=("vehicles", "episodes"),
+    ),
+    "roads": World(
+        begins=date(2023, 1, 2),
+        tables=("roads", "links", "road_hours", "rain_forecasts"),
+        shaped_by=("blocks",),
     ),
 }
 
@@ -90,6 +98,13 @@ class Simulated(Model):
     seed: int = Field(7, ge=0, lt=2**63)
     vehicles: int = Field(200, ge=1, le=200_000)
     episodes: tuple[Episode, ...] = ()
+    blocks: int = Field(
+        5,
+        ge=3,
+        le=50,
+        exclude_if=lambda blocks: blocks == 5,  # the catalog's digest of before there were roads
+        description="junctions on each side of a city's grid",
+    )
 
     @field_validator("world")
     @classmethod
@@ -102,4 +117,12 @@ class Simulated(Model):
     def _known_table(self) -> Self:
         if self.table not in (tables := WORLDS[self.world].tables):
             raise ValueError(f"table {self.table!r} is not of the world {self.world} ({', '.join(tables)})")
+        return self
+
+    @model_validator(mode="after")
+    def _shaped_as_the_world_is(self) -> Self:
+        shaped_by = WORLDS[self.world].shaped_by
+        for key in ("vehicles", "episodes", "blocks"):
+            if key not in shaped_by and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} shapes nothing in the world {self.world} ({', '.join(shaped_by)} do)")
         return self

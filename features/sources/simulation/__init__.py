@@ -1,15 +1,17 @@
 """Worlds that are simulated, and whose truth is therefore known: a table's night from seed and date alone.
 
-A world is a package or file here with `TABLES`, functions of (world, day) that give an Arrow table, and an entry in
-`config.catalog.simulation.WORLDS`. Whatever is random has an address (`draws.py`) instead of an order, so that one
-night alone is the same as that night out of a year, in any process, and further vehicles change no others' rows.
+A world is a package or file here with `TABLES`, functions of (world, day) that give an Arrow table, an entry in
+`config.catalog.simulation.WORLDS`, and one in `_WORLDS`. Whatever is random has an address (`draws.py`) instead of an
+order, so that one night alone is the same as that night out of a year, in any process, and further vehicles change no
+others' rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,10 +21,14 @@ from config.catalog.simulation import WORLDS, Simulated
 from features.sources.columns import Difference, match_names, mismatch
 from features.sources.errors import SourceMissing
 from features.sources.meter import Meter
-from features.sources.simulation import fleet
+from features.sources.simulation import fleet, roads
 from lake.tables import ARROW_TYPES
 
-_TABLES = {"fleet": fleet.TABLES}
+_TABLES: Mapping[str, Mapping[str, Callable[[Any, int], pa.Table]]] = {"fleet": fleet.TABLES, "roads": roads.TABLES}
+_WORLDS: Mapping[str, Callable[[Simulated], Any]] = {
+    "fleet": lambda shaped: fleet.Fleet(shaped.seed, shaped.vehicles, shaped.episodes),
+    "roads": lambda shaped: roads.City(shaped.seed, shaped.blocks),
+}
 # Rows that are drawn before they are handed on: memory grows with the vehicles, never with the nights.
 _BLOCK_ROWS = 200_000
 
@@ -39,7 +45,7 @@ def night(simulated: Simulated, day: date) -> pa.Table:
             f"the simulated world {simulated.world} begins on {begins}; it has no {simulated.table} of {day}. "
             f"Let the data set begin on {begins} or later (`replay: from`)."
         )
-    drawn = fleet.Fleet(simulated.seed, simulated.vehicles, simulated.episodes)
+    drawn = _WORLDS[simulated.world](simulated)
     return _TABLES[simulated.world][simulated.table](drawn, day.toordinal())
 
 
