@@ -184,3 +184,12 @@ def test_a_data_set_without_a_file_or_tables_is_refused(tmp_path: Path) -> None:
     (tmp_path / "datasets" / "d.yaml").write_text("dataset: d")
     with pytest.raises(BadCatalog, match="has no `tables`"):
         proposed(tmp_path)
+
+
+def test_a_simulated_table_is_proposed_as_its_world_draws_it(tmp_path: Path) -> None:
+    source = {"kind": "simulation", "world": "fleet", "table": "vehicle_days", "vehicles": 5}
+    document, text = proposed(unfinished(tmp_path, source, time_zone="UTC"))
+    assert document["source"] == source, text
+    kinds = {name: column["type"] for name, column in document["columns"].items()}
+    assert kinds["event_date"] == "date"
+    assert (kinds["vehicle"], kinds["engine_temp"], kinds["sent_utc"]) == ("string", "float64", "timestamp")
