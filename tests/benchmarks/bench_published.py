@@ -37,6 +37,7 @@ from tests.benchmarks import (
     bench_published_forecasts,
     bench_published_metrics,
     bench_published_rankings,
+    bench_published_roads,
     bench_published_tables,
 )
 from tests.benchmarks.published_stages import history, later_nights, prepare, rmse, row, train
@@ -83,6 +84,7 @@ def run() -> list[dict[str, Any]]:
             *bench_published_rankings.run(Path(name) / "msweb"),
             *bench_published_fleet.run(Path(name)),
             *bench_published_forecasts.run(Path(name)),
+            *bench_published_roads.run(Path(name)),
         ]
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from datetime import date
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from config.calendar import ONE_DAY, cutoff
+from config.calendar import ONE_DAY, Interval, cutoff
 from config.catalog.data import SimulationSource
 from config.catalog.simulation import WORLDS
 from config.settings import ROOT
+from features.retrieval import retrieve
 from features.sources.simulation import roads
 from lake.lake import Lake
 from serving.predictors import load_predictor
 from serving.routing import Network, by_hour, fastest_ways, travelled_minutes
-from tests.benchmarks.published_stages import history, later_nights, prepare, rmse, row, train
+from tests.benchmarks.published_stages import history, prepare, rmse, row, train
 from tests.training.jobs import write_job
 from training.registry.job import gate_folder
 
@@ -41,7 +42,7 @@ STEPS_IN, STEPS_OUT = 12, 12
 LEARNED = 1612  # of 2,016 steps
 TUNED = 1451  # from here on they tune
 STEPS_A_DAY = 288
-# T-GCN by steps ahead, RMSE; PROVENANCE.md says which of them were read again.
+# T-GCN by steps ahead, RMSE; PROVENANCE.md says which of them were checked.
 T_GCN = {3: 5.1264, 6: 6.06, 9: 6.71, 12: 7.27}
 # A row is a sensor, a time and a step ahead: some of 3.5 million teach, and some of 0.4 million tune.
 TAUGHT_ROWS, TUNING_ROWS = 400_000, 60_000
@@ -79,22 +80,27 @@ def routing_figures(lake: Lake, job_dir: Path, seconds: float) -> list[dict[str,
     assert isinstance(declared, SimulationSource)
     city = roads.City(declared.seed, declared.blocks)
     network = Network.of(roads.roads(city, WORLDS["roads"].begins.toordinal()))
-    test = pq.read_table(gate_folder(job_dir) / "test_set.parquet")
-    judged = pa.concat_tables([test, later_nights(lake, "dynamic_routing", test)])
+    test = pq.read_table(gate_folder(job_dir) / "test_set.parquet", columns=["data_date"])
+    replay = lake.dataset("roads").replay
+    assert replay is not None
+    nights = Interval(pc.min(test["data_date"]).as_py(), replay.last)  # the last one's day is not there to be judged
+    with lake.scratch("nights") as scratch:
+        # Of every hour, also of those that have no label.
+        judged = retrieve(lake, "dynamic_routing", nights, folder=scratch).reader().read_all()
     judged = judged.append_column("predicted", load_predictor(job_dir).predict(judged)["travel_minutes"])
     errors: dict[str, list[Floats]] = {}
     regrets: dict[str, list[Floats]] = {}
     taken: list[Floats] = []
-    for night in sorted(set(judged["data_date"].to_pylist())):
+    for night in nights:
         rows = judged.filter(pc.equal(judged["data_date"], night))
         day = cutoff(night, "UTC"), cutoff(night + ONE_DAY, "UTC")
         ordinal = (night + ONE_DAY).toordinal()
         truth = roads.travel_minutes(city, ordinal)
-        label = by_hour(rows, "label", network.roads, day)
+        label = _measured(network, roads.road_hours(city, ordinal), day[0])
         said = {
             "graph network": by_hour(rows, "predicted", network.roads, day),
-            "yesterday's times": _measured(city, network, ordinal - 1),
-            "last week's times": _measured(city, network, ordinal - 7),
+            "yesterday's times": _earlier(city, network, ordinal, day[0], 1),
+            "last week's times": _earlier(city, network, ordinal, day[0], 7),
             "free flow": np.broadcast_to(city.free_minutes, truth.shape),
             "best possible": roads.best_forecast(city, ordinal, 25),
         }
@@ -122,12 +128,14 @@ def _worth(name: str, errors: list[Floats], regrets: list[Floats], hindsight: fl
     return row(what, seconds if name == "graph network" else 0.0)
 
 
-def _measured(city: roads.City, network: Network, ordinal: int) -> Floats:
-    """What was measured on a day, an empty road's time where nothing was."""
-    begin = cutoff(date.fromordinal(ordinal) - ONE_DAY, "UTC")
-    measured = roads.road_hours(city, ordinal)
-    minutes = by_hour(measured, "travel_minutes", network.roads, (begin, begin + ONE_DAY), time_column="hour_utc")
+def _earlier(city: roads.City, network: Network, ordinal: int, begin: datetime, days: int) -> Floats:
+    """What was measured some days before, an empty road's time where nothing was."""
+    minutes = _measured(network, roads.road_hours(city, ordinal - days), begin - days * ONE_DAY)
     return np.where(np.isnan(minutes), city.free_minutes, minutes)
+
+
+def _measured(network: Network, rows: pa.Table, begin: datetime) -> Floats:
+    return by_hour(rows, "travel_minutes", network.roads, (begin, begin + ONE_DAY), time_column="hour_utc")
 
 
 def _queries(network: Network, ordinal: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Floats]:
