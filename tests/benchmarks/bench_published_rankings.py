@@ -34,6 +34,7 @@ from serving.predictors import Predictor, load_predictor, read_manifest
 from serving.predictors.contract import read_json, write_json
 from tests.benchmarks.published_stages import history, later_nights, prepare, row, train
 from training.__main__ import run as run_training
+from training.evaluate import judged_values
 from training.job_file import JOB_FILE, job_identity
 from training.registry.job import gate_folder
 
@@ -50,7 +51,7 @@ def run(folder: Path) -> list[dict[str, Any]]:
     """Rows with what, seconds, against, ratio (ours to the published figure), aim."""
     lake, rows = history(folder, "msweb")
     (job_dir,), prepared = prepare(lake, "recommendation")
-    return [*rows, prepared, *nightly(lake, job_dir), *published(lake, job_dir)]
+    return [*rows, prepared, *nightly(lake, job_dir), *published(lake, job_dir), *activities(lake)]
 
 
 def nightly(lake: Lake, job_dir: Path) -> list[dict[str, Any]]:
@@ -73,6 +74,29 @@ def nightly(lake: Lake, job_dir: Path) -> list[dict[str, Any]]:
         shown = ", ".join(f"{name} {figures[name]:.3f}" for name in ("ndcg_at_k", "recall_at_k", "rank_score"))
         rows.append(row(f"{who}, last visit of {len(label):,} test users: {shown}", seconds))
     return [*rows, row(f"recommendation, validation: ndcg_at_k {validated:.3f}", seconds)]
+
+
+def activities(lake: Lake) -> list[dict[str, Any]]:
+    """What the last visits of the official test users are about, by every candidate."""
+    jobs, prepared = prepare(lake, "next_activity")
+    judged = later_nights(lake, "next_activity", pq.read_table(gate_folder(jobs[0]) / "test_set.parquet"))
+    judged = judged.filter(pc.starts_with(judged["user"], "test"))
+    output, label = lake.model("next_activity").outputs["activity"], judged["label"].to_numpy()
+    taught = pq.read_table(jobs[0] / "training_set.parquet", columns=["label", "split"])
+    shares = output.constant(taught.filter(pc.equal(taught["split"], "train"))["label"].to_numpy(), None)
+    said = {"baseline, the share of each activity": (output.baseline(shares, len(label), None), 0.0)}
+    for job_dir in jobs:
+        seconds = train(lake, "next_activity", job_dir)
+        columns = judged_values(output, "activity", load_predictor(job_dir).predict(judged))
+        said[read_manifest(job_dir)["family"]] = output.judged("activity", columns), seconds
+    rows = []
+    for who, (probabilities, seconds) in said.items():
+        figures = output.evaluation(
+            "activity", label, dict(zip(output.judged_columns("activity"), probabilities.T, strict=True))
+        )
+        shown = ", ".join(f"{name} {figures[name]:.3f}" for name in ("log_loss", "accuracy", "macro_f1"))
+        rows.append(row(f"next_activity {who}, last visit of {len(label):,} test users: {shown}", seconds))
+    return [prepared, *rows]
 
 
 def published(lake: Lake, job_dir: Path) -> list[dict[str, Any]]:

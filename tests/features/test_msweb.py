@@ -72,6 +72,9 @@ def test_users_come_in_their_order_the_official_test_users_last(users: dict[str,
     assert dict(zip(last["user"].to_pylist(), last["area"].to_pylist(), strict=True)) == {
         user: areas[-1] for user, areas in users.items()
     }
+    activities = dict(zip(last["area"].to_pylist(), last["activity"].to_pylist(), strict=True))
+    assert (activities[1034], activities[1004], activities[1000]) == ("internet explorer", "search", "other")
+    assert set(activities.values()) == set(lake.model("next_activity").label_values)
     assert source_rows(lake, "msweb", "visits").num_rows == sum(map(len, users.values())) - len(users)
 
 
