@@ -13,11 +13,9 @@ import pyarrow.compute as pc
 import pytest
 
 from config.calendar import ONE_DAY, Interval, cutoff
-from config.catalog.load import load_catalog
 from features.ingest import ingest
 from features.labels import labels
 from features.materialize import materialize
-from features.training_set import NotEnoughHistory, build_training_set
 from features.transform import transform
 from features.validate import validate
 from lake.lake import Lake
@@ -110,12 +108,3 @@ def test_a_forecast_goes_from_the_source_to_the_pages_and_back(tmp_path: Path, m
 
 def _servers(rows: pa.Table) -> pa.Table:
     return rows.group_by("data_date").aggregate([("server", "count_distinct")])
-
-
-def test_a_horizon_longer_than_history_is_refused_with_what_it_needs(tmp_path: Path) -> None:
-    model = series.MODEL_YAML.replace("horizon: 2 days", "horizon: 60 days").replace("embargo: 2", "embargo: 59")
-    lake = series.lake_of(tmp_path, model=model)
-    with pytest.raises(NotEnoughHistory, match=r"a horizon of 60 days.*servers begins with 2024-01-01") as refused:
-        build_training_set(Lake(lake.settings, load_catalog(lake.settings)), MODEL, AS_OF, tmp_path)
-    assert "Train as of 2024-" in str(refused.value)
-    assert "shorten split or horizon" in str(refused.value)
