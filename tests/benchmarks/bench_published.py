@@ -96,14 +96,14 @@ def engines(folder: Path) -> list[dict[str, Any]]:
     rows.append(prepared)
     beyond = np.loadtxt(ROOT / "features" / "sources" / "data" / "cmapss" / "RUL_FD001.txt")
     with lake.scratch("night") as scratch:
-        found = retrieve(lake, "engine_rul", Interval.of(night), folder=scratch).reader().read_all()
-    truth = beyond[[int(unit.removeprefix("test-")) - 1 for unit in found["unit"].to_pylist()]]
+        night_rows = retrieve(lake, "engine_rul", Interval.of(night), folder=scratch).reader().read_all()
+    truth = beyond[[int(unit.removeprefix("test-")) - 1 for unit in night_rows["unit"].to_pylist()]]
     if len(truth) != len(beyond):
         raise RuntimeError(f"night {night} has {len(truth)} engines, NASA's list {len(beyond)}")
     for job_dir in jobs:
         seconds = train(lake, "engine_rul", job_dir)
         manifest = read_manifest(job_dir)
-        predicted = load_predictor(job_dir).predict(found)["cycles_left"].to_numpy()
+        predicted = load_predictor(job_dir).predict(night_rows)["cycles_left"].to_numpy()
         against, best = PUBLISHED_RUL[manifest["family"]]
         for target, spelled in ((np.minimum(truth, CAP), f"capped at {CAP}"), (truth, "as it is")):
             error = rmse(predicted, target)
@@ -118,7 +118,7 @@ def engines(folder: Path) -> list[dict[str, Any]]:
         )
     lstm = next(job_dir for job_dir in jobs if read_manifest(job_dir)["family"] == "lstm")
     for family, params in (("lstm", None), ("transformer", TRANSFORMER)):
-        rows.append(_seeds(lake, lstm, found, truth, family, params))
+        rows.append(_seeds(lake, lstm, night_rows, truth, family, params))
     mean = (
         pq.read_table(jobs[0] / "training_set.parquet", columns=["label"], filters=[("split", "=", "train")])["label"]
         .to_numpy()
