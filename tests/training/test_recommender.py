@@ -201,13 +201,13 @@ def test_contributions_add_up_to_the_score_of_the_first_item(trained: Path) -> N
     assert explainer is not None
     matrix = predictor.contract.matrix(histories(50, seed=3))
     background = predictor.contract.matrix(histories(40, seed=4))
-    found = explainer(trained / "model", predictor.contract, Sample(matrix, background))
+    shapley = explainer(trained / "model", predictor.contract, Sample(matrix, background))
     scores = predictor.scores(matrix)
-    way = found.values["item"].sum(axis=1)
+    way = shapley.values["item"].sum(axis=1)
     usual = scores[:, 2] - way  # of the same first item, the mean of its score over the background
     for item in np.unique(scores[:, 0]):
         assert np.ptp(usual[scores[:, 0] == item]) < 1e-9
-    assert np.abs(found.values["item"][:, list(predictor.contract.features).index("v__other")]).max() == 0
+    assert np.abs(shapley.values["item"][:, list(predictor.contract.features).index("v__other")]).max() == 0
 
 
 def test_importances_fall_with_how_often_a_step_is_there(trained: Path) -> None:

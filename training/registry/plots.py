@@ -379,8 +379,8 @@ def hits_plot(rank: Floats, baseline: Floats, path: Path, *, longest: int, title
     figure = _figure(5.8, 4.6)
     axes = figure.add_subplot()
     for ranks, color, style, who in ((rank, BLUE, "-", "model"), (baseline, GREY, "--", "baseline")):
-        found = np.searchsorted(np.sort(ranks), lengths, side="right") / len(ranks)
-        axes.plot(lengths, found, color=color, linestyle=style, linewidth=1.8, marker="o", markersize=3.5, label=who)
+        shares = np.searchsorted(np.sort(ranks), lengths, side="right") / len(ranks)
+        axes.plot(lengths, shares, color=color, linestyle=style, linewidth=1.8, marker="o", markersize=3.5, label=who)
     axes.legend(loc="lower right", fontsize=8, frameon=False)
     axes.set_ylim(0.0, 1.02)
     _style(axes, title, "items looked at, from the first", "share of rows whose item is among them")
