@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
 
 # What a trainer has to learn: a number, the probability of one event, a probability for each of several classes, an
-# order of items, how strange a row is.
-Task = Literal["number", "event", "classes", "ranking", "anomaly"]
+# order of items, how strange a row is, decisions that cost little.
+Task = Literal["number", "event", "classes", "ranking", "anomaly", "decision"]
 
 
 class Metric(ABC):

@@ -33,6 +33,8 @@ WORLDS = {
             "incident_reports",
             "fuel_transactions",
             "fraud_findings",
+            "trip_plans",
+            "trip_reports",
         ),
         shaped_by=("vehicles", "episodes"),
     ),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import pyarrow as pa
 
-from features.sources.simulation.fleet import fuel, incidents, telemetry, vehicles, wear
+from features.sources.simulation.fleet import fuel, incidents, telemetry, trips, vehicles, wear
 from features.sources.simulation.fleet.vehicles import Fleet
 
 __all__ = ["TABLES", "Fleet"]
@@ -23,4 +23,6 @@ TABLES: Mapping[str, Callable[[Fleet, int], pa.Table]] = {
     "incident_reports": incidents.incident_reports,
     "fuel_transactions": fuel.fuel_transactions,
     "fraud_findings": fuel.fraud_findings,
+    "trip_plans": trips.trip_plans,
+    "trip_reports": trips.trip_reports,
 }
