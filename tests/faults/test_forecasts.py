@@ -45,9 +45,9 @@ def test_a_series_that_stops_is_scored_while_it_counts_as_active_and_its_missing
     alive = {night: set(spine(lake, MODEL, Interval.of(night)).table()["server"].to_pylist()) for night in NIGHTS}
     last = NIGHTS.start + 2 * ONE_DAY  # the day after, its newest step began more than three days before the cutoff
     assert alive == {night: {"a", "b", "c"} if night <= last else {"a", "b"} for night in NIGHTS}
-    found = labels(lake, MODEL, Interval.of(NIGHTS.start + ONE_DAY), as_of=NIGHT)
+    known = labels(lake, MODEL, Interval.of(NIGHTS.start + ONE_DAY), as_of=NIGHT)
     by_server = dict.fromkeys("abc", 0)
-    for row in found.to_pylist():
+    for row in known.to_pylist():
         by_server[row["server"]] += row["label"] is None
     assert by_server == {"a": 0, "b": 0, "c": 8}
 

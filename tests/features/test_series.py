@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import date, datetime, timedelta
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from config.calendar import ONE_DAY, Interval, cutoff
@@ -13,8 +14,9 @@ from config.catalog.load import load_catalog
 from features.labels import baseline
 from features.retrieval import spine
 from lake.lake import Lake
+from lake.tables import CLOSED_COLUMN, valid_table
 from serving.predictions import entity_types
-from tests import series
+from tests import series, toy
 
 NIGHT = date(2024, 1, 20)
 NIGHTS = Interval.closed(date(2024, 1, 2), NIGHT)
@@ -26,11 +28,11 @@ def local(day: date) -> datetime:
 
 def scored(lake: Lake, night: date) -> dict[str, list[datetime]]:
     rows = spine(lake, series.MODEL, Interval.of(night)).table()
-    found: dict[str, list[datetime]] = {}
+    steps: dict[str, list[datetime]] = {}
     for row in rows.to_pylist():
         assert row["target_time_utc"] == row["step_utc"] >= row["event_timestamp"] == cutoff(night, series.ZONE)
-        found.setdefault(row["server"], []).append(row["step_utc"])
-    return found
+        steps.setdefault(row["server"], []).append(row["step_utc"])
+    return steps
 
 
 def test_every_step_of_the_horizon_of_every_series_that_the_night_knows(tmp_path: Path) -> None:
@@ -48,10 +50,10 @@ def test_every_step_of_the_horizon_of_every_series_that_the_night_knows(tmp_path
     assert scored(lake, NIGHT) == {"a": ahead, "b": ahead}
     assert set(scored(lake, NIGHT + ONE_DAY)) == {"a", "b", "unborn"}
     assert set(scored(lake, early)) == {"a", "gone"}
-    found = spine(lake, series.MODEL, Interval(early, NIGHT + 2 * ONE_DAY))
-    assert [row["server"] for row in found.table().to_pylist() if row["data_date"] == NIGHT] == ["a"] * 8 + ["b"] * 8
-    assert [item.data_date for item in found.inputs[NIGHT]] == [early, NIGHT]
-    assert found.too_late == 0
+    bulk = spine(lake, series.MODEL, Interval(early, NIGHT + 2 * ONE_DAY))
+    assert [row["server"] for row in bulk.table().to_pylist() if row["data_date"] == NIGHT] == ["a"] * 8 + ["b"] * 8
+    assert [item.data_date for item in bulk.inputs[NIGHT]] == [early, NIGHT]
+    assert bulk.too_late == 0
     assert entity_types(lake.model(series.MODEL), lake.dataset("servers")) == {
         "server": "string",
         "step_utc": "timestamp",
@@ -95,6 +97,22 @@ def test_a_spine_of_series_that_cannot_be_is_refused_with_its_key(
         series.lake_of(tmp_path, model=series.MODEL_YAML.replace(old, new))
 
 
+def test_a_series_whose_rows_are_closed_is_gone_from_that_night_on(tmp_path: Path) -> None:
+    dataset = series.DATASET_YAML.replace(
+        "    key: [server, step_utc]", "    deletes: close\n    key: [server, step_utc]"
+    )
+    lake = series.lake_of(tmp_path, dataset=dataset)
+    table = valid_table(lake.settings, lake.dataset("servers"), "loads")
+    night, closed = NIGHT, NIGHT + ONE_DAY
+    rows = [
+        {"server": server, "step_utc": local(night), "load": 1.0, "known_at_utc": local(night), "revision": revision,
+         "data_date": day, CLOSED_COLUMN: day == closed}
+        for server, day, revision in (("a", night, 0), ("b", night, 0), ("b", closed, 1))
+    ]  # fmt: skip
+    toy.publish_rows(lake, table, pa.Table.from_pylist(rows, schema=table.schema), Interval.closed(night, closed))
+    assert [set(scored(lake, day)) for day in (night, closed)] == [{"a", "b"}, {"a"}]
+
+
 # ---- seasonal naive --------------------------------------------------------------------------------------------
 
 
@@ -111,6 +129,7 @@ def test_a_seasonal_naive_says_the_newest_season_that_the_night_knew(tmp_path: P
     rows = [
         ("a", cut - day, 1.0, NIGHT, 0),
         ("a", cut - day, 9.0, NIGHT + day, 1),  # corrected a night later
+        ("a", cut - 3 * day, 8.0, NIGHT - 2 * day, 0),  # an older season
         ("a", cut - day + six, 9.0, NIGHT + day, 0),  # came a night later
         ("a", cut - 2 * day + six, 2.0, NIGHT, 0),
         ("a", cut - day + 2 * six, None, NIGHT, 0),  # not measured
@@ -118,7 +137,10 @@ def test_a_seasonal_naive_says_the_newest_season_that_the_night_knew(tmp_path: P
         ("a", cut - 6 * day + 3 * six, 4.0, NIGHT - 5 * day, 0),  # five seasons are looked at, this is the sixth
     ]
     series.publish_loads(lake, rows, Interval.closed(NIGHT - 5 * day, NIGHT + day))
-    assert list(said(lake, NIGHT).values()) == [1.0, 2.0, 3.0, None, 1.0, 2.0, 3.0, None]
+    expected = [1.0, 2.0, 3.0, None, 1.0, 2.0, 3.0, None]
+    assert list(said(lake, NIGHT).values()) == expected
+    in_bulk = baseline(lake, series.MODEL, Interval.closed(NIGHT, NIGHT + day)).to_pylist()
+    assert [row["baseline"] for row in in_bulk if row["data_date"] == NIGHT] == expected
 
 
 def test_a_season_is_counted_on_the_local_clock(tmp_path: Path) -> None:
