@@ -17,6 +17,8 @@ class World(NamedTuple):
     tables: tuple[str, ...]
     # Keys of a source that shape its rows, beside the seed.
     shaped_by: tuple[str, ...]
+    # Episodes that may be planted in it.
+    episodes: tuple[str, ...] = ()
 
 
 WORLDS = {
@@ -37,11 +39,18 @@ WORLDS = {
             "trip_reports",
         ),
         shaped_by=("vehicles", "episodes"),
+        episodes=("bad_sensors", "colder_winter", "new_vehicle_type", "policy_change"),
     ),
     "roads": World(
         begins=date(2023, 1, 2),
         tables=("roads", "links", "road_hours", "rain_forecasts"),
         shaped_by=("blocks",),
+    ),
+    "platform": World(
+        begins=date(2023, 1, 2),
+        tables=("user_days", "engagement_levels", "next_activities", "cluster_usage"),
+        shaped_by=("users", "episodes"),
+        episodes=("ai_policy", "more_capacity", "new_activity", "outage"),
     ),
 }
 
@@ -89,7 +98,37 @@ class PolicyChange(_Episode):
     later: float = Field(gt=1, le=3, description="factor on the wear at which pads are planned to be changed")
 
 
-Episode = Annotated[BadSensors | ColderWinter | NewVehicleType | PolicyChange, Field(discriminator="kind")]
+class AiPolicy(_Episode):
+    """Users may ask the assistant less often."""
+
+    kind: Literal["ai_policy"]
+    factor: float = Field(ge=0, lt=1, description="on the share of actions that ask it")
+
+
+class MoreCapacity(_Episode):
+    """The clusters are larger: the same load is a smaller share of them."""
+
+    kind: Literal["more_capacity"]
+    factor: float = Field(gt=1, le=10, description="on what each cluster has")
+
+
+class NewActivity(_Episode):
+    """Some users generate code in pairs, an activity that nobody had before."""
+
+    kind: Literal["new_activity"]
+    share: float = Field(0.3, gt=0, le=1, description="share of the users who do")
+
+
+class Outage(_Episode):
+    """Nobody gets in: no user is active."""
+
+    kind: Literal["outage"]
+
+
+Episode = Annotated[
+    BadSensors | ColderWinter | NewVehicleType | PolicyChange | AiPolicy | MoreCapacity | NewActivity | Outage,
+    Field(discriminator="kind"),
+]
 
 
 class Simulated(Model):
@@ -99,6 +138,12 @@ class Simulated(Model):
     table: str
     seed: int = Field(7, ge=0, lt=2**63)
     vehicles: int = Field(200, ge=1, le=200_000)
+    users: int = Field(
+        200,
+        ge=1,
+        le=200_000,
+        exclude_if=lambda users: users == 200,  # the catalog's digest of before it could be declared
+    )
     episodes: tuple[Episode, ...] = ()
     blocks: int = Field(
         5,
@@ -123,8 +168,13 @@ class Simulated(Model):
 
     @model_validator(mode="after")
     def _shaped_as_the_world_is(self) -> Self:
-        shaped_by = WORLDS[self.world].shaped_by
-        for key in ("vehicles", "episodes", "blocks"):
-            if key not in shaped_by and getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"{key} shapes nothing in the world {self.world} ({', '.join(shaped_by)} do)")
+        world = WORLDS[self.world]
+        for key in ("vehicles", "users", "episodes", "blocks"):
+            if key not in world.shaped_by and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} shapes nothing in the world {self.world} ({', '.join(world.shaped_by)} do)")
+        for episode in self.episodes:
+            if episode.kind not in world.episodes:
+                raise ValueError(
+                    f"episode {episode.kind!r} is not of the world {self.world} ({', '.join(world.episodes)})"
+                )
         return self

@@ -55,6 +55,12 @@ def test_a_simulated_source_with_episodes_is_accepted(tmp_path: Path) -> None:
         ({"seed": -1}, ["seed = -1", "greater than or equal to 0"]),
         ({"cars": 5}, ["cars = 5: unknown key"]),
         ({"select": "SELECT 1"}, ["select says how a source is written", "leave it out"]),
+        ({"users": 5}, ["users shapes nothing in the world fleet (vehicles, episodes do)"]),
+        ({"world": "platform", "table": "user_days"}, ["vehicles shapes nothing in the world platform (users, episodes do)"]),
+        (
+            {"episodes": [{"kind": "outage", "from": "2024-03-01", "to": "2024-03-31"}]},
+            ["episode 'outage' is not of the world fleet (bad_sensors"],
+        ),
         ({"episodes": [{**BAD_SENSORS, "kind": "strike"}]}, ["'strike'", "bad_sensors", "policy_change"]),
         ({"episodes": [{**BAD_SENSORS, "sensor": "odometer_km"}]}, ["sensor = 'odometer_km'", "'engine_temp'"]),
         ({"episodes": [{**BAD_SENSORS, "to": "2024-02-01"}]}, ["needs from <= to", "2024-03-01 and 2024-02-01"]),

@@ -2,8 +2,8 @@
 
 A world is a package or file here with `TABLES`, functions of (world, day) that give an Arrow table, an entry in
 `config.catalog.simulation.WORLDS`, and one in `_WORLDS`. Whatever is random has an address (`draws.py`) instead of an
-order, so that one night alone is the same as that night out of a year, in any process, and further vehicles change no
-others' rows.
+order, so that one night alone is the same as that night out of a year, in any process, and further vehicles or
+users change no others' rows.
 """
 
 from __future__ import annotations
@@ -21,15 +21,20 @@ from config.catalog.simulation import WORLDS, Simulated
 from features.sources.columns import Difference, match_names, mismatch
 from features.sources.errors import SourceMissing
 from features.sources.meter import Meter
-from features.sources.simulation import fleet, roads
+from features.sources.simulation import fleet, platform, roads
 from lake.tables import ARROW_TYPES
 
-_TABLES: Mapping[str, Mapping[str, Callable[[Any, int], pa.Table]]] = {"fleet": fleet.TABLES, "roads": roads.TABLES}
+_TABLES: Mapping[str, Mapping[str, Callable[[Any, int], pa.Table]]] = {
+    "fleet": fleet.TABLES,
+    "roads": roads.TABLES,
+    "platform": platform.TABLES,
+}
 _WORLDS: Mapping[str, Callable[[Simulated], Any]] = {
     "fleet": lambda shaped: fleet.Fleet(shaped.seed, shaped.vehicles, shaped.episodes),
     "roads": lambda shaped: roads.City(shaped.seed, shaped.blocks),
+    "platform": lambda shaped: platform.Platform(shaped.seed, shaped.users, shaped.episodes),
 }
-# Rows that are drawn before they are handed on: memory grows with the vehicles, never with the nights.
+# Rows that are drawn before they are handed on: memory grows with the size of the world, never with the nights.
 _BLOCK_ROWS = 200_000
 
 

@@ -1,0 +1,153 @@
+"""The simulated platform: what the best possible model would have reached on the same rows, beside ours.
+
+The optimum is computed by who knows each user's mood and habits and each cluster's deviation in the evening, and not
+what is drawn later: no model can do better, and one that has to guess them from what is seen does worse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from config.catalog.output import OutputKind
+from features.sources.simulation.platform import Platform, cluster, engagement, work
+from features.sources.simulation.platform.accounts import CLUSTERS
+from lake.lake import Lake
+from serving.metrics import metric_named
+from serving.predictors import load_predictor, read_manifest
+from tests.benchmarks.published_stages import history, prepare, row, train
+from training.registry.job import gate_folder
+
+Floats = npt.NDArray[np.float64]
+# Standard deviations from the median to the bounds of an interval of 80 %.
+_BOUND = 1.2815515655446004
+_SEASON_DAYS = 7
+
+
+def run(folder: Path) -> list[dict[str, Any]]:
+    """Every model of the platform; rows with what, seconds, against, ratio (ours to the optimum), aim."""
+    lake, rows = history(folder / "platform", "platform")
+    source = lake.dataset("platform").tables["user_days"].source
+    world = Platform(source.seed, source.users)  # type: ignore[union-attr]  # a simulated one has both
+    rows += classes(lake, world, "engagement", engagement.level_probability)
+    rows += classes(lake, world, "next_activity", work.next_probability)
+    return [*rows, *capacity(lake, world)]
+
+
+def classes(
+    lake: Lake, world: Platform, model: str, truth_of: Callable[[Platform, int], Floats]
+) -> list[dict[str, Any]]:
+    """A model of classes: every candidate on the gate's nights, beside the optimum and the frequencies of training."""
+    jobs, prepared = prepare(lake, model)
+    judged = pq.read_table(gate_folder(jobs[0]) / "test_set.parquet")
+    ((name, output),) = lake.model(model).outputs.items()
+    users = np.char.lstrip(np.array(judged["user"].to_pylist(), str), "U").astype(np.int64)
+    days = np.array([day.toordinal() for day in judged["data_date"].to_pylist()])
+    best = np.concatenate([truth_of(world, int(day))[users[days == day]] for day in np.unique(days)])
+    order = np.concatenate([np.flatnonzero(days == day) for day in np.unique(days)])
+    optimum = np.empty_like(best)
+    optimum[order] = best
+    label = judged["label"].to_numpy()
+    taught = pq.read_table(jobs[0] / "training_set.parquet", columns=["label"], filters=[("split", "=", "train")])
+    guessed = output.baseline(output.constant(taught["label"].to_numpy(), None), len(label), None)
+    rows = [prepared, row(f"{model}: frequencies of training, {_judged(output, label, guessed)[0]}", 0.0)]
+    said, least = _judged(output, label, optimum)
+    for job_dir in jobs:
+        seconds = train(lake, model, job_dir)
+        predicted = load_predictor(job_dir).predict(judged)
+        probability = output.judged(name, {each: predicted[each].to_numpy() for each in output.judged_columns(name)})
+        ours, loss = _judged(output, label, probability)
+        validated = read_manifest(job_dir)["metrics"][f"{name}/log_loss"]
+        what = f"{model} {read_manifest(job_dir)['family']}, {len(label):,} rows: {ours} (validation {validated:.4f})"
+        rows.append(row(what, seconds, f"optimum {said}", loss / least))
+    return rows
+
+
+def _judged(output: OutputKind, label: Floats, probability: Floats) -> tuple[str, float]:
+    """Figures in words, and the log loss."""
+    truth = output.truth(label)
+    loss, score = (metric_named(each).value(truth, probability) for each in ("log_loss", "macro_f1"))
+    ranked = np.argsort(-probability, axis=1)
+    first, third = (float((ranked[:, :k] == truth[:, None]).any(axis=1).mean()) for k in (1, 3))
+    top = f", top 3 {third:.3f}" if probability.shape[1] > 3 else ""
+    return f"log loss {loss:.4f}, macro F1 {score:.3f}, accuracy {first:.3f}{top}", float(loss or 0.0)
+
+
+def capacity(lake: Lake, world: Platform) -> list[dict[str, Any]]:
+    """The clusters' use: ours, seasonal naive, a line through four weeks, and the optimum."""
+    (job_dir, *_), prepared = prepare(lake, "cluster_capacity")
+    judged = pq.read_table(gate_folder(job_dir) / "test_set.parquet")
+    seconds = train(lake, "cluster_capacity", job_dir)
+    predicted = load_predictor(job_dir).predict(judged)
+    ours = np.column_stack([predicted[each].to_numpy() for each in ("usage_lower", "usage", "usage_upper")])
+    naive = judged["baseline"].to_numpy()
+    ahead = judged["capacity__days_ahead"].to_numpy().astype(np.float64)
+    line = judged["capacity__usage_7d"].to_numpy() + judged["capacity__trend"].to_numpy() * (ahead + 3.0)
+    weekly = line * judged["capacity__weekday_28d"].to_numpy() / judged["capacity__usage_28d"].to_numpy()
+    said = {
+        "seasonal naive": naive,
+        "linear trend": line,
+        "linear trend times weekday": weekly,
+        "optimum": _capacity_optimum(world, judged),
+        "ours": ours,
+    }
+    scale = _season_error(world, int(pc.min(judged["data_date"]).as_py().toordinal()))
+    resource = np.array(judged["resource"].to_pylist())
+    label, rows = judged["label"].to_numpy(), [prepared]
+    figures = {what: _forecast(label, each, resource, scale) for what, each in said.items()}
+    for what in ("seasonal naive", "linear trend", "linear trend times weekday"):
+        rows.append(row(f"cluster_capacity, {what}: {figures[what][0]}", 0.0))
+    what = f"cluster_capacity {read_manifest(job_dir)['family']}, {len(label):,} steps: {figures['ours'][0]}"
+    rows.append(row(what, seconds, f"optimum {figures['optimum'][0]}", figures["ours"][1] / figures["optimum"][1]))
+    return rows
+
+
+def _capacity_optimum(world: Platform, judged: pa.Table) -> Floats:
+    """Lower bound, median and upper bound of each row, (rows, 3)."""
+    place = {
+        (name, resource.name): number * len(cluster.RESOURCES) + at
+        for number, name in enumerate(CLUSTERS)
+        for at, resource in enumerate(cluster.RESOURCES)
+    }
+    deviations = np.array([-_BOUND, 0.0, _BOUND])
+    nights = [day.toordinal() for day in judged["data_date"].to_pylist()]
+    keys = zip(judged["cluster"].to_pylist(), judged["resource"].to_pylist(), strict=True)
+    ahead = judged["capacity__days_ahead"].to_pylist()
+    foretold = {
+        (night, steps): cluster.foretold(world, night, steps, deviations)
+        for night, steps in set(zip(nights, ahead, strict=True))
+    }
+    return np.array([foretold[night, steps][place[key]] for night, steps, key in zip(nights, ahead, keys, strict=True)])
+
+
+def _season_error(world: Platform, day: int) -> dict[str, float]:
+    """Mean absolute change of each resource's use over a week, in the half year before: what MASE is measured in.
+
+    Hyndman and Koehler, Int. J. of Forecasting 22, 2006.
+    """
+    series = np.stack([cluster.usage(world, day - ago) for ago in range(1, 183)])
+    change = np.abs(series[:-_SEASON_DAYS] - series[_SEASON_DAYS:]).mean(axis=0)
+    by_resource = change.reshape(len(CLUSTERS), -1).mean(axis=0)
+    return {each.name: float(error) for each, error in zip(cluster.RESOURCES, by_resource, strict=True)}
+
+
+def _forecast(label: Floats, said: Floats, resource: npt.NDArray[Any], scale: dict[str, float]) -> tuple[str, float]:
+    """Figures in words, and the mean absolute error."""
+    middle = said if said.ndim == 1 else said[:, 1]
+    error = np.abs(middle - label)
+    by_resource = ", ".join(f"{each} {error[resource == each].mean() / size:.3f}" for each, size in scale.items())
+    words = f"MAE {error.mean():.4f}, MASE {by_resource}"
+    if said.ndim == 1:
+        return words, float(error.mean())
+    held = float(((label >= said[:, 0]) & (label <= said[:, 2])).mean())
+    tails = np.array([0.1, 0.5, 0.9])
+    missed = label[:, None] - said
+    pinball = float(np.maximum(tails * missed, (tails - 1.0) * missed).mean())
+    return f"{words}, pinball {pinball:.5f}, {held:.1%} in the interval", float(error.mean())
