@@ -37,6 +37,7 @@ from tests.benchmarks import (
     bench_published_forecasts,
     bench_published_metrics,
     bench_published_plans,
+    bench_published_platform,
     bench_published_rankings,
     bench_published_roads,
     bench_published_tables,
@@ -87,6 +88,7 @@ def run() -> list[dict[str, Any]]:
             *bench_published_forecasts.run(Path(name)),
             *bench_published_roads.run(Path(name)),
             *bench_published_plans.run(Path(name)),
+            *bench_published_platform.run(Path(name)),
         ]
 
 

@@ -21,6 +21,7 @@ from features.sources.simulation.platform import Platform, cluster, engagement, 
 from features.sources.simulation.platform.accounts import CLUSTERS
 from lake.lake import Lake
 from serving.metrics import metric_named
+from serving.metrics.pinball import PinballLoss
 from serving.predictors import load_predictor, read_manifest
 from tests.benchmarks.published_stages import history, prepare, row, train
 from training.registry.job import gate_folder
@@ -37,7 +38,7 @@ def run(folder: Path) -> list[dict[str, Any]]:
     source = lake.dataset("platform").tables["user_days"].source
     world = Platform(source.seed, source.users)  # type: ignore[union-attr]  # a simulated one has both
     rows += classes(lake, world, "engagement", engagement.level_probability)
-    rows += classes(lake, world, "next_activity", work.next_probability)
+    rows += classes(lake, world, "platform_next_activity", work.next_probability)
     return [*rows, *capacity(lake, world)]
 
 
@@ -82,30 +83,29 @@ def _judged(output: OutputKind, label: Floats, probability: Floats) -> tuple[str
 
 def capacity(lake: Lake, world: Platform) -> list[dict[str, Any]]:
     """The clusters' use: ours, seasonal naive, a line through four weeks, and the optimum."""
-    (job_dir, *_), prepared = prepare(lake, "cluster_capacity")
-    judged = pq.read_table(gate_folder(job_dir) / "test_set.parquet")
-    seconds = train(lake, "cluster_capacity", job_dir)
-    predicted = load_predictor(job_dir).predict(judged)
-    ours = np.column_stack([predicted[each].to_numpy() for each in ("usage_lower", "usage", "usage_upper")])
-    naive = judged["baseline"].to_numpy()
-    ahead = judged["capacity__days_ahead"].to_numpy().astype(np.float64)
+    jobs, prepared = prepare(lake, "cluster_capacity")
+    judged = pq.read_table(gate_folder(jobs[0]) / "test_set.parquet")
+    ahead, usual = (judged[f"capacity__{each}"].to_numpy() for each in ("days_ahead", "usage_28d"))
     line = judged["capacity__usage_7d"].to_numpy() + judged["capacity__trend"].to_numpy() * (ahead + 3.0)
-    weekly = line * judged["capacity__weekday_28d"].to_numpy() / judged["capacity__usage_28d"].to_numpy()
-    said = {
-        "seasonal naive": naive,
+    simple = {
+        "seasonal naive": judged["baseline"].to_numpy(),
         "linear trend": line,
-        "linear trend times weekday": weekly,
-        "optimum": _capacity_optimum(world, judged),
-        "ours": ours,
+        "linear trend times weekday": line * judged["capacity__weekday_28d"].to_numpy() / usual,
     }
-    scale = _season_error(world, int(pc.min(judged["data_date"]).as_py().toordinal()))
-    resource = np.array(judged["resource"].to_pylist())
-    label, rows = judged["label"].to_numpy(), [prepared]
-    figures = {what: _forecast(label, each, resource, scale) for what, each in said.items()}
-    for what in ("seasonal naive", "linear trend", "linear trend times weekday"):
-        rows.append(row(f"cluster_capacity, {what}: {figures[what][0]}", 0.0))
-    what = f"cluster_capacity {read_manifest(job_dir)['family']}, {len(label):,} steps: {figures['ours'][0]}"
-    rows.append(row(what, seconds, f"optimum {figures['optimum'][0]}", figures["ours"][1] / figures["optimum"][1]))
+    scale = _season_error(world, pc.min(judged["data_date"]).as_py().toordinal())
+    resource, label, rows = np.array(judged["resource"].to_pylist()), judged["label"].to_numpy(), [prepared]
+    for what, said in simple.items():
+        rows.append(row(f"cluster_capacity, {what}: {_forecast(label, said, resource, scale)[0]}", 0.0))
+    best, least = _forecast(label, _capacity_optimum(world, judged), resource, scale)
+    for job_dir in jobs:
+        seconds = train(lake, "cluster_capacity", job_dir)
+        predicted = load_predictor(job_dir).predict(judged)
+        said = np.column_stack([predicted[each].to_numpy() for each in ("usage_lower", "usage", "usage_upper")])
+        ours, error = _forecast(label, said, resource, scale)
+        manifest = read_manifest(job_dir)
+        validated = manifest["metrics"]["usage/pinball"]
+        what = f"cluster_capacity {manifest['family']}, {len(label):,} steps: {ours} (validation {validated:.5f})"
+        rows.append(row(what, seconds, f"optimum {best}", error / least))
     return rows
 
 
@@ -147,7 +147,5 @@ def _forecast(label: Floats, said: Floats, resource: npt.NDArray[Any], scale: di
     if said.ndim == 1:
         return words, float(error.mean())
     held = float(((label >= said[:, 0]) & (label <= said[:, 2])).mean())
-    tails = np.array([0.1, 0.5, 0.9])
-    missed = label[:, None] - said
-    pinball = float(np.maximum(tails * missed, (tails - 1.0) * missed).mean())
+    pinball = float(PinballLoss((0.1, 0.5, 0.9)).row_losses(label, said).mean())
     return f"{words}, pinball {pinball:.5f}, {held:.1%} in the interval", float(error.mean())

@@ -56,7 +56,10 @@ def test_a_simulated_source_with_episodes_is_accepted(tmp_path: Path) -> None:
         ({"cars": 5}, ["cars = 5: unknown key"]),
         ({"select": "SELECT 1"}, ["select says how a source is written", "leave it out"]),
         ({"users": 5}, ["users shapes nothing in the world fleet (vehicles, episodes do)"]),
-        ({"world": "platform", "table": "user_days"}, ["vehicles shapes nothing in the world platform (users, episodes do)"]),
+        (
+            {"world": "platform", "table": "user_days"},
+            ["vehicles shapes nothing in the world platform (users, episodes do)"],
+        ),
         (
             {"episodes": [{"kind": "outage", "from": "2024-03-01", "to": "2024-03-31"}]},
             ["episode 'outage' is not of the world fleet (bad_sensors"],

@@ -89,7 +89,7 @@ def test_a_users_scores_add_up_over_four_weeks(history: Lake) -> None:
 def test_the_last_activities_are_those_of_active_days_newest_first(history: Lake) -> None:
     days = [drawn(history, "user_days", NIGHT - timedelta(days=ago)).to_pylist() for ago in range(28)]
     seen = set()
-    for row in features(history, "next_activity"):
+    for row in features(history, "platform_next_activity"):
         done = [
             (each["activity"], ago)
             for ago, day in enumerate(days)
@@ -146,7 +146,7 @@ def published(folder: Path, kind: str, **episode: Any) -> Lake:
 def test_an_activity_that_no_model_was_made_for_stops_with_a_way_out(tmp_path: Path) -> None:
     lake = published(tmp_path, "new_activity", share=1.0)
     with pytest.raises(UnknownClass, match=r"activity = 'pair_programming', which is none of planning, .*\s+Add it to"):
-        labels(lake, "next_activity", Interval.of(NIGHT), as_of=NIGHT + timedelta(days=8))
+        labels(lake, "platform_next_activity", Interval.of(NIGHT), as_of=NIGHT + timedelta(days=8))
 
 
 def test_a_week_in_which_nobody_gets_in_teaches_nothing_and_tells_no_class_from_another(tmp_path: Path) -> None:
@@ -164,5 +164,5 @@ def test_a_week_in_which_nobody_gets_in_teaches_nothing_and_tells_no_class_from_
     assert checks["macro_f1"].status == "not_evaluated"
     assert "came out as low" in str(checks["macro_f1"].reason)
     assert checks["log_loss"].value == pytest.approx(np.log(3))
-    nothing = labels(lake, "next_activity", Interval.of(NIGHT), as_of=NIGHT + timedelta(days=8))
+    nothing = labels(lake, "platform_next_activity", Interval.of(NIGHT), as_of=NIGHT + timedelta(days=8))
     assert pc.count(nothing["label"]).as_py() == 0

@@ -28,6 +28,8 @@ SELECT
     CAST(max(CASE WHEN step = 0 AND activity IS NOT NULL THEN days_ago END) AS INTEGER) AS days_ago_t0,
     CAST(max(CASE WHEN step = 1 AND activity IS NOT NULL THEN days_ago END) AS INTEGER) AS days_ago_t1,
     CAST(max(CASE WHEN step = 2 AND activity IS NOT NULL THEN days_ago END) AS INTEGER) AS days_ago_t2,
+    max(CASE WHEN days_ago = 13 THEN activity END) AS activity_13d_ago,
+    max(CASE WHEN days_ago = 27 THEN activity END) AS activity_27d_ago,
     CAST(min(CASE WHEN activity = 'planning' THEN days_ago END) AS INTEGER) AS days_since_planning
 FROM ordered
 GROUP BY data_date, user

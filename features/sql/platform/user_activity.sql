@@ -26,6 +26,7 @@ SELECT
     sum(actions) FILTER (WHERE days_ago < 7) / nullif(sum(active) FILTER (WHERE days_ago < 7), 0) AS actions_active_day_7d,
     sum(actions) / nullif(sum(active), 0) AS actions_active_day_28d,
     sum(project_count) FILTER (WHERE days_ago < 7) / count(*) FILTER (WHERE days_ago < 7) AS project_count_7d,
+    sum(project_count) / count(*) AS project_count_28d,
     CAST(date_diff('day', DATE '1970-01-05', data_date) % 7 + 1 AS INTEGER) AS weekday,
     max(CASE WHEN days_ago = 0 THEN actions END) AS actions_t0,
     max(CASE WHEN days_ago = 1 THEN actions END) AS actions_t1,
