@@ -151,24 +151,25 @@ def baseline_query(
     known = _register_labels(lake, entry, connection, rows, last=last, version=version, before=season * seasons)
     zone, keys = dataset.time_zone, ", ".join(f'"{name}"' for name in (*entry.entity, "data_date"))
     # The same hour on the clock: across a change of clocks that is not 168 hours ago.
-    days = f"INTERVAL ({season // ONE_DAY} * back.seasons) DAY"
+    days = f"INTERVAL ({season // ONE_DAY} * nf__back.nf__seasons) DAY"
     earlier = f"timezone('{zone}', timezone('{zone}', \"{step}\") - {days})"
-    others = "".join(f' AND l."{name}" = asked."{name}"' for name in entry.entity if name != step)
+    others = "".join(f' AND nf__labels."{name}" = nf__asked."{name}"' for name in entry.entity if name != step)
     sql = f"""
-        WITH asked AS (
-            SELECT {keys}, back.seasons, {earlier} AS earlier_utc
-            FROM (SELECT DISTINCT {keys} FROM "{rows}") CROSS JOIN range(1, {seasons + 1}) AS back (seasons)
+        WITH nf__asked AS (
+            SELECT {keys}, nf__back.nf__seasons, {earlier} AS nf__earlier_utc
+            FROM (SELECT DISTINCT {keys} FROM "{rows}") CROSS JOIN range(1, {seasons + 1}) AS nf__back (nf__seasons)
         ),
-        said AS (
-            SELECT {", ".join(f'asked."{name}"' for name in (*entry.entity, "data_date"))},
-                arg_min(l.label, asked.seasons) AS baseline
-            FROM asked JOIN known_labels AS l ON l."{step}" = asked.earlier_utc{others}
-                AND l.data_date <= asked.data_date
-                AND (l.superseded_on IS NULL OR l.superseded_on > asked.data_date)
-            WHERE l.label IS NOT NULL
+        nf__said AS (
+            SELECT {", ".join(f'nf__asked."{name}"' for name in (*entry.entity, "data_date"))},
+                arg_min(nf__labels.label, nf__asked.nf__seasons) AS baseline
+            FROM nf__asked JOIN known_labels AS nf__labels
+                ON nf__labels."{step}" = nf__asked.nf__earlier_utc{others}
+                AND nf__labels.data_date <= nf__asked.data_date
+                AND (nf__labels.superseded_on IS NULL OR nf__labels.superseded_on > nf__asked.data_date)
+            WHERE nf__labels.label IS NOT NULL
             GROUP BY ALL
         )
-        SELECT r.*, said.baseline FROM "{rows}" AS r LEFT JOIN said USING ({keys})
+        SELECT r.*, nf__said.baseline FROM "{rows}" AS r LEFT JOIN nf__said USING ({keys})
     """
     return LabelQuery(sql, known.inputs())
 

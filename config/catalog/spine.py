@@ -236,17 +236,16 @@ class SeriesSpine(Model):
             step, reach = f'known."{self.step_column}"', self.active_within // timedelta(microseconds=1)
             there += f" AND {step} < windows.cutoff_utc AND {step} >= windows.cutoff_utc - to_microseconds({reach})"
         return f"""
-            SELECT * EXCLUDE (begins, cutoff_utc), begins AS "{self.step_column}", begins AS target_time_utc,
-                cutoff_utc AS event_timestamp
+            SELECT nf__there.*, nf__steps.begins AS "{self.step_column}", nf__steps.begins AS target_time_utc,
+                nf__steps.cutoff_utc AS event_timestamp
             FROM (
-                SELECT *, unnest({_steps_sql(self.every)}) AS begins
-                FROM (
-                    SELECT DISTINCT {keys}, windows.data_date, cutoff_utc, end_utc, days_utc
-                    FROM known JOIN windows ON known.data_date <= windows.data_date
-                    AND (known.superseded_on IS NULL OR known.superseded_on > windows.data_date)
-                    WHERE {there}
-                )
-            )
+                SELECT DISTINCT {keys}, windows.data_date
+                FROM known JOIN windows ON known.data_date <= windows.data_date
+                AND (known.superseded_on IS NULL OR known.superseded_on > windows.data_date)
+                WHERE {there}
+            ) AS nf__there
+            JOIN (SELECT data_date, cutoff_utc, unnest({_steps_sql(self.every)}) AS begins FROM windows) AS nf__steps
+            ON nf__steps.data_date = nf__there.data_date
         """  # noqa: S608 (names come from the typed catalog, quoted)
 
     def in_words(self, tables: Mapping[str, Table]) -> str:

@@ -86,7 +86,7 @@ def catalog_of(
         "model": "m", "deadline": "06:00", "dataset": "d", "features": ["v"],
         "spine": {"table": "plans", "entity": list(key), "target_time": "at"},
         "label": {"table": "outcomes", "column": "outcome", "matures_after": "1 hour"} | declared,
-        "outputs": outputs or {"said": {"kind": "regression", "objective": "mean", "gate": "rmse"}},
+        "outputs": outputs or {"told_outcome": {"kind": "regression", "objective": "mean", "gate": "rmse"}},
         "trainer": {"family": "linear", "params": {}, "seed": 1, "device": "cpu"},
         "split": {"train": "1 days", "validation": "1 days", "test": "2 days", "embargo": "0 days"},
         "gate": {"min_days": 2, "baseline": "mean"},
@@ -153,7 +153,7 @@ def test_columns_called_as_our_words_reach_the_training_set_whole(tmp_path: Path
     predictions = predictions_table(lake.settings, lake.model("m"), lake.dataset("d"))
     in_sql = [column.name for column in sql_columns("predictions_m", predictions.schema, keep_replaced=True).columns]
     assert len({name.lower() for name in in_sql}) == len(in_sql)
-    assert set(predictions.schema.names) - {"id", *entity, "said", "data_date"} <= PREDICTION_COLUMNS
+    assert set(predictions.schema.names) - {"id", *entity, "told_outcome", "data_date"} <= PREDICTION_COLUMNS
 
 
 @pytest.mark.parametrize("name", [*sorted(TRAINING_COLUMNS | PREDICTION_COLUMNS), "Model"])

@@ -156,3 +156,36 @@ def test_the_catalogs_digest_is_that_of_before_seasons(tmp_path: Path) -> None:
     lake = series.lake_of(tmp_path, model=series.MODEL_YAML.replace(" baseline: seasonal_naive, season: 7 days,", ""))
     stored = load_catalog(lake.settings).model(series.MODEL).model_dump_json(by_alias=True)
     assert "season" not in stored
+
+
+@pytest.mark.parametrize(
+    "entity", ["begins", "cutoff_utc_", "end_utc", "days_utc", "seasons", "earlier_utc", "back", "asked", "l"]
+)
+def test_an_entity_called_as_a_word_of_our_sql_is_one_like_any_other(tmp_path: Path, entity: str) -> None:
+    def named(text: str) -> str:
+        return text.replace("server,", f"{entity},").replace("      server:", f"      {entity}:")
+
+    model = named(series.MODEL_YAML).replace("columns: [server]", f"columns: [{entity}]")
+    lake = series.lake_of(tmp_path, dataset=named(series.DATASET_YAML), model=model)
+    table = valid_table(lake.settings, lake.dataset("servers"), "loads")
+    nights = Interval.closed(NIGHT - 9 * ONE_DAY, NIGHT)
+    known = [
+        {
+            entity: row[0],
+            "step_utc": row[1],
+            "load": row[2],
+            "data_date": row[3],
+            "revision": row[4],
+            "known_at_utc": row[1],
+        }
+        for row in series.as_known(series.generate(nights, ("a",)))
+    ]
+    rows = [row for row in known if row["data_date"] <= NIGHT]
+    toy.publish_rows(
+        lake, table, pa.Table.from_pylist(rows, schema=table.schema), Interval(nights.start, NIGHT + ONE_DAY)
+    )
+    said = baseline(lake, series.MODEL, Interval.of(NIGHT)).to_pylist()
+    loads = {row["step_utc"]: row["load"] for row in known}
+    assert len(said) == 8
+    assert [row["baseline"] for row in said] == [loads[row["step_utc"] - timedelta(days=7)] for row in said]
+    assert {row[entity] for row in said} == {"a"}
