@@ -169,23 +169,12 @@ def test_an_entity_called_as_a_word_of_our_sql_is_one_like_any_other(tmp_path: P
     lake = series.lake_of(tmp_path, dataset=named(series.DATASET_YAML), model=model)
     table = valid_table(lake.settings, lake.dataset("servers"), "loads")
     nights = Interval.closed(NIGHT - 9 * ONE_DAY, NIGHT)
-    known = [
-        {
-            entity: row[0],
-            "step_utc": row[1],
-            "load": row[2],
-            "data_date": row[3],
-            "revision": row[4],
-            "known_at_utc": row[1],
-        }
-        for row in series.as_known(series.generate(nights, ("a",)))
-    ]
-    rows = [row for row in known if row["data_date"] <= NIGHT]
-    toy.publish_rows(
-        lake, table, pa.Table.from_pylist(rows, schema=table.schema), Interval(nights.start, NIGHT + ONE_DAY)
-    )
+    names = (entity, "step_utc", "load", "data_date", "revision")
+    came = series.as_known(series.generate(nights, ("a",)))
+    known = [dict(zip(names, row, strict=True)) | {"known_at_utc": row[1]} for row in came if row[3] <= NIGHT]
+    toy.publish_rows(lake, table, pa.Table.from_pylist(known, schema=table.schema), nights)
     said = baseline(lake, series.MODEL, Interval.of(NIGHT)).to_pylist()
-    loads = {row["step_utc"]: row["load"] for row in known}
+    loads = {row[1]: row[2] for row in came}
     assert len(said) == 8
     assert [row["baseline"] for row in said] == [loads[row["step_utc"] - timedelta(days=7)] for row in said]
     assert {row[entity] for row in said} == {"a"}
