@@ -129,7 +129,7 @@ class Chain:
         step = self._begin("first champions")
         wanted = {}
         for name, as_of in plan.items():
-            run_id = f"first__{as_of}"
+            run_id = first_run_id(self._lake, name, as_of)
             self._release(
                 f"{name}_train",
                 run_id,
@@ -357,6 +357,18 @@ class Chain:
             f"{run.dag_id}.{task.task_id} ({run.partition_key or run.run_id}) failed:\n\n{task_error(path)}\n\n"
             f"Its log: {path}"
         )
+
+
+def first_run_id(lake: Lake, model: str, as_of: date) -> str:
+    """The run that trains a model's first version: one and the same, but another for each catalog entry once the gate
+    has refused one, so that what was mended is tried.
+    """
+    from training.registry.decision import read_decisions
+
+    judged = [decision for decision in read_decisions(lake, model) if decision.as_of == as_of]
+    if not judged or judged[-1].verdict == "promote":
+        return f"first__{as_of}"
+    return f"first__{as_of}__{lake.catalog.digest(model)[:8]}"
 
 
 def _refusal(lake: Lake, model: str, as_of: date) -> str:

@@ -13,6 +13,7 @@ from cli.chain import (
     NothingToReplay,
     Step,
     TaskFailed,
+    first_run_id,
     make_plan,
     monitored_until,
     published_until,
@@ -331,3 +332,13 @@ def test_before_the_first_run_no_ledger_is_read(toy_lake: Lake, monkeypatch: pyt
 
     monkeypatch.setattr(Lake, "ledger", asked)
     make_plan(toy_lake, 1, None)
+
+
+def test_a_first_training_that_was_refused_is_tried_again_once_its_entry_has_changed(tmp_path: Path) -> None:
+    lake = toy.toy_lake(tmp_path)
+    assert first_run_id(lake, "ride_minutes", AS_OF) == f"first__{AS_OF}"
+    decide_gate(lake, as_of=AS_OF, verdict="refuse")
+    refused = first_run_id(lake, "ride_minutes", AS_OF)
+    settings = toy.write_catalog(tmp_path, model=toy.MODEL_YAML + "gate: {max_milliseconds_per_row: 50}\n")
+    mended = Lake(settings, load_catalog(settings))
+    assert len({f"first__{AS_OF}", refused, first_run_id(mended, "ride_minutes", AS_OF)}) == 3
