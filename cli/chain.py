@@ -463,6 +463,18 @@ def monitored_until(lake: Lake, dataset: Dataset) -> date | None:
     return min(known)
 
 
+def _after_nights_of_nobody(lake: Lake, dataset: Dataset, first: date) -> date:
+    """The night after those that were published while no model of the data set had a champion: what is promoted now
+    takes effect after them.
+    """
+    published = published_until(lake, dataset)
+    if published is None or published < first:
+        return first
+    models = lake.catalog.models_of(dataset.name)
+    nobody = bool(models) and all(lake.ledger(model.name).read().newest is None for model in models)
+    return published + ONE_DAY if nobody else first
+
+
 def _first_nights(lake: Lake, start: date | None, only: list[str] | None, *, whole: bool) -> dict[str, date]:
     """The first night to run of each replay; one and the same where a model reads several of them."""
     firsts: dict[str, date] = {}
@@ -475,6 +487,8 @@ def _first_nights(lake: Lake, start: date | None, only: list[str] | None, *, who
         monitored = monitored_until(lake, dataset)
         if monitored is not None and start is None:
             first = max(first, monitored + ONE_DAY)
+        elif start is None:
+            first = max(first, _after_nights_of_nobody(lake, dataset, first))
         firsts[dataset.name] = first
     if only:
         wanted = {lake.dataset(name).name for name in only}

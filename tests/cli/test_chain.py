@@ -342,3 +342,11 @@ def test_a_first_training_that_was_refused_is_tried_again_once_its_entry_has_cha
     settings = toy.write_catalog(tmp_path, model=toy.MODEL_YAML + "gate: {max_milliseconds_per_row: 50}\n")
     mended = Lake(settings, load_catalog(settings))
     assert len({f"first__{AS_OF}", refused, first_run_id(mended, "ride_minutes", AS_OF)}) == 3
+
+
+def test_nights_that_passed_without_a_champion_are_not_run_again(tmp_path: Path) -> None:
+    lake = toy.toy_lake(tmp_path)
+    third = toy.FIRST_NIGHT + timedelta(days=2)
+    toy.publish_features(lake, Interval(toy.FIRST, third))
+    assert make_plan(lake, 1, None).first_nights == {"rides": third}
+    assert make_plan(_crowned(lake), 1, None).first_nights == {"rides": toy.FIRST_NIGHT}, "its nights are to be scored"
