@@ -464,15 +464,15 @@ def monitored_until(lake: Lake, dataset: Dataset) -> date | None:
 
 
 def _after_nights_of_nobody(lake: Lake, dataset: Dataset, first: date) -> date:
-    """The night after those that were published while no model of the data set had a champion: what is promoted now
-    takes effect after them.
+    """The first night that a champion of the data set's models can score, where nights were published before there was
+    one: what is promoted takes effect after them.
     """
     published = published_until(lake, dataset)
     if published is None or published < first:
         return first
     models = lake.catalog.models_of(dataset.name)
-    nobody = bool(models) and all(lake.ledger(model.name).read().newest is None for model in models)
-    return published + ONE_DAY if nobody else first
+    effective = [line.effective_from for m in models for line in lake.ledger(m.name).read().promotions]
+    return min(effective, default=published + ONE_DAY if models else first)
 
 
 def _first_nights(lake: Lake, start: date | None, only: list[str] | None, *, whole: bool) -> dict[str, date]:

@@ -350,3 +350,9 @@ def test_nights_that_passed_without_a_champion_are_not_run_again(tmp_path: Path)
     toy.publish_features(lake, Interval(toy.FIRST, third))
     assert make_plan(lake, 1, None).first_nights == {"rides": third}
     assert make_plan(_crowned(lake), 1, None).first_nights == {"rides": toy.FIRST_NIGHT}, "its nights are to be scored"
+    later = toy.toy_lake(tmp_path / "later")
+    toy.publish_features(later, Interval(toy.FIRST, third))
+    ledger = later.ledger("ride_minutes")
+    line = Promotion("ride_minutes", 1, AS_OF, third, datetime(2024, 3, 1, tzinfo=UTC), "ada", "d", "e")
+    ledger.append(line, seen=ledger.read())
+    assert make_plan(later, 1, None).first_nights == {"rides": third}, "promoted after nights that nobody scored"
