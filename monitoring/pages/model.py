@@ -41,6 +41,7 @@ from monitoring.pages.run_links import run_url, runs_on_record
 from monitoring.performance import LABEL_SHARE
 from monitoring.retraining_requests import RequestRecord, read_requests_of
 from monitoring.wording import label_unit
+from training.registry.decision import read_decisions
 from training.registry.records import DecisionRecord, read_decisions_of, read_promises
 
 TEMPLATE = "model.html.jinja"
@@ -49,6 +50,21 @@ _CONTEXT_NIGHTS = 60  # that the chart shows at least while two periods are comp
 _LONGEST_GAP = 730  # nights from the one period to the other that are still drawn on one axis
 _LENGTHS = (30, 90, 365)
 _CAUSES = 3
+
+
+def _why_not_scored(context: Context, entry: ModelEntry) -> str:
+    decisions = read_decisions(context.lake, entry.name)
+    if decisions and decisions[-1].verdict != "promote":
+        said = " ".join(str(reason) for reason in decisions[-1].reasons)
+        return (
+            f"{entry.name} has not scored a night yet: the gate's verdict on version {decisions[-1].version}, as of "
+            f"{decisions[-1].as_of}, is {decisions[-1].verdict}. {said} Change {entry.name}.yaml or its features, and "
+            "train it again."
+        )
+    return (
+        f"{entry.name} has not scored a night yet. Run the first one: `make run ONLY={entry.dataset}`, or trigger the "
+        f"ingest DAG of {entry.dataset}."
+    )
 
 
 def page(context: Context, *, query: Mapping[str, str], model: str) -> Page:
@@ -63,10 +79,7 @@ def page(context: Context, *, query: Mapping[str, str], model: str) -> Page:
     lake = context.lake
     known = known_nights(lake, entry.name)
     if known is None:
-        raise NotFound(
-            f"{entry.name} has not scored a night yet. Run the first one: `make run`, or trigger the ingest DAG of "
-            f"{entry.dataset}."
-        )
+        raise NotFound(_why_not_scored(context, entry))
     first_night, newest = known
     period = read_period(query.get("from"), query.get("to"), newest=newest, nights=_NIGHTS)
     if not query.get("from") and first_night <= period.last:  # no empty months before the first night

@@ -218,7 +218,13 @@ def fortnight(lake: Lake) -> Lake:
 
 def test_nothing_scored_is_nothing_known(lake: Lake) -> None:
     assert known_nights(lake, MODEL) is None
-    with pytest.raises(NotFound, match="has not scored a night yet"):
+    with pytest.raises(NotFound, match="has not scored a night yet. Run the first one: `make run ONLY=rides`"):
+        shown(lake)
+
+
+def test_a_model_that_the_gate_refused_says_so_where_its_nights_would_be(lake: Lake) -> None:
+    scenario.decide_gate(lake, as_of=FIRST, verdict="refuse")
+    with pytest.raises(NotFound, match=r"the gate's verdict on version 1, as of 2024-03-01, is refuse\."):
         shown(lake)
 
 
