@@ -465,14 +465,19 @@ def monitored_until(lake: Lake, dataset: Dataset) -> date | None:
 
 def _after_nights_of_nobody(lake: Lake, dataset: Dataset, first: date) -> date:
     """The first night that a champion of the data set's models can score, where nights were published before there was
-    one: what is promoted takes effect after them.
+    one: what is promoted takes effect after them. While a person has the word, the first training is not asked again.
     """
+    from training.registry.decision import read_decisions
+
     published = published_until(lake, dataset)
     if published is None or published < first:
         return first
     models = lake.catalog.models_of(dataset.name)
     effective = [line.effective_from for m in models for line in lake.ledger(m.name).read().promotions]
-    return min(effective, default=published + ONE_DAY if models else first)
+    if effective:
+        return min(effective)
+    asked = any(decision.verdict == "promote" for m in models for decision in read_decisions(lake, m.name)[-1:])
+    return first if asked or not models else published + ONE_DAY
 
 
 def _first_nights(lake: Lake, start: date | None, only: list[str] | None, *, whole: bool) -> dict[str, date]:

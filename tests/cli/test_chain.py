@@ -350,6 +350,10 @@ def test_nights_that_passed_without_a_champion_are_not_run_again(tmp_path: Path)
     toy.publish_features(lake, Interval(toy.FIRST, third))
     assert make_plan(lake, 1, None).first_nights == {"rides": third}
     assert make_plan(_crowned(lake), 1, None).first_nights == {"rides": toy.FIRST_NIGHT}, "its nights are to be scored"
+    asked = toy.toy_lake(tmp_path / "asked", model=ASKING)
+    toy.publish_features(asked, Interval(toy.FIRST, third))
+    decide_gate(asked, as_of=AS_OF, verdict="promote")
+    assert make_plan(asked, 1, None).first_nights == {"rides": toy.FIRST_NIGHT}, "a person has the word"
     later = toy.toy_lake(tmp_path / "later")
     toy.publish_features(later, Interval(toy.FIRST, third))
     ledger = later.ledger("ride_minutes")
