@@ -463,7 +463,7 @@ def monitored_until(lake: Lake, dataset: Dataset) -> date | None:
     return min(known)
 
 
-def _after_nights_of_nobody(lake: Lake, dataset: Dataset, first: date) -> date:
+def _first_scorable_night(lake: Lake, dataset: Dataset, first: date) -> date:
     """The first night that a champion of the data set's models can score, where nights were published before there was
     one: what is promoted takes effect after them. While a person has the word, the first training is not asked again.
     """
@@ -493,7 +493,7 @@ def _first_nights(lake: Lake, start: date | None, only: list[str] | None, *, who
         if monitored is not None and start is None:
             first = max(first, monitored + ONE_DAY)
         elif start is None:
-            first = max(first, _after_nights_of_nobody(lake, dataset, first))
+            first = max(first, _first_scorable_night(lake, dataset, first))
         firsts[dataset.name] = first
     if only:
         wanted = {lake.dataset(name).name for name in only}
