@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.predictors.contract import Contract, Matrix, Predictor, Scores, read_json
-from serving.predictors.road_load import SCALARS, SERIES, SPEEDS, Floats, State, Trips
+from serving.predictors.road_load import SCALARS, SERIES, SPEEDS, Floats, Ints, State, Trips
 from serving.predictors.shapley import Sample, Shapley
 from serving.predictors.sklearn_model import PRELOADED, TREE, read_model
 
@@ -24,7 +24,7 @@ FOREST = "ExtraTreesRegressor"
 PRELOAD = (PRELOADED,)
 TRUSTED = (TREE,)
 # Segments ahead that a forest sees one by one.
-_SEEN = 4
+SEGMENTS_SEEN = 4
 _EXPLAINED_ROWS = 100
 
 
@@ -52,22 +52,25 @@ class Policy:
             total += estimator.tree_.value[:, 0, 0].take(estimator.tree_.apply(seen))
         return np.asarray(total / len(forest.estimators_) * self.scale[state.trip])
 
-    def choose(self, segment: int, state: State, lookahead: int | None = None) -> tuple[State, Floats]:
-        """The state that the best choice leads to, of each state, and what is left to pay from before it."""
+    def choose(self, segment: int, state: State, lookahead: int | None = None) -> tuple[Ints, State, Floats]:
+        """The best choice of each state, as a place in `SPEEDS`, the state that it leads to, and what is left to pay
+        from before it.
+        """
         follows, litres, in_time = self.trips.choices(segment, state)
         total = np.where(in_time, litres, np.inf)
         total[in_time] += self._to_come(
             segment + 1, _of(follows, in_time), (self._lookahead if lookahead is None else lookahead) - 1
         )
-        best = total.reshape(-1, len(SPEEDS)).argmin(axis=1) + np.arange(len(state.trip)) * len(SPEEDS)
-        return _of(follows, best), total[best]
+        chosen = total.reshape(-1, len(SPEEDS)).argmin(axis=1)
+        best = chosen + np.arange(len(state.trip)) * len(SPEEDS)
+        return chosen, _of(follows, best), total[best]
 
     def plan(self) -> Floats:
         """Speeds in m/s, (trips, segments)."""
         state = self.trips.start()
         plan = np.zeros((self.trips.count, self.trips.segments))
         for segment in range(self.trips.segments):
-            state, _ = self.choose(segment, state)
+            _, state, _ = self.choose(segment, state)
             plan[:, segment] = state.speed
         # Where all that is learned chooses worse than one speed, that is driven.
         constant = self.trips.constant_plan()
@@ -79,7 +82,7 @@ class Policy:
         if segment == self.trips.segments:
             return np.zeros(len(state.trip))
         if lookahead > 0:
-            return self.choose(segment, state, lookahead)[1]
+            return self.choose(segment, state, lookahead)[2]
         return self.trips.cruise(segment, state)[0] + self.gain(segment, state)
 
 
@@ -98,7 +101,7 @@ def described(trips: Trips, segment: int, state: State) -> npt.NDArray[np.float3
         trips.headwind[at],
         trips.metres[at],
     ]
-    for ahead in range(_SEEN):
+    for ahead in range(SEGMENTS_SEEN):
         there = 1.0 if segment + ahead <= last else 0.0
         slope, limit = (each[at, min(segment + ahead, last)] for each in (trips.slope, trips.limit))
         columns += [slope * there, (limit - cruise) * there, (level + slope) * there]

@@ -4,13 +4,14 @@ Ernst, Geurts and Wehenkel, "Tree-based batch mode reinforcement learning", JMLR
 segment, as an episode has an end (Murphy, JMLR 6, 2005). A choice leads to one state alone, so what is learned is a
 function of the state it leads to: what the choices from there gain on driving on at one speed. The costs are those of
 the headwind that came; what is known before it is all that choices are made by.
+Trips are driven in an environment of Gymnasium, `trip_environment.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -24,16 +25,18 @@ from serving.predictors.fitted_q import (
     TRUSTED,
     Policy,
     columns_of,
-    described,
     expected_headwind,
     forest_file,
     policy_of,
     values_of,
 )
-from serving.predictors.road_load import SCALARS, SERIES, SPEEDS, State, Trips
+from serving.predictors.road_load import SCALARS, SERIES, SPEEDS, Ints, State, Trips
 from serving.predictors.sklearn_model import read_model
 from training.trainers import FamilyParams, Fitted, Floats, Rows, Run, TrainingImpossible, normalised, truth_to_learn
 from training.trainers.sklearn_rows import LIBRARIES, cpu_alone, write_model
+
+if TYPE_CHECKING:
+    from training.trainers.trip_environment import Observations, TripsEnv
 
 _CHECKPOINT = "forests"
 _IMPORTANCE_ROWS = 100
@@ -89,11 +92,11 @@ def train(
     line = _line(values["headwind_mps"], label)
     details = {"segments": segments, "lookahead": chosen.lookahead, "headwind": line, "typical": typical}
 
-    planned = Trips(values, expected_headwind(values["headwind_mps"], line))
-    policy = Policy(planned, lookahead=1)
-    met = _met(policy, chosen, np.random.default_rng(run.seed))
+    env = _environment(values, expected_headwind(values["headwind_mps"], line), label)
+    policy = Policy(env.planned, lookahead=1)
+    met = _met(env, policy, chosen, np.random.default_rng(run.seed))
     checked = _Checked(contract, validation, details)
-    _learn(policy, Trips(values, label), met, checked, chosen, run)
+    _learn(policy, env, met, checked, chosen, run)
     for segment, forest in policy.forests.items():
         _write_forest(forest, folder / forest_file(segment))
     write_json(folder / DETAILS_FILE, details)
@@ -103,8 +106,25 @@ def train(
         dict.fromkeys(contract.outputs, segments),
         dict.fromkeys(contract.outputs, importances),
         LIBRARIES,
-        {"trips": len(rows), "states_a_segment": len(met[segments - 1].trip)},
+        {"trips": len(rows), "states_a_segment": len(rows) * len(met[segments - 1])},
     )
+
+
+def _environment(values: Mapping[str, Floats], expected: Floats, came: Floats) -> TripsEnv:
+    """The trips, all driven side by side with the headwind that came."""
+    import gymnasium
+
+    from training.trainers.trip_environment import TRIP
+
+    env = gymnasium.make_vec(
+        TRIP,
+        num_envs=len(came),
+        vectorization_mode="vector_entry_point",
+        values=values,
+        expected=expected,
+        came=came,
+    )
+    return cast("TripsEnv", env)
 
 
 def _segments(contract: Contract) -> int:
@@ -151,43 +171,37 @@ def _line(forecast: Floats, came: Floats) -> list[float]:
     return [float(came.mean()) - slope * float(forecast.mean()), slope]
 
 
-def _met(policy: Policy, chosen: Params, random: np.random.Generator) -> dict[int, State]:
-    """States before each segment but the first: where some choices lead to, of the states that trips come through."""
-    trips = policy.trips
-    met: dict[int, list[State]] = {segment: [] for segment in range(1, trips.segments)}
+def _met(env: TripsEnv, policy: Policy, chosen: Params, random: np.random.Generator) -> dict[int, list[State]]:
+    """States before each segment but the first: where some choices lead to, of the states that episodes come through.
+
+    Returns:
+        By segment; of each trip one state in each item.
+    """
+    met: dict[int, list[State]] = {segment: [] for segment in range(1, policy.trips.segments)}
     for episode in range(chosen.episodes):
-        state = trips.start()
-        for segment in range(trips.segments - 1):
-            follows, _, in_time = trips.choices(segment, state)
-            met[segment + 1] += [_drawn(follows, in_time, random) for _ in range(chosen.branches)]
-            best, _ = policy.choose(segment, state)
-            tried = random.random(trips.count) < (chosen.exploration if episode else 0.0)
-            other = _drawn(follows, in_time, random)
-            state = State(best.trip, np.where(tried, other.left, best.left), np.where(tried, other.speed, best.speed))
-    return {
-        segment: State(
-            np.concatenate([state.trip for state in states]),
-            np.concatenate([state.left for state in states]),
-            np.concatenate([state.speed for state in states]),
-        )
-        for segment, states in met.items()
-    }
+        _, info = env.reset(options={"segment": 0, "state": policy.trips.start()})
+        for segment in range(policy.trips.segments - 1):
+            met[segment + 1] += [env.after(_drawn(info["in_time"], random)) for _ in range(chosen.branches)]
+            best, _, _ = policy.choose(segment, env.state)
+            tried = random.random(policy.trips.count) < (chosen.exploration if episode else 0.0)
+            other = _drawn(info["in_time"], random)
+            *_, info = env.step(np.where(tried, other, best))
+    return met
 
 
-def _drawn(follows: State, in_time: npt.NDArray[np.bool_], random: np.random.Generator) -> State:
+def _drawn(in_time: npt.NDArray[np.bool_], random: np.random.Generator) -> Ints:
     """One of the choices of each state that are in time."""
-    order = np.where(in_time, random.random(len(in_time)), -1.0).reshape(-1, len(SPEEDS))
-    place = order.argmax(axis=1) + np.arange(len(order)) * len(SPEEDS)
-    return State(follows.trip[place], follows.left[place], follows.speed[place])
+    order = np.where(in_time, random.random(in_time.size).reshape(in_time.shape), -1.0)
+    return np.asarray(order.argmax(axis=1))
 
 
 def _learn(
-    policy: Policy, driven: Trips, met: Mapping[int, State], checked: _Checked, chosen: Params, run: Run
+    policy: Policy, env: TripsEnv, met: Mapping[int, list[State]], checked: _Checked, chosen: Params, run: Run
 ) -> None:
     """Fill the policy's forests, from the last segment backwards; a killed training goes on at the segment it was at.
 
     Args:
-        driven: the trips with the headwind that came.
+        env: drives each choice with the headwind that came.
     """
     from sklearn.ensemble import ExtraTreesRegressor
 
@@ -199,26 +213,35 @@ def _learn(
             policy.forests[segment] = read_model(saved.folder / forest_file(segment), FOREST, TRUSTED)["model"]
         run.progress.line(f"fitted Q: goes on before segment {first}")
     for segment in range(first - 1, 0, -1):
-        state = met[segment]
-        best, _ = policy.choose(segment, state)
-        taken = driven.litres(segment, state.trip, state.speed, best.speed)
-        left = driven.cruise(segment + 1, best)[0] + policy.gain(segment + 1, best)
-        gained = (taken + left - driven.cruise(segment, state)[0]) / policy.scale[state.trip]
+        transitions = [_transition(policy, env, segment, state) for state in met[segment]]
+        observed, gained = (np.concatenate(of_each) for of_each in zip(*transitions, strict=True))
         forest = ExtraTreesRegressor(
             chosen.n_estimators,
             min_samples_leaf=chosen.min_samples_leaf,
             max_features=chosen.max_features,
             random_state=run.seed + segment,
         )
-        policy.forests[segment] = forest.fit(described(policy.trips, segment, state), gained)
+        policy.forests[segment] = forest.fit(observed, gained)
         cost = checked.relative_cost(policy.forests)
         for name in checked.contract.outputs:
             run.progress.point(f"validation/{name}/relative_cost", policy.trips.segments - segment, cost)
         run.progress.line(
-            f"fitted Q: segment {segment} from {len(state.trip):,} states, validation relative_cost {cost:.5g}"
+            f"fitted Q: segment {segment} from {len(gained):,} states, validation relative_cost {cost:.5g}"
         )
         if run.checkpoints.due():
             _save(policy.forests, segment, run)
+
+
+def _transition(policy: Policy, env: TripsEnv, segment: int, state: State) -> tuple[Observations, Floats]:
+    """What is observed before a segment, and what the best choice there and all later ones gain on driving on at one
+    speed, as a share of the trip's fuel.
+    """
+    observed, _ = env.reset(options={"segment": segment, "state": state})
+    best, _, _ = policy.choose(segment, state)
+    _, rewards, *_ = env.step(best)
+    left = env.driven.cruise(segment + 1, env.state)[0] + policy.gain(segment + 1, env.state)
+    gained = -rewards + left - env.driven.cruise(segment, state)[0]
+    return observed, gained / policy.scale[state.trip]
 
 
 def _save(forests: Mapping[int, Any], segment: int, run: Run) -> None:
