@@ -30,8 +30,9 @@ class Output(OutputKind):
 
     task = "classes"
     headlines = ("accuracy",)
-    measured = ("log_loss", "brier", "macro_f1")
+    measured = ("log_loss", "brier", "macro_f1_loss")
     facts = {  # noqa: RUF012 (pydantic reads it as what it is, a class variable)
+        "macro_f1": "macro F1, each class counting alike",
         "accuracy": "share of classes that were said right",
         "predicted_accuracy": "mean probability of the class said",
     }
@@ -40,7 +41,7 @@ class Output(OutputKind):
     classes: tuple[StrictStr, ...] | tuple[StrictInt, ...] = Field(
         min_length=2, max_length=100, description="every value of the label column, texts or whole numbers"
     )
-    gate: Literal["log_loss", "brier"] = "log_loss"
+    gate: Literal["log_loss", "brier", "macro_f1_loss"] = "log_loss"
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
@@ -148,8 +149,8 @@ class Output(OutputKind):
         return np.column_stack([columns[column] for column in self.judged_columns(name)])
 
     def evaluation(self, name: str, label: Floats, columns: Mapping[str, Floats]) -> dict[str, float]:
-        """Metrics of the probabilities and of the class said; `accuracy`, and `predicted_accuracy`, the mean
-        probability of the class said.
+        """Metrics of the probabilities and of the class said; `macro_f1`, `accuracy`, and `predicted_accuracy`, the
+        mean probability of the class said.
         """
         from serving.metrics import metric_named
 
@@ -157,11 +158,14 @@ class Output(OutputKind):
         values = {metric: metric_named(metric).value(truth, judged) for metric in self.measured}
         defined = {metric: value for metric, value in values.items() if value is not None}
         came, said = self.event(label, judged)
-        return defined | {"accuracy": float(came.mean()), "predicted_accuracy": float(said.mean())}
+        shares = {"accuracy": float(came.mean()), "predicted_accuracy": float(said.mean())}
+        return defined | {"macro_f1": 1.0 - defined["macro_f1_loss"]} | shares
 
     def measurements(self, name: str, label: Floats, columns: Mapping[str, Floats]) -> list[Measurement]:
-        """`log_loss`, `brier`, `bias` (probability of the class said minus share right), `accuracy`, `macro_f1`."""
-        from serving.metrics import metric_named, row_metric
+        """`log_loss`, `brier`, `bias` (probability of the class said minus share right), `accuracy`, `macro_f1`, and
+        `macro_f1_loss` where the gate judges by it.
+        """
+        from serving.metrics import row_metric
         from serving.metrics.intervals import mean_with_interval, rounded, share_with_interval
 
         truth, judged = self.truth(label), self.judged(name, columns)
@@ -174,12 +178,13 @@ class Output(OutputKind):
             measured.append(Measurement(check, rows, value=value, lower=lower, upper=upper))
         share, low, high = share_with_interval(int(came.sum()), rows)
         measured.append(Measurement("accuracy", rows, value=share, lower=low, upper=high))
-        score = metric_named("macro_f1").value(truth, judged)
-        if score is None or truth.min() == truth.max():
+        loss = float(row_metric("macro_f1_loss").row_losses(truth, judged).mean())
+        scores = {"macro_f1": 1.0 - loss} | ({"macro_f1_loss": loss} if self.gate == "macro_f1_loss" else {})
+        if truth.min() == truth.max():
             only = self.classes[int(truth[0])]
             why = f"all {rows:,} rows came out as {only}, so no class is told from another"
-            return [*measured, Measurement("macro_f1", rows, status="not_evaluated", reason=why)]
-        return [*measured, Measurement("macro_f1", rows, value=rounded(score))]
+            return measured + [Measurement(check, rows, status="not_evaluated", reason=why) for check in scores]
+        return measured + [Measurement(check, rows, value=rounded(score)) for check, score in scores.items()]
 
     def event(self, label: Floats, judged: Floats) -> tuple[Floats, Floats]:
         """That the class said comes true, and its probability."""

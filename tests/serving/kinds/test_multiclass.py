@@ -65,6 +65,7 @@ def test_losses_accuracy_and_bias_by_hand() -> None:
     assert measured["accuracy"] == 0.5
     assert measured["bias"] == pytest.approx(0.45 - 0.5)
     assert measured["macro_f1"] == pytest.approx((0 + 1 + 0) / 3, abs=1e-6)
+    assert "macro_f1_loss" not in measured, "it says the same again where the gate does not judge by it"
 
 
 def test_one_class_alone_is_told_from_no_other() -> None:
@@ -72,6 +73,15 @@ def test_one_class_alone_is_told_from_no_other() -> None:
     (score,) = [one for one in measured if one.check == "macro_f1"]
     assert (score.value, score.status) == (None, "not_evaluated")
     assert score.reason == "all 2 rows came out as low, so no class is told from another"
+    judged = Output.model_validate(TEXTS.model_dump() | {"gate": "macro_f1_loss"})
+    both = {
+        one.check: one for one in judged.measurements("c", np.array([1.0, 2.0]), dict(zip(COLUMNS, RAW.T, strict=True)))
+    }
+    assert both["macro_f1_loss"].value == pytest.approx(2 / 3, abs=1e-6)
+    alone = {
+        one.check: one.status for one in judged.measurements("c", np.zeros(2), dict(zip(COLUMNS, RAW.T, strict=True)))
+    }
+    assert alone["macro_f1_loss"] == "not_evaluated"
 
 
 COLUMNS = TEXTS.judged_columns("c")

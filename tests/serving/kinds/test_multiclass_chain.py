@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import sqlalchemy as sa
+from sklearn.metrics import f1_score
 
 from config.calendar import ONE_DAY, Interval
 from config.catalog.load import load_catalog
@@ -88,6 +89,8 @@ def features(lake: Lake, nights: Interval) -> None:
 def test_classes_go_from_the_sources_to_the_pages(family: str, label: str, tmp_path: Path, mlflow_server: str) -> None:
     yaml = YAML.replace("family: xgboost, params: {n_estimators: 20", f"family: {family}, params: {{n_estimators: 20")
     classes: tuple[Any, ...] = PACES if label == "pace" else (0, 10, 20)
+    gate = "log_loss" if label == "pace" else "macro_f1_loss"
+    yaml = yaml.replace("gate: log_loss", f"gate: {gate}")
     yaml = yaml.replace("column: pace", f"column: {label}").replace(", ".join(PACES), ", ".join(map(str, classes)))
     lake = toy.toy_lake(tmp_path, dataset=DATASET, model=None)
     (tmp_path / "models" / f"{MODEL}.yaml").write_text(yaml, encoding="utf-8")
@@ -135,6 +138,10 @@ def test_classes_go_from_the_sources_to_the_pages(family: str, label: str, tmp_p
     assert of_night["log_loss"]["value"] == pytest.approx(-np.log(said[np.arange(len(said)), positions]).mean())
     assert of_night["accuracy"]["value"] == pytest.approx((said.argmax(axis=1) == positions).mean())
     assert of_night["macro_f1"]["status"] == "ok"
+    if gate == "macro_f1_loss":
+        macro = f1_score(positions, said.argmax(axis=1), average="macro")
+        assert of_night[gate]["value"] == pytest.approx(1 - macro, abs=1e-6)
+        assert of_night["macro_f1_loss_baseline"]["value"] > 0.6, "it says one class alone"
     assert of_night["error_ratio"]["value"] < 1
     assert {row["segment"] for row in measured} >= {"depot=north", "depot=south"}
 
@@ -157,7 +164,7 @@ def test_classes_go_from_the_sources_to_the_pages(family: str, label: str, tmp_p
 
     context = Context(lake, Viewer("ada", "viewer"), datetime(2024, 3, 9, tzinfo=UTC), (MODEL,), ("rides",))
     whole = unescape(render(model_page.page(context, query={}, model=MODEL), context, path="/nightfleet/model"))
-    assert "log_loss" in whole
+    assert gate in whole
     one = rows.slice(0, 1).to_pylist()[0]
     traced = trace_page.page(context, query={"id": one["prediction_id"]})
     text = unescape(render(traced, context, path="/nightfleet/trace"))

@@ -20,7 +20,7 @@ CLASSES, SHARES = RANDOM.integers(0, 4, 200).astype(float), RANDOM.dirichlet(np.
 
 def test_every_file_but_the_tools_is_a_metric_of_its_name() -> None:
     assert {metric_named(name).name for name in NAMES} == set(NAMES)
-    assert {"mae", "rmse", "brier", "log_loss", "macro_f1", "roc_auc"} <= set(NAMES)
+    assert {"mae", "rmse", "brier", "log_loss", "macro_f1", "macro_f1_loss", "roc_auc"} <= set(NAMES)
     assert rooted_checks() == ("rmse", "rmse_baseline")
 
 
@@ -114,3 +114,19 @@ def test_average_precision_is_computed_anew_among_the_rows_of_each_draw() -> Non
     alone = np.eye(12)[[int(day[truth > 0][0])]] * 12
     without = np.where(day == day[truth > 0][0], 0.0, truth)
     assert np.isnan(metric.of_draws(without, score, day, alone)).all(), "a draw without an event tells nothing"
+
+
+def test_macro_f1_is_computed_anew_among_the_rows_of_each_draw() -> None:
+    random = np.random.default_rng(2)
+    metric = row_metric("macro_f1_loss")
+    truth = random.choice(5, 600, p=[0.5, 0.3, 0.15, 0.04, 0.01]).astype(float)
+    shares = random.dirichlet(np.ones(6), 600) + 0.5 * np.eye(6)[truth.astype(int)]
+    said, day = shares.argmax(axis=1), np.arange(600) // 50
+    assert metric.value(truth, shares) == pytest.approx(1 - sk.f1_score(truth, said, average="macro"))
+    assert metric.row_losses(truth, shares)[said == truth].max() == 0
+    alone, wrong = np.array([2.0]), np.array([[1.0, 0.0, 0.0]])
+    assert metric.value(alone, wrong) == 1.0, "classes that neither came nor were said do not count"
+    weights = random.multinomial(12, np.full(12, 1 / 12), size=5).astype(float)
+    for drawn, counts in zip(metric.of_draws(truth, shares, day, weights), weights.astype(int), strict=True):
+        rows = np.concatenate([np.tile(np.flatnonzero(day == d), n) for d, n in enumerate(counts)]).astype(int)
+        assert drawn == pytest.approx(1 - sk.f1_score(truth[rows], said[rows], average="macro"))

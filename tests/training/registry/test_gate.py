@@ -22,6 +22,7 @@ from lake.lake import Lake
 from lake.ledger import Promotion
 from lake.publish import publish
 from lake.signature import UntrustedModel
+from serving.predictors.contract import Contract, Matrix, Scores
 from tests import toy
 from tests.training.jobs import write_job
 from tests.training.registry.versions import (
@@ -30,6 +31,7 @@ from tests.training.registry.versions import (
     MODEL,
     OUTPUT_COLUMNS,
     WINDOWS,
+    Oracle,
     load_oracle,
     make_version,
     write_set,
@@ -324,6 +326,58 @@ def test_labels_of_one_class_tell_nothing(toy_lake: Lake) -> None:
     assert "long_probability: the labels of all test rows came out alike" in text(decision)
     by_output = {check.output: check.passed for check in decision.checks if check.name == "improvement"}
     assert by_output == {"ride_minutes": True, "long_probability": None}
+
+
+class ClassOracle(Oracle):
+    """Says the class that comes, but 10 for `lost` of the frequent ones and, with `blind`, for the rare one."""
+
+    def scores(self, matrix: Matrix) -> Scores:
+        label, params = matrix[:, 1], self.contract.params
+        missed = (label == 0) & (np.arange(len(label)) % 100 < params["lost"]) | (label == 20) & bool(params["blind"])
+        said = np.where(missed, 10, label)
+        return np.where(said[:, None] == [0, 10, 20], 0.9, 0.05)
+
+
+def test_by_macro_f1_a_rare_class_weighs_as_much_as_a_frequent_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "serving.predictors.load_predictor", lambda folder, **_: ClassOracle(Contract.read(folder / "model"))
+    )
+    dataset = toy.DATASET_YAML.replace(
+        "      minutes: {type", "      pace: {type: int64, description: how fast}\n      minutes: {type"
+    )
+    yaml = toy.MODEL_YAML.replace("column: minutes", "column: pace")
+    outputs = "outputs:\n  pace: {kind: multiclass, classes: [0, 10, 20], gate: macro_f1_loss}\n"
+    yaml = yaml[: yaml.index("outputs:")] + outputs + yaml[yaml.index("trainer:") :]
+    lake = toy.toy_lake(tmp_path, dataset=dataset, model=yaml)
+    random = np.random.default_rng(3)
+
+    def classes(table: pa.Table) -> pa.Table:
+        label = random.choice([0.0, 10.0, 20.0], table.num_rows, p=[0.6, 0.37, 0.03])
+        for name in ("label", "vehicle_daily__minutes_7d"):
+            table = table.set_column(table.schema.get_field_index(name), name, pa.array(label))
+        return table
+
+    columns = lake.model(MODEL).output_columns
+    first = write_set(lake, "one", edit_test=classes)
+    sees = make_version(lake, first, 1, outputs=columns, lost=8, blind=False)
+    decision = judge(lake, MODEL, first, sees, run_id="run")
+    assert decision.verdict == "promote", text(decision)
+    assert "pace: macro_f1_loss 0.04" in text(decision)
+    crown(lake, sees)
+    second = write_set(lake, "two", edit_test=classes)
+    blind = make_version(lake, second, 2, outputs=columns, lost=0, blind=True)
+    decision = judge(lake, MODEL, second, blind, run_id="run")
+    assert decision.verdict == "refuse", (
+        "it errs in 3 % of the rows, the champion in 5 %, but never says the rare class"
+    )
+    (improved,) = [check for check in decision.checks if check.name == "improvement"]
+    assert improved.challenger == pytest.approx((1 + 0.04) / 3, abs=0.02)
+    assert (improved.passed, improved.metric) == (False, "macro_f1_loss")
+    assert improved.bound is not None
+    assert improved.improvement is not None
+    assert improved.bound < improved.improvement < 0
 
 
 def test_no_error_against_no_error_promotes_nobody(toy_lake: Lake) -> None:
