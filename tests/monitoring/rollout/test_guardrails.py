@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import math
+from datetime import date, timedelta
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from scipy import stats
+
+from monitoring.rollout import guardrails
+from monitoring.rollout.guardrails import ShiftLimit
+
+NUMBERS = pa.array(np.random.default_rng(0).normal(10.0, 3.0, 1_000))
+
+
+def _shifted(by: float) -> pa.Array:
+    return pa.array(NUMBERS.to_numpy() + by)
+
+
+def test_an_output_that_is_not_finite_or_missing_stops() -> None:
+    good = guardrails.finite_outputs("delay", NUMBERS, rows=1_000)
+    assert (good.status, good.value, good.limit) == ("ok", 0.0, 0.0)
+    bad = guardrails.finite_outputs("delay", pa.array([1.0, None, math.nan, math.inf]), rows=6)
+    assert (bad.status, bad.value) == ("breached", 5.0)
+    assert bad.explanation == "5 of 6 rows have no finite delay of the challenger."
+    assert guardrails.finite_outputs("fault", pa.array(["a", None]), rows=2).value == 1.0
+    assert guardrails.finite_outputs("fault", pa.array(["a", "b"]), rows=2).status == "ok"
+    assert guardrails.finite_outputs("delay", pa.array([], pa.float64()), rows=0).status == "not_evaluated"
+
+
+def test_outputs_far_outside_what_the_gate_saw_stop() -> None:
+    def judged(values: list[float], lowest: float | None = 0.0) -> guardrails.Guardrail:
+        return guardrails.within_gate_range("delay", pa.array(values), lowest=lowest, highest=100.0, unit="minutes")
+
+    assert judged([-24.0, 124.0, math.nan]).status == "ok"
+    bad = judged([-24.0, 300.0, -90.0, 50.0])
+    assert (bad.status, bad.value, bad.limit) == ("breached", 0.5, guardrails.SHARE_OUTSIDE)
+    assert bad.explanation == (
+        "2 of 4 rows have a delay outside -25 to 125 minutes, the gate's range with 25 % slack; the farthest is 300. "
+        "0.1 % are tolerated."
+    )
+    assert judged([50.0] * 999 + [300.0]).status == "ok"  # a share of 0.001 is tolerated
+    assert judged([50.0], lowest=None).status == "not_evaluated"
+    assert judged([math.nan]).status == "not_evaluated"
+
+
+def test_the_shift_of_numbers_is_that_of_kolmogorov_and_smirnov() -> None:
+    other = np.random.default_rng(1).normal(11.0, 3.0, 700)
+    expected = stats.ks_2samp(NUMBERS.to_numpy(), other).statistic
+    assert guardrails.shift(NUMBERS, pa.array(other)) == pytest.approx(expected)
+    assert guardrails.shift(NUMBERS, NUMBERS) == 0.0
+    assert guardrails.shift(NUMBERS, pa.array([1.0, None])) is None
+
+
+def test_the_shift_of_classes_is_half_the_sum_of_differences_of_shares() -> None:
+    first, second = pa.array(["a", "a", "b", "c"]), pa.array(["a", "b", "b", "d", None])
+    assert guardrails.shift(first, second) == pytest.approx(0.5)
+    assert guardrails.shift(first, first) == 0.0
+
+
+def test_the_limit_of_a_shift_is_what_versions_lie_apart() -> None:
+    limit = guardrails.limit_from_predecessor([(NUMBERS, _shifted(0.5)), (NUMBERS, _shifted(1.0))])
+    assert limit is not None
+    assert limit.value / 1.5 == pytest.approx(guardrails.shift(NUMBERS, _shifted(1.0)))
+    assert limit.basis == "1.5 times the largest shift between the champion and its predecessor in 2 nights"
+    assert guardrails.prediction_shift("delay", NUMBERS, _shifted(1.1), limit).status == "ok"
+    bad = guardrails.prediction_shift("delay", NUMBERS, _shifted(3.0), limit)
+    assert bad.status == "breached"
+    assert "is usual (1.5 times the largest shift" in bad.explanation
+    assert guardrails.limit_from_predecessor([]) is None
+    assert guardrails.prediction_shift("delay", NUMBERS, NUMBERS, None).status == "not_evaluated"
+    assert guardrails.prediction_shift("delay", NUMBERS, pa.array([1.0]), limit).status == "not_evaluated"
+
+
+def test_halves_are_of_nights_since_those_differ_by_more_than_chance() -> None:
+    random = np.random.default_rng(2)
+    values = pa.array((random.normal(0.0, 1.0, 20)[:, None] + random.normal(0.0, 1.0, (20, 50))).ravel())
+    nights = pa.array([date(2024, 1, 1) + timedelta(days=k) for k in range(20) for _ in range(50)])
+    by_night, by_row = (guardrails.limit_from_halves(values, of, seed=3, resamples=60) for of in (nights, None))
+    assert by_night is not None
+    assert by_row is not None
+    assert by_night.value > 2.0 * by_row.value
+    assert "own nights stay below" in by_night.basis
+    assert by_night == guardrails.limit_from_halves(values, nights, seed=3, resamples=60)
+    assert guardrails.limit_from_halves(pa.array([1.0, 2.0, 3.0]), seed=3) is None
+
+
+def test_equal_versions_stay_within_the_halves() -> None:
+    random = np.random.default_rng(4)
+    breaches = 0
+    for _ in range(40):
+        champion, challenger = (pa.array(random.normal(0.0, 1.0, 200)) for _ in range(2))
+        limit = guardrails.limit_from_halves(champion, seed=5, resamples=50)
+        breaches += guardrails.prediction_shift("delay", champion, challenger, limit).status == "breached"
+    assert breaches <= 1
+
+
+def test_intervals_may_be_neither_much_wider_nor_much_narrower() -> None:
+    def judged(width: float) -> guardrails.Guardrail:
+        return guardrails.interval_width("delay", (NUMBERS, _shifted(10.0)), (NUMBERS, _shifted(width)))
+
+    assert [judged(width).status for width in (10.0, 14.0, 16.0, 7.0, 6.0)] == [
+        "ok",
+        "ok",
+        "breached",
+        "ok",
+        "breached",
+    ]
+    assert judged(20.0).value == pytest.approx(2.0)
+    assert judged(0.0).value == math.inf
+    assert judged(-1.0).explanation == "1,000 intervals of delay end below their beginning."
+    none = pa.array([None, None], pa.float64())
+    assert guardrails.interval_width("delay", (none, none), (none, none)).status == "not_evaluated"
+
+
+def test_a_challenger_that_is_slow_or_large_stops() -> None:
+    assert guardrails.milliseconds_a_row(4.0, 11.0, rows=1_000).status == "ok"
+    slow = guardrails.milliseconds_a_row(4.0, 13.0, rows=1_000)
+    assert (slow.status, slow.value, slow.limit) == ("breached", 13.0, 12.0)
+    assert guardrails.milliseconds_a_row(0.01, 4.0, rows=30).status == "ok"  # both have but loaded a model
+    assert guardrails.milliseconds_a_row(None, 4.0, rows=30).status == "not_evaluated"
+    assert guardrails.memory(500.0, 900.0).status == "ok"
+    assert guardrails.memory(500.0, 1_100.0).status == "breached"
+    assert guardrails.memory(500.0, 900.0, available_mib=800.0).status == "breached"
+    assert guardrails.memory(500.0, None).status == "not_evaluated"
+
+
+def test_a_feature_that_is_not_there_stops() -> None:
+    usual = {"distance": 0.1}
+    assert guardrails.features_present({"distance": 0.25, "wind": 0.0}, usual).status == "ok"
+    bad = guardrails.features_present({"distance": 0.5, "wind": None}, usual)
+    assert (bad.status, bad.value) == ("breached", 2.0)
+    assert bad.explanation == "wind is not there; distance is null in 50 % of the rows, at training in 10 %."
+    assert guardrails.features_present({}, usual).status == "not_evaluated"
+
+
+def test_versions_that_disagree_on_too_many_rows_stop() -> None:
+    def judged(challenger: pa.Array, beyond: float | None = 5.0) -> guardrails.Guardrail:
+        return guardrails.disagreement("delay", NUMBERS, challenger, beyond=beyond, unit="minutes")
+
+    values = NUMBERS.to_numpy().copy()
+    values[:100] += 5.5
+    assert judged(pa.array(values)).status == "ok"
+    values[100] = math.nan
+    bad = judged(pa.array(values))
+    assert (bad.status, bad.value) == ("breached", 0.101)
+    assert bad.explanation == (
+        "delay of champion and challenger differs by more than 5 minutes in 101 of 1,000 rows (10.1 %); "
+        "10 % are tolerated."
+    )
+    assert judged(NUMBERS, None).status == "not_evaluated"
+    with pytest.raises(ValueError, match="1 outputs of the challenger cannot be compared with 1000 rows"):
+        judged(pa.array([1.0]))
+    first, second = pa.array(["a", "b", None, None]), pa.array(["a", "c", "c", None])
+    assert guardrails.disagreement("fault", first, second, beyond=None).value == 0.5
+    empty = pa.array([], pa.float64())
+    assert guardrails.disagreement("delay", empty, empty, beyond=1.0).status == "not_evaluated"
+
+
+# Of issues 426 and 780 of spinnaker/kayenta: its judge, Mann-Whitney's test at 98 %, passes all of them.
+SPARSE = ([0.0] * 6, [0.0, 1.0, 2.0, 1.0, 0.0, 0.0])
+VARIABILITY = (
+    [1.0, 100.0, 4.0, 101.0, 5.0, 102.0, 6.0, 103.0, 7.0, 104.0, 8.0, 105.0, 9.0, 106.0, 17.0],
+    [10.0, 10.1, 10.2, 10.3, 10.4, 10.5, 10.6, 17.0, 17.1, 17.2, 17.3, 17.4, 17.5, 17.6, 17.7],
+)
+
+
+@pytest.mark.parametrize(
+    ("control", "experiment"), [SPARSE, VARIABILITY, VARIABILITY[::-1]], ids=["sparse", "variability", "reversed"]
+)
+def test_a_canary_that_a_test_of_ranks_passes_is_stopped(control: list[float], experiment: list[float]) -> None:
+    assert stats.mannwhitneyu(control, experiment).pvalue > 0.02
+    champion, challenger = pa.array(control), pa.array(experiment)
+    assert guardrails.disagreement("errors", champion, challenger, beyond=0.5).status == "breached"
+
+
+def test_a_sparse_canary_is_also_a_shift() -> None:
+    champion, challenger = (pa.array(values) for values in SPARSE)
+    limit = guardrails.limit_from_halves(champion, seed=1)
+    assert limit == ShiftLimit(0.0, "1.5 times what 99 % of the halves of the champion's own rows stay below")
+    assert guardrails.prediction_shift("errors", champion, challenger, limit).status == "breached"
+
+
+def test_a_canary_whose_values_explode_leaves_the_gate_s_range() -> None:
+    control, experiment = VARIABILITY[::-1]
+    values = pa.array(experiment)
+    judged = guardrails.within_gate_range("errors", values, lowest=min(control), highest=max(control))
+    assert judged.status == "breached"
+
+
+def test_a_canary_that_is_broken_at_first_and_heals_is_stopped_on_its_first_night() -> None:
+    steady = np.full(48, 10.0) + np.random.default_rng(6).normal(0.0, 0.5, 48)
+    healing = steady + np.concatenate([np.linspace(90.0, 0.0, 8), np.zeros(40)])
+    assert stats.mannwhitneyu(steady, healing).pvalue > 0.02
+    judged = guardrails.disagreement("errors", pa.array(steady), pa.array(healing), beyond=2.0)
+    assert judged.status == "breached"
