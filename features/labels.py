@@ -18,6 +18,7 @@ from config.calendar import ONE_DAY, Interval, cutoff
 from config.catalog.base import BadCatalog
 from config.catalog.data import Dataset
 from config.catalog.model import ModelEntry
+from config.catalog.output import SCALE
 from config.errors import NightfleetError
 from features.known import KnownTable, known_table
 from features.retrieval import horizon_end, spine
@@ -131,7 +132,9 @@ def label_query(
 def baseline_query(
     lake: Lake, model: str, connection: duckdb.DuckDBPyConnection, rows: str, *, last: date, version: int | None = None
 ) -> LabelQuery:
-    """The rows of relation `rows` with column `baseline`, from revisions that each row's own night knew.
+    """The rows of relation `rows` with column `baseline`, from revisions that each row's own night knew; where a gate
+    is scaled also `SCALE`, how far apart two seasons of the row's series lay on average: over the seasons that the
+    baseline may look back to, at the local times of the night's steps; null for a series that has none.
 
     Registers what it reads on `connection`; `last` is the newest night among the rows.
 
@@ -153,23 +156,35 @@ def baseline_query(
     # The same hour on the clock: across a change of clocks that is not 168 hours ago.
     days = f"INTERVAL ({season // ONE_DAY} * nf__back.nf__seasons) DAY"
     earlier = f"timezone('{zone}', timezone('{zone}', \"{step}\") - {days})"
-    others = "".join(f' AND nf__labels."{name}" = nf__asked."{name}"' for name in entry.entity if name != step)
+    series = [name for name in (*entry.entity, "data_date") if name != step]
+    others = "".join(f' AND nf__labels."{name}" = nf__asked."{name}"' for name in series if name != "data_date")
+    apart = ", ".join(f'newer."{name}"' for name in series)
+    scaled = f"""
+        LEFT JOIN (
+            SELECT {apart},
+                avg(abs(newer.label - older.label) ORDER BY newer."{step}", newer.nf__seasons) AS {SCALE}
+            FROM nf__known AS newer JOIN nf__known AS older USING ({keys})
+            WHERE older.nf__seasons = newer.nf__seasons + 1
+            GROUP BY ALL
+        ) AS nf__apart USING ({", ".join(f'"{name}"' for name in series)})
+    """
     sql = f"""
         WITH nf__asked AS (
             SELECT {keys}, nf__back.nf__seasons, {earlier} AS nf__earlier_utc
             FROM (SELECT DISTINCT {keys} FROM "{rows}") CROSS JOIN range(1, {seasons + 1}) AS nf__back (nf__seasons)
         ),
-        nf__said AS (
+        nf__known AS (
             SELECT {", ".join(f'nf__asked."{name}"' for name in (*entry.entity, "data_date"))},
-                arg_min(nf__labels.label, nf__asked.nf__seasons) AS baseline
+                nf__asked.nf__seasons, nf__labels.label
             FROM nf__asked JOIN known_labels AS nf__labels
                 ON nf__labels."{step}" = nf__asked.nf__earlier_utc{others}
                 AND nf__labels.data_date <= nf__asked.data_date
                 AND (nf__labels.superseded_on IS NULL OR nf__labels.superseded_on > nf__asked.data_date)
             WHERE nf__labels.label IS NOT NULL
-            GROUP BY ALL
-        )
-        SELECT r.*, nf__said.baseline FROM "{rows}" AS r LEFT JOIN nf__said USING ({keys})
+        ),
+        nf__said AS (SELECT {keys}, arg_min(label, nf__seasons) AS baseline FROM nf__known GROUP BY ALL)
+        SELECT r.*, nf__said.baseline{f", nf__apart.{SCALE}" if entry.scaled else ""}
+        FROM "{rows}" AS r LEFT JOIN nf__said USING ({keys}){scaled if entry.scaled else ""}
     """
     return LabelQuery(sql, known.inputs())
 

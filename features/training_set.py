@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from config.calendar import ONE_DAY, Interval
 from config.catalog.data import Dataset
 from config.catalog.model import ModelEntry
+from config.catalog.output import SCALE
 from config.durations import format_duration
 from config.errors import NightfleetError
 from features.labels import baseline_query, label_query, newest_mature, register_rows
@@ -116,6 +117,7 @@ def build_training_set(lake: Lake, model: str, as_of: date, folder: Path) -> Tra
             pa.field("split", pa.string(), nullable=False),
             pa.field("label", pa.float64(), nullable=False),
             pa.field("baseline", pa.float64()),
+            *([pa.field(SCALE, pa.float64())] if entry.scaled else []),
         ]
         order = ", ".join(f'"{name}"' for name in ("data_date", *entry.entity))
         entities = scratch / "entities.parquet"

@@ -19,7 +19,7 @@ import pyarrow as pa
 from config.calendar import ONE_DAY, Interval
 from config.catalog.data import Dataset
 from config.catalog.model import ModelEntry
-from config.catalog.output import Measurement, OutputKind, RowMetric
+from config.catalog.output import SCALE, Measurement, OutputKind, RowMetric
 from features.labels import baseline_query, is_mature, label_query, register_rows
 from features.retrieval import retrieve, spine, write_parquet
 from lake.assignment import CHAMPION
@@ -187,7 +187,7 @@ def outcomes(
     lake: Lake, entry: ModelEntry, dataset: Dataset, about: date, night: date, *, role: str = CHAMPION
 ) -> tuple[Floats, Floats, dict[str, Floats], list[Input]]:
     """Labels known by `night` (NaN: never came), the row-wise baseline (NaN: none) and each column that outputs are
-    judged by, of one night's rows of a role by key.
+    judged by (of a scaled gate with `SCALE` among them), of one night's rows of a role by key.
     """
     table = predictions_table(lake.settings, entry, dataset)
     keys = ", ".join(f'"{name}"' for name in entry.entity)
@@ -201,7 +201,10 @@ def outcomes(
         # A table, not a view: the next query registers other label rows under the same name.
         connection.execute(f"CREATE TEMP TABLE labelled AS {labels.sql}")
         base = baseline_query(lake, entry.name, connection, "labelled", last=about)
-        arrays = connection.sql(f"SELECT label, baseline, {outputs} FROM ({base.sql}) ORDER BY {keys}").fetchnumpy()
+        scaled = f", {SCALE}" if entry.scaled else ""
+        arrays = connection.sql(
+            f"SELECT label, baseline, {outputs}{scaled} FROM ({base.sql}) ORDER BY {keys}"
+        ).fetchnumpy()
     numbers = {name: np.ma.filled(np.ma.asarray(values, dtype=np.float64), np.nan) for name, values in arrays.items()}
     return numbers.pop("label"), numbers.pop("baseline"), numbers, [*labels.inputs, *base.inputs]
 
@@ -349,7 +352,7 @@ class _Judge:
         said = {column: values[came] for column, values in predicted.items()}
         for name, output in self.entry.outputs.items():
             rows += [self._measured(name, one) for one in output.measurements(name, actual, said)]
-            rows += self._beside_baseline(name, output, actual, output.judged(name, said), trivial)
+            rows += self._beside_baseline(name, output, actual, said, trivial)
         for column, values in segments.items():
             rows += self._by_segment(column, values, came, actual, said, trivial)
         return rows
@@ -358,7 +361,7 @@ class _Judge:
         return self._metric(**asdict(measurement), column=name)
 
     def _beside_baseline(
-        self, name: str, output: OutputKind, actual: Floats, judged: Floats, trivial: Floats
+        self, name: str, output: OutputKind, actual: Floats, predicted: Mapping[str, Floats], trivial: Floats
     ) -> list[Metric]:
         check = f"{output.gate}_baseline"
         said, why = self._baseline(name, output, trivial)
@@ -367,7 +370,8 @@ class _Judge:
             why = untold or why
             return [self._metric(c, column=name, status="not_evaluated", reason=why) for c in (check, ERROR_RATIO)]
         own, base = (
-            float(output.metric.of_mean(output.row_losses(actual, values).mean())) for values in (judged, said)
+            float(output.metric.of_mean(output.row_losses(actual, values, predicted.get(SCALE)).mean()))
+            for values in (output.judged(name, predicted), said)
         )
         rows = [self._metric(check, column=name, value=rounded(base), n=len(actual), status="ok")]
         if not base:
@@ -435,7 +439,8 @@ class _Judge:
                 [(f"{output.gate}_baseline", said)] if said is not None else []
             )
             for check, judged in sides:
-                means = _means_with_intervals(output.metric, output.row_losses(actual, judged), labelled, counts)
+                losses = output.row_losses(actual, judged, predicted.get(SCALE))
+                means = _means_with_intervals(output.metric, losses, labelled, counts)
                 for segment, count, all_rows, (value, lower, upper) in zip(names, counts, scored, means, strict=True):
                     told = {"column": output_name, "segment": segment, "n": int(count)}
                     if not count:

@@ -32,8 +32,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from config.catalog.output import outputs_of
+from config.catalog.output import SCALE, outputs_of
 from config.catalog.trainer import Trainer
 from config.errors import NightfleetError, TransientError
 from lake.artifact import file_digest, folder_digests
@@ -255,13 +256,19 @@ def _validate(
 ) -> dict[str, float]:
     """Metrics of the validation split, predicted by the files just written: what is measured is what will be served."""
     predictor = load_model_folder(folder)
-    parts = (
-        batch.filter(pc.equal(batch["split"], "validation"))
-        for batch in batches(training_set, [*contract.features, "split"])
-    )
-    predictions = pa.concat_tables([predictor.predict(part) for part in parts if part.num_rows])
+    scaled = [SCALE] if SCALE in pq.read_schema(training_set).names else []
+    parts, scales = [], []
+    for batch in batches(training_set, [*contract.features, "split", *scaled]):
+        part = batch.filter(pc.equal(batch["split"], "validation"))
+        if part.num_rows:
+            parts.append(predictor.predict(part))
+            scales += [part[name] for name in scaled]
+    predictions, scale = pa.concat_tables(parts), None
+    if scaled:
+        predictions = predictions.append_column(SCALE, pa.chunked_array(scales))
+        scale = predictions[SCALE].to_numpy()
     metrics = evaluate(contract.kinds, label, predictions) | baseline_metrics(
-        contract.kinds, fitted_on, label, baseline
+        contract.kinds, fitted_on, label, baseline, scale=scale
     )
     return metrics | lifts(contract.kinds, metrics)
 

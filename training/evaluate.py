@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from config.catalog.output import OutputKind
+from config.catalog.output import SCALE, OutputKind
 from serving.metrics.ranking import ranking_metrics
 
 Floats = npt.NDArray[np.float64]
@@ -29,7 +29,8 @@ def evaluate(
 
     Args:
         label: float64 (rows,), at least one.
-        predictions: the predictor's table, same rows.
+        predictions: the predictor's table, same rows; of a model whose gate is scaled with their `SCALE` beside them,
+            or without the figure that needs it.
         groups: per row what it is ranked within, for example its data date; None: no ranking metrics.
     Returns:
         what the output's kind evaluates; with `groups` also `ndcg` and `mrr` of a kind whose rows can be ranked.
@@ -52,6 +53,7 @@ def baseline_metrics(
     baseline: Floats | None,
     *,
     constant: str | None = None,
+    scale: Floats | None = None,
 ) -> dict[str, float]:
     """Errors of predicting without a model, named `<output>/baseline_<metric>`.
 
@@ -59,13 +61,14 @@ def baseline_metrics(
         fitted_on: training labels; their median or mean and their rates are the constants predicted.
         baseline: per row of `label` a value to predict instead of the constant (NaN: the constant), or None.
         constant: `median` or `mean`; None: what the output's objective aims at.
+        scale: of each row's series, where an output's gate needs it.
     """
     metrics: dict[str, float] = {}
     for name, output in outputs.items():
         said, truth = output.baseline(output.constant(fitted_on, constant), len(label), baseline), output.truth(label)
         for measured in output.measured:
             metric = output.metric_named(measured)
-            value = None if metric.greater_is_better else metric.value(truth, said)
+            value = None if metric.greater_is_better else metric.value_over(truth, said, scale)
             if value is not None:
                 metrics[f"{name}/baseline_{measured}"] = value
     return metrics
@@ -89,8 +92,10 @@ def lifts(outputs: Mapping[str, OutputKind], metrics: Mapping[str, float]) -> di
 
 
 def judged_values(output: OutputKind, name: str, predictions: pa.Table) -> dict[str, Floats]:
-    """The judged columns of an output as float64, by name."""
-    return {
-        column: np.asarray(predictions.column(column).to_numpy(), dtype=np.float64)
-        for column in output.judged_columns(name)
-    }
+    """The judged columns of an output as float64, by name, and the rows' `SCALE` where the output has need of it and
+    the table holds it.
+    """
+    columns = list(output.judged_columns(name))
+    if output.scaled and SCALE in predictions.column_names:
+        columns.append(SCALE)
+    return {column: np.asarray(predictions.column(column).to_numpy(), dtype=np.float64) for column in columns}

@@ -217,6 +217,13 @@ def _step_misfits(model: ModelEntry) -> Iterator[Misfit]:
     if every is not None and season is not None and season % every:
         expectation = f"is not a whole number of steps of {format_duration(every)}, so that no step is a season's"
         yield Misfit("gate.season", format_duration(season), expectation)
+    for name, output in model.outputs.items():
+        if output.scaled and model.gate.season is None:
+            expectation = (
+                "divides errors by how far the seasons of a series lie apart; say which season, with `gate: {baseline: "
+                "seasonal_naive, season: 7 days}`"
+            )
+            yield Misfit(f"outputs.{name}.gate", output.gate, expectation)
     of_series = every is not None and model.spine.table is not None
     if of_series and horizon > model.split.embargo + ONE_DAY:
         expectation = (

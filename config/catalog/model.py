@@ -214,6 +214,11 @@ class ModelEntry(Model):
         return kinds
 
     @property
+    def scaled(self) -> bool:
+        """Whether a gate's metric divides errors by the scale of each row's series."""
+        return any(output.scaled for output in self.outputs.values())
+
+    @property
     def judged_columns(self) -> tuple[str, ...]:
         """Those of them that outputs are judged by, all numbers."""
         return tuple(column for name, output in self.outputs.items() for column in output.judged_columns(name))

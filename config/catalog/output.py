@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 # order of items, how strange a row is, decisions that cost little.
 Task = Literal["number", "event", "classes", "ranking", "anomaly", "decision"]
 
+# Column of training sets, and of what is judged, where a gate is `scaled`: what the losses of rows are divided by.
+SCALE = "nf__scale"
+
 
 class Metric(ABC):
     """How good predictions are, as one number.
@@ -46,6 +49,7 @@ class Metric(ABC):
         in_label_unit: it has the unit of the label; else it has none.
         greater_is_better: else it is an error.
         rooted: it is the root of a mean; squares are what can be averaged.
+        scaled: it divides each row's error by the scale of the row's series, so that series of any size can be pooled.
     """
 
     name: ClassVar[str]
@@ -55,6 +59,7 @@ class Metric(ABC):
     in_label_unit: ClassVar[bool] = False
     greater_is_better: ClassVar[bool] = False
     rooted: ClassVar[bool] = False
+    scaled: ClassVar[bool] = False
 
     @property
     def full(self) -> str:
@@ -64,6 +69,10 @@ class Metric(ABC):
     @abstractmethod
     def value(self, truth: Floats, predicted: Floats) -> float | None:
         """The metric of at least one row; None where it is not defined."""
+
+    def value_over(self, truth: Floats, predicted: Floats, scale: Floats | None) -> float | None:
+        """As `value`; of a metric that is `scaled` with the scale of each row's series, (rows,), NaN for none."""
+        return self.value(truth, predicted)
 
     def of_mean(self, mean: Any) -> Any:
         """The metric from a mean that rows, nights or segments can be pooled in; a number or an array."""
@@ -104,6 +113,10 @@ class RowMetric(Metric):
     @abstractmethod
     def row_losses(self, truth: Floats, predicted: Floats) -> Floats:
         """What each row adds before the mean, (rows,)."""
+
+    def losses_over(self, truth: Floats, predicted: Floats, scale: Floats | None) -> Floats:
+        """As `row_losses`; of a metric that is `scaled` with the scale of each row's series, (rows,), NaN for none."""
+        return self.row_losses(truth, predicted)
 
     def of_draws(self, truth: Floats, predicted: Floats, day: npt.NDArray[np.int64], weights: Floats) -> Floats:
         """The mean among the rows of each draw of days, (draws,).
@@ -314,13 +327,22 @@ class OutputKind(Model, ABC):
         """Predictions as metrics take them, from at least the judged columns."""
         return columns[name]
 
-    def row_losses(self, label: Floats, judged: Floats) -> Floats:
-        """What each row adds to the gate's metric, (rows,)."""
-        return self.metric.row_losses(self.truth(label), judged)
+    @property
+    def scaled(self) -> bool:
+        """Whether the gate's metric needs the scale of each row's series."""
+        return False
+
+    def row_losses(self, label: Floats, judged: Floats, scale: Floats | None = None) -> Floats:
+        """What each row adds to the gate's metric, (rows,).
+
+        Args:
+            scale: of each row's series, (rows,), where the output is `scaled`.
+        """
+        return self.metric.losses_over(self.truth(label), judged, scale)
 
     @abstractmethod
     def evaluation(self, name: str, label: Floats, columns: Mapping[str, Floats]) -> dict[str, float]:
-        """Every metric and fact that is defined on those rows, by name."""
+        """Every metric and fact that is defined on those rows, by name; `columns` may hold a `SCALE`."""
 
     def relevance(self, groups: npt.NDArray[Any], label: Floats) -> Floats | None:
         """How far each row should rank up within its group, not negative; None where nothing is ranked."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from config.catalog.output import Defect, Drawing, Measurement, Metric, RowMetric
+from config.catalog.output import SCALE, Defect, Drawing, Measurement, Metric, RowMetric
 from serving.kinds.regression import NumberOutput
 
 if TYPE_CHECKING:
@@ -25,11 +25,11 @@ class Output(NumberOutput):
     baseline says one number a row, which stands for all three.
     """
 
-    measured = (*NumberOutput.measured, "pinball")
+    measured = (*NumberOutput.measured, "pinball", "mase")
     facts = {name: words for name, words in NumberOutput.facts.items() if name not in {"ndcg", "mrr"}}  # noqa: RUF012
 
     kind: Literal["forecast"] = "forecast"
-    gate: Literal["mae", "pinball"] = "mae"
+    gate: Literal["mae", "pinball", "mase"] = "mae"
     minimum: float | None = Field(
         None, description="no number below it is published: 0 for what is counted; lower ones become it"
     )
@@ -61,6 +61,11 @@ class Output(NumberOutput):
     # ---- judging
 
     @property
+    def scaled(self) -> bool:
+        """With `gate: mase`."""
+        return self.gate == "mase"
+
+    @property
     def metric(self) -> RowMetric:
         """The metric that the gate judges by: of an interval the pinball loss of its own quantiles."""
         return self._pinball() if self.gate == "pinball" else super().metric
@@ -78,20 +83,26 @@ class Output(NumberOutput):
         return _number(judged) - label
 
     def evaluation(self, name: str, label: Floats, columns: Mapping[str, Floats]) -> dict[str, float]:
-        """As of any number, and the pinball loss: of the number alone its absolute error."""
+        """As of any number, the pinball loss (of the number alone its absolute error), and of scaled rows `mase`."""
         figures = super().evaluation(name, label, columns)
-        return figures | {"pinball": float(self._pinball().row_losses(label, self._quantiles(name, columns)).mean())}
+        figures["pinball"] = float(self._pinball().row_losses(label, self._quantiles(name, columns)).mean())
+        if self.scaled and SCALE in columns:
+            figures["mase"] = float(self.row_losses(label, columns[name], columns[SCALE]).mean())
+        return figures
 
     def measurements(self, name: str, label: Floats, columns: Mapping[str, Floats]) -> list[Measurement]:
-        """As of any number, and `pinball` of an interval."""
+        """As of any number, `pinball` of an interval, and `mase` where the gate judges by it."""
         from serving.metrics.intervals import mean_with_interval
 
-        measured = super().measurements(name, label, columns)
-        if self.interval is None:
-            return measured
-        losses = self._pinball().row_losses(label, self._quantiles(name, columns))
-        value, lower, upper = mean_with_interval(losses)
-        return [*measured, Measurement("pinball", len(losses), value=value, lower=lower, upper=upper)]
+        measured, losses = super().measurements(name, label, columns), {}
+        if self.interval is not None:
+            losses["pinball"] = self._pinball().row_losses(label, self._quantiles(name, columns))
+        if self.scaled:
+            losses["mase"] = self.row_losses(label, columns[name], columns[SCALE])
+        for check, of_rows in losses.items():
+            value, lower, upper = mean_with_interval(of_rows)
+            measured.append(Measurement(check, len(of_rows), value=value, lower=lower, upper=upper))
+        return measured
 
     # ---- baseline, pictures
 

@@ -11,7 +11,7 @@ import pytest
 from config.calendar import ONE_DAY, Interval, cutoff
 from config.catalog.base import BadCatalog
 from config.catalog.load import load_catalog
-from features.labels import baseline
+from features.labels import baseline, baseline_query, register_rows
 from features.retrieval import spine
 from lake.lake import Lake
 from lake.tables import CLOSED_COLUMN, valid_table
@@ -150,6 +150,44 @@ def test_a_season_is_counted_on_the_local_clock(tmp_path: Path) -> None:
     rows = [("a", local(date(2024, 3, 25) + timedelta(days=day)), float(day), night, 0) for day in range(7)]
     series.publish_loads(lake, rows, Interval.of(night))
     assert list(said(lake, night).values()) == [0.0, 1.0]
+
+
+def test_the_scale_of_a_series_is_how_far_its_seasons_lay_apart_as_the_night_knew_them(tmp_path: Path) -> None:
+    model = series.MODEL_YAML.replace("season: 7 days", "season: 1 day").replace("gate: pinball", "gate: mase")
+    lake = series.lake_of(tmp_path, model=model)
+    cut, day = cutoff(NIGHT, series.ZONE), ONE_DAY
+    rows = [
+        ("a", cut - day, 1.0, NIGHT, 0),
+        ("a", cut - 2 * day, 3.0, NIGHT - day, 0),
+        ("a", cut - 2 * day, 99.0, NIGHT + day, 1),  # corrected a night later
+        ("a", cut - 4 * day, 7.0, NIGHT - 3 * day, 0),  # a season without its neighbour
+        ("a", cut - day + series.SIX_HOURS, 10.0, NIGHT, 0),
+        ("a", cut - 2 * day + series.SIX_HOURS, 16.0, NIGHT - day, 0),
+        ("b", cut - day, 5.0, NIGHT, 0),  # one season alone
+        ("c", cut - day, 5.0, NIGHT, 0),
+        ("c", cut - 2 * day, 5.0, NIGHT - day, 0),  # it never changed
+    ]
+    series.publish_loads(lake, rows, Interval.closed(NIGHT - 5 * day, NIGHT + day))
+
+    def scales(nights: Interval) -> dict[str, set[float | None]]:
+        with lake.duckdb() as connection:
+            register_rows(connection, "asked", spine(lake, series.MODEL, nights, folder=tmp_path).path)
+            query = baseline_query(lake, series.MODEL, connection, "asked", last=nights.last)
+            asked = f"SELECT server, nf__scale FROM ({query.sql}) WHERE data_date = DATE '{NIGHT}'"
+            scaled = connection.sql(asked).fetchall()
+        return {server: {scale for name, scale in scaled if name == server} for server in ("a", "b", "c")}
+
+    # Both days of the horizon look back at 3 - 1; the first alone at 16 - 10.
+    assert scales(Interval.of(NIGHT)) == {"a": {(2 + 6 + 2 + 6) / 4}, "b": {None}, "c": {0.0}}
+    assert scales(Interval.closed(NIGHT, NIGHT + day)) == scales(Interval.of(NIGHT)), "in bulk as by night"
+
+
+def test_without_a_season_errors_cannot_be_scaled(tmp_path: Path) -> None:
+    model = series.MODEL_YAML.replace("gate: pinball", "gate: mase").replace(
+        "baseline: seasonal_naive, season: 7 days", "baseline: median"
+    )
+    with pytest.raises(BadCatalog, match=r"outputs.load.gate.*'mase'.*say which season"):
+        series.lake_of(tmp_path, model=model)
 
 
 def test_the_catalogs_digest_is_that_of_before_seasons(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from config.catalog.model import ModelEntry
-from config.catalog.output import OutputKind
+from config.catalog.output import SCALE, OutputKind
 from config.errors import NightfleetError
 from lake.artifact import file_digest
 from lake.lake import Lake
@@ -146,7 +146,7 @@ def _explanation(
     entry = lake.model(model)
     predictor = predictors.load_predictor(version_folder)
     test_path = _verified_test_set(job_dir)
-    columns = {"data_date", "label", "baseline", *segment_columns(entry)}
+    columns = {"data_date", "label", "baseline", SCALE, *segment_columns(entry)}
     rows = pq.read_table(test_path, columns=[name for name in pq.read_schema(test_path).names if name in columns])
     chosen = _judged(rows, decision)
     rows, predictions = rows.filter(chosen), predict_file(predictor, test_path).filter(chosen)
@@ -159,8 +159,11 @@ def _explanation(
     trivial = _row_baseline(entry, rows)
     constant = "mean" if entry.gate.baseline == "mean" else "median"
     days = rows["data_date"].cast(pa.int32()).to_numpy()
+    scale = _numbers(rows[SCALE]) if entry.scaled else None
+    if scale is not None:
+        predictions = predictions.append_column(SCALE, rows[SCALE])
     metrics = evaluate(entry.outputs, label, predictions, days) | baseline_metrics(
-        entry.outputs, fitted_on, label, trivial, constant=constant
+        entry.outputs, fitted_on, label, trivial, constant=constant, scale=scale
     )
     metrics |= lifts(entry.outputs, metrics)
     judged = _judged_by_output(entry, predictions)
@@ -257,7 +260,7 @@ class _Subject:
 
     Attributes:
         files: the model's own verified folder.
-        matrix, label: sampled test rows, in their order.
+        matrix, label, scale: sampled test rows, in their order; the scale of their series where a gate needs it.
         background: sampled training rows, what contributions are measured from.
         groups: by shown name the columns of the matrix it stands for: steps of one feature are shown as one.
     """
@@ -268,6 +271,7 @@ class _Subject:
     files: Path
     matrix: Matrix
     label: Floats
+    scale: Floats | None
     background: Matrix
     groups: Mapping[str, Sequence[int]]
 
@@ -288,7 +292,8 @@ class _Subject:
         features = list(predictor.feature_columns)
         picked = judged[evenly(len(judged), SAMPLE_ROWS)]
         taken, seen = [], 0
-        for batch in pq.ParquetFile(test_path).iter_batches(columns=[*features, "label"]):
+        scaled = [SCALE] if entry.scaled else []
+        for batch in pq.ParquetFile(test_path).iter_batches(columns=[*features, "label", *scaled]):
             inside = picked[(picked >= seen) & (picked < seen + batch.num_rows)] - seen
             seen += batch.num_rows
             taken.append(batch.take(pa.array(inside)))
@@ -305,6 +310,7 @@ class _Subject:
             folder / "model",
             matrices[0],
             _numbers(sample["label"]),
+            _numbers(sample[SCALE]) if entry.scaled else None,
             matrices[1],
             _groups(features),
         )
@@ -360,7 +366,7 @@ def _permutations(subject: _Subject) -> dict[str, _Found]:
     def errors(matrix: Matrix) -> dict[str, float]:
         judged = _judged_by_output(subject.entry, subject.contract.published(subject.predictor.scores(matrix)))
         return {
-            name: float(output.metric.of_mean(output.row_losses(subject.label, judged[name]).mean()))
+            name: float(output.metric.of_mean(output.row_losses(subject.label, judged[name], subject.scale).mean()))
             for name, output in subject.entry.outputs.items()
         }
 

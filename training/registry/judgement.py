@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from config.catalog.model import ModelEntry
-from config.catalog.output import OutputKind
+from config.catalog.output import SCALE, OutputKind
 from lake.lake import Lake
 from lake.ledger import Promotion
 from serving.predictors.contract import BadFeatures, PredictionsNotFinite, Predictor
@@ -213,7 +213,9 @@ class Judgement:
             set(incumbent.predictor.feature_columns) if incumbent.predictor else set()
         )
         seconds, bad, warm = 0.0, "", False
-        for batch in batches_of(self._judged.test_path, {*features, "data_date", "label", "baseline", *segments}):
+        for batch in batches_of(
+            self._judged.test_path, {*features, "data_date", "label", "baseline", SCALE, *segments}
+        ):
             try:
                 if not warm:
                     challenger.predict(batch.slice(0, _WARM_UP_ROWS))

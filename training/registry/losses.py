@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from config.catalog.model import ModelEntry
-from config.catalog.output import OutputKind
+from config.catalog.output import SCALE, OutputKind
 from training.evaluate import judged_values
 from training.registry.judged_set import GateEvidenceMissing
 
@@ -54,17 +54,17 @@ class ScoredRows:
         self._days.append(batch["data_date"].cast(pa.int32()).cast(pa.int64()).to_numpy(zero_copy_only=False))
         label = batch["label"].to_numpy(zero_copy_only=False).astype(np.float64)
         self._labels.append(label)
-        by_row = self._by_row(batch)
+        by_row, scale = self._by_row(batch), self._scale(batch)
         for column, values in self._segments.items():
             values.append(pc.fill_null(batch[column].cast(pa.string()), "(null)"))
         for name, output in self._entry.outputs.items():
             losses = self._losses[name]
             columns = judged_values(output, name, predicted)
-            losses.challenger.append(_kept(output, label, output.judged(name, columns)))
-            losses.baseline.append(_kept(output, label, output.baseline(constants[name], len(label), by_row)))
+            losses.challenger.append(_kept(output, label, output.judged(name, columns), scale))
+            losses.baseline.append(_kept(output, label, output.baseline(constants[name], len(label), by_row), scale))
             if champion is not None:
                 theirs = output.judged(name, judged_values(output, name, champion))
-                losses.champion.append(_kept(output, label, theirs))
+                losses.champion.append(_kept(output, label, theirs, scale))
             bounds = output.interval_bounds(name)
             if bounds is not None:
                 lower, upper = columns[bounds[0]], columns[bounds[1]]
@@ -76,6 +76,18 @@ class ScoredRows:
         if self._entry.gate.naive_season is None:
             return None
         rows: Floats = batch["baseline"].cast(pa.float64()).to_numpy(zero_copy_only=False)
+        return rows
+
+    def _scale(self, batch: pa.RecordBatch) -> Floats | None:
+        """The scale of each row's series where an output's gate needs it."""
+        if not self._entry.scaled:
+            return None
+        if SCALE not in batch.schema.names:
+            raise GateEvidenceMissing(
+                f"The test set has no column {SCALE}, by which a gate of {self._entry.name} divides errors: it was "
+                "made when the gate was another. Nothing was judged. Train again."
+            )
+        rows: Floats = batch[SCALE].to_numpy(zero_copy_only=False)
         return rows
 
     def coverage(self) -> dict[str, dict[str, Any]]:
@@ -157,9 +169,9 @@ class RowLosses:
     judged: tuple[Floats, Floats, Floats] | None = None
 
 
-def _kept(output: OutputKind, label: Floats, judged: Floats) -> Floats:
+def _kept(output: OutputKind, label: Floats, judged: Floats, scale: Floats | None) -> Floats:
     """What is kept of a batch: its losses, or what they will be made of when all rows are there."""
-    return judged if output.metric.listwise else output.row_losses(label, judged)
+    return judged if output.metric.listwise else output.row_losses(label, judged, scale)
 
 
 def baseline_constants(entry: ModelEntry, training_path: Path) -> dict[str, Any]:

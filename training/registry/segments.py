@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from config.catalog.model import ModelEntry, SegmentGate
-from config.catalog.output import OutputKind
+from config.catalog.output import SCALE, OutputKind
 from training.registry.bootstrap import RESAMPLES, day_weights
 
 Floats = npt.NDArray[np.float64]
@@ -124,17 +124,18 @@ def segment_report(
     """Measure every output in every segment.
 
     Args:
-        rows: `data_date` and the columns of `segment_columns`, at least one row.
+        rows: `data_date`, the columns of `segment_columns` and, of a scaled model, `SCALE`; at least one row.
         label: (rows,).
         predictions: of each output as its metrics take them.
     """
     days, day = np.unique(rows["data_date"].cast(pa.int32()).to_numpy(), return_inverse=True)
     weights = day_weights(len(days), seed=entry.trainer.seed) if len(days) >= _MIN_DAYS else None
     columns, least = segment_columns(entry), min_rows(entry)
+    scale = rows[SCALE].to_numpy() if entry.scaled else None
     encoded = {column: _encoded(rows[column]) for column in columns}
     outputs = []
     for name, output in entry.outputs.items():
-        measured = _Measured(output, label, predictions[name], day, len(days), weights)
+        measured = _Measured(output, label, predictions[name], scale, day, len(days), weights)
         worse: list[Segment] = []
         small: list[TooSmall] = []
         for column, (values, codes) in encoded.items():
@@ -154,12 +155,13 @@ class _Measured:
         output: OutputKind,
         label: Floats,
         judged: Floats,
+        scale: Floats | None,
         day: npt.NDArray[np.int64],
         days: int,
         weights: Floats | None,
     ) -> None:
         self._output, self._day, self._days, self._weights = output, day, days, weights
-        self._losses = output.row_losses(label, judged)
+        self._losses = output.row_losses(label, judged, scale)
         self._pair = output.event(label, judged)
         self._bias = output.bias(label, judged)
         self._sums, self._rows = _by_day(day, days, np.zeros_like(day), 1, self._losses)

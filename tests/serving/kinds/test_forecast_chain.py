@@ -20,6 +20,7 @@ from features.transform import transform
 from features.validate import validate
 from lake.lake import Lake
 from lake.metrics import read_metrics
+from lake.tables import valid_table
 from monitoring.audit.trace import reproduce
 from monitoring.drift import drift
 from monitoring.pages import model as model_page
@@ -56,7 +57,10 @@ def source(folder: Path) -> None:
 
 
 def test_a_forecast_goes_from_the_source_to_the_pages_and_back(tmp_path: Path, mlflow_server: str) -> None:
-    lake = series.lake_of(tmp_path, mlflow_tracking_uri=mlflow_server)
+    scaled = "minimum: 0}\n  scaled_load: {kind: forecast, interval: 0.8, gate: mase}\n"
+    # Its median is no nearer than last week, which this test is not about.
+    yaml = series.MODEL_YAML.replace("minimum: 0}\n", scaled).replace("gate: {", "gate: {better_by: -0.9, ")
+    lake = series.lake_of(tmp_path, model=yaml, mlflow_tracking_uri=mlflow_server)
     source(tmp_path)
     staged(lake, Interval.closed(series.FIRST, AS_OF))
     job_dir = prepare_job(lake, MODEL, as_of=AS_OF, run_id="train", overrides={"threads": 1})
@@ -80,7 +84,8 @@ def test_a_forecast_goes_from_the_source_to_the_pages_and_back(tmp_path: Path, m
     watched = {row["column"] for row in read_metrics(lake, MODEL, "drift", SCORED).to_pylist()}
     assert {"load", "load_lower", "load_upper"} <= watched
     measured = read_metrics(lake, MODEL, "performance", SCORED).to_pylist()
-    of_night = {row["check"]: row for row in measured if row["about_date"] == MATURE and not row["segment"]}
+    whole = [row for row in measured if row["about_date"] == MATURE and not row["segment"]]
+    of_night = {row["check"]: row for row in whole if row["column"] != "scaled_load"}
     truth = labels(lake, MODEL, Interval.of(MATURE), as_of=SCORED.last)["label"].to_numpy()
     came, night = ~np.isnan(truth), rows.filter(pc.equal(rows["data_date"], MATURE)).sort_by("server")
     assert came.tolist() == [True] * 16 + [False] * 8  # c's labels never come: counted, not judged
@@ -91,6 +96,12 @@ def test_a_forecast_goes_from_the_source_to_the_pages_and_back(tmp_path: Path, m
         of_night["pinball"]["value"] / of_night["pinball_baseline"]["value"], abs=1e-5
     )
     assert of_night["error_ratio"]["value"] < 1
+    by_check = {row["check"]: row["value"] for row in whole if row["column"] == "scaled_load"}
+    assert by_check["error_ratio"] == pytest.approx(by_check["mase"] / by_check["mase_baseline"], abs=1e-5)
+    scales = np.repeat([_scale(lake, server) for server in ("a", "b")], 8)
+    error = np.abs(night["scaled_load"].to_numpy() - truth)[came]
+    assert by_check["mase"] == pytest.approx((error / scales).mean(), abs=1e-5)
+    assert {row["segment"] for row in measured if row["check"] == "mase"} >= {"server=a", "server=b"}
 
     prediction_id = night["prediction_id"].to_pylist()[0]
     assert reproduce(lake, prediction_id).equal
@@ -99,11 +110,23 @@ def test_a_forecast_goes_from_the_source_to_the_pages_and_back(tmp_path: Path, m
     shown = " ".join(unescape(re.sub(r"<[^>]+>", " ", card)).split())
     assert "Baseline: seasonal naive (7 days) for numbers" in shown
     assert "pinball loss of the interval's quantiles" in shown
+    assert "mean absolute error over that of the seasons before (mase)" in shown
     assert card.count("data:image/png;base64") >= 4
     context = Context(lake, Viewer("ada", "viewer"), datetime(2024, 3, 9, tzinfo=UTC), (MODEL,), ("servers",))
     page = unescape(render(model_page.page(context, query={}, model=MODEL), context, path="/nightfleet/model"))
     assert "pinball" in page
     assert "each 6 hours of the 2 days after the night, of every server of loads" in page + shown
+
+
+def _scale(lake: Lake, server: str) -> float:
+    """How far weeks of a server lay apart, at the steps of the night of `MATURE`, of the four weeks before it."""
+    rows = valid_table(lake.settings, lake.dataset("servers"), "loads").read(Interval.closed(series.FIRST, MATURE))
+    rows = rows.filter(pc.equal(rows["server"], server))
+    load = dict(zip(rows["step_utc"].to_pylist(), rows["load"].to_pylist(), strict=True))
+    begin, week = cutoff(MATURE, series.ZONE), 7 * ONE_DAY
+    steps = [begin + number * series.SIX_HOURS for number in range(8)]
+    apart = [abs(load[step - back * week] - load[step - (back + 1) * week]) for step in steps for back in range(1, 4)]
+    return float(np.mean(apart))
 
 
 def _servers(rows: pa.Table) -> pa.Table:

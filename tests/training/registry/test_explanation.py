@@ -91,6 +91,7 @@ def subject_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]
             folder / "model",
             matrix,
             label,
+            None,
             background,
             groups,
         )

@@ -23,7 +23,7 @@ from lake.ledger import Promotion
 from lake.publish import publish
 from lake.signature import UntrustedModel
 from serving.predictors.contract import Contract, Matrix, Scores
-from tests import toy
+from tests import series, toy
 from tests.training.jobs import write_job
 from tests.training.registry.versions import (
     AS_OF,
@@ -332,10 +332,10 @@ class ClassOracle(Oracle):
     """Says the class that comes, but 10 for `lost` of the frequent ones and, with `blind`, for the rare one."""
 
     def scores(self, matrix: Matrix) -> Scores:
-        label, params = matrix[:, 1], self.contract.params
+        label, params = matrix[:, 1].astype(np.float64), self.contract.params
         missed = (label == 0) & (np.arange(len(label)) % 100 < params["lost"]) | (label == 20) & bool(params["blind"])
         said = np.where(missed, 10, label)
-        return np.where(said[:, None] == [0, 10, 20], 0.9, 0.05)
+        return np.asarray(np.where(said[:, None] == [0, 10, 20], 0.9, 0.05))
 
 
 def test_by_macro_f1_a_rare_class_weighs_as_much_as_a_frequent_one(
@@ -378,6 +378,61 @@ def test_by_macro_f1_a_rare_class_weighs_as_much_as_a_frequent_one(
     assert improved.bound is not None
     assert improved.improvement is not None
     assert improved.bound < improved.improvement < 0
+
+
+class ScaledOracle(Oracle):
+    """Knows the load of a small and of a large series, and misses each by its own amount."""
+
+    def scores(self, matrix: Matrix) -> Scores:
+        params = self.contract.params
+        return np.asarray(matrix[:, :1] + np.where(matrix[:, 1:] == 0, params["small"], params["large"]))
+
+
+@pytest.mark.parametrize(("gate", "verdict"), [("mase", "refuse"), ("mae", "promote")])
+def test_by_mase_a_small_series_weighs_as_much_as_a_large_one(
+    gate: str, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "serving.predictors.load_predictor", lambda folder, **_: ScaledOracle(Contract.read(folder / "model"))
+    )
+    yaml = series.MODEL_YAML.replace("model: server_load", f"model: {MODEL}")
+    yaml = yaml.replace("interval: 0.8, gate: pinball, minimum: 0", f"gate: {gate}").replace("worst: 1.5", "worst: 9")
+    settings = series.lake_of(tmp_path).settings
+    (tmp_path / "models" / f"{MODEL}.yaml").write_text(yaml, encoding="utf-8")
+    lake = Lake(settings, load_catalog(settings))
+    features = {"load_lags__load_7d_ago": "float64", "load_lags__local_hour": "int32"}
+
+    def loads(table: pa.Table) -> pa.Table:
+        large = np.arange(table.num_rows) % 2
+        label = np.where(large, 5_000.0, 50.0) + np.arange(table.num_rows) % 7
+        return (
+            table.select(["data_date", "split"])
+            .add_column(0, "server", pa.array(large).cast(pa.string()))
+            .append_column("label", pa.array(label))
+            .append_column("baseline", pa.array(label + np.where(large, 300.0, 3.0)))
+            .append_column("nf__scale", pa.array(np.where(large, 100.0, 1.0)))
+            .append_column("load_lags__load_7d_ago", pa.array(label))
+            .append_column("load_lags__local_hour", pa.array(large, pa.int32()))
+        )
+
+    first = write_set(lake, "one", edit_test=loads)
+    champion = make_version(lake, first, 1, features=features, outputs=("load",), small=1.0, large=100.0)
+    decision = judge(lake, MODEL, first, champion, run_id="run")
+    assert decision.verdict == "promote", text(decision)
+    assert f"load: {gate} " in text(decision)
+    crown(lake, champion)
+    second = write_set(lake, "two", edit_test=loads)
+    challenger = make_version(lake, second, 2, features=features, outputs=("load",), small=3.0, large=50.0)
+    decision = judge(lake, MODEL, second, challenger, run_id="run")
+    assert decision.verdict == verdict, text(decision)
+    (improved,) = [check for check in decision.checks if check.name == "improvement"]
+    errors = [(3.0 + 0.5) / 2, 1.0] if gate == "mase" else [(3.0 + 50.0) / 2, 50.5]
+    assert [improved.challenger, improved.incumbent] == pytest.approx(errors)
+    if gate == "mase":
+        old = write_set(lake, "three", edit_test=lambda table: loads(table).drop_columns("nf__scale"))
+        late = make_version(lake, old, 3, features=features, outputs=("load",), small=3.0, large=50.0)
+        with pytest.raises(GateEvidenceMissing, match=r"has no column nf__scale.*Train again"):
+            judge(lake, MODEL, old, late, run_id="run")
 
 
 def test_no_error_against_no_error_promotes_nobody(toy_lake: Lake) -> None:
