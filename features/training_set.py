@@ -3,7 +3,7 @@
 # ruff: noqa: S608 (names come from the typed catalog, quoted; values are dates)
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import date, timedelta
@@ -36,14 +36,17 @@ class NotEnoughHistory(NightfleetError):
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Two Parquet files and where they come from.
+    """Three Parquet files and where they come from.
 
     Attributes:
         training_path, test_path: splits train and validation, and split test, which the trainer never sees. Columns:
             entity, the spine's other columns, data_date, target_time_utc, split, label, baseline, `<view>__<column>`
             features; sorted by `(data_date, *entity)`.
-        training_digest, test_digest: SHA-256 of the files.
-        rows, unlabelled: by split: rows written, and rows left out because no label had come.
+        unlabelled_path: rows of train and validation for which no label had come, in the same order. They are scored
+            like any other, so drift is measured against them too; nobody learns from them. Columns: data_date, split,
+            features.
+        training_digest, test_digest, unlabelled_digest: SHA-256 of the files.
+        rows, unlabelled: by split: rows with a label, and rows for which none had come.
         in_earlier_split: by split: rows left out because their group (`split.groups`) occurs in an earlier one.
         windows: data dates of each split.
         inputs: every partition that was read.
@@ -54,8 +57,10 @@ class TrainingSet:
     as_of: date
     training_path: Path
     test_path: Path
+    unlabelled_path: Path
     training_digest: str
     test_digest: str
+    unlabelled_digest: str
     rows: dict[str, int]
     unlabelled: dict[str, int]
     in_earlier_split: dict[str, int]
@@ -68,6 +73,7 @@ class TrainingSet:
         document = asdict(self) | {
             "training_path": self.training_path.name,
             "test_path": self.test_path.name,
+            "unlabelled_path": self.unlabelled_path.name,
             "as_of": self.as_of.isoformat(),
         }
         document["windows"] = {
@@ -89,10 +95,11 @@ def split_windows(lake: Lake, model: str, as_of: date) -> dict[str, Interval]:
 
 
 def build_training_set(lake: Lake, model: str, as_of: date, folder: Path) -> TrainingSet:
-    """Write `training_set.parquet` and `test_set.parquet` to `folder`; the same lake gives the same bytes.
+    """Write `training_set.parquet`, `test_set.parquet` and `unlabelled_set.parquet` to `folder`; the same lake gives
+    the same bytes.
 
-    Labels are those known on `as_of`; rows without one are left out and counted. With `split.groups` so are rows whose
-    group occurs in an earlier split, labelled there or not: no group is in two splits.
+    Labels are those known on `as_of`; rows without one are kept apart. With `split.groups` rows whose group occurs in
+    an earlier split, labelled there or not, are left out and counted: no group is in two splits.
 
     Raises:
         NotEnoughHistory: nights are not published, lie before the data set begins, or a split has no labelled row.
@@ -115,7 +122,7 @@ def build_training_set(lake: Lake, model: str, as_of: date, folder: Path) -> Tra
         fields = [f for f in rows.schema if f.name != "event_timestamp"]
         fields += [
             pa.field("split", pa.string(), nullable=False),
-            pa.field("label", pa.float64(), nullable=False),
+            pa.field("label", pa.float64()),
             pa.field("baseline", pa.float64()),
             *([pa.field(SCALE, pa.float64())] if entry.scaled else []),
         ]
@@ -125,11 +132,14 @@ def build_training_set(lake: Lake, model: str, as_of: date, folder: Path) -> Tra
         write_parquet(
             entities,
             schema,
-            connection.sql(f"SELECT * FROM ({base.sql}) WHERE label IS NOT NULL ORDER BY {order}").to_arrow_reader(),
+            connection.sql(
+                f"SELECT * FROM ({base.sql}) WHERE label IS NOT NULL OR split <> 'test' ORDER BY {order}"
+            ).to_arrow_reader(),
         )
-        schema = pa.schema([*fields, *feature_fields(lake, model)])
-        training, test = folder / "training_set.parquet", folder / "test_set.parquet"
-        counted = _write(read_features(lake, model, entities, schema, pins), schema, training, test)
+        features = feature_fields(lake, model)
+        training, test, apart = (folder / f"{name}_set.parquet" for name in ("training", "test", "unlabelled"))
+        reader = read_features(lake, model, entities, pa.schema([*fields, *features]), pins)
+        counted = _write(reader, features, training, test, apart)
     _require_rows(entry, as_of, windows, counted, unlabelled, in_earlier_split)
     inputs = {item for day in whole for item in (*rows.inputs[day], *by_night[day])} | {*label.inputs, *base.inputs}
     return TrainingSet(
@@ -137,8 +147,10 @@ def build_training_set(lake: Lake, model: str, as_of: date, folder: Path) -> Tra
         as_of=as_of,
         training_path=training,
         test_path=test,
+        unlabelled_path=apart,
         training_digest=file_digest(training),
         test_digest=file_digest(test),
+        unlabelled_digest=file_digest(apart),
         rows=counted,
         unlabelled=unlabelled,
         in_earlier_split=in_earlier_split,
@@ -226,11 +238,22 @@ def _split(
     )
 
 
-def _write(reader: pa.RecordBatchReader, schema: pa.Schema, training: Path, test: Path) -> dict[str, int]:
-    """One pass over the rows into two files; returns rows by split."""
+def _write(
+    reader: pa.RecordBatchReader, features: Sequence[pa.Field], training: Path, test: Path, unlabelled: Path
+) -> dict[str, int]:
+    """One pass over the rows into three files; returns the labelled rows by split."""
     counted = dict.fromkeys(SPLITS, 0)
-    with closing(RowGroupWriter(training, schema)) as training_rows, closing(RowGroupWriter(test, schema)) as test_rows:
-        for batch in reader:
+    label = reader.schema.get_field_index("label")
+    labelled = reader.schema.set(label, reader.schema.field(label).with_nullable(False))
+    unlabelled_schema = pa.schema([*(reader.schema.field(name) for name in ("data_date", "split")), *features])
+    with (
+        closing(RowGroupWriter(training, labelled)) as training_rows,
+        closing(RowGroupWriter(test, labelled)) as test_rows,
+        closing(RowGroupWriter(unlabelled, unlabelled_schema)) as unlabelled_rows,
+    ):
+        for every in reader:
+            unlabelled_rows.write(every.filter(pc.is_null(every["label"])))
+            batch = every.filter(pc.is_valid(every["label"]))
             for value in pc.value_counts(batch["split"]).to_pylist():
                 counted[value["values"]] += value["counts"]
             is_test = pc.equal(batch["split"], "test")

@@ -180,7 +180,10 @@ def written(chain: Chain) -> dict[str, bytes]:
     # The lake, copies of the sources, and the online store with SQLite's files beside it.
     rows = (settings.lake, home / "cache" / "sources", settings.online_store)
     files = [path for root in (home, chain.store) for path in root.rglob("*") if path.is_file()]
-    given = {chain.job_dir / "training_set.parquet", gate_folder(chain.job_dir) / "test_set.parquet"}
+    given = {
+        chain.job_dir / "training_set.parquet",
+        *(gate_folder(chain.job_dir) / f"{name}_set.parquet" for name in ("test", "unlabelled")),
+    }
     contents = {
         str(path): rows_of(path) if path.suffix == ".parquet" else path.read_bytes()
         for path in files

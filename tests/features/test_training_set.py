@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from config.calendar import ONE_DAY, Interval
 from features.labels import is_mature
+from features.retrieval import retrieve
 from features.training_set import NotEnoughHistory, _split, build_training_set, split_windows
 from lake.artifact import file_digest
 from lake.lake import Lake
@@ -73,14 +74,28 @@ def test_the_test_set_is_apart(lake: Lake, tmp_path: Path) -> None:
     ]
 
 
-def test_rows_without_a_label_are_left_out_and_counted(lake: Lake, tmp_path: Path) -> None:
+def test_rows_without_a_label_are_kept_apart_and_counted(lake: Lake, tmp_path: Path) -> None:
     built = build_training_set(lake, MODEL, AS_OF, tmp_path)
-    table = pq.read_table(built.training_path)
+    table, apart = pq.read_table(built.training_path), pq.read_table(built.unlabelled_path)
     assert table["label"].null_count == 0
     assert all(built.unlabelled.values())
     assert {name: built.rows[name] + built.unlabelled[name] for name in built.rows} == {
         name: 30 * len(window) for name, window in built.windows.items()
     }
+    counted = {pair["values"]: pair["counts"] for pair in pc.value_counts(apart["split"]).to_pylist()}
+    assert counted == {name: built.unlabelled[name] for name in ("train", "validation")}, (
+        "nobody sees a row of the test"
+    )
+    features = ["vehicle_daily__rides_7d", "vehicle_daily__minutes_7d"]
+    assert apart.column_names == ["data_date", "split", *features]
+    assert apart["data_date"].to_pylist() == sorted(apart["data_date"].to_pylist())
+    # With the labelled ones they are what the night scored, features and all.
+    night = built.windows["train"].start
+    scored = retrieve(lake, MODEL, Interval.of(night), folder=tmp_path).reader().read_all()
+    both = pa.concat_tables([part.select([*features, "data_date"]) for part in (table, apart)])
+    written = both.filter(pc.equal(both["data_date"], pa.scalar(night))).drop_columns("data_date")
+    order = [(name, "ascending") for name in features]
+    assert written.sort_by(order).equals(scored.select(features).sort_by(order))
 
 
 def test_the_same_lake_gives_the_same_bytes(lake: Lake, tmp_path: Path) -> None:
@@ -90,7 +105,8 @@ def test_the_same_lake_gives_the_same_bytes(lake: Lake, tmp_path: Path) -> None:
         built = build_training_set(lake, MODEL, AS_OF, tmp_path / name)
         assert built.training_digest == file_digest(built.training_path)
         assert built.test_digest == file_digest(built.test_path)
-        digests.append((built.training_digest, built.test_digest))
+        assert built.unlabelled_digest == file_digest(built.unlabelled_path)
+        digests.append((built.training_digest, built.test_digest, built.unlabelled_digest))
     assert digests[0] == digests[1]
 
 

@@ -60,9 +60,9 @@ def store_reference(lake: Lake, promotion: Promotion, training_path: Path, *, sl
     """What registering leaves beside a version's files."""
     predictions = LinearPredictor(slope).predict(pq.read_table(training_path))
     target = lake.settings.artifacts / MODEL / promotion.artifact_digest
-    reference = build_reference(training_path, KINDS, lake.model(MODEL), predictions)
+    reference = build_reference([training_path], KINDS, lake.model(MODEL), predictions)
     (target / "reference.json").write_text(json.dumps(reference))
-    write_reference_sample(training_path, target, 7, KINDS, predictions)
+    write_reference_sample([training_path], target, 7, KINDS, predictions)
     sign(lake.settings, target, MODEL)
 
 

@@ -44,7 +44,9 @@ class PersonalFeature(NightfleetError):
 
 
 def gate_folder(job_dir: Path) -> Path:
-    """What lies beside a job: `test_set.parquet` and `training_set.json`; the trainer never gets it."""
+    """What lies beside a job: `test_set.parquet`, `unlabelled_set.parquet` and `training_set.json`; the trainer never
+    gets it.
+    """
     return host_folder(job_dir)
 
 
@@ -203,7 +205,8 @@ def _place(
         if code is not None:
             code.write(folder / FAMILY_FOLDER)
         link_or_copy(built.training_path, folder / built.training_path.name)
-        link_or_copy(built.test_path, gate / built.test_path.name)
+        for path in (built.test_path, built.unlabelled_path):
+            link_or_copy(path, gate / path.name)
         write_json(gate / TRAINING_SET_FILE, built.to_json())
         for target, source in ((gate_folder(job_dir), gate), (job_dir, folder)):
             shutil.rmtree(target, ignore_errors=True)

@@ -331,7 +331,7 @@ def _nights_of(data_dates: pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], list
 
 
 def build_reference(
-    training_path: Path,
+    scored: Sequence[Path],
     feature_columns: Mapping[str, str],
     entry: ModelEntry,
     predictions: pa.Table | None = None,
@@ -342,10 +342,11 @@ def build_reference(
     """The profile that drift is measured against, JSON-able and equal for equal rows.
 
     Args:
-        training_path: Parquet with `data_date`, `split` ("train" or "validation") and the feature columns. Features are
-            profiled on the train split. One column is in memory at a time.
+        scored: Parquet files of the rows that the nights of the training window score: those trained on, and those
+            without a label. `data_date`, `split` ("train" or "validation") and the feature columns; `label` where there
+            is one. Features are profiled on the train split. One column is in memory at a time.
         feature_columns: feature name to column type of the catalog.
-        predictions: the model's output columns, one row for each row of `training_path` in its order. They are profiled
+        predictions: the model's output columns, one row for each row of `scored` in their order. They are profiled
             on the validation split where that has enough nights, because a model's predictions on rows it was fitted to
             are sharper than any later ones. None: predictions are not profiled.
         calendar_columns: features that follow from the date alone; left out.
@@ -357,29 +358,29 @@ def build_reference(
         MIN_WINDOWS windows had values. A column of numbers also has its `mean` (None: no finite value) over `mean_rows`
         finite values.
     Raises:
-        BadReference: the file has no row of the train split, a column is missing, or predictions have another length.
+        BadReference: no row is of the train split, a column is missing, or predictions have another length.
     """
     drift = entry.retrain.drift
     window = max(drift.window.days, 1)
-    frame = pq.read_table(training_path, columns=["data_date", "split"])
+    for path in scored:
+        missing = sorted(set(feature_columns) - set(pq.read_schema(path).names))
+        if missing:
+            raise BadReference(
+                f"{path.name} has no column {missing[0]}, which {entry.name} reads. Build the training set again."
+            )
+    frame = _read(scored, ["data_date", "split"])
     train = pc.equal(frame["split"], "train")
-    available = set(pq.read_schema(training_path).names)
-    missing = sorted(set(feature_columns) - available)
-    if missing:
-        raise BadReference(
-            f"{training_path.name} has no column {missing[0]}, which {entry.name} reads. Build the training set again."
-        )
     dates = frame["data_date"].filter(train)
     if not len(dates):
         raise BadReference(
-            f"{training_path.name} has no row of the train split, so later nights have nothing to be compared with. "
+            f"{scored[0].name} has no row of the train split, so later nights have nothing to be compared with. "
             "Build it again."
         )
     nights, days = _nights_of(dates)
     settings: dict[str, Any] = {"method": drift.method, "window": window, "quantile": drift.limit_quantile}
     columns = {
         name: _profile(
-            pq.read_table(training_path, columns=[name])[name].filter(train),
+            _read(scored, [name])[name].filter(train),
             kind,
             nights,
             len(days),
@@ -399,15 +400,15 @@ def build_reference(
         "first": days[0].isoformat(),
         "last": days[-1].isoformat(),
         "volume": _volume(np.bincount(nights, minlength=len(days))),
-        "label": _label_facts(training_path, train, entry),
+        "label": _label_facts(scored, entry),
         "columns": columns,
         "predictions": {} if predictions is None else _prediction_profiles(frame, predictions, entry, settings),
     }
 
 
 def _volume(volumes: npt.NDArray[Any]) -> dict[str, Any]:
-    """Bounds of the rows of one night, widened by VOLUME_TOLERANCE: rows whose label never came are scored but not
-    trained on.
+    """Bounds of the rows of one night: the fewest and most that a night of the training window scored, widened by
+    VOLUME_TOLERANCE. Of n nights the next one lies outside of all by chance with a probability of 2 / (n + 1).
     """
     if len(volumes) < MIN_WINDOWS:
         return {"lower": None, "upper": None, "nights": len(volumes)}
@@ -418,13 +419,19 @@ def _volume(volumes: npt.NDArray[Any]) -> dict[str, Any]:
     }
 
 
-def _label_facts(training_path: Path, train: pa.ChunkedArray, entry: ModelEntry) -> dict[str, Any]:
+def _read(paths: Sequence[Path], columns: Sequence[str]) -> pa.Table:
+    return pa.concat_tables([pq.read_table(path, columns=list(columns)) for path in paths])
+
+
+def _label_facts(scored: Sequence[Path], entry: ModelEntry) -> dict[str, Any]:
     """What somebody without a model would say of every row: median and mean of the train split's labels, and the
     rates of outputs that are probabilities.
     """
-    if "label" not in pq.read_schema(training_path).names:
+    labelled = [path for path in scored if "label" in pq.read_schema(path).names]
+    if not labelled:
         return {}
-    labels = as_numbers(pq.read_table(training_path, columns=["label"])["label"].filter(train))
+    rows = _read(labelled, ["split", "label"])
+    labels = as_numbers(rows["label"].filter(pc.equal(rows["split"], "train")))
     labels = labels[~np.isnan(labels)]
     if not len(labels):
         return {}
@@ -447,8 +454,8 @@ def _prediction_profiles(
 ) -> dict[str, Any]:
     if predictions.num_rows != frame.num_rows:
         raise BadReference(
-            f"{predictions.num_rows} predictions were given for {frame.num_rows} training rows; needs one a row, in "
-            "their order. Predict the training file."
+            f"{predictions.num_rows} predictions were given for {frame.num_rows} rows; needs one a row, in their "
+            "order. Predict the files of the training set."
         )
     missing = [name for name in entry.output_columns if name not in predictions.column_names]
     if missing:
@@ -465,7 +472,7 @@ def _prediction_profiles(
 
 
 def write_reference_sample(
-    training_path: Path,
+    scored: Sequence[Path],
     folder: Path,
     seed: int,
     features: Iterable[str],
@@ -473,33 +480,31 @@ def write_reference_sample(
     *,
     personal_columns: Collection[str] = (),
 ) -> Path:
-    """Write features and split of at most SAMPLE_ROWS rows of the training file to `folder/reference_sample.parquet`;
-    the same rows for the same seed. Whose rows they are is not in it.
+    """Write features and split of at most SAMPLE_ROWS of the rows to `folder/reference_sample.parquet`; the same rows
+    for the same seed. Whose rows they are is not in it.
 
     Args:
+        scored: files of rows, as in `build_reference`.
         features: columns to keep; numbers among `personal_columns` are brought to a coarse grid.
         predictions: output columns row by row, as in `build_reference`; kept only on the rows whose predictions are the
             reference, null elsewhere.
     Returns:
         The file's path.
     """
-    rows = pq.ParquetFile(training_path).metadata.num_rows
+    rows = sum(pq.ParquetFile(path).metadata.num_rows for path in scored)
     chosen = (
         np.arange(rows)
         if rows <= SAMPLE_ROWS
         else np.sort(np.random.default_rng(seed).choice(rows, SAMPLE_ROWS, replace=False))
     )
     picked = pa.array(chosen, pa.int64())
-    # Column by column: the training file may be far larger than its sample.
-    columns = {
-        name: pq.read_table(training_path, columns=[name])[name].take(picked)
-        for name in ("data_date", "split", *features)
-    }
+    # Column by column: the files may be far larger than their sample.
+    columns = {name: _read(scored, [name])[name].take(picked) for name in ("data_date", "split", *features)}
     for name in personal_columns:
         if name in columns and not pa.types.is_boolean(columns[name].type):
             columns[name] = _coarse(columns[name])
     if predictions is not None:
-        split = _prediction_split(pq.read_table(training_path, columns=["data_date", "split"]))
+        split = _prediction_split(_read(scored, ["data_date", "split"]))
         for name in predictions.column_names:
             values = predictions[name].take(picked)
             columns[name] = (

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from config.catalog.output import outputs_of
 from config.errors import NightfleetError
 from config.settings import ROOT
-from lake.artifact import combined_digest, verify_files
+from lake.artifact import combined_digest, file_digest, verify_files
 from lake.contained import UnsafeFile, check_contained, copy_contained
 from lake.lake import Lake
 from lake.signature import SIGNATURE_FILE, sign, signing_key, verify
@@ -65,7 +65,7 @@ log = logging.getLogger(__name__)
 
 
 class JobMismatch(NightfleetError):
-    """A manifest belongs to another job than the one beside it."""
+    """A manifest, or a file beside it, belongs to another job than the one it lies with."""
 
 
 @dataclass(frozen=True)
@@ -211,19 +211,39 @@ def _signed_files(lake: Lake, model: str, job_dir: Path, folder: Path) -> Path:
     shutil.copy2(gate_folder(job_dir) / TRAINING_SET_FILE, folder / TRAINING_SET_FILE)
     predictor = load_predictor(folder, artifact_digest=folder.name)
     job = read_json(folder / JOB_FILE)
-    training_path = job_dir / job["training_set"]["path"]
-    predictions = predict_file(predictor, training_path)
+    scored = _scored_files(job_dir, job)
+    predictions = pa.concat_tables([predict_file(predictor, path) for path in scored])
     entry = lake.model(model)
     features = predictor.feature_columns
     calendar = {name for name, column in lake.catalog.feature_columns(entry).items() if column.calendar}
     personal = lake.catalog.personal_columns(entry)
     reference = build_reference(
-        training_path, features, entry, predictions, calendar_columns=calendar, personal_columns=personal
+        scored, features, entry, predictions, calendar_columns=calendar, personal_columns=personal
     )
     write_json(folder / REFERENCE_FILE, reference)
-    write_reference_sample(training_path, folder, job["seed"], features, predictions, personal_columns=personal)
+    write_reference_sample(scored, folder, job["seed"], features, predictions, personal_columns=personal)
     sign(lake.settings, folder, model)
     return folder
+
+
+def _scored_files(job_dir: Path, job: Mapping[str, Any]) -> list[Path]:
+    """The rows that the nights of the training window score: those that were trained on, and those without a label.
+
+    Raises:
+        JobMismatch: the rows without a label are missing, or not those that were written with the training set.
+    """
+    training_path = job_dir / job["training_set"]["path"]
+    described = read_json(gate_folder(job_dir) / TRAINING_SET_FILE)
+    if "unlabelled_path" not in described:  # prepared before rows without a label were kept
+        return [training_path]
+    path = gate_folder(job_dir) / str(described["unlabelled_path"])
+    wanted, digest = str(described["unlabelled_digest"]), file_digest(path) if path.is_file() else "none"
+    if digest != wanted:
+        raise JobMismatch(
+            f"{path} has digest {digest[:12]}, it was written with {wanted[:12]}: drift would be measured against "
+            "other rows. Nothing was registered. Train again."
+        )
+    return [training_path, path]
 
 
 def predict_file(predictor: Predictor, path: Path) -> pa.Table:

@@ -43,7 +43,9 @@ def test_the_job_holds_what_a_trainer_may_see_and_no_test_row(lake: Lake) -> Non
     job_dir = prepare_job(lake, "ride_minutes", as_of=AS_OF, run_id="r1")
     assert job_dir.parent == lake.settings.jobs / "ride_minutes"
     assert sorted(p.name for p in job_dir.iterdir()) == ["job.json", "training_set.parquet"]
-    assert sorted(p.name for p in gate_folder(job_dir).iterdir()) == ["test_set.parquet", "training_set.json"]
+    assert {p.name for p in gate_folder(job_dir).iterdir()} == {
+        *("test_set.parquet", "training_set.json", "unlabelled_set.parquet"),
+    }
     job = job_of(job_dir)
     assert job["training_set"]["digest"] == file_digest(job_dir / "training_set.parquet")
     assert set(pq.read_table(job_dir / "training_set.parquet")["split"].unique().to_pylist()) == {"train", "validation"}

@@ -147,7 +147,7 @@ def test_all_kinds_of_columns_and_their_profiles(tmp_path):
         "flag": "boolean",
     }
     reference = build_reference(
-        path, kinds | {"day": "date", "month": "int64"}, make_entry(), calendar_columns={"month"}
+        [path], kinds | {"day": "date", "month": "int64"}, make_entry(), calendar_columns={"month"}
     )
     columns = reference["columns"]
     json.dumps(reference, allow_nan=False)
@@ -203,7 +203,7 @@ def test_a_stationary_night_rarely_alarms_and_a_shifted_one_does(tmp_path, metho
     train = sample(nights)
     columns = {f"x{i}": train[:, :, i].ravel() for i in range(copies)}
     path = training_file(tmp_path / "t.parquet", columns, nights, rows)
-    reference = build_reference(path, dict.fromkeys(columns, "float64"), make_entry(method=method))
+    reference = build_reference([path], dict.fromkeys(columns, "float64"), make_entry(method=method))
     later = sample(judged)
     index = np.repeat(np.arange(judged), rows)
     alarms = shifted = 0
@@ -224,7 +224,7 @@ def test_a_stationary_night_rarely_alarms_and_a_shifted_one_does(tmp_path, metho
 
 def test_a_window_is_compared_with_the_rest_of_the_training_nights(tmp_path):
     path = training_file(tmp_path / "t.parquet", {"x": np.repeat(np.arange(8.0), 40)}, 8, 40)
-    profile = build_reference(path, {"x": "float64"}, make_entry())["columns"]["x"]
+    profile = build_reference([path], {"x": "float64"}, make_entry())["columns"]["x"]
     counts, _ = count_bins(pq.read_table(path)["x"], profile, np.repeat(np.arange(8), 40), 8)
     rest = counts.sum(axis=0) - counts
     expected = max(float(statistic("psi", rest[i], counts[i], ordered=True)) for i in range(8))
@@ -238,7 +238,7 @@ def test_limits_are_equal_bit_by_bit_whatever_the_chunking(tmp_path):
     path = training_file(tmp_path / "a.parquet", columns, 40, 50)
     pq.write_table(pq.read_table(path), tmp_path / "b.parquet", row_group_size=77)
     kinds = {"x": "float64", "c": "string"}
-    first, second = (build_reference(p, kinds, make_entry(window="3 nights")) for p in (path, tmp_path / "b.parquet"))
+    first, second = (build_reference([p], kinds, make_entry(window="3 nights")) for p in (path, tmp_path / "b.parquet"))
     assert json.dumps(first) == json.dumps(second)
     assert first["columns"]["x"]["windows"] == 38
 
@@ -247,40 +247,73 @@ def test_validation_rows_are_no_feature_reference_but_the_one_of_predictions(tmp
     n = 30 * 20
     path = training_file(tmp_path / "t.parquet", {"x": np.repeat(np.arange(30.0), 20)}, 30, 20, validation_nights=10)
     predictions = pa.table({"minutes": np.repeat(np.arange(30.0), 20)})
-    reference = build_reference(path, {"x": "float64"}, make_entry(), predictions)
+    reference = build_reference([path], {"x": "float64"}, make_entry(), predictions)
     assert reference["columns"]["x"]["rows"] == 400
     assert max(reference["columns"]["x"]["edges"]) < 20
     assert reference["last"] == "2020-01-20"
     assert reference["predictions"]["minutes"]["split"] == "validation"
     assert min(reference["predictions"]["minutes"]["edges"][1:]) >= 20
     assert reference["predictions"]["minutes"]["rows"] == 200
-    with pytest.raises(BadReference, match=f"3 predictions were given for {n} training rows"):
-        build_reference(path, {"x": "float64"}, make_entry(), predictions.slice(0, 3))
+    with pytest.raises(BadReference, match=f"3 predictions were given for {n} rows"):
+        build_reference([path], {"x": "float64"}, make_entry(), predictions.slice(0, 3))
     with pytest.raises(BadReference, match="no column minutes"):
-        build_reference(path, {"x": "float64"}, make_entry(), predictions.rename_columns(["other"]))
+        build_reference([path], {"x": "float64"}, make_entry(), predictions.rename_columns(["other"]))
+
+
+def test_rows_without_a_label_are_what_a_night_is_compared_with(tmp_path):
+    """One row in ten has a label, and those are others than the rest."""
+    x = np.tile(np.arange(20.0), 30)
+    rare = x < 2
+    every = training_file(tmp_path / "e.parquet", {"x": x}, 30, 20, validation_nights=10)
+    rows = pq.read_table(every)
+    labelled, apart = tmp_path / "l.parquet", tmp_path / "u.parquet"
+    pq.write_table(rows.filter(pa.array(rare)).append_column("label", pa.array(x[rare] + 1)), labelled)
+    pq.write_table(rows.filter(pa.array(~rare)), apart)
+    predictions = pa.table({"minutes": np.concatenate([x[rare], x[~rare]])})
+    built = build_reference([labelled, apart], {"x": "float64"}, make_entry(), predictions)
+    assert built["volume"] == {"lower": 15, "upper": 25, "nights": 20}
+    assert built["label"] == {"median": 1.5, "mean": 1.5, "rates": {}}, "of those that have one"
+    whole = build_reference([every], {"x": "float64"}, make_entry(), pa.table({"minutes": x}))
+    assert built == whole | {"label": built["label"]}
+    sample = pq.read_table(write_reference_sample([labelled, apart], tmp_path, 7, ["x"], predictions)).to_pandas()
+    assert sorted(sample["x"]) == sorted(x)
+    assert (sample["minutes"] == sample["x"])[sample["split"] == "validation"].all()
+
+
+def test_with_every_label_there_the_rows_without_one_change_no_byte(tmp_path):
+    path = training_file(tmp_path / "t.parquet", {"x": np.arange(600.0), "c": list("abcdef") * 100}, 30, 20)
+    nothing = tmp_path / "u.parquet"
+    pq.write_table(pq.read_table(path).slice(0, 0), nothing)
+    kinds = {"x": "float64", "c": "string"}
+    alone, both = (build_reference(files, kinds, make_entry()) for files in ([path], [path, nothing]))
+    assert json.dumps(alone) == json.dumps(both)
+    content = write_reference_sample([path], tmp_path, 7, kinds).read_bytes()
+    assert write_reference_sample([path, nothing], tmp_path, 7, kinds).read_bytes() == content
 
 
 def test_few_nights_give_no_limit_and_no_rows_an_error(tmp_path):
     path = training_file(tmp_path / "t.parquet", {"x": np.arange(25.0)}, 5, 5)
-    reference = build_reference(path, {"x": "float64"}, make_entry())
+    reference = build_reference([path], {"x": "float64"}, make_entry())
     assert reference["columns"]["x"]["limit"] is None
     assert reference["volume"]["upper"] is None
     with pytest.raises(BadReference, match="no column y, which m reads"):
-        build_reference(path, {"y": "float64"}, make_entry())
+        build_reference([path], {"y": "float64"}, make_entry())
+    with pytest.raises(BadReference, match=r"other.parquet has no column x"):
+        build_reference([path, training_file(tmp_path / "other.parquet", {}, 5, 5)], {"x": "float64"}, make_entry())
     empty = training_file(tmp_path / "e.parquet", {"x": np.arange(25.0)}, 5, 5, validation_nights=5)
     with pytest.raises(BadReference, match="no row of the train split"):
-        build_reference(empty, {"x": "float64"}, make_entry())
+        build_reference([empty], {"x": "float64"}, make_entry())
 
 
 def test_the_sample_is_bounded_and_the_same_for_a_seed(tmp_path):
     rows = 2500
     path = training_file(tmp_path / "t.parquet", {"x": np.arange(10.0 * rows)}, 10, rows, validation_nights=7)
     predictions = pa.table({"minutes": np.arange(10.0 * rows)})
-    first = write_reference_sample(path, tmp_path, 7, ["x"], predictions)
+    first = write_reference_sample([path], tmp_path, 7, ["x"], predictions)
     content = first.read_bytes()
-    assert write_reference_sample(path, tmp_path, 7, ["x"], predictions).read_bytes() == content
-    assert write_reference_sample(path, tmp_path, 8, ["x"], predictions).read_bytes() != content
-    sample = pq.read_table(write_reference_sample(path, tmp_path, 7, ["x"], predictions))
+    assert write_reference_sample([path], tmp_path, 7, ["x"], predictions).read_bytes() == content
+    assert write_reference_sample([path], tmp_path, 8, ["x"], predictions).read_bytes() != content
+    sample = pq.read_table(write_reference_sample([path], tmp_path, 7, ["x"], predictions))
     assert sample.num_rows == SAMPLE_ROWS
     frame = sample.to_pandas()
     assert frame.loc[frame["split"] == "train", "minutes"].isna().all()
@@ -322,7 +355,7 @@ def test_numbers_have_means_and_dates_and_categories_have_none(tmp_path: Path):
     }
     path = training_file(tmp_path / "t.parquet", columns, nights, rows)
     kinds = {"x": "float64", "hopeless": "float64", "day": "date", "carrier": "string"}
-    profile = build_reference(path, kinds, make_entry())
+    profile = build_reference([path], kinds, make_entry())
     assert profile["format"] == 2
     found = profile["columns"]
     assert (found["x"]["mean"], found["x"]["mean_rows"]) == (20.0, 32)

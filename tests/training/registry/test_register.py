@@ -21,7 +21,7 @@ import pytest
 
 from config.calendar import Interval
 from config.settings import MissingSecret
-from lake.artifact import ArtifactMismatch, combined_digest, folder_digests
+from lake.artifact import ArtifactMismatch, combined_digest, file_digest, folder_digests
 from lake.lake import Lake
 from lake.signature import UntrustedModel, verify
 from serving.predictors import BadManifest, load_predictor
@@ -31,7 +31,7 @@ from tests.mlflow_server import free_port, start_mlflow
 from training.job_file import JobChanged
 from training.registry.job import prepare_job
 from training.registry.origin import verify_origin
-from training.registry.register import JobMismatch, register, store
+from training.registry.register import JobMismatch, _scored_files, register, store
 from training.registry.runner import run_job
 from training.registry.tracking import MlflowUnavailable
 
@@ -99,6 +99,9 @@ def test_files_are_stored_by_their_content(lake: Lake, version: tuple[Any, Path]
     reference = json.loads((registered.folder / "reference.json").read_text())
     assert set(reference["columns"]) == {"vehicle_daily__rides_7d", "vehicle_daily__minutes_7d"}
     assert set(reference["predictions"]) == set(manifest["output_columns"])
+    described = json.loads((registered.folder / "training_set.json").read_text())
+    assert described["unlabelled"]["train"] > 0
+    assert reference["rows"] == described["rows"]["train"] + described["unlabelled"]["train"], "all that was scored"
 
 
 def test_the_version_says_where_it_comes_from(lake: Lake, version: tuple[Any, Path]) -> None:
@@ -116,6 +119,24 @@ def test_the_version_says_where_it_comes_from(lake: Lake, version: tuple[Any, Pa
     }.items():
         assert found.tags[tag] == value
     assert len(found.tags["inputs_digest"]) == 64
+
+
+def test_rows_without_a_label_are_those_that_were_written(tmp_path: Path) -> None:
+    job_dir, gate, job = tmp_path / "job", tmp_path / "job.gate", {"training_set": {"path": "training_set.parquet"}}
+    gate.mkdir()
+    described = gate / "training_set.json"
+    described.write_text("{}")
+    assert _scored_files(job_dir, job) == [job_dir / "training_set.parquet"], "prepared before they were kept"
+    apart = gate / "unlabelled_set.parquet"
+    apart.write_bytes(b"rows")
+    described.write_text(json.dumps({"unlabelled_path": apart.name, "unlabelled_digest": file_digest(apart)}))
+    assert _scored_files(job_dir, job) == [job_dir / "training_set.parquet", apart]
+    apart.write_bytes(b"others")
+    with pytest.raises(JobMismatch, match=r"drift would be measured against other rows. Nothing was registered"):
+        _scored_files(job_dir, job)
+    apart.unlink()
+    with pytest.raises(JobMismatch, match="has digest none"):
+        _scored_files(job_dir, job)
 
 
 def test_the_run_holds_parameters_curves_data_and_plot(lake: Lake, version: tuple[Any, Path]) -> None:
