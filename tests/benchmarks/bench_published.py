@@ -33,6 +33,7 @@ from lake.lake import Lake
 from serving.predictors import load_predictor, read_manifest
 from serving.predictors.contract import read_json, write_json
 from tests.benchmarks import (
+    bench_published_efforts,
     bench_published_fleet,
     bench_published_forecasts,
     bench_published_metrics,
@@ -82,6 +83,7 @@ def run() -> list[dict[str, Any]]:
         return [
             *own,
             *bench_published_tables.run(Path(name)),
+            *bench_published_efforts.run(Path(name)),
             *bench_published_metrics.run(Path(name)),
             *bench_published_rankings.run(Path(name) / "msweb"),
             *bench_published_fleet.run(Path(name)),

@@ -27,13 +27,14 @@ from training.registry.job import gate_folder
 PUBLISHED_CHURN = 0.846
 # ROC-AUC, approvals before 2010 against those from 2010 on.
 PUBLISHED_SUCCESS = 0.595
-# Nights of the replay on which the fiscal year 2010 begins, and 2026 ends.
+# Nights of the replay on which the fiscal years 2010 and 2016 begin, and 2026 ends.
 YEAR_2010, RATED_LAST = date(2002, 1, 20), date(2002, 8, 11)
+YEAR_2016 = date(2002, 4, 2)
 
 
 def run(folder: Path) -> list[dict[str, Any]]:
     """Every table; rows with what, seconds, against, ratio (ours to the published figure), aim."""
-    return [*customers(folder / "customers"), *projects(folder / "projects")]
+    return [*customers(folder / "customers"), *projects(folder / "projects"), *closings(folder / "closings")]
 
 
 def customers(folder: Path) -> list[dict[str, Any]]:
@@ -87,4 +88,32 @@ def projects(folder: Path) -> list[dict[str, Any]]:
             f"(validation {manifest['metrics']['success_probability/brier']:.4f})"
         )
         rows.append(row(what, seconds, f"published AUC {PUBLISHED_SUCCESS}", area and area / PUBLISHED_SUCCESS))
+    return rows
+
+
+def closings(folder: Path) -> list[dict[str, Any]]:
+    """Completion time: every candidate on the gate's three years, and on the projects approved from 2010 on."""
+    lake, rows = history(folder, "project_closings", last=RATED_LAST)
+    jobs, prepared = prepare(lake, "project_duration")
+    rows.append(prepared)
+    test = pq.read_table(gate_folder(jobs[0]) / "test_set.parquet")
+    later = later_nights(lake, "project_duration", test)
+    # Of later approvals the file has those that closed early.
+    later = later.filter(
+        pc.and_(pc.greater_equal(later["data_date"], YEAR_2010), pc.less(later["data_date"], YEAR_2016))
+    )
+    learned = pq.read_table(jobs[0] / "training_set.parquet", filters=[("split", "=", "train")])["label"]
+    median = pc.approximate_median(learned).as_py()
+    for job_dir in jobs:
+        seconds = train(lake, "project_duration", job_dir)
+        manifest = read_manifest(job_dir)
+        for judged, name in ((test, "the gate's"), (later, "approved 2010 to 2015")):
+            truth, said = judged["label"].to_numpy(), load_predictor(job_dir).predict(judged)
+            held = (truth >= said["years_lower"].to_numpy()) & (truth <= said["years_upper"].to_numpy())
+            ours, baseline = (abs(each - truth).mean() for each in (said["years"].to_numpy(), median))
+            what = (
+                f"project_duration {manifest['family']}, {name} {len(truth):,} projects: MAE {ours:.3f} years, "
+                f"{held.mean():.0%} in the interval (validation MAE {manifest['metrics']['years/mae']:.3f})"
+            )
+            rows.append(row(what, seconds, f"median of training: {baseline:.3f}", float(ours / baseline)))
     return rows
