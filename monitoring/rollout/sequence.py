@@ -82,12 +82,13 @@ class Prefixes:
     skewness: Floats
 
 
-def prefixes(harm: ArrayLike, rows: ArrayLike) -> Prefixes:
+def prefixes(harm: ArrayLike, rows: ArrayLike, *, autocorrelated: bool = True) -> Prefixes:
     """The statistics that the bounds need, of each prefix of the last axis.
 
     Args:
         harm: mean difference of each night, challenger less champion, shape (..., nights).
         rows: what each night weighs, positive, same shape.
+        autocorrelated: enlarge the standard error by the nights' autocorrelation.
     """
     weights = np.asarray(rows, dtype=np.float64)
     # Against cancellation; by the first night, so that a later one does not change a look by a rounding.
@@ -99,10 +100,10 @@ def prefixes(harm: ArrayLike, rows: ArrayLike) -> Prefixes:
     # To hundredths, downwards, which is on the safe side and leaves few values to solve for.
     nights = np.floor(total**2 / np.cumsum(squares, axis=-1) * 100.0 + 1e-6) / 100.0
     spread = np.maximum(_powers(squares, values, mean, 2), 0.0)
-    following = np.zeros_like(spread)
-    following[..., 1:] = _following(weights, values, mean[..., 1:])
     with np.errstate(divide="ignore", invalid="ignore"):
-        variance = spread / total**2 * nights / (nights - 1.0) * _inflation(following, spread, nights)
+        variance = spread / total**2 * nights / (nights - 1.0)
+        if autocorrelated:
+            variance = variance * _inflation(_following(weights, values, mean), spread, nights)
         error = np.where(nights > _LEAST_NIGHTS, np.sqrt(variance), np.inf)
         third = _powers(weights**3, values, mean, 3) / spread**1.5 * np.sqrt(np.arange(1, spread.shape[-1] + 1))
         skewness = np.where(
@@ -121,10 +122,12 @@ def _powers(weights: Floats, values: Floats, mean: Floats, power: int) -> Floats
 
 
 def _following(weights: Floats, values: Floats, mean: Floats) -> Floats:
-    """Sums over each prefix, from the second night on, of the products of residuals of neighbouring nights."""
+    """Sums over each prefix of the products of residuals of neighbouring nights."""
     both, first, second = weights[..., 1:] * weights[..., :-1], values[..., :-1], values[..., 1:]
     product, total, pairs = (np.cumsum(both * term, axis=-1) for term in (first * second, first + second, 1.0))
-    return np.asarray(product - mean * total + mean**2 * pairs)
+    sums = np.zeros_like(mean)
+    sums[..., 1:] = product - mean[..., 1:] * total + mean[..., 1:] ** 2 * pairs
+    return sums
 
 
 def _inflation(following: Floats, spread: Floats, nights: Floats) -> Floats:

@@ -12,6 +12,7 @@ count. Where few units carry it, the fewer degrees of freedom of the two decide 
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from monitoring.rollout.sequence import Floats, Look, looks_of, prefixes
+from monitoring.rollout.sequence import Floats, Look, Prefixes, looks_of, prefixes
 
 _KEYS = ["data_date", "unit", "challenger"]
 
@@ -28,18 +29,28 @@ def unpaired(rows: pa.Table, *, alpha: float, tolerance: float = 0.0) -> tuple[L
     """Bounds of the mean harm after each night, from the rows that each version served.
 
     Args:
-        rows: `data_date`, `unit`, `challenger` (true where the challenger served the row), `loss`; a unit belongs to
-            one arm in a night. Rows without a loss are left out; so are nights on which an arm has no unit.
+        rows: as of `arms`.
         alpha, tolerance: as of `sequence.paired`.
     Returns:
         A look for each night on which both arms have units; its `rows` counts units times nights.
     Raises:
         ValueError: a loss is not finite.
     """
+    nights, counted, statistics = arms(rows)
+    return looks_of(nights, counted, statistics, alpha=alpha, tolerance=tolerance) if nights else ()
+
+
+def arms(rows: pa.Table) -> tuple[list[date], Floats, Prefixes]:
+    """Nights on which both arms have units, units times nights until each, and the statistics of their difference.
+
+    Args:
+        rows: `data_date`, `unit`, `challenger` (true where the challenger served the row), `loss`; a unit belongs to
+            one arm in a night. Rows without a loss are left out; so are nights on which an arm has no unit.
+    Raises:
+        ValueError: a loss is not finite.
+    """
     known = rows.filter(pc.is_valid(rows["loss"]))
     means = known.group_by(_KEYS).aggregate([("loss", "mean")]).sort_by([(key, "ascending") for key in _KEYS])
-    if not means.num_rows:
-        return ()
     dates, night = _numbered(means["data_date"])
     units, unit = _numbered(means["unit"])
     arm = means["challenger"].to_numpy().astype(np.int64)
@@ -48,23 +59,19 @@ def unpaired(rows: pa.Table, *, alpha: float, tolerance: float = 0.0) -> tuple[L
         raise ValueError(f"a loss of {dates[int(night[int(np.argmin(np.isfinite(loss)))])]} is not a finite number")
     count = _sums(night, arm, np.ones_like(loss), len(dates))
     both: NDArray[np.bool_] = np.all(count > 0, axis=1)
-    if not both.any():
-        return ()
-    mean = np.divide(_sums(night, arm, loss, len(dates)), count, out=np.zeros_like(count), where=count > 0)
     kept = both[night]
-    place = np.cumsum(both) - 1
+    mean = np.divide(_sums(night, arm, loss, len(dates)), count, out=np.zeros_like(count), where=count > 0)
     residual = (loss - mean[night, arm])[kept]
-    across, freedom = _across_units(
-        place[night[kept]], unit[kept] * 2 + arm[kept], residual, int(both.sum()), len(units)
-    )
+    place, member = (np.cumsum(both) - 1)[night[kept]], unit[kept] * 2 + arm[kept]
+    across, freedom = _across_units(place, member, residual, int(both.sum()), len(units))
     count, mean = count[both], mean[both]
     statistics = prefixes(mean[:, 1] - mean[:, 0], count.prod(axis=1) / count.sum(axis=1))
     variance = statistics.error**2
     with np.errstate(invalid="ignore"):
         error = np.sqrt(np.maximum(variance + across[:, 1], np.maximum(variance, across[:, 0])))
     clustered = replace(statistics, error=error, nights=np.minimum(statistics.nights, freedom + 1.0))
-    nights = [day for day, judged in zip(dates, both, strict=True) if judged]
-    return looks_of(nights, np.cumsum(count.sum(axis=1)), clustered, alpha=alpha, tolerance=tolerance)
+    judged = [day for day, is_judged in zip(dates, both, strict=True) if is_judged]
+    return judged, np.cumsum(count.sum(axis=1)), clustered
 
 
 def _numbered(column: pa.ChunkedArray) -> tuple[list[Any], NDArray[np.int64]]:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -14,11 +15,6 @@ from rich.table import Table
 
 
 def _suites(full: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
-    def airflow() -> list[dict[str, Any]]:
-        from tests.benchmarks import bench_airflow
-
-        return bench_airflow.run()
-
     def retrieval() -> list[dict[str, Any]]:
         from tests.benchmarks import bench_retrieval
 
@@ -49,29 +45,33 @@ def _suites(full: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
 
         return bench_training.run_overhead() + bench_training.run_jobs()
 
-    def published() -> list[dict[str, Any]]:
-        from tests.benchmarks import bench_published
-
-        return bench_published.run()
-
-    def pages() -> list[dict[str, Any]]:
-        from tests.benchmarks import bench_pages
-
-        return bench_pages.run()
-
     def verify() -> list[dict[str, Any]]:
         from tests.benchmarks import bench_verify
 
         return bench_verify.run(5_000)
 
     suites = {
-        "published": published,
+        "published": _run_of("bench_published"),
         "containers": containers,
-        "airflow": airflow,
+        "airflow": _run_of("bench_airflow"),
         "retrieval": retrieval,
         "validation": validation,
+        "scoring": scoring,
+        "backfill": backfill,
+        "pages": _run_of("bench_pages"),
+        "verify": verify,
     }
-    return {**suites, "scoring": scoring, "backfill": backfill, "pages": pages, "verify": verify}
+    return {**suites, "rollout": _run_of("bench_rollout")}
+
+
+def _run_of(module: str) -> Callable[[], list[dict[str, Any]]]:
+    """The suite that is a module's `run`, which is imported when it runs."""
+
+    def suite() -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = importlib.import_module(f"tests.benchmarks.{module}").run()
+        return rows
+
+    return suite
 
 
 def main() -> None:

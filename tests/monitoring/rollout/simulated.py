@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from monitoring.rollout.looks import Design, z_statistics
 from monitoring.rollout.sequence import Floats, bounds, prefixes
 
 NIGHTS = 60
@@ -66,3 +67,13 @@ def rolled_back(harm: Floats, rows: Floats | None = None, *, alpha: float, toler
     """The night at which the confidence sequence, looked at every night, finds each rollout harmful."""
     lower, _ = bounds(prefixes(harm, np.ones_like(harm) if rows is None else rows), alpha=alpha)
     return first_crossing(lower > tolerance)
+
+
+def declared(harm: Floats, plan: Design, *, champion: bool = False) -> Floats:
+    """The night at which each A/B test has a winner, whoever it is or, asked so, the champion; infinite without one."""
+    looks = np.array(plan.nights) - 1
+    z = z_statistics(prefixes(harm, np.ones_like(harm)))[:, looks]
+    stopped = first_crossing((z if champion else np.abs(z)) >= np.array(plan.boundaries))
+    reached = np.isfinite(stopped)
+    stopped[reached] = np.array(plan.nights)[stopped[reached].astype(int) - 1]
+    return stopped

@@ -45,6 +45,14 @@ def test_both_sides_together_are_the_e_process_with_a_gaussian_mixture() -> None
     assert both == pytest.approx(math.sqrt(precision / (12 + precision)) * scale**6)
 
 
+def test_many_nights_are_those_of_a_known_variance() -> None:
+    # confseq 0.0.11, boundaries.normal_log_mixture(t sqrt(n), n, v_opt, 0.05, True) and normal_mixture_bound, with
+    # n = 1e6 and the v_opt = 12.91604001 whose precision is 1 / 0.7^2.
+    expected = [-7.198955284, -6.551081355, -3.880951279, 2.142017826]
+    assert log_e_value([-1.0, 0.0, 2.0, 4.0], 1e6) == pytest.approx(expected, rel=3e-5)
+    assert critical_values([1e6], 0.05) == pytest.approx([4.2080155], rel=1e-5)
+
+
 def test_two_nights_never_bound_the_harm_and_one_catastrophe_needs_five() -> None:
     assert np.isfinite(critical_values([1, 2, 3, 4, 5, 6], ALPHA)).tolist() == [False] * 4 + [True] * 2
     looks = paired(_dates(5), [100.0, 101.0, 99.0, 100.0, 100.5], [10] * 5, alpha=ALPHA)
