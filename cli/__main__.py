@@ -160,16 +160,14 @@ def restate(dataset: str, start: str, end: str) -> None:
 
 @app.command()
 def rollback(model: str, reason: Annotated[str, typer.Option(help="Why; kept in the ledger.")]) -> None:
-    """Make MODEL's former champion the champion again, from the next night on."""
+    """End MODEL's rollout; without one, make its former champion the champion again, from the next night on."""
     import getpass
 
     from lake.lake import open_lake
-    from training.registry.promotion import rollback as roll_back
+    from training.registry.delivery import rollback as roll_back
+    from training.registry.delivery import told
 
-    promotion = roll_back(open_lake(), model, by=getpass.getuser(), reason=reason)
-    console.print(
-        f"{model}: version {promotion.version} is champion again from data date {promotion.effective_from} on."
-    )
+    console.print(f"{told(roll_back(open_lake(), model, by=getpass.getuser(), reason=reason))}.")
 
 
 stored_model = typer.Typer(no_args_is_help=True, help="Stored versions of a model.")

@@ -1,4 +1,4 @@
-"""Make a former champion the champion again, from the next night on. A person starts it, with a reason.
+"""End a model's rollout, else make a former champion the champion again. A person starts it, with a reason.
 
 Reads    the model's ledger; the signature and every byte of the former champion's files.
 Writes   a line of the ledger with your name and reason, then MLflow's alias. Nights that are already scored keep their
@@ -45,8 +45,8 @@ def rollback(dag_run: Any = None, params: Any = None) -> dict[str, Any]:
 
     from config.settings import load_settings
     from lake.lake import open_lake
-    from training.registry.promotion import promotion_json
-    from training.registry.promotion import rollback as roll_back
+    from training.registry.delivery import line_json, told
+    from training.registry.delivery import rollback as roll_back
 
     by = getattr(dag_run, "triggering_user_name", None) or "unknown"
     if getattr(dag_run, "clear_number", 0):
@@ -64,11 +64,8 @@ def rollback(dag_run: Any = None, params: Any = None) -> dict[str, Any]:
     line = roll_back(
         open_lake(), params["model"], by=by, reason=params["reason"], version=params["version"], run_id=dag_run.run_id
     )
-    print(
-        f"{line.model}: version {line.version} is champion again from data date {line.effective_from} on, by "
-        f"{line.by}: {line.reason}"
-    )
-    return promotion_json(line)
+    print(f"{told(line)}, by {line.by}: {line.reason}")
+    return line_json(line)
 
 
 with DAG(

@@ -144,13 +144,13 @@ def promote(
 ) -> dict[str, Any] | None:
     from lake.events import logged
     from lake.lake import open_lake
-    from training.registry.promotion import promote_decided
+    from training.registry.delivery import deliver_decided
 
     if decision["verdict"] != "promote":
         raise AirflowSkipException(f"not promoted, verdict {decision['verdict']}: " + " ".join(decision["reasons"]))
     if params["dry_run"]:
         raise AirflowSkipException("not promoted: this is a dry run. The gate would have passed the challenger.")
-    return logged("promote")(promote_decided)(open_lake(), model_name, registered, decision, by=dag_run.run_id)
+    return logged("promote")(deliver_decided)(open_lake(), model_name, registered, decision, by=dag_run.run_id)
 
 
 def approve(model: ModelEntry, decision: Any) -> PromotionApproval:

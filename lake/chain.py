@@ -42,6 +42,27 @@ class LedgerCut(LedgerUntrusted):
 
 
 @dataclass(frozen=True)
+class ChainName:
+    """Which ledger of a model a chain of lines is: `promotions`, or `rollouts`."""
+
+    model: str
+    ledger: str = "promotions"
+
+    def __str__(self) -> str:
+        return f"the ledger of {self.model}" if self.ledger == "promotions" else f"the {self.ledger} of {self.model}"
+
+    @property
+    def key(self) -> str:
+        """Names it beside the key; no model's name has a dot."""
+        return self.model if self.ledger == "promotions" else f"{self.model}.{self.ledger}"
+
+    @property
+    def table(self) -> str:
+        """Its table in the lake."""
+        return f"{self.model}/{self.ledger}"
+
+
+@dataclass(frozen=True)
 class Head:
     """How far a ledger was seen.
 
@@ -54,32 +75,32 @@ class Head:
     digest: str
 
 
-def head_path(settings: Settings, model: str) -> Path:
+def head_path(settings: Settings, chain: ChainName) -> Path:
     """Where it is kept how far a ledger was seen."""
-    return settings.home / "secrets" / HEADS_FOLDER / f"{model}.json"
+    return settings.home / "secrets" / HEADS_FOLDER / f"{chain.key}.json"
 
 
-def read_head(settings: Settings, model: str) -> Head | None:
+def read_head(settings: Settings, chain: ChainName) -> Head | None:
     """How far the ledger was seen; None where nobody with the key has read it yet. Ask before the ledger is read: a
     line that is added in between is no line that is lacking.
 
     Raises:
         LedgerUntrusted: the file is damaged.
     """
-    path = head_path(settings, model)
+    path = head_path(settings, chain)
     try:
         return Head(**json.loads(path.read_bytes()))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
         raise LedgerUntrusted(
-            f"{path} is damaged ({error}): nobody knows how many lines the ledger of {model} had. Nothing was decided "
-            f"by them.\n  Restore that file from a backup, or run `python -m cli repair --accept-ledger {model}` once "
-            "you know that no line is lacking."
+            f"{path} is damaged ({error}): nobody knows how many lines {chain} had. Nothing was decided by them.\n"
+            f"  Restore that file from a backup, or run `python -m cli repair --accept-ledger {chain.model}` once you "
+            "know that no line is lacking."
         ) from error
 
 
-def check_head(settings: Settings, model: str, lines: Sequence[Line], head: Head | None) -> None:
+def check_head(settings: Settings, chain: ChainName, lines: Sequence[Line], head: Head | None) -> None:
     """Know verified lines as all that there ever were, and keep how far they reach.
 
     Raises:
@@ -88,25 +109,25 @@ def check_head(settings: Settings, model: str, lines: Sequence[Line], head: Head
     digests = _running(lines)
     reached = head.lines if head else 0
     if head and reached and (len(lines) < reached or digests[reached - 1] != head.digest):
-        folder = table_location(settings, f"{model}/promotions").uri
+        folder = table_location(settings, chain.table).uri
         raise LedgerCut(
-            f"the ledger of {model} has {len(lines)} lines, of the {reached} that were seen in it some are lacking: it "
+            f"{chain} has {len(lines)} lines, of the {reached} that were seen in it some are lacking: it "
             "was cut, or restored from an older backup. No night is scored and nothing is judged by it.\n"
             f"  Restore {folder} from a newer backup. If none is newer, or the ledger was restored on purpose, run "
-            f"`python -m cli repair --accept-ledger {model}`: what the lacking lines promoted no longer counts."
+            f"`python -m cli repair --accept-ledger {chain.model}`: what the lacking lines decided no longer counts."
         )
     if len(lines) > reached:
         try:
-            keep_beside_key(head_path(settings, model), asdict(Head(len(lines), digests[-1])))
+            keep_beside_key(head_path(settings, chain), asdict(Head(len(lines), digests[-1])))
         except OSError as error:
-            log.warning("how far the ledger of %s reaches could not be kept: %s", model, error)
+            log.warning("how far %s reaches could not be kept: %s", chain, error)
 
 
-def forget_head(settings: Settings, model: str) -> Head | None:
+def forget_head(settings: Settings, chain: ChainName) -> Head | None:
     """Take the ledger for whole as it is, with the next read; returns how far it was seen before."""
-    path = head_path(settings, model)
+    path = head_path(settings, chain)
     try:
-        head = read_head(settings, model)
+        head = read_head(settings, chain)
     except LedgerUntrusted:
         head = None
     path.unlink(missing_ok=True)
@@ -152,7 +173,7 @@ def sign_line(settings: Settings, before: Sequence[Line], line: Line) -> str:
     return authenticate(settings, _signed(line, _running(before)[-1] if before else ""))
 
 
-def verify_lines(settings: Settings, model: str, lines: Sequence[Line], seal: Mapping[str, list[str]]) -> None:
+def verify_lines(settings: Settings, chain: ChainName, lines: Sequence[Line], seal: Mapping[str, list[str]]) -> None:
     """Know every line as ours: sealed, or signed in its place.
 
     Where lines are known by the previous key alone they are sealed anew, so that that key may be taken away.
@@ -162,18 +183,20 @@ def verify_lines(settings: Settings, model: str, lines: Sequence[Line], seal: Ma
         MissingSecret: there is no key to verify with.
     """
     digests = _running(lines)
-    sealed = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(digests, seal.get(model, []), strict=False)))
+    sealed = sum(
+        1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(digests, seal.get(chain.key, []), strict=False))
+    )
     begin, keys = max(sealed, _bound(settings, lines, digests)), set()
     for number in range(begin, len(lines)):
         key = _key_of(settings, lines, digests, number)
         if key is None:
-            raise LedgerUntrusted(_refusal(settings, model, number, lines[number]))
+            raise LedgerUntrusted(_refusal(settings, chain, number, lines[number]))
         keys.add(key)
     if keys - {KEY}:
         try:
-            keep_beside_key(seal_path(settings), {**seal, model: digests})
+            keep_beside_key(seal_path(settings), {**seal, chain.key: digests})
         except OSError as error:
-            log.warning("the ledger of %s could not be sealed under the new key: %s", model, error)
+            log.warning("%s could not be sealed under the new key: %s", chain, error)
 
 
 def _bound(settings: Settings, lines: Sequence[Line], digests: Sequence[str]) -> int:
@@ -213,11 +236,11 @@ def _unsigned(lines: Sequence[Line]) -> int:
     return next((number for number, line in enumerate(lines) if line[SIGNATURE] is not None), len(lines))
 
 
-def _refusal(settings: Settings, model: str, number: int, line: Line) -> str:
-    folder = table_location(settings, f"{model}/promotions").uri
+def _refusal(settings: Settings, chain: ChainName, number: int, line: Line) -> str:
+    folder = table_location(settings, chain.table).uri
     what = "is not signed" if line[SIGNATURE] is None else "was changed, moved, or signed with another key"
     return (
-        f"line {number + 1} of the ledger of {model} (a {line['kind']} of version {line['version']}, files "
+        f"line {number + 1} of {chain} (a {line['kind']} of version {line['version']}, files "
         f"{str(line['artifact_digest'])[:12]}…) {what}: this installation did not write it so. No night is scored and "
         "nothing is judged by this ledger.\n"
         f"  Find out who wrote to {folder} and restore that folder from a backup; where the key was changed, give "

@@ -22,6 +22,7 @@ from lake.ledger import Ledger
 from lake.leftovers import try_folder
 from lake.lineage import Lineage, Publications, create_engine
 from lake.migrations import is_former, migrate
+from lake.rollouts import RolloutLedger
 from lake.tables import LakeTable, feature_table
 
 
@@ -87,6 +88,10 @@ class Lake:
     def ledger(self, model: str) -> Ledger:
         """A model's promotions."""
         return Ledger(self.settings, model)
+
+    def rollouts(self, model: str) -> RolloutLedger:
+        """How a model's versions took over."""
+        return RolloutLedger(self.settings, model)
 
     def lineage(self, subject: str, run_id: str, **details: Any) -> Lineage:
         """Lineage without inputs yet; add them with `dataclasses.replace`."""

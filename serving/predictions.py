@@ -233,21 +233,24 @@ def check_outputs(model: ModelEntry, outputs: pa.Table, rows: int, *, version: i
             _count(refuse, defect.column, outputs[defect.column], defect.bad, defect.what)
 
 
-def check_served(model: ModelEntry, parts: Sequence[pa.Table]) -> None:
-    """Refuse rows of the same entities, one part a role, in which an entity is not served exactly once.
+def check_served(model: ModelEntry, parts: Sequence[pa.Table], *, times: int = 1) -> None:
+    """Refuse rows of the same entities, one part a role, in which an entity is not served that many times.
 
+    Args:
+        times: 0 in a night without a champion, where nothing is served.
     Raises:
         NotServedOnce: says how many entities, and of which night the first is.
     """
-    times = np.sum(
+    counted = np.sum(
         [np.asarray(part["served"].to_numpy(zero_copy_only=False), dtype=np.int64) for part in parts], axis=0
     )
-    wrong = np.flatnonzero(times != 1)
+    wrong = np.flatnonzero(counted != times)
     if len(wrong):
         first = int(wrong[0])
+        needed = "exactly once" if times else "never, as a night without a champion needs"
         raise NotServedOnce(
-            f"{model.name}: {len(wrong)} of {len(times)} entities are not served exactly once, the first "
-            f"{int(times[first])} times on {parts[0]['data_date'][first]}. Nothing was published. Fix the shares of "
+            f"{model.name}: {len(wrong)} of {len(counted)} entities are not served {needed}, the first "
+            f"{int(counted[first])} times on {parts[0]['data_date'][first]}. Nothing was published. Fix the shares of "
             "the night's assignments."
         )
 

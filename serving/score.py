@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,21 +21,35 @@ from config.catalog.model import ModelEntry
 from config.errors import NightfleetError
 from config.settings import Settings
 from features.retrieval import retrieve
-from lake.assignment import CHAMPION, Assignment, Plan, check_plan, plan_of, recorded, scored_by
+from lake.assignment import (
+    CHALLENGER,
+    CHAMPION,
+    Assignment,
+    Plan,
+    champion_in,
+    check_plan,
+    plan_of,
+    recorded,
+    scored_by,
+)
 from lake.delta import table_location
 from lake.events import logged
 from lake.lake import Lake, StageResult
 from lake.ledger import LedgerSnapshot
 from lake.lineage import Input, Publication
 from lake.publish import Published, StalePublish, publish
+from lake.rollouts import RolloutSnapshot, following
+from lake.signed_lines import LedgerConflict
 from lake.storage import artifact_folder
 from lake.tables import LakeTable
 from serving.predictions import check_outputs, check_served, input_digests, prediction_ids, predictions_table
 from serving.predictors import Predictor
+from serving.rollout.units import served_rows
 from serving.signed import ModelMissing, load_signed
 
 BATCH_ROWS = 65_536
-Planned = Callable[[LedgerSnapshot, date], Plan]
+Planned = Callable[[LedgerSnapshot, RolloutSnapshot, date], Plan]
+log = logging.getLogger(__name__)
 
 
 class OtherChampion(NightfleetError):
@@ -81,7 +96,7 @@ def score(lake: Lake, model: str, interval: Interval, *, run_id: str, planned: P
     `details["empty"]` is true when no night had any.
 
     Args:
-        planned: gives a night's assignments from the ledger; the ledger is read once.
+        planned: gives a night's assignments from the two ledgers; each is read once.
     Raises:
         NoChampion: a night has none; nothing is computed.
         BadPlan: a night's assignments do not serve each entity exactly once; nothing is computed.
@@ -155,18 +170,54 @@ def load_version(settings: Settings, model: str, version: int, artifact_digest: 
     return _loaded(settings, model, artifact_digest)
 
 
+class _ChallengerFailed(Exception):
+    """A challenger could not be loaded, or predicted what must not be published."""
+
+    def __init__(self, error: NightfleetError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 def _score(lake: Lake, model: str, interval: Interval, *, run_id: str, rewrite: bool, planned: Planned) -> StageResult:
+    """A night never waits for a challenger: one that fails is rolled back, and the champion serves all."""
+    try:
+        return _scored(lake, model, interval, run_id=run_id, rewrite=rewrite, planned=planned)
+    except _ChallengerFailed as failed:
+        if not _withdrawn(lake, model, interval, failed, run_id):
+            raise failed.error from failed
+    return _scored(lake, model, interval, run_id=run_id, rewrite=rewrite, planned=planned)
+
+
+def _withdrawn(lake: Lake, model: str, interval: Interval, failed: _ChallengerFailed, run_id: str) -> bool:
+    """Roll the running rollout back from the first night on that is not scored; whether the interval's plan has changed
+    by that. What was scored keeps its plan, and so its error.
+    """
+    ledger = lake.rollouts(model)
+    seen = ledger.read()
+    running = seen.running
+    entry = lake.model(model)
+    newest = lake.publications.newest(predictions_table(lake.settings, entry, lake.dataset(entry.dataset)))
+    if running is None or (newest is not None and newest.data_date >= interval.start):
+        return False
+    reason = f"the challenger could not score {interval}: {str(failed.error).splitlines()[0]}"
+    effective = max(interval.start, running.started.effective_from)
+    line = following(running, "rolled_back", by=run_id, reason=reason, effective_from=effective)
+    try:
+        ledger.append(line, seen=seen)
+    except LedgerConflict:
+        return (ledger.read().running or running).last.sequence != running.last.sequence
+    log.warning("%s: the rollout of version %d is rolled back: %s", model, running.version, reason)
+    return True
+
+
+def _scored(lake: Lake, model: str, interval: Interval, *, run_id: str, rewrite: bool, planned: Planned) -> StageResult:
     entry = lake.model(model)
     table = predictions_table(lake.settings, entry, lake.dataset(entry.dataset))
-    ledger = lake.ledger(model).read()
-    tenures = _tenures(model, ledger, interval, planned)
+    ledger, rollouts = lake.ledger(model).read(), lake.rollouts(model).read()
+    tenures = _tenures(model, ledger, rollouts, interval, planned)
     before = lake.publications.current(table, interval)
     _keep_attribution(table, before, tenures)
-    predictors = {
-        a.artifact_digest: load_version(lake.settings, model, a.version, a.artifact_digest)
-        for tenure in tenures
-        for a in tenure.plan
-    }
+    predictors = {a.artifact_digest: _predictor(lake, model, a) for tenure in tenures for a in tenure.plan}
 
     seen = _Seen()
     with lake.scratch(f"score-{model}") as folder:
@@ -210,9 +261,20 @@ def _score(lake: Lake, model: str, interval: Interval, *, run_id: str, rewrite: 
     )
 
 
-def _tenures(model: str, ledger: LedgerSnapshot, interval: Interval, planned: Planned) -> tuple[Tenure, ...]:
+def _predictor(lake: Lake, model: str, assignment: Assignment) -> Predictor:
+    try:
+        return load_version(lake.settings, model, assignment.version, assignment.artifact_digest)
+    except NightfleetError as error:
+        if assignment.role == CHALLENGER:
+            raise _ChallengerFailed(error) from error
+        raise
+
+
+def _tenures(
+    model: str, ledger: LedgerSnapshot, rollouts: RolloutSnapshot, interval: Interval, planned: Planned
+) -> tuple[Tenure, ...]:
     """Consecutive nights of one plan each; raises NoChampion for a night without a champion."""
-    nights = [(day, check_plan(model, day, planned(ledger, day))) for day in interval]
+    nights = [(day, check_plan(model, day, planned(ledger, rollouts, day))) for day in interval]
     tenures = []
     for plan, group in groupby(nights, key=lambda night: night[1]):
         days = [day for day, _ in group]
@@ -301,13 +363,19 @@ class _Scoring:
     def _predicted(self, plan: Plan, rows: pa.Table) -> list[pa.Table]:
         """The same rows as each assignment predicts them."""
         parts = []
+        served = served_rows(plan, rows)
         for assignment in plan:
             predictor = self.predictors[assignment.artifact_digest]
-            scored = predict_rows(self.entry, assignment, predictor, rows)
+            try:
+                scored = predict_rows(self.entry, assignment, predictor, rows, served=served[assignment.role])
+            except NightfleetError as error:
+                if assignment.role == CHALLENGER:
+                    raise _ChallengerFailed(error) from error
+                raise
             self.seen.values.update({name: len(rows) - rows[name].null_count for name in predictor.feature_columns})
             parts.append(scored.select(self.table.schema.names).cast(self.table.schema).combine_chunks())
         self.seen.rows += rows.num_rows
-        check_served(self.entry, parts)
+        check_served(self.entry, parts, times=1 if champion_in(plan) else 0)
         return parts
 
 
@@ -340,10 +408,13 @@ class _Waiting:
         return str(self._folder / f"waiting-{number}.arrow")
 
 
-def predict_rows(entry: ModelEntry, assignment: Assignment, predictor: Predictor, rows: pa.Table) -> pa.Table:
-    """Prediction rows, all columns of the predictions table, for n retrieved rows: served where the assignment's share
-    is not 0.
+def predict_rows(
+    entry: ModelEntry, assignment: Assignment, predictor: Predictor, rows: pa.Table, *, served: pa.Array
+) -> pa.Table:
+    """Prediction rows, all columns of the predictions table, for n retrieved rows.
 
+    Args:
+        served: which of them this version serves, booleans (n,).
     Raises:
         FeatureMissing: the version reads a feature that `rows` does not have.
         BadPredictions: an output is not what may be published.
@@ -363,7 +434,7 @@ def predict_rows(entry: ModelEntry, assignment: Assignment, predictor: Predictor
         "target_time_utc": rows["target_time_utc"],
         **{name: outputs[name] for name in entry.output_columns},
         "input_digest": digests,
-        "served": pa.repeat(assignment.served_share > 0, rows.num_rows),
+        "served": served,
         "data_date": rows["data_date"],
     }
     scored = pa.table(columns)

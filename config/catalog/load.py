@@ -200,6 +200,9 @@ def _misfits(model: ModelEntry, catalog: Catalog) -> Iterator[Misfit]:
     yield from _feature_misfits(model, dataset, catalog)
     for name in sorted(spine_columns & set(catalog.feature_columns(model))):
         yield Misfit("spine", name, "is what training sets call a feature; rename it in the table")
+    types = {name: column.type for name, column in model.spine.columns(dataset.tables).items()}
+    types |= {name: column.type for name, column in catalog.feature_columns(model).items()}
+    yield from model.rollout.misfits(types, catalog.personal_columns(model))
     if model.gate.segments:
         for column in sorted(catalog.personal_columns(model).intersection(model.gate.segments.columns)):
             expectation = "is personal data (pii), which metrics and pages would show; divide by another column"

@@ -12,6 +12,7 @@ from config.catalog.base import Model, Name
 from config.catalog.data import AirflowKnobs
 from config.catalog.output import Output
 from config.catalog.policy import AccuracyDrop, AlertRule, ConsecutiveFailures, LateNight, Retrain
+from config.catalog.rollout import AnyRollout, Immediate, Stepwise
 from config.catalog.spine import AnySpine
 from config.catalog.trainer import Trainer
 from config.durations import Duration, format_duration
@@ -152,6 +153,11 @@ class ModelEntry(Model):
         "none", description="required: a person decides on each promotion that passed the gate"
     )
     approval_timeout: Duration = Field(timedelta(days=7), description="without an answer by then, the promotion lapses")
+    rollout: AnyRollout = Field(
+        Immediate(),
+        exclude=True,  # it changes no prediction: the catalog's digest does not know it
+        description="how a version that passed the gate takes over",
+    )
     retrain: Retrain = Retrain()
     training: Training = Training()
     airflow: AirflowKnobs = AirflowKnobs()
@@ -173,6 +179,11 @@ class ModelEntry(Model):
                         f"alerts: {alert.name} names {output!r}, which is not an output ({', '.join(self.outputs)})"
                     )
         return self
+
+    @property
+    def stepwise(self) -> Stepwise | None:
+        """How a version takes over step by step, None where it does at once."""
+        return None if isinstance(self.rollout, Immediate) else self.rollout
 
     @property
     def trainers(self) -> tuple[Trainer, ...]:

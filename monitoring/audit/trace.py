@@ -24,7 +24,7 @@ from config.errors import NightfleetError
 from config.settings import MissingSecret, code_version
 from features.retrieval import retrieve, spine_table
 from features.transform import compute_view
-from lake.assignment import Assignment, scored_by
+from lake.assignment import Assignment, Plan, scored_by
 from lake.delta import TableDamaged, table_location
 from lake.digest import rows_digest
 from lake.lake import Lake
@@ -34,6 +34,7 @@ from lake.storage import artifact_folder
 from lake.tables import LakeTable, feature_table
 from serving.predictions import FeatureMissing
 from serving.projection import SQL_PREFIX, sql_name
+from serving.rollout.units import served_rows
 from serving.score import load_version, predict_rows
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class TracedPrediction:
     target_time_utc: datetime
     outputs: dict[str, float | None]
     input_digest: str
+    served: bool
     superseded_at: datetime | None
     partition: TracedPartition
 
@@ -220,7 +222,7 @@ def reproduce(lake: Lake, prediction_id: str) -> Reproduction:
     views = _views(lake, entry, prediction)
     for view in views:
         steps += _recomputed(lake, entry, view)
-    steps += _predicted(lake, entry, prediction, _assignment(prediction, publication), pins, views)
+    steps += _predicted(lake, entry, prediction, scored_by(prediction.data_date, publication.details), pins, views)
     return Reproduction(prediction_id, tuple(steps))
 
 
@@ -284,6 +286,7 @@ def _prediction(lake: Lake, row: Mapping[str, Any]) -> tuple[TracedPrediction, P
         target_time_utc=_utc(row["target_time_utc"]),
         outputs={name: row[name] for name in entry.output_columns if name in row},
         input_digest=row["input_digest"],
+        served=bool(row["served"]),
         superseded_at=_utc(row["superseded_at"]),
         partition=_partition(publication),
     )
@@ -626,7 +629,7 @@ def _predicted(
     lake: Lake,
     entry: ModelEntry,
     prediction: TracedPrediction,
-    assignment: Assignment,
+    plan: Plan,
     pins: _Pins,
     views: Iterable[TracedView],
 ) -> list[Step]:
@@ -665,11 +668,14 @@ def _predicted(
         expected = {f"{view.view}__{name}": value for name, value in view.values.items()}
         steps.append(Step(f"retrieved {view.view}", expected, {name: row.get(name) for name in expected}))
     try:
-        again = predict_rows(entry, assignment, predictor, rows).to_pylist()[0]
+        assignment = next(a for a in plan if a.role == prediction.role)
+        served = served_rows(plan, rows)[prediction.role]
+        again = predict_rows(entry, assignment, predictor, rows, served=served).to_pylist()[0]
     except FeatureMissing as error:
         return [*steps, Step("features of the version", "all there", str(error))]
     steps.append(Step("input digest", prediction.input_digest, again["input_digest"]))
     steps += [Step(f"output {name}", value, again[name]) for name, value in prediction.outputs.items()]
+    steps.append(Step("served", prediction.served, again["served"]))
     steps.append(Step("prediction id", prediction.prediction_id, again["prediction_id"]))
     return steps
 

@@ -282,7 +282,7 @@ def test_a_rollback_names_the_person_and_the_run(dag_bag: Any, monkeypatch: pyte
         asked.append((arguments, named))
         return line
 
-    monkeypatch.setattr("training.registry.promotion.rollback", roll_back)
+    monkeypatch.setattr("training.registry.delivery.rollback", roll_back)
     monkeypatch.setattr("lake.lake.open_lake", lambda: "the lake")
 
     class Triggered(Run):

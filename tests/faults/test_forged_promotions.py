@@ -19,7 +19,8 @@ from deltalake import DeltaTable
 from config.calendar import Interval
 from config.settings import MissingSecret
 from lake import ledger as ledger_module
-from lake.chain import LedgerCut, LedgerUntrusted, head_path, read_seal, seal_path
+from lake import signed_lines
+from lake.chain import ChainName, LedgerCut, LedgerUntrusted, head_path, read_seal, seal_path
 from lake.delta import write_data_file
 from lake.lake import Lake
 from lake.ledger import Promotion
@@ -29,9 +30,9 @@ from tests import toy
 from tests.serving.scenario import promote, store_model, use_linear
 from tests.training.registry.versions import AS_OF, MODEL, load_oracle, make_version, write_set
 from training.registry.decision import DecisionNotSigned, decisions_table, read_decisions
+from training.registry.delivery import deliver_decided
 from training.registry.gate import judge
 from training.registry.leakage import Audit
-from training.registry.promotion import promote_decided
 from training.registry.records import read_decisions_of
 
 OLD_KEY, NEW_KEY = "the-old-key-of-more-than-32-characters", "the-new-key-of-more-than-32-characters"
@@ -183,13 +184,13 @@ def test_a_decision_that_the_gate_did_not_sign_promotes_nothing_and_is_made_anew
         others = rows.set_column(rows.schema.get_field_index("signature"), "signature", column)
         toy.publish_rows(toy_lake, table, others, Interval.of(AS_OF))
         with pytest.raises(DecisionNotSigned, match=r"Nothing was promoted(?s:.*)Clear the gate's task"):
-            promote_decided(toy_lake, MODEL, registered.to_json(), decision.to_json(), by="run")
+            deliver_decided(toy_lake, MODEL, registered.to_json(), decision.to_json(), by="run")
         assert toy_lake.ledger(MODEL).read().promotions == ()
         again = judge(toy_lake, MODEL, job, registered, run_id="again")
         assert replace(again, signature=None) in [replace(d, signature=None) for d in read_decisions(toy_lake, MODEL)]
         assert len({d.evidence_digest for d in read_decisions(toy_lake, MODEL)}) == len(read_decisions(toy_lake, MODEL))
         assert again.signature
-    assert promote_decided(toy_lake, MODEL, registered.to_json(), again.to_json(), by="run") is not None
+    assert deliver_decided(toy_lake, MODEL, registered.to_json(), again.to_json(), by="run") is not None
 
 
 def test_a_database_of_before_is_read_before_it_has_the_signatures(
@@ -235,11 +236,13 @@ def test_other_lines_in_the_place_of_those_that_were_cut_are_noticed(toy_lake: L
     ledger = toy_lake.ledger(MODEL)
     for version in (1, 2):
         ledger.append(line(version), seen=ledger.read())
-    kept = head_path(toy_lake.settings, MODEL).read_bytes()
+    kept = head_path(toy_lake.settings, ChainName(MODEL)).read_bytes()
     cut(toy_lake, 1)
     ledger.accept()
     ledger.append(line(3), seen=ledger.read())
-    head_path(toy_lake.settings, MODEL).write_bytes(kept)  # who saw the former second line, on another machine
+    head_path(toy_lake.settings, ChainName(MODEL)).write_bytes(
+        kept
+    )  # who saw the former second line, on another machine
     with pytest.raises(LedgerCut, match="has 2 lines, of the 2 that were seen"):
         ledger.read()
 
@@ -247,7 +250,7 @@ def test_other_lines_in_the_place_of_those_that_were_cut_are_noticed(toy_lake: L
 def test_how_far_a_ledger_reached_is_kept_by_the_first_read_and_shut_to_others(toy_lake: Lake) -> None:
     ledger = toy_lake.ledger(MODEL)
     ledger.append(line(1), seen=ledger.read())
-    path = head_path(toy_lake.settings, MODEL)
+    path = head_path(toy_lake.settings, ChainName(MODEL))
     path.unlink()  # an installation of before
     assert len(ledger.read().promotions) == 1
     assert path.stat().st_mode & 0o777 == 0o600
@@ -263,14 +266,14 @@ def test_a_line_that_is_written_while_the_ledger_is_read_is_not_lacking(
 ) -> None:
     ledger = toy_lake.ledger(MODEL)
     ledger.append(line(1), seen=ledger.read())
-    whole = ledger_module._lines
+    whole = signed_lines.stored_lines
 
-    def and_another_line(table: DeltaTable) -> list[dict[str, Any]]:
-        lines = whole(table)
-        monkeypatch.setattr(ledger_module, "_lines", whole)
+    def and_another_line(table: DeltaTable, schema: pa.Schema) -> list[dict[str, Any]]:
+        lines = whole(table, schema)
+        monkeypatch.setattr(signed_lines, "stored_lines", whole)
         ledger.append(line(2), seen=ledger.read())
         return lines
 
-    monkeypatch.setattr(ledger_module, "_lines", and_another_line)
+    monkeypatch.setattr(signed_lines, "stored_lines", and_another_line)
     assert len(ledger.read().promotions) == 1
     assert len(ledger.read().promotions) == 2

@@ -12,7 +12,8 @@ import pytest
 from deltalake import DeltaTable
 
 from config.settings import Settings
-from lake.ledger import Ledger, LedgerConflict, NoChampion, Promotion
+from lake.ledger import Ledger, NoChampion, Promotion
+from lake.signed_lines import LedgerConflict
 
 
 def promotion(version: int, effective_from: date, *, trained_until: date = date(2024, 1, 1), **more: Any) -> Promotion:

@@ -19,6 +19,7 @@ from features.training_set import build_training_set
 from lake.assignment import Assignment, Plan
 from lake.lake import Lake
 from lake.ledger import LedgerSnapshot, Promotion
+from lake.rollouts import RolloutSnapshot
 from lake.signature import sign
 from lake.tables import valid_table
 from serving.score import Planned, score
@@ -118,7 +119,7 @@ def with_challenger(lake: Lake, folder: Path) -> Planned:
     """A second version with its reference in the ledger, far in the future; returns a plan in which it runs along."""
     champion(lake, folder, version=2, effective_from=HISTORY.end + 300 * ONE_DAY, slope=0.5)
 
-    def plan(ledger: LedgerSnapshot, night: date) -> Plan:
+    def plan(ledger: LedgerSnapshot, rollouts: RolloutSnapshot, night: date) -> Plan:
         first, second = ledger.promotions
         return (
             Assignment("champion", 1, first.artifact_digest, 1.0, first.sequence),

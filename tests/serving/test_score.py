@@ -29,6 +29,7 @@ from lake.lake import Lake
 from lake.ledger import LedgerSnapshot, NoChampion
 from lake.lineage import Input, PartitionNotReady
 from lake.publish import StalePublish
+from lake.rollouts import RolloutSnapshot
 from lake.signature import UntrustedModel
 from lake.tables import feature_table, valid_table
 from serving.predictions import BadPredictions, FeatureMissing, NotServedOnce, predictions_table
@@ -384,9 +385,9 @@ write, predict, current = lake.publish._commit, serving.score.predict_rows, lake
 write_file = lake.publish.write_data_file
 calls = {"predict": 0, "current": 0}
 
-def second_batch(*args):
+def second_batch(*args, **kwargs):
     calls["predict"] += 1
-    return die() if calls["predict"] == 2 else predict(*args)
+    return die() if calls["predict"] == 2 else predict(*args, **kwargs)
 
 def half_written(root, schema, batches, partition):
     def cut():
@@ -530,10 +531,10 @@ def test_a_full_disk_leaves_nothing_half_written(lake: Lake, undisturbed: dict[d
 def with_challenger(share: float = 0.0) -> scoring.Planned:
     """The champion, and the ledger's second version beside it from LATER on."""
 
-    def plan(ledger: LedgerSnapshot, night: date) -> Plan:
+    def plan(ledger: LedgerSnapshot, rollouts: RolloutSnapshot, night: date) -> Plan:
         first, second = ledger.promotions
         if night < LATER:
-            return plan_of(ledger, night)
+            return plan_of(ledger, rollouts, night)
         champion = Assignment("champion", 1, first.artifact_digest, 1.0 - share, first.sequence)
         return champion, Assignment("challenger", 2, second.artifact_digest, share, second.sequence)
 
@@ -607,9 +608,12 @@ def test_a_plan_that_does_not_serve_each_entity_once_is_refused(two: Lake, share
 
 
 def test_rows_that_serve_an_entity_twice_are_not_published(two: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "check_plan", lambda model, night, plan: tuple(sorted(plan, key=lambda a: a.role)))
+    def all_of_them(plan: Plan, rows: pa.Table) -> dict[str, pa.Array]:
+        return {a.role: pa.repeat(True, rows.num_rows) for a in plan}
+
+    monkeypatch.setattr(scoring, "served_rows", all_of_them)
     with pytest.raises(
         NotServedOnce, match="30 of 30 entities are not served exactly once, the first 2 times on 2024-01-23"
     ):
-        score(two, MODEL, scored_nights(), run_id="r", planned=with_challenger(0.5))
+        score(two, MODEL, scored_nights(), run_id="r", planned=with_challenger())
     assert set(digests_of(two).values()) == {None}

@@ -17,15 +17,15 @@ from config.calendar import ONE_DAY, data_date_of
 from config.errors import NightfleetError
 from lake.artifact import verify_files
 from lake.lake import Lake
-from lake.ledger import LedgerConflict, LedgerSnapshot, Promotion
+from lake.ledger import LedgerSnapshot, Promotion
 from lake.lineage import PartitionNotReady
 from lake.promotions import project_promotions
+from lake.signed_lines import LedgerConflict
 from lake.storage import artifact_folder
 from lake.tables import named_table
 from serving.predictors import read_manifest
 from training.registry.approval import ReasonMissing, approval_of
 from training.registry.decision import Decision, check_signed, incumbent_of, read_decisions
-from training.registry.gate import registered_from_json
 from training.registry.origin import verify_origin
 from training.registry.register import Registered
 from training.registry.tracking import MlflowUnavailable, answered, tracking_client
@@ -63,26 +63,6 @@ class AliasState:
     warning: str | None
 
 
-def promote_decided(
-    lake: Lake, model: str, registered: Mapping[str, Any], decision: Mapping[str, Any], *, by: str
-) -> dict[str, Any] | None:
-    """`promote`, with arguments and result as JSON documents; the decision is read from the table by its evidence
-    digest.
-
-    Raises:
-        StaleDecision: no stored decision has that digest.
-    """
-    digest = decision["evidence_digest"]
-    stored = next((d for d in read_decisions(lake, model) if d.evidence_digest == digest), None)
-    if stored is None:
-        raise StaleDecision(
-            f"{model} has no stored decision with evidence {digest[:12]}…. Nothing was promoted. Clear the gate's task "
-            "to judge again."
-        )
-    promotion = promote(lake, stored, registered_from_json(lake, model, registered), by=by)
-    return None if promotion is None else promotion_json(promotion)
-
-
 def promotion_json(promotion: Promotion) -> dict[str, Any]:
     """A line of the ledger as JSON."""
     plain = {
@@ -113,36 +93,47 @@ def promote(lake: Lake, decision: Decision, registered: Registered, *, by: str) 
     if decision.verdict != "promote":
         repair_alias(lake, decision.model)
         return None
-    _check_same(decision, registered)
+    check_same(decision, registered)
     ledger = lake.ledger(decision.model)
     seen = ledger.read()
-    promotion = _written(seen, decision)
+    promotion = written(seen, decision)
     if promotion is None:
-        check_signed(lake, decision)
-        if lake.model(decision.model).approval == "required":
-            by = f"{approval_of(lake, decision, run_id=by).by} ({by})"
-        _check_incumbent(decision, seen)
-        _check_files(lake, decision.model, decision.version, registered.artifact_digest)
-        decided_at = datetime.now(UTC)
-        line = Promotion(
-            model=decision.model,
-            version=decision.version,
-            trained_until=decision.as_of,
-            effective_from=max(effective_from(lake, decision.model, decided_at=decided_at, seen=seen), decision.as_of),
-            decided_at=decided_at,
-            by=by,
-            artifact_digest=registered.artifact_digest,
-            evidence_digest=decision.evidence_digest,
-        )
+        line = checked_promotion(lake, decision, registered.artifact_digest, by=by, seen=seen)
         try:
-            promotion = _written(ledger.append(line, seen=seen), decision)
+            promotion = written(ledger.append(line, seen=seen), decision)
         except LedgerConflict:
-            promotion = _written(ledger.read(), decision)  # the same task, run twice at once
+            promotion = written(ledger.read(), decision)  # the same task, run twice at once
             if promotion is None:
                 raise
     assert promotion is not None  # the line was appended just now
     repair_alias(lake, decision.model)
     return promotion
+
+
+def checked_promotion(
+    lake: Lake, decision: Decision, artifact_digest: str, *, by: str, seen: LedgerSnapshot
+) -> Promotion:
+    """The line that makes a passed challenger champion from the next night on; not written yet.
+
+    Raises:
+        as `promote`.
+    """
+    check_signed(lake, decision)
+    if lake.model(decision.model).approval == "required":
+        by = f"{approval_of(lake, decision, run_id=by).by} ({by})"
+    check_incumbent(decision, seen)
+    check_files_of(lake, decision.model, decision.version, artifact_digest)
+    decided_at = datetime.now(UTC)
+    return Promotion(
+        model=decision.model,
+        version=decision.version,
+        trained_until=decision.as_of,
+        effective_from=max(effective_from(lake, decision.model, decided_at=decided_at, seen=seen), decision.as_of),
+        decided_at=decided_at,
+        by=by,
+        artifact_digest=artifact_digest,
+        evidence_digest=decision.evidence_digest,
+    )
 
 
 def rollback(
@@ -176,7 +167,7 @@ def rollback(
             repair_alias(lake, model)
             return done
     former = _former(model, _tenures(seen), version)
-    _check_files(lake, model, former.version, former.artifact_digest)
+    check_files_of(lake, model, former.version, former.artifact_digest)
     decided_at = datetime.now(UTC)
     line = Promotion(
         model=model,
@@ -358,7 +349,8 @@ def _tenures(snapshot: LedgerSnapshot) -> list[Promotion]:
     return stack
 
 
-def _written(snapshot: LedgerSnapshot, decision: Decision) -> Promotion | None:
+def written(snapshot: LedgerSnapshot, decision: Decision) -> Promotion | None:
+    """The line that a decision was promoted with, None where it has none."""
     same = (
         p
         for p in snapshot.promotions
@@ -367,7 +359,8 @@ def _written(snapshot: LedgerSnapshot, decision: Decision) -> Promotion | None:
     return next(same, None)
 
 
-def _check_same(decision: Decision, registered: Registered) -> None:
+def check_same(decision: Decision, registered: Registered) -> None:
+    """Refuse a decision on other bytes than those that are registered; raises StaleDecision."""
     judged = decision.evidence["subject"]["artifact_digest"]
     if (decision.model, decision.version) != (
         registered.model,
@@ -381,8 +374,10 @@ def _check_same(decision: Decision, registered: Registered) -> None:
         )
 
 
-def _check_incumbent(decision: Decision, seen: LedgerSnapshot) -> None:
-    """The champion now is the one the challenger was measured against, whether or not that one could score."""
+def check_incumbent(decision: Decision, seen: LedgerSnapshot) -> None:
+    """The champion now is the one the challenger was measured against, whether or not that one could score; raises
+    StaleDecision.
+    """
     newest = seen.newest
     now = newest.version if newest is not None else None
     unusable = incumbent_of(decision.evidence).get("unusable_champion")
@@ -395,8 +390,8 @@ def _check_incumbent(decision: Decision, seen: LedgerSnapshot) -> None:
         )
 
 
-def _check_files(lake: Lake, model: str, version: int, artifact_digest: str) -> None:
-    """The signature, MLflow's word on it, and every byte of the version's files."""
+def check_files_of(lake: Lake, model: str, version: int, artifact_digest: str) -> None:
+    """The signature, MLflow's word on it, and every byte of the version's files; raises ModelFilesDamaged."""
     folder: Path = artifact_folder(lake.settings, model, artifact_digest)
     try:
         manifest = read_manifest(folder)

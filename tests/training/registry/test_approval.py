@@ -33,9 +33,10 @@ from training.registry.approval import (
     read_approvals,
 )
 from training.registry.decision import Decision
+from training.registry.delivery import deliver_decided
 from training.registry.gate import judge
 from training.registry.leakage import Audit
-from training.registry.promotion import StaleDecision, promote, promote_decided, rollback
+from training.registry.promotion import StaleDecision, promote, rollback
 from training.registry.register import Registered
 
 NEXT = AS_OF + ONE_DAY
@@ -262,7 +263,7 @@ def test_the_approval_of_another_run_does_not_count(lake: Lake) -> None:
         promote(lake, decision, registered, by=RUN)
     document = json.loads(json.dumps(registered.to_json()))
     with pytest.raises(NotApproved):
-        promote_decided(lake, MODEL, document, decision.to_json(), by=RUN)
+        deliver_decided(lake, MODEL, document, decision.to_json(), by=RUN)
     assert lines(lake) == []
 
 

@@ -17,15 +17,17 @@ from typer.testing import CliRunner
 
 from config.calendar import ONE_DAY, Interval
 from lake.lake import Lake
-from lake.ledger import LedgerConflict, LedgerSnapshot, NoChampion, Promotion
+from lake.ledger import LedgerSnapshot, NoChampion, Promotion
 from lake.lineage import PartitionNotReady
 from lake.signature import UntrustedModel
+from lake.signed_lines import LedgerConflict
 from lake.tables import named_table
 from tests import toy
 from tests.training.registry.versions import AS_OF, MODEL, load_oracle, make_version, write_set
 from training.registry import promotion as promote_module
 from training.registry.approval import ReasonMissing
 from training.registry.decision import Decision
+from training.registry.delivery import deliver_decided
 from training.registry.gate import judge
 from training.registry.leakage import Audit
 from training.registry.promotion import (
@@ -36,7 +38,6 @@ from training.registry.promotion import (
     _tenures,
     effective_from,
     promote,
-    promote_decided,
     repair_alias,
     rollback,
 )
@@ -214,12 +215,12 @@ def test_as_json_for_airflow(lake: Lake) -> None:
     document = json.loads(
         json.dumps(registered.__dict__ | {"as_of": str(registered.as_of), "folder": str(registered.folder)})
     )
-    line = promote_decided(lake, MODEL, document, decision.to_json(), by="run")
+    line = deliver_decided(lake, MODEL, document, decision.to_json(), by="run")
     assert line is not None
     assert json.loads(json.dumps(line)) == line
     assert (line["version"], line["effective_from"]) == (1, str(NEXT))
     with pytest.raises(StaleDecision, match=r"no stored decision with evidence ffff"):
-        promote_decided(lake, MODEL, document, {"evidence_digest": "f" * 64}, by="run")
+        deliver_decided(lake, MODEL, document, {"evidence_digest": "f" * 64}, by="run")
 
 
 # ---- from which night on -----------------------------------------------------------------------------------------
