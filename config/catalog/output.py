@@ -178,6 +178,27 @@ class Drawing:
 
 
 @dataclass(frozen=True)
+class StepErrors:
+    """How good an output is by how far ahead it was said, nearest first; one number for each step, or for so many steps
+    together that a drawing shows them.
+
+    Attributes:
+        first_hours, last_hours: from the night's end to the begin of the first and of the last of those steps.
+        rows: with a label.
+        error, baseline: mean absolute errors, in the label's unit.
+        inside: share of outcomes that the interval held, which should be `wanted`; empty without an interval.
+    """
+
+    first_hours: tuple[float, ...]
+    last_hours: tuple[float, ...]
+    rows: tuple[int, ...]
+    error: tuple[float, ...]
+    baseline: tuple[float, ...]
+    inside: tuple[float, ...] = ()
+    wanted: float | None = None
+
+
+@dataclass(frozen=True)
 class EvidentlyTask:
     """What Evidently draws of an output: names of its classes, and the columns they take.
 
@@ -356,8 +377,8 @@ class OutputKind(Model, ABC):
         """What happened (0 or 1) and the probability said of it, each (rows,); None where neither is said."""
         return None
 
-    def bias(self, label: Floats, judged: Floats) -> Floats:
-        """What was said minus what came true, (rows,)."""
+    def bias(self, label: Floats, judged: Floats) -> Floats | None:
+        """What was said minus what came true, (rows,); None where the one cannot lie above the other."""
         pair = self.event(label, judged)
         return judged - label if pair is None else pair[1] - pair[0]
 
@@ -410,6 +431,12 @@ class OutputKind(Model, ABC):
         self, name: str, label: Floats, judged: Floats, baseline: Floats, unit: str | None
     ) -> tuple[list[Drawing], list[str]]:
         """Plots of the quality on at least one row, and notes on those that cannot be drawn."""
+
+    def by_step(
+        self, name: str, label: Floats, columns: Mapping[str, Floats], baseline: Floats, ahead_hours: Floats
+    ) -> StepErrors | None:
+        """How good it is by how far ahead it was said, each (rows,); None for what is not said step by step."""
+        return None
 
     @abstractmethod
     def evidently(self, name: str, shown: str, label: Floats, columns: Mapping[str, Floats]) -> EvidentlyTask | str:

@@ -10,7 +10,12 @@ from typing import Any
 from config.calendar import Interval
 from config.durations import format_duration
 from lake.lake import Lake
-from monitoring.pages.gate_evidence import improvements_table, other_checks_table, segments_table
+from monitoring.pages.gate_evidence import (
+    improvements_table,
+    incumbent_words,
+    other_checks_table,
+    segments_table,
+)
 from monitoring.pages.render import markdown_table, markdown_text
 from monitoring.retraining_requests import PERSON, read_requests_of
 from monitoring.wording import instant
@@ -43,9 +48,9 @@ def approval_form(
     stored = stored_decision(lake, model, decision["evidence_digest"])
     newest = lake.ledger(model).read().newest
     champion = f"version {newest.version}, since {newest.effective_from}" if newest else "none yet"
-    nights = stored.evidence["test"]["nights"]
+    nights, incumbent = stored.evidence["test"]["nights"], incumbent_words(entry, stored.incumbent)
     tables = (
-        improvements_table("improvements", stored.checks, stored.incumbent, stored.rows, len(nights)),
+        improvements_table("improvements", stored.checks, incumbent, stored.rows, len(nights)),
         segments_table("segments", stored.checks),
         other_checks_table("checks", stored.checks),
     )
@@ -55,7 +60,7 @@ def approval_form(
         "",
         f"- Model: {markdown_text(entry.title)} (`{model}`), version {stored.version}, trained on what was known on "
         f"{stored.as_of}",
-        f"- Champion: {champion}. Judged against: {markdown_text(stored.incumbent)}",
+        f"- Champion: {champion}. Judged against: {markdown_text(incumbent)}",
         f"- Asked for by: {markdown_text(asked_by(lake, model, stored.as_of))}",
         f"- Waiting since {instant(asked_at)}, until {instant(asked_at + entry.approval_timeout)}",
         f"- Test nights: {f'{nights[0]} to {nights[-1]}' if nights else 'none'}",

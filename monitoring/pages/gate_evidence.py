@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from config.catalog.model import ModelEntry
 from monitoring.pages.page import Column, Table
 from monitoring.wording import NOTHING, counted, figures, percent
 from training.registry.decision import Check
@@ -57,6 +58,14 @@ def improvements_table(name: str, checks: Sequence[Check], incumbent: str, rows:
     caption = f"Challenger against {incumbent}: {rows:,} rows of {nights} nights that neither model was fitted on."
     judged = [check for check in checks if check.name == "improvement"]
     return Table(name, caption, _IMPROVEMENTS, [_errors(check) for check in judged], stacked=True)
+
+
+def incumbent_words(entry: ModelEntry, incumbent: str) -> str:
+    """A decision's incumbent; a baseline as what it says for this model's outputs."""
+    if incumbent != f"baseline {entry.gate.baseline}":
+        return incumbent
+    words = {output.baseline_words(entry.gate.baseline) for output in entry.outputs.values()}
+    return words.pop() if len(words) == 1 else "the baseline"
 
 
 def segments_table(name: str, checks: Sequence[Check]) -> Table:

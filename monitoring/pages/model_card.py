@@ -21,7 +21,12 @@ from config.settings import Settings
 from lake.lake import Lake
 from lake.storage import reports
 from monitoring.pages.document import document
-from monitoring.pages.gate_evidence import improvements_table, other_checks_table, segments_table
+from monitoring.pages.gate_evidence import (
+    improvements_table,
+    incumbent_words,
+    other_checks_table,
+    segments_table,
+)
 from monitoring.pages.page import Column, Table
 from monitoring.wording import exact, percent, with_bounds
 from serving.predictors import read_manifest
@@ -256,7 +261,7 @@ def _card(v: Subject, folder: Path) -> dict[str, Any]:
         "verdict_words": _VERDICTS[verdict],
         "reasons": [reason.text for reason in decision.reasons] if decision else [],
         "consequence": _consequence(entry, decision),
-        "improvements": _improvements(decision),
+        "improvements": _improvements(entry, decision),
         "purpose": _purpose(v),
         "outputs": _outputs(v),
         "limits": limits(v),
@@ -266,7 +271,8 @@ def _card(v: Subject, folder: Path) -> dict[str, Any]:
                 "name": name,
                 "unit": v.entry.outputs[name].units(name, v.unit or "").get(name),
                 "metrics": _metrics(v, name),
-                "plots": drawn(name, "calibration", "confusion", "detection", "residuals", "gain"),
+                "plots": drawn(name, "calibration", "confusion", "detection", "residuals", "gain", "steps"),
+                "steps": _steps(v, name),
             }
             for name in entry.outputs
         ],
@@ -305,10 +311,11 @@ def _consequence(entry: ModelEntry, decision: Decision | None) -> str:
     )
 
 
-def _improvements(decision: Decision | None) -> Table | None:
+def _improvements(entry: ModelEntry, decision: Decision | None) -> Table | None:
     if decision is None:
         return None
-    table = improvements_table("improvements", decision.checks, decision.incumbent, decision.rows, decision.nights)
+    incumbent = incumbent_words(entry, decision.incumbent)
+    table = improvements_table("improvements", decision.checks, incumbent, decision.rows, decision.nights)
     confidence = decision.evidence["rules"]["confidence"]
     return replace(table, caption=f"{table.caption} Lower bound with {percent(confidence)} confidence.")
 
@@ -437,10 +444,45 @@ def _metrics_words(v: Subject) -> str:
     nights = v.explanation.nights
     return (
         f"On {v.explanation.rows:,} test rows of {len(nights)} nights, {nights[0]} to {nights[-1]}, none of which it "
-        f"was fitted on. Baseline: {v.entry.gate.baseline_words} for "
-        "numbers, the training window's rate for probabilities. Lift is the share of the baseline's error that is "
+        f"was fitted on. {_baselines(v.entry)} Lift is the share of the baseline's error that is "
         "gone: 0 is as good as no model."
     )
+
+
+def _baselines(entry: ModelEntry) -> str:
+    """What the baseline of each output is."""
+    outputs: dict[str, list[str]] = {}
+    for name, output in entry.outputs.items():
+        words = output.baseline_words(entry.gate.baseline).removeprefix("the baseline (").removesuffix(")")
+        outputs.setdefault(entry.gate.baseline_words if output.task == "number" else words, []).append(name)
+    if len(outputs) == 1:
+        return f"Baseline: {next(iter(outputs))}."
+    return " ".join(f"Baseline of {', '.join(names)}: {words}." for words, names in outputs.items())
+
+
+def _steps(v: Subject, name: str) -> Table | None:
+    """The numbers behind the drawing of errors by step."""
+    steps = v.explanation.steps.get(name)
+    if steps is None:
+        return None
+    held = (Column("inside", "inside the interval", "percent"),) if steps.inside else ()
+    columns = (Column("ahead", "hours from the night's end to the step"), Column("rows", "rows", "number"))
+    rows = [
+        {
+            "ahead": f"{first:g}" if first == last else f"{first:g} to {last:g}",
+            "rows": count,
+            "error": error,
+            "baseline": baseline,
+        }
+        for first, last, count, error, baseline in zip(
+            steps.first_hours, steps.last_hours, steps.rows, steps.error, steps.baseline, strict=True
+        )
+    ]
+    for row, inside in zip(rows, steps.inside, strict=False):
+        row["inside"] = inside
+    errors = (Column("error", "MAE of this version", "number"), Column("baseline", "MAE of the baseline", "number"))
+    shown = (*columns, *errors, *held)
+    return Table(f"steps_{name}", "Errors by how far ahead.", shown, rows, folded=True, stacked=True)
 
 
 def _metrics(v: Subject, name: str) -> Table:
@@ -469,13 +511,16 @@ def _segments_words(report: SegmentReport) -> str:
 
 def _segments(v: Subject, part: OutputSegments) -> dict[str, Any]:
     binary = any(segment.rate is not None for segment in part.segments)
-    shares = (Column("rate", "came true", "percent"), Column("predicted_rate", "predicted", "percent"))
+    biased = any(segment.bias is not None for segment in part.segments)
+    direction: tuple[Column, ...] = (Column("bias", "bias", "number"),) if biased else ()
+    if binary:
+        direction = Column("rate", "came true", "percent"), Column("predicted_rate", "predicted", "percent")
     columns = (
         Column("segment", "segment"),
         Column("rows", "rows", "number"),
         Column("error", part.metric, "number"),
         Column("ratio", "against the whole", "number"),
-        *(shares if binary else (Column("bias", "bias", "number"),)),
+        *direction,
         Column("result", "result", "status"),
     )
     rest = len(part.segments) - _SHOWN_SEGMENTS

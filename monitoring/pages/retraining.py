@@ -20,7 +20,12 @@ from monitoring.alerting.lifecycle import Gain, Led, gains, requests_with_outcom
 from monitoring.alerting.runs import FAILED, Waiting, read_waiting
 from monitoring.matured import Pooled
 from monitoring.pages.approval_form import asked_by
-from monitoring.pages.gate_evidence import improvements_table, other_checks_table, segments_table
+from monitoring.pages.gate_evidence import (
+    improvements_table,
+    incumbent_words,
+    other_checks_table,
+    segments_table,
+)
 from monitoring.pages.page import Column, Context, Page, Table, read_period, shortened
 from monitoring.pages.story import known_from
 from monitoring.retraining_requests import RequestRecord
@@ -318,7 +323,13 @@ def _waiting(context: Context, decision: DecisionRecord, asked: Waiting) -> dict
         "digest": decision.evidence_digest,
         "card": context.url("embedded", decision.model, "model_cards", f"{decision.version}.html"),
         "tables": (
-            improvements_table(name, checks, decision.incumbent, decision.rows, decision.nights),
+            improvements_table(
+                name,
+                checks,
+                incumbent_words(context.lake.model(decision.model), decision.incumbent),
+                decision.rows,
+                decision.nights,
+            ),
             segments_table(f"{name}_segments", checks),
             other_checks_table(f"{name}_checks", checks),
         ),

@@ -191,9 +191,9 @@ class Output(OutputKind):
                 measured.append(Measurement(check, rows, status="not_evaluated", reason=why or "no row was flagged"))
         return measured
 
-    def bias(self, label: Floats, judged: Floats) -> Floats:
-        """Score minus 1 for an anomaly, minus 0 for others."""
-        return judged - self.truth(label)
+    def bias(self, label: Floats, judged: Floats) -> Floats | None:
+        """None: a score orders rows, it is no probability that could be too high."""
+        return None
 
     # ---- baseline
 
@@ -251,7 +251,7 @@ class Output(OutputKind):
             "gain",
             "gain",
             f"Share of the anomalies among the rows with the highest {name}, beside guessing.",
-            {"truth": truth, "probability": judged, "title": f"{name}: gain over the baseline"},
+            {"truth": truth, "probability": judged, "title": f"{name}: gain over the baseline", "said": "score"},
         )
         return [detection, gain], []
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from config.catalog.output import SCALE, Defect, Drawing, Measurement, Metric, RowMetric
+from config.catalog.output import SCALE, Defect, Drawing, Measurement, Metric, RowMetric, StepErrors
 from serving.kinds.regression import NumberOutput
 
 if TYPE_CHECKING:
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     Floats = npt.NDArray[np.float64]
+
+
+# So many points of a drawing at most: more steps are put together.
+_STEPS_DRAWN = 48
 
 
 class Output(NumberOutput):
@@ -116,6 +120,34 @@ class Output(NumberOutput):
     ) -> tuple[list[Drawing], list[str]]:
         """As of any number."""
         return super().drawings(name, label, _number(judged), baseline, unit)
+
+    def by_step(
+        self, name: str, label: Floats, columns: Mapping[str, Floats], baseline: Floats, ahead_hours: Floats
+    ) -> StepErrors:
+        """See `OutputKind.by_step`."""
+        import numpy as np
+
+        steps, position = np.unique(ahead_hours, return_inverse=True)
+        point = position * min(_STEPS_DRAWN, len(steps)) // len(steps)
+        rows = np.bincount(point)
+
+        def means(values: npt.NDArray[Any]) -> tuple[float, ...]:
+            return tuple(float(f"{mean:.6g}") for mean in np.bincount(point, weights=values) / rows)
+
+        bounds = self.interval_bounds(name)
+        inside: tuple[float, ...] = ()
+        if bounds is not None:
+            inside = means((label >= columns[bounds[0]]) & (label <= columns[bounds[1]]))
+        at = np.arange(len(steps)) * len(rows) // len(steps)
+        return StepErrors(
+            first_hours=tuple(float(steps[at == number].min()) for number in range(len(rows))),
+            last_hours=tuple(float(steps[at == number].max()) for number in range(len(rows))),
+            rows=tuple(int(count) for count in rows),
+            error=means(np.abs(columns[name] - label)),
+            baseline=means(np.abs(baseline - label)),
+            inside=inside,
+            wanted=self.interval,
+        )
 
     def metric_named(self, name: str) -> Metric:
         """See `OutputKind.metric_named`."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from config.calendar import cutoff
 from config.catalog.model import ModelEntry
-from config.catalog.output import SCALE, OutputKind
+from config.catalog.output import SCALE, OutputKind, StepErrors
 from config.errors import NightfleetError
 from lake.artifact import file_digest
 from lake.lake import Lake
@@ -79,7 +80,7 @@ class Plot:
 
     Attributes:
         output: which it is about, "" for the model as a whole.
-        kind: contributions, importances, calibration, confusion, detection, residuals, gain, curves or segments.
+        kind: contributions, importances, calibration, confusion, detection, residuals, gain, steps, curves or segments.
         alt: what it shows, in words.
     """
 
@@ -97,6 +98,7 @@ class Explanation:
         nights, rows: what it was looked at on: the nights the gate judged, or all test nights where it judged none.
         metrics: of `evaluate` with the data date as the group, of the gate's baseline, and the lift.
         notes: what is left out, and why.
+        steps: by output how good it is by how far ahead it was said, of what is said step by step.
     """
 
     nights: tuple[date, ...]
@@ -106,6 +108,7 @@ class Explanation:
     segments: SegmentReport
     plots: tuple[Plot, ...]
     notes: tuple[str, ...]
+    steps: dict[str, StepErrors] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON document, without the segments, which have a file of their own."""
@@ -146,7 +149,7 @@ def _explanation(
     entry = lake.model(model)
     predictor = predictors.load_predictor(version_folder)
     test_path = _verified_test_set(job_dir)
-    columns = {"data_date", "label", "baseline", SCALE, *segment_columns(entry)}
+    columns = {"data_date", "target_time_utc", "label", "baseline", SCALE, *segment_columns(entry)}
     rows = pq.read_table(test_path, columns=[name for name in pq.read_schema(test_path).names if name in columns])
     chosen = _judged(rows, decision)
     rows, predictions = rows.filter(chosen), predict_file(predictor, test_path).filter(chosen)
@@ -180,10 +183,15 @@ def _explanation(
     explained = _contributions(subject)
     title = f"{model} version {registered.version}"
     drawn = _Drawn(folder, title, subject.unit)
+    ahead, steps = _hours_ahead(lake, entry, rows), {}
     for name, output in entry.outputs.items():
         drawn.contributions(explained[name], subject)
         baseline = output.baseline(output.constant(fitted_on, constant), len(label), trivial)
         drawn.quality(name, output, label, judged[name], baseline)
+        of_steps = output.by_step(name, label, judged_values(output, name, predictions), baseline, ahead)
+        if of_steps is not None:
+            steps[name] = of_steps
+            drawn.steps(name, of_steps)
     drawn.segments(report)
     drawn.training(read_json(version_folder / IMPORTANCES_FILE), read_json(version_folder / CURVES_FILE))
     explanation = Explanation(
@@ -194,6 +202,7 @@ def _explanation(
         segments=report,
         plots=tuple(drawn.plots),
         notes=tuple(drawn.notes),
+        steps=steps,
     )
     write_json(folder / EXPLANATION_FILE, explanation.to_json())
     write_json(folder / SEGMENTS_FILE, report.to_json())
@@ -236,6 +245,19 @@ def _training_labels(job_dir: Path) -> Floats:
 def _row_baseline(entry: ModelEntry, rows: pa.Table) -> Floats | None:
     """The baseline's value of each row where the gate has one that differs by row."""
     return None if entry.gate.naive_season is None else _numbers(rows["baseline"].cast(pa.float64()))
+
+
+def _hours_ahead(lake: Lake, entry: ModelEntry, rows: pa.Table) -> Floats:
+    """From each row's cutoff to its target time, (rows,)."""
+    zone = lake.dataset(entry.dataset).time_zone
+    nights = rows["data_date"].combine_chunks().dictionary_encode()
+    if isinstance(nights, pa.ChunkedArray):
+        nights = nights.unify_dictionaries().combine_chunks()
+    instant = pa.timestamp("us", tz="UTC")
+    cutoffs = pa.array([cutoff(night, zone) for night in nights.dictionary.to_pylist()], instant).cast(pa.int64())
+    targets = rows["target_time_utc"].cast(instant).cast(pa.int64()).to_numpy()
+    hours: Floats = (targets - cutoffs.to_numpy()[nights.indices.to_numpy()]) / 3.6e9
+    return hours
 
 
 def _unit(lake: Lake, entry: ModelEntry) -> str | None:
@@ -450,6 +472,12 @@ class _Drawn:
             path = self._place(drawing.kind, name, drawing.alt)
             plots.QUALITY_PLOTS[drawing.plot](path=path, **drawing.arguments)
         self.notes += notes
+
+    def steps(self, name: str, steps: StepErrors) -> None:
+        """How good the output is by how far ahead it was said."""
+        held = ", and the share of outcomes that the interval held" if steps.inside else ""
+        path = self._place("steps", name, f"Mean absolute error of {name} and of the baseline by how far ahead{held}.")
+        plots.steps_plot(steps, path, title=f"{name}: error by how far ahead", unit=self._unit)
 
     def segments(self, report: SegmentReport) -> None:
         """Each output's worst segments."""

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from config.catalog.output import StepErrors
+
 Floats = npt.NDArray[np.float64]
 
 # Okabe and Ito's palette: told apart with any kind of colour vision, and in grey by their lightness.
@@ -21,6 +23,7 @@ CONTRIBUTING_FEATURES = 12
 CALIBRATION_BINS = 10
 _SCATTERED_ROWS = 3_000
 _FEW_ROWS = 600
+_MOST_HOURS = 72  # a longer horizon is read in days
 _NUMBERED_CLASSES = 12
 _DPI = 110
 _CONFIDENT = 1.959963984540054  # two-sided 95 % of a normal distribution
@@ -293,9 +296,9 @@ def residual_plot(label: Floats, predicted: Floats, path: Path, *, title: str, u
     _save(figure, path)
 
 
-def gain_plot(truth: Floats, probability: Floats, path: Path, *, title: str) -> None:
-    """Draw the share of all events found among the rows with the highest probabilities: the model, guessing, and what
-    is possible.
+def gain_plot(truth: Floats, probability: Floats, path: Path, *, title: str, said: str = "probability") -> None:
+    """Draw the share of all events found among the rows with the highest probabilities, or whatever else was `said` of
+    them: the model, guessing, and what is possible.
     """
     gains, rows = _gains(truth, probability), np.linspace(0.0, 1.0, 201)
     rate = float(truth.mean())
@@ -303,7 +306,7 @@ def gain_plot(truth: Floats, probability: Floats, path: Path, *, title: str) -> 
     axes = figure.add_subplot()
     axes.plot(rows, np.minimum(rows / rate, 1.0), color=GREEN, linestyle=":", linewidth=1.4, label="best possible")
     axes.plot(rows, np.interp(rows, np.linspace(0.0, 1.0, len(gains)), gains), color=BLUE, linewidth=1.8, label="model")
-    axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="baseline: one rate for all rows")
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label=f"baseline: one {said} for all rows")
     tenth = float(np.interp(0.1, np.linspace(0.0, 1.0, len(gains)), gains))
     axes.plot(
         [0.1], [tenth], "o", color=BLUE, markersize=4, label=f"the first 10 % hold {tenth:.0%}: lift {tenth / 0.1:.2g}"
@@ -311,7 +314,7 @@ def gain_plot(truth: Floats, probability: Floats, path: Path, *, title: str) -> 
     axes.legend(loc="lower right", fontsize=8, frameon=False)
     axes.set_xlim(0.0, 1.0)
     axes.set_ylim(0.0, 1.02)
-    _style(axes, title, "share of rows, highest probability first", "share of events among them")
+    _style(axes, title, f"share of rows, highest {said} first", "share of events among them")
     _save(figure, path)
 
 
@@ -400,6 +403,32 @@ def savings_plot(saved: Floats, path: Path, *, title: str) -> None:
     axes.axvline(100.0 * float(saved.mean()), color=BLUE, linewidth=1.4, label="mean")
     axes.legend(loc="upper right", fontsize=8, frameon=False)
     _style(axes, title, "saved, in % of the baseline's cost", "rows")
+    _save(figure, path)
+
+
+def steps_plot(steps: StepErrors, path: Path, *, title: str, unit: str | None) -> None:
+    """Draw the mean absolute error of the model and of the baseline by how far ahead they were said, and below it the
+    share of outcomes that the interval held.
+    """
+    last = np.array(steps.last_hours)
+    days = last.max() > _MOST_HOURS
+    ahead, time_unit = (last / 24.0, "days") if days else (last, "hours")
+    panels = 2 if steps.inside else 1
+    figure = _figure(7.2, 2.4 + 1.9 * panels)
+    axes = figure.add_subplot(panels, 1, 1)
+    for errors, color, style, who in ((steps.error, BLUE, "-", "model"), (steps.baseline, GREY, "--", "baseline")):
+        axes.plot(ahead, errors, color=color, linestyle=style, linewidth=1.6, marker="o", markersize=3, label=who)
+    axes.set_ylim(bottom=0.0)
+    axes.legend(loc="best", fontsize=8, frameon=False)
+    x = f"from the night's end to the step ({time_unit})"
+    _style(axes, title, "" if steps.inside else x, _with_unit("mean absolute error", unit))
+    if steps.inside and steps.wanted is not None:
+        below = figure.add_subplot(panels, 1, 2, sharex=axes)
+        below.plot(ahead, steps.inside, color=BLUE, linewidth=1.6, marker="o", markersize=3, label="held")
+        below.axhline(steps.wanted, color=GREY, linestyle="--", label=f"should hold {steps.wanted:.0%}")
+        below.set_ylim(0.0, 1.03)
+        below.legend(loc="lower right", fontsize=8, frameon=False)
+        _style(below, "", x, "share inside the interval")
     _save(figure, path)
 
 

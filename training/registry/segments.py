@@ -47,7 +47,8 @@ class Segment:
     Attributes:
         error: in the unit of the gate's metric.
         ratio: error over the error of all rows; None where that is 0.
-        bias: mean of prediction minus label, in the label's unit; for a probability predicted rate minus rate.
+        bias: mean of prediction minus label, in the label's unit; for a probability predicted rate minus rate; None for
+            what cannot lie above a label.
         rate, predicted_rate: of the event that an output says a probability of, else None.
         worse: the whole interval of the ratio lies above 1.
     """
@@ -58,7 +59,7 @@ class Segment:
     days: int
     error: Bounds
     ratio: Bounds | None
-    bias: float
+    bias: float | None
     rate: float | None
     predicted_rate: float | None
     worse: bool
@@ -188,7 +189,7 @@ class _Measured:
         def means(numbers: Floats) -> Floats:
             return np.bincount(codes, weights=numbers, minlength=len(values)) / np.maximum(counts, 1)
 
-        bias = means(self._bias)
+        bias = None if self._bias is None else means(self._bias)
         events, said = (None, None) if self._pair is None else (means(self._pair[0]), means(self._pair[1]))
         whole = self._error(self._sums.sum(axis=0), self._rows.sum(axis=0))
         parts = []
@@ -214,7 +215,7 @@ class _Measured:
                         days=int((rows[:, position] > 0).sum()),
                         error=error[position],
                         ratio=against,
-                        bias=float(bias[index]),
+                        bias=None if bias is None else float(bias[index]),
                         rate=None if events is None else float(events[index]),
                         predicted_rate=None if said is None else float(said[index]),
                         worse=against is not None and against.lower is not None and against.lower > 1.0,

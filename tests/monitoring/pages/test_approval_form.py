@@ -58,7 +58,7 @@ def test_the_form_shows_the_stored_evidence(lake: Lake) -> None:
     assert "[/reports/ride_minutes/card.html](/reports/ride_minutes/card.html)" in form.body
     assert "rows of 7 nights" in form.body
     assert "Test nights: 2024-02-17 to 2024-02-23" in form.body
-    assert "Champion: none yet. Judged against: baseline median" in form.body
+    assert "Champion: none yet. Judged against: the baseline" in form.body
     assert "no answer within 3 days" in form.body
     assert "| test nights | 7 | at least 5 | passed |" in form.body.splitlines()
     assert "Waiting since 2024-02-27 07:00 UTC, until 2024-03-01 07:00 UTC" in form.body

@@ -84,3 +84,21 @@ def test_the_gate_needs_what_it_judges() -> None:
     with pytest.raises(ValueError, match="give the output an `interval`"):
         output_of({"kind": "forecast", "gate": "pinball"})
     assert output_of({"kind": "forecast"}).gate == "mae"
+
+
+def test_errors_by_how_far_ahead_are_those_of_the_steps_rows() -> None:
+    output = Output(interval=0.8)
+    label = np.array([10.0, 10.0, 20.0, 20.0])
+    said = {
+        "load": label + np.array([1.0, 3.0, -4.0, 0.0]),
+        "load_lower": label - 2.0,
+        "load_upper": label + np.array([2.0, -1.0, 2.0, 2.0]),
+    }
+    steps = output.by_step("load", label, said, np.array([12.0, 10.0, 20.0, 20.0]), np.array([6.0, 6.0, 0.0, 0.0]))
+    assert (steps.first_hours, steps.last_hours, steps.rows) == ((0.0, 6.0), (0.0, 6.0), (2, 2))
+    assert (steps.error, steps.baseline, steps.inside, steps.wanted) == ((2.0, 2.0), (0.0, 1.0), (1.0, 0.5), 0.8)
+    hours = np.arange(720.0)
+    many = Output().by_step("load", hours, {"load": hours + hours}, hours, hours)
+    assert (len(many.rows), set(many.rows), many.inside) == (48, {15}, ())
+    assert (many.first_hours[:2], many.last_hours[:2]) == ((0.0, 15.0), (14.0, 29.0))
+    assert many.error[1] == 22.0

@@ -108,7 +108,11 @@ def test_a_forecast_goes_from_the_source_to_the_pages_and_back(tmp_path: Path, m
 
     card = write_model_card(lake, MODEL, job_dir, registered, decision).read_text(encoding="utf-8")
     shown = " ".join(unescape(re.sub(r"<[^>]+>", " ", card)).split())
-    assert "Baseline: seasonal naive (7 days) for numbers" in shown
+    assert "Baseline: seasonal naive (7 days). Lift" in shown
+    assert "Challenger against baseline" not in shown
+    # Eight steps of two days, each with its errors and what the interval held.
+    steps = shown[shown.index("hours from the night's end to the step") :].split("inside the interval", 1)[1]
+    assert re.search(r"^ 0 \d+ [\d.]+ [\d.]+ \d+ % 6 \d+ .* 42 \d+ [\d.]+ [\d.]+ \d+ %", steps), steps[:400]
     assert "pinball loss of the interval's quantiles" in shown
     assert "mean absolute error over that of the seasons before (mase)" in shown
     assert card.count("data:image/png;base64") >= 4
