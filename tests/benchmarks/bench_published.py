@@ -34,6 +34,7 @@ from serving.predictors import load_predictor, read_manifest
 from serving.predictors.contract import read_json, write_json
 from tests.benchmarks import (
     bench_published_efforts,
+    bench_published_faults,
     bench_published_fleet,
     bench_published_forecasts,
     bench_published_metrics,
@@ -87,6 +88,7 @@ def run() -> list[dict[str, Any]]:
             *bench_published_metrics.run(Path(name)),
             *bench_published_rankings.run(Path(name) / "msweb"),
             *bench_published_fleet.run(Path(name)),
+            *bench_published_faults.run(Path(name) / "faults"),
             *bench_published_forecasts.run(Path(name)),
             *bench_published_roads.run(Path(name)),
             *bench_published_plans.run(Path(name)),
