@@ -39,7 +39,7 @@ from training.registry.decision import Decision
 from training.registry.job import TRAINING_SET_FILE, gate_folder
 from training.registry.judged_set import TEST_FILE
 from training.registry.reference import SAMPLE_FILE
-from training.registry.register import Registered, predict_file
+from training.registry.register import Registered, predict_files
 from training.registry.segments import SEGMENTS_FILE, SegmentReport, segment_columns, segment_report
 
 Floats = npt.NDArray[np.float64]
@@ -152,7 +152,7 @@ def _explanation(
     columns = {"data_date", "target_time_utc", "label", "baseline", SCALE, *segment_columns(entry)}
     rows = pq.read_table(test_path, columns=[name for name in pq.read_schema(test_path).names if name in columns])
     chosen = _judged(rows, decision)
-    rows, predictions = rows.filter(chosen), predict_file(predictor, test_path).filter(chosen)
+    rows, predictions = rows.filter(chosen), predict_files(predictor, [test_path]).filter(chosen)
     if not rows.num_rows:
         raise NothingToExplain(
             f"{test_path} holds no row of the nights that were judged. Nothing was explained. Judge the version again."

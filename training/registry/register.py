@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -212,7 +212,7 @@ def _signed_files(lake: Lake, model: str, job_dir: Path, folder: Path) -> Path:
     predictor = load_predictor(folder, artifact_digest=folder.name)
     job = read_json(folder / JOB_FILE)
     scored = _scored_files(job_dir, job)
-    predictions = pa.concat_tables([predict_file(predictor, path) for path in scored])
+    predictions = predict_files(predictor, scored)
     entry = lake.model(model)
     features = predictor.feature_columns
     calendar = {name for name, column in lake.catalog.feature_columns(entry).items() if column.calendar}
@@ -246,11 +246,13 @@ def _scored_files(job_dir: Path, job: Mapping[str, Any]) -> list[Path]:
     return [training_path, path]
 
 
-def predict_file(predictor: Predictor, path: Path) -> pa.Table:
-    """Predictions of every row of a Parquet file, in its order; only features are read, in batches."""
-    file = pq.ParquetFile(path)
-    batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=list(predictor.feature_columns))
-    return pa.concat_tables([predictor.predict(batch) for batch in batches])
+def predict_files(predictor: Predictor, paths: Sequence[Path]) -> pa.Table:
+    """Predictions of every row of Parquet files that hold at least one, in their order; only features are read, in
+    batches.
+    """
+    columns = list(predictor.feature_columns)
+    batches = (pq.ParquetFile(path).iter_batches(batch_size=_BATCH_ROWS, columns=columns) for path in paths)
+    return pa.concat_tables([predictor.predict(batch) for file in batches for batch in file])
 
 
 def _tags(

@@ -31,7 +31,7 @@ from tests.mlflow_server import free_port, start_mlflow
 from training.job_file import JobChanged
 from training.registry.job import prepare_job
 from training.registry.origin import verify_origin
-from training.registry.register import JobMismatch, _scored_files, register, store
+from training.registry.register import JobMismatch, _scored_files, predict_files, register, store
 from training.registry.runner import run_job
 from training.registry.tracking import MlflowUnavailable
 
@@ -95,7 +95,12 @@ def test_files_are_stored_by_their_content(lake: Lake, version: tuple[Any, Path]
     assert {p.name for p in registered.folder.iterdir()} == FILES | {"curves.json"}
     assert [p for p in registered.folder.parent.iterdir() if ".try-" in p.name] == []
     rows = pq.read_table(job_dir / "training_set.parquet")
-    assert load_predictor(registered.folder).predict(rows).equals(load_predictor(job_dir).predict(rows))
+    predicted = load_predictor(registered.folder).predict(rows)
+    assert predicted.equals(load_predictor(job_dir).predict(rows))
+    every_label_came = job_dir.with_name("every_label_came.parquet")
+    pq.write_table(rows.slice(0, 0), every_label_came)
+    files = [job_dir / "training_set.parquet", every_label_came]
+    assert predict_files(load_predictor(job_dir), files).equals(predicted), "a file without a row adds none"
     reference = json.loads((registered.folder / "reference.json").read_text())
     assert set(reference["columns"]) == {"vehicle_daily__rides_7d", "vehicle_daily__minutes_7d"}
     assert set(reference["predictions"]) == set(manifest["output_columns"])
