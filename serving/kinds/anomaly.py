@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from config.catalog.output import Answer, Defect, Drawing, EvidentlyTask, Measurement, OutputKind
+from config.catalog.output import Answer, Defect, Drawing, EvidentlyTask, Measurement
+from serving.kinds.binary import EventOutput
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +22,7 @@ SEVERITIES = ("low", "medium", "high", "critical")
 _LEAST_NIGHTS = 3
 
 
-class Output(OutputKind):
+class Output(EventOutput):
     """The score in [0, 1], the share of validation rows that are less strange; `<name>_is_anomaly` from a threshold on,
     `<name>_type`, the input that makes a flagged row most strange, `<name>_severity`.
 
@@ -115,14 +116,6 @@ class Output(OutputKind):
         """None has one."""
         return {}
 
-    # ---- labels
-
-    def truth(self, label: Floats) -> Floats:
-        """1 for an anomaly, else 0."""
-        import numpy as np
-
-        return np.where(label > self.above, 1.0, 0.0)
-
     # ---- judging
 
     def untold(self, label: Floats, night: npt.NDArray[np.int64] | None = None) -> str | None:
@@ -167,10 +160,6 @@ class Output(OutputKind):
         }
         return {metric: float(value) for metric, value in figures.items() if value is not None}
 
-    def relevance(self, groups: npt.NDArray[Any], label: Floats) -> Floats:
-        """1 for an anomaly, else 0."""
-        return self.truth(label)
-
     def measurements(self, name: str, label: Floats, columns: Mapping[str, Floats]) -> list[Measurement]:
         """`flagged`; `average_precision_loss`, `average_precision`, `auc`, `precision` and `recall` of a night whose
         labels tell.
@@ -195,32 +184,11 @@ class Output(OutputKind):
         """None: a score orders rows, it is no probability that could be too high."""
         return None
 
-    # ---- baseline
-
-    def constant(self, label: Floats, rule: str | None) -> float:
-        """The share of anomalies: one score for all rows."""
-        return float(self.truth(label).mean())
-
-    def rate(self, label: Floats) -> float:
-        """The share of anomalies."""
-        return self.constant(label, None)
-
-    def stored_constant(self, facts: Mapping[str, Any], name: str, rule: str) -> float | None:
-        """See `OutputKind.stored_constant`."""
-        rate = facts.get("rates", {}).get(name)
-        return None if rate is None else float(rate)
-
-    def baseline(self, constant: Any, rows: int, by_row: Floats | None) -> Floats:
-        """One score for all rows, which finds anomalies as often as they are."""
-        import numpy as np
-
-        return np.full(rows, float(constant))
+    # ---- words and pictures
 
     def baseline_words(self, rule: str) -> str:
         """See `OutputKind.baseline_words`."""
         return "the baseline (one score for all rows)"
-
-    # ---- words and pictures
 
     def says(self, label: str, unit: str) -> str:
         """See `OutputKind.says`."""
@@ -240,33 +208,17 @@ class Output(OutputKind):
         why = self.untold(label)
         if why is not None:
             return [], [f"{name}: {why}, so there is no precision to draw"]
-        truth = self.truth(label)
         detection = Drawing(
             "detection",
             "precision_recall",
             f"Share of anomalies among the rows that {name} calls strangest, over the share of anomalies found.",
-            {"truth": truth, "score": judged, "title": f"{name}: precision over recall"},
+            {"truth": self.truth(label), "score": judged, "title": f"{name}: precision over recall"},
         )
-        gain = Drawing(
-            "gain",
-            "gain",
-            f"Share of the anomalies among the rows with the highest {name}, beside guessing.",
-            {"truth": truth, "probability": judged, "title": f"{name}: gain over the baseline", "said": "score"},
-        )
-        return [detection, gain], []
+        return [detection, self.gain(name, "anomalies", label, judged, said="score")], []
 
     def evidently(self, name: str, shown: str, label: Floats, columns: Mapping[str, Floats]) -> EvidentlyTask | str:
         """See `OutputKind.evidently`."""
-        why = self.untold(label)
-        if why is not None:
-            return why
-        actual = f"{shown}: label above {self.above:g}"
-        return EvidentlyTask(
-            "BinaryClassification",
-            "ClassificationPreset",
-            {actual: self.truth(label).astype("int64"), shown: columns[name]},
-            {"target": actual, "prediction_probas": shown, "pos_label": 1},
-        )
+        return self.untold(label) or self.classification(shown, label, columns[name])
 
     def contribution_unit(self, label_unit: str | None, probability_unit: str) -> str:
         """Of the strangeness behind the score."""

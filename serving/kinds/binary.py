@@ -15,7 +15,74 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
 
 
-class Output(OutputKind):
+class EventOutput(OutputKind):
+    """One number a row that is higher the likelier, or the stranger: the event is that the label lies above `above`."""
+
+    above: float
+
+    # ---- labels
+
+    def truth(self, label: Floats) -> Floats:
+        """1 where the label lies above the bound, else 0."""
+        import numpy as np
+
+        return np.where(label > self.above, 1.0, 0.0)
+
+    # ---- judging
+
+    def relevance(self, groups: npt.NDArray[Any], label: Floats) -> Floats:
+        """1 for an event, else 0."""
+        return self.truth(label)
+
+    # ---- baseline
+
+    def constant(self, label: Floats, rule: str | None) -> float:
+        """The share of events."""
+        return float(self.truth(label).mean())
+
+    def rate(self, label: Floats) -> float:
+        """The share of events."""
+        return self.constant(label, None)
+
+    def stored_constant(self, facts: Mapping[str, Any], name: str, rule: str) -> float | None:
+        """See `OutputKind.stored_constant`."""
+        rate = facts.get("rates", {}).get(name)
+        return None if rate is None else float(rate)
+
+    def baseline(self, constant: Any, rows: int, by_row: Floats | None) -> Floats:
+        """One number for all rows, the share of events: a value of the label is none."""
+        import numpy as np
+
+        return np.full(rows, float(constant))
+
+    # ---- pictures
+
+    def gain(self, name: str, events: str, label: Floats, judged: Floats, *, said: str = "probability") -> Drawing:
+        """The share of events among the rows with the highest numbers; `events` and `said` are what to call them."""
+        return Drawing(
+            "gain",
+            "gain",
+            f"Share of the {events} among the rows with the highest {name}, beside guessing.",
+            {
+                "truth": self.truth(label),
+                "probability": judged,
+                "title": f"{name}: gain over the baseline",
+                "said": said,
+            },
+        )
+
+    def classification(self, shown: str, label: Floats, judged: Floats) -> EvidentlyTask:
+        """What Evidently draws of labels of both kinds, `shown` being the output's name in its report."""
+        actual = f"{shown}: label above {self.above:g}"
+        return EvidentlyTask(
+            "BinaryClassification",
+            "ClassificationPreset",
+            {actual: self.truth(label).astype("int64"), shown: judged},
+            {"target": actual, "prediction_probas": shown, "pos_label": 1},
+        )
+
+
+class Output(EventOutput):
     """The calibrated probability that the label lies above `above`."""
 
     task = "event"
@@ -29,7 +96,6 @@ class Output(OutputKind):
     }
 
     kind: Literal["binary"] = "binary"
-    above: float
     gate: Literal["brier", "log_loss"] = "brier"
 
     def columns(self, name: str) -> dict[str, str]:
@@ -44,12 +110,6 @@ class Output(OutputKind):
         return [Defect(name, pc.or_(pc.less(values, 0.0), pc.greater(values, 1.0)), "are not probabilities in [0, 1]")]
 
     # ---- labels
-
-    def truth(self, label: Floats) -> Floats:
-        """1 where the label lies above the bound, else 0."""
-        import numpy as np
-
-        return np.where(label > self.above, 1.0, 0.0)
 
     def unlearnable(self, label: Floats, rows: str) -> str | None:
         """Labels that all lie on one side."""
@@ -68,10 +128,6 @@ class Output(OutputKind):
         values = {metric: metric_named(metric).value(truth, probability) for metric in self.measured}
         defined = {metric: value for metric, value in values.items() if value is not None}
         return defined | {"predicted_rate": float(probability.mean()), "rate": float(truth.mean())}
-
-    def relevance(self, groups: npt.NDArray[Any], label: Floats) -> Floats:
-        """1 for an event, else 0."""
-        return self.truth(label)
 
     def measurements(self, name: str, label: Floats, columns: Mapping[str, Floats]) -> list[Measurement]:
         """`brier`, `log_loss`, `bias`, `accuracy` (a probability of at least 0.5 says yes), `auc`."""
@@ -100,25 +156,6 @@ class Output(OutputKind):
         return self.truth(label), judged
 
     # ---- baseline
-
-    def constant(self, label: Floats, rule: str | None) -> float:
-        """The share of events."""
-        return float((label > self.above).mean())
-
-    def rate(self, label: Floats) -> float:
-        """The share of events."""
-        return self.constant(label, None)
-
-    def stored_constant(self, facts: Mapping[str, Any], name: str, rule: str) -> float | None:
-        """See `OutputKind.stored_constant`."""
-        rate = facts.get("rates", {}).get(name)
-        return None if rate is None else float(rate)
-
-    def baseline(self, constant: Any, rows: int, by_row: Floats | None) -> Floats:
-        """One rate for all rows: a value of the label is no probability."""
-        import numpy as np
-
-        return np.full(rows, float(constant))
 
     def baseline_words(self, rule: str) -> str:
         """See `OutputKind.baseline_words`."""
@@ -162,23 +199,11 @@ class Output(OutputKind):
         )
         if not truth.any():
             return [calibration, confusion], [f"{name}: no test row lies {event}, so there is no gain to draw"]
-        gain = Drawing(
-            "gain",
-            "gain",
-            f"Share of the events among the rows with the highest {name}, beside guessing.",
-            {"truth": truth, "probability": judged, "title": f"{name}: gain over the baseline"},
-        )
-        return [calibration, confusion, gain], []
+        return [calibration, confusion, self.gain(name, "events", label, judged)], []
 
     def evidently(self, name: str, shown: str, label: Floats, columns: Mapping[str, Floats]) -> EvidentlyTask | str:
         """See `OutputKind.evidently`."""
-        truth = self.truth(label).astype("int64")
+        truth = self.truth(label)
         if truth.min() == truth.max():
             return f"all {len(truth):,} rows came out alike, so nothing can be ranked"
-        actual = f"{shown}: label above {self.above:g}"
-        return EvidentlyTask(
-            "BinaryClassification",
-            "ClassificationPreset",
-            {actual: truth, shown: columns[name]},
-            {"target": actual, "prediction_probas": shown, "pos_label": 1},
-        )
+        return self.classification(shown, label, columns[name])
