@@ -25,10 +25,13 @@ Floats = NDArray[np.float64]
 # Part of the range that the gate saw by which an output may leave it, and the share of rows that may leave even that.
 RANGE_SLACK = 0.25
 SHARE_OUTSIDE = 0.001
-# What a shift that was measured is multiplied with: the next version differs from the last as versions do, or a little
-# more.
-SHIFT_HEADROOM = 1.5
-SHIFT_QUANTILE = 0.99
+# A single night's shift is mostly weather: the median of so many nights is judged.
+SHIFT_NIGHTS = 7
+SHIFT_QUANTILE_OF_NIGHTS = 0.9
+SHIFT_QUANTILE_OF_HALVES = 0.99
+# Versions differ on the same rows by a little more than the champion's own nights do among each other.
+HALVES_HEADROOM = 1.3
+_LEAST_NIGHTS = 5
 LARGEST_WIDTH_RATIO = 1.5
 LARGEST_TIME_RATIO = 3.0
 # Milliseconds a row of a small night are those of loading the model.
@@ -59,10 +62,14 @@ class Guardrail:
 
 @dataclass(frozen=True)
 class ShiftLimit:
-    """The largest distance that counts as no shift; `basis` says what it was measured on."""
+    """The distance that is usual for the median of many nights; `basis` says what it was measured on."""
 
     value: float
     basis: str
+
+    def after(self, nights: int) -> float:
+        """The limit for the median of so many nights: the fewer, the wider, since one night alone says little."""
+        return self.value * (1.0 + 1.0 / min(nights, SHIFT_NIGHTS))
 
 
 def _judged(name: str, value: float, limit: float, explanation: str) -> Guardrail:
@@ -166,34 +173,28 @@ def _kolmogorov_smirnov(a: Floats, b: Floats) -> float:
     return float(np.abs(below).max())
 
 
-def limit_from_predecessor(
-    nights: Sequence[tuple[Column, Column]], *, headroom: float = SHIFT_HEADROOM
-) -> ShiftLimit | None:
-    """The largest shift between the champion and its predecessor on the same rows, with headroom; None without nights.
+def limit_from_predecessor(shifts: Sequence[float | None]) -> ShiftLimit | None:
+    """What nine nights of ten kept between the champion and its predecessor; None for fewer than five nights.
 
     This is how far versions of this model lie apart, so it is to be preferred wherever it can be had.
 
     Args:
-        nights: outputs of predecessor and champion, a pair a night.
+        shifts: `shift` of predecessor and champion on the same rows, one a night; None: could not be measured.
     """
-    distances = [distance for pair in nights if (distance := shift(*pair)) is not None]
-    if not distances:
+    known = [value for value in shifts if value is not None]
+    if len(known) < _LEAST_NIGHTS:
         return None
-    basis = f"{figures(headroom)} times the largest shift between the champion and its predecessor"
-    return ShiftLimit(headroom * max(distances), f"{basis} in {counted(len(distances), 'night')}")
+    value = float(np.quantile(known, SHIFT_QUANTILE_OF_NIGHTS))
+    nights = f"what {percent(SHIFT_QUANTILE_OF_NIGHTS)} of {counted(len(known), 'night')} kept"
+    return ShiftLimit(value, f"{nights} between the champion and its predecessor")
 
 
 def limit_from_halves(
-    champion: Column,
-    nights: Column | None = None,
-    *,
-    seed: int,
-    resamples: int = 200,
-    headroom: float = SHIFT_HEADROOM,
+    champion: Column, nights: Column | None = None, *, seed: int, resamples: int = 200
 ) -> ShiftLimit | None:
-    """The shift that 99 % of random halves of the champion's own outputs stay below, with headroom; None for few.
+    """What 99 % of random halves of the champion's own outputs keep, with headroom; None for too few outputs.
 
-    Whole nights are drawn where there are at least four, since the nights of one half differ from those of the other in
+    Whole nights are drawn where there are at least five, since the nights of one half differ from those of the other in
     more than chance; rows otherwise, which makes the limit strict where rows are many.
 
     Args:
@@ -205,10 +206,10 @@ def limit_from_halves(
     if nights is not None:
         encoded = nights.dictionary_encode()
         encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
-        if len(encoded.dictionary) >= 4:
+        if len(encoded.dictionary) >= _LEAST_NIGHTS:
             blocks, drawn = encoded.indices.to_numpy(), "nights"
     count = int(blocks.max()) + 1 if len(blocks) else 0
-    if count < 4:
+    if count < _LEAST_NIGHTS:
         return None
     random = np.random.default_rng(seed)
     distances = []
@@ -219,26 +220,30 @@ def limit_from_halves(
             distances.append(distance)
     if not distances:
         return None
-    value = float(np.quantile(distances, SHIFT_QUANTILE, method="higher"))
-    basis = f"{figures(headroom)} times what {percent(SHIFT_QUANTILE)} of the halves of the champion's own {drawn} stay"
-    return ShiftLimit(headroom * value, f"{basis} below")
+    value = float(np.quantile(distances, SHIFT_QUANTILE_OF_HALVES, method="higher"))
+    halves = f"what {percent(SHIFT_QUANTILE_OF_HALVES)} of the halves of the champion's own {drawn} keep"
+    return ShiftLimit(HALVES_HEADROOM * value, f"{figures(HALVES_HEADROOM)} times {halves}")
 
 
-def prediction_shift(output: str, champion: Column, challenger: Column, limit: ShiftLimit | None) -> Guardrail:
+def prediction_shift(output: str, shifts: Sequence[float | None], limit: ShiftLimit | None) -> Guardrail:
     """The challenger's outputs are distributed as the champion's, within what was measured to be usual.
 
     Args:
-        champion, challenger: outputs of the same rows.
+        shifts: `shift` of champion and challenger on the same rows, one a night of the rollout, tonight's last; None:
+            could not be measured. The median of the newest seven is judged.
         limit: of `limit_from_predecessor`, else of `limit_from_halves`; None: there was nothing to measure it on.
     """
     name = f"{output}: shift"
     if limit is None:
         return _silent(name, f"No limit for a shift of {output} could be measured: the champion has scored too little.")
-    distance = shift(champion, challenger)
-    if distance is None:
-        return _silent(name, f"Too few outputs to compare the distributions of {output}.", limit.value)
-    text = f"{output} of the challenger is {figures(distance)} away from the champion's distribution; up to"
-    return _judged(name, distance, limit.value, f"{text} {figures(limit.value)} is usual ({limit.basis}).")
+    if not shifts or shifts[-1] is None:
+        return _silent(name, f"Too few outputs tonight to compare the distributions of {output}.")
+    known = [value for value in shifts if value is not None][-SHIFT_NIGHTS:]
+    value, usual = float(np.median(known)), limit.after(len(known))
+    text = f"{output} of the challenger is {figures(value)} away from the champion's distribution"
+    if len(known) > 1:
+        text += f" in the median of {len(known)} nights"
+    return _judged(name, value, usual, f"{text}; up to {figures(usual)} is usual, by {limit.basis}.")
 
 
 def interval_width(

@@ -60,17 +60,32 @@ def test_the_shift_of_classes_is_half_the_sum_of_differences_of_shares() -> None
 
 
 def test_the_limit_of_a_shift_is_what_versions_lie_apart() -> None:
-    limit = guardrails.limit_from_predecessor([(NUMBERS, _shifted(0.5)), (NUMBERS, _shifted(1.0))])
+    limit = guardrails.limit_from_predecessor([0.1, None, 0.12, 0.1, 0.1, 0.9, *[0.1] * 5, 0.2])
     assert limit is not None
-    assert limit.value / 1.5 == pytest.approx(guardrails.shift(NUMBERS, _shifted(1.0)))
-    assert limit.basis == "1.5 times the largest shift between the champion and its predecessor in 2 nights"
-    assert guardrails.prediction_shift("delay", NUMBERS, _shifted(1.1), limit).status == "ok"
-    bad = guardrails.prediction_shift("delay", NUMBERS, _shifted(3.0), limit)
-    assert bad.status == "breached"
-    assert "is usual (1.5 times the largest shift" in bad.explanation
-    assert guardrails.limit_from_predecessor([]) is None
-    assert guardrails.prediction_shift("delay", NUMBERS, NUMBERS, None).status == "not_evaluated"
-    assert guardrails.prediction_shift("delay", NUMBERS, pa.array([1.0]), limit).status == "not_evaluated"
+    assert (limit.value, limit.basis) == (0.2, "what 90 % of 11 nights kept between the champion and its predecessor")
+    assert guardrails.limit_from_predecessor([0.1] * 4 + [None]) is None
+    assert [limit.after(nights) for nights in (1, 2, 7, 30)] == pytest.approx([0.4, 0.3, 8 / 35, 8 / 35])
+
+
+def test_a_shift_stops_when_it_stays_or_when_it_is_huge() -> None:
+    limit = ShiftLimit(0.2, "measurement")
+
+    def judged(*shifts: float | None) -> guardrails.Guardrail:
+        return guardrails.prediction_shift("delay", shifts, limit)
+
+    assert [judged(*[0.3] * nights).status for nights in (1, 2, 3)] == ["ok", "ok", "breached"]
+    assert judged(0.41).status == "breached"
+    assert judged(0.41).explanation == (
+        "delay of the challenger is 0.41 away from the champion's distribution; up to 0.4 is usual, by measurement."
+    )
+    storm = judged(*[0.1] * 5, 0.9, 0.9)
+    assert (storm.status, storm.value) == ("ok", 0.1)
+    healed = judged(*[0.9] * 4, *[0.1] * 7)
+    assert (healed.status, healed.value) == ("ok", 0.1)
+    assert judged(0.1, None).status == "not_evaluated"
+    assert judged(None, 0.41).status == "breached"
+    assert judged().status == "not_evaluated"
+    assert guardrails.prediction_shift("delay", [0.9], None).status == "not_evaluated"
 
 
 def test_halves_are_of_nights_since_those_differ_by_more_than_chance() -> None:
@@ -81,7 +96,7 @@ def test_halves_are_of_nights_since_those_differ_by_more_than_chance() -> None:
     assert by_night is not None
     assert by_row is not None
     assert by_night.value > 2.0 * by_row.value
-    assert "own nights stay below" in by_night.basis
+    assert by_night.basis == "1.3 times what 99 % of the halves of the champion's own nights keep"
     assert by_night == guardrails.limit_from_halves(values, nights, seed=3, resamples=60)
     assert guardrails.limit_from_halves(pa.array([1.0, 2.0, 3.0]), seed=3) is None
 
@@ -92,7 +107,8 @@ def test_equal_versions_stay_within_the_halves() -> None:
     for _ in range(40):
         champion, challenger = (pa.array(random.normal(0.0, 1.0, 200)) for _ in range(2))
         limit = guardrails.limit_from_halves(champion, seed=5, resamples=50)
-        breaches += guardrails.prediction_shift("delay", champion, challenger, limit).status == "breached"
+        shifts = [guardrails.shift(champion, challenger)]
+        breaches += guardrails.prediction_shift("delay", shifts, limit).status == "breached"
     assert breaches <= 1
 
 
@@ -178,8 +194,9 @@ def test_a_canary_that_a_test_of_ranks_passes_is_stopped(control: list[float], e
 def test_a_sparse_canary_is_also_a_shift() -> None:
     champion, challenger = (pa.array(values) for values in SPARSE)
     limit = guardrails.limit_from_halves(champion, seed=1)
-    assert limit == ShiftLimit(0.0, "1.5 times what 99 % of the halves of the champion's own rows stay below")
-    assert guardrails.prediction_shift("errors", champion, challenger, limit).status == "breached"
+    assert limit == ShiftLimit(0.0, "1.3 times what 99 % of the halves of the champion's own rows keep")
+    shifts = [guardrails.shift(champion, challenger)]
+    assert guardrails.prediction_shift("errors", shifts, limit).status == "breached"
 
 
 def test_a_canary_whose_values_explode_leaves_the_gate_s_range() -> None:
