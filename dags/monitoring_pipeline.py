@@ -1,7 +1,8 @@
 """Watch a model after each scored night, and request a retraining when the evidence calls for one.
 
 Reads    the night's features and predictions, the champion's reference, labels that have matured by that night.
-Writes   metrics (lake and SQL), HTML reports, one decision per night, and perhaps a retraining request.
+Writes   metrics (lake and SQL), HTML reports, one decision per night, perhaps a retraining request, and, while a version
+         takes over step by step, the night's line of the ledger of rollouts.
 Rerun    idempotent: nothing is committed while the numbers are equal. Only the newest published night may request.
 Skipped  `request` is skipped on a quiet night; the log of `decide` gives the reason with its numbers.
 Tells    `alarms` evaluates the alert rules, sends what cannot wait, and sends the nightly summary after the night's
@@ -74,18 +75,22 @@ def decide(model_name: str, dag_run: Any = None) -> dict[str, Any]:
 
 
 @task(
-    doc_md=(
-        "Bring MLflow's alias `champion` in line with the ledger. An unreachable MLflow is only a warning here: the"
-        " ledger is the truth."
-    )
+    doc_md="Judge the challenger of a rollout, before and after labels, and move it: to the next step, to its end, or "
+    "back; its log gives the reason with its numbers. Without a rollout there is nothing to judge. Then MLflow's alias "
+    "`champion` is brought in line with the ledger; an unreachable MLflow is only a warning: the ledger is the truth."
 )
-def align(model_name: str) -> dict[str, Any]:
+def rollout(model_name: str, dag_run: Any = None) -> dict[str, Any]:
     from dataclasses import asdict
 
+    from config.calendar import requested_interval
     from lake.lake import open_lake
+    from monitoring.rollout.stage import move_rollout
     from training.registry.promotion import repair_alias
 
-    return asdict(repair_alias(open_lake(), model_name))
+    lake = open_lake()
+    moved = move_rollout(lake, model_name, requested_interval(dag_run.partition_key), run_id=dag_run.run_id).to_json()
+    print(*moved["details"]["told"] or ["no rollout goes on"], sep="\n")
+    return moved | {"alias": asdict(repair_alias(lake, model_name))}
 
 
 @task(
@@ -146,11 +151,13 @@ for model in catalog.models:
     ) as dag:
         retraining = retraining_asset(model.name)
         measured = [drift(model.name), performance(model.name)]
+        moved = rollout(model.name)
+        measured[1] >> moved  # the labels that it judges by
         decided = decide(model.name)
         measured >> decided
         reported = report(model.name)
         measured >> reported
         requested = task(doc_md=REQUEST_DOC, outlets=[retraining])(request)(decided, retraining)
         # A teardown runs though what is before it failed, and does not make the run green for that.
-        [reported, align(model.name), requested] >> alarms(model.name).as_teardown()
+        [reported, moved, requested] >> alarms(model.name).as_teardown()
         add_links(dag)

@@ -170,7 +170,7 @@ LINKS: dict[str, dict[str, tuple[type[_Link], ...]]] = {
     | {
         "decide": (DriftReportLink, RetrainingLink),
         "request": (RetrainingLink,),
-        "align": (ModelLink,),
+        "rollout": (ModelLink,),
         "alarms": (TonightLink, DriftReportLink),
     },
     "train": {

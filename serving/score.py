@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
+import resource
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -224,8 +226,11 @@ def _scored(lake: Lake, model: str, interval: Interval, *, run_id: str, rewrite:
         retrieval = retrieve(lake, model, interval, folder=folder)
         scoring = _Scoring(entry, table, tenures, predictors, seen, folder)
         assignments = recorded((tenure.interval, tenure.plan) for tenure in tenures)
+        named: dict[str, Any] = {"ledger_version": ledger.delta_version, "assignments": assignments}
+        if any(len(tenure.plan) > 1 for tenure in tenures):
+            named["scoring"] = seen.by_role  # filled while the rows stream, before they are committed
         lineage = replace(
-            lake.lineage(model, run_id, ledger_version=ledger.delta_version, assignments=assignments),
+            lake.lineage(model, run_id, **named),
             inputs={day: tuple(retrieval.inputs.get(day, ())) for day in interval},
         )
         # A scored night may only be replaced on purpose: saying that it holds nothing makes any other rows a conflict.
@@ -317,6 +322,17 @@ class _Seen:
 
     rows: int = 0
     values: Counter[str] = field(default_factory=Counter)
+    # What guardrails of a rollout need of each role, as the publication keeps it; empty while there is no challenger.
+    by_role: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def note(self, role: str, seconds: float, rows: pa.Table, features: Iterable[str]) -> None:
+        """Add what a piece of rows took in that role, and how many of its features had a value."""
+        kept = self.by_role.setdefault(role, {"seconds": 0.0, "peak_mib": 0.0, "rows": 0, "values": {}})
+        kept["seconds"] = round(kept["seconds"] + seconds, 3)
+        kept["peak_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+        kept["rows"] += rows.num_rows
+        for name in features:
+            kept["values"][name] = kept["values"].get(name, 0) + rows.num_rows - rows[name].null_count
 
 
 def _rebatched(reader: pa.RecordBatchReader) -> Iterator[pa.Table]:
@@ -366,6 +382,7 @@ class _Scoring:
         served = served_rows(plan, rows)
         for assignment in plan:
             predictor = self.predictors[assignment.artifact_digest]
+            began = time.perf_counter()
             try:
                 scored = predict_rows(self.entry, assignment, predictor, rows, served=served[assignment.role])
             except NightfleetError as error:
@@ -373,6 +390,8 @@ class _Scoring:
                     raise _ChallengerFailed(error) from error
                 raise
             self.seen.values.update({name: len(rows) - rows[name].null_count for name in predictor.feature_columns})
+            if len(plan) > 1:
+                self.seen.note(assignment.role, time.perf_counter() - began, rows, predictor.feature_columns)
             parts.append(scored.select(self.table.schema.names).cast(self.table.schema).combine_chunks())
         self.seen.rows += rows.num_rows
         check_served(self.entry, parts, times=1 if champion_in(plan) else 0)

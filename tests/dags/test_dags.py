@@ -122,11 +122,11 @@ def test_alarms_run_whatever_failed_and_do_not_make_the_run_green(dag_bag) -> No
             "a last task that is no teardown decides the run's state alone: a failed night would be green."
         )
         assert not alarms.on_failure_fail_dagrun
-        assert alarms.upstream_task_ids == {"report", "align", "request"}
+        assert alarms.upstream_task_ids == {"report", "rollout", "request"}
         assert alarms.trigger_rule == "all_done_setup_success"
         every = [Ended(task.task_id, "success") for task in dag.tasks]
         decisive = DagRun()._tis_for_dagrun_state(dag=dag, tis=every)  # type: ignore[arg-type]  # only names and states are looked at
-        assert {ti.task_id for ti in decisive} == {"report", "align", "request"}
+        assert {ti.task_id for ti in decisive} == {"report", "rollout", "request"}
 
 
 def test_the_watch_looks_every_ten_minutes_and_never_at_what_it_missed(dag_bag) -> None:

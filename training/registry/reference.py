@@ -468,9 +468,20 @@ def _prediction_profiles(
     keep = pc.equal(frame["split"], split) if split else pa.array(np.ones(frame.num_rows, dtype=bool))
     nights, days = _nights_of(frame["data_date"].filter(keep))
     return {
-        name: _profile(predictions[name].filter(keep), kind, nights, len(days), **settings) | {"split": split or "all"}
+        name: _profile(predictions[name].filter(keep), kind, nights, len(days), **settings)
+        | {"split": split or "all"}
+        | _extent(predictions[name].filter(keep), kind)
         for name, kind in entry.drift_types.items()
     }
+
+
+def _extent(column: pa.ChunkedArray, kind: str) -> dict[str, float]:
+    """The smallest and the largest number, for the guardrails of a rollout; nothing for classes or without numbers."""
+    if is_categorical(kind):
+        return {}
+    numbers = as_numbers(column)
+    numbers = numbers[np.isfinite(numbers)]
+    return {"lowest": float(numbers.min()), "highest": float(numbers.max())} if len(numbers) else {}
 
 
 def write_reference_sample(

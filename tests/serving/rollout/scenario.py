@@ -33,7 +33,7 @@ def block(**settings: Any) -> Stepwise:
 
 def champion_with_nights(lake: Lake, nights: int = 1) -> Lake:
     """Inputs of a few weeks, a champion, and its first nights scored."""
-    publish_inputs(lake, Interval.closed(date(2024, 1, 20), date(2024, 1, 26)))
+    publish_inputs(lake, Interval.closed(date(2024, 1, 20), date(2024, 2, 2)))
     promote(lake, 1)
     for number in range(nights):
         scored(lake, FIRST + number * ONE_DAY)
