@@ -1,7 +1,7 @@
 """Watch a model after each scored night, and request a retraining when the evidence calls for one.
 
 Reads    the night's features and predictions, the champion's reference, labels that have matured by that night.
-Writes   metrics (lake and SQL), HTML reports, one decision per night, perhaps a retraining request, and, while a version
+Writes   metrics (lake and SQL), HTML reports, one decision per night, perhaps a retraining request; while a version
          takes over step by step, the night's line of the ledger of rollouts.
 Rerun    idempotent: nothing is committed while the numbers are equal. Only the newest published night may request.
 Skipped  `request` is skipped on a quiet night; the log of `decide` gives the reason with its numbers.

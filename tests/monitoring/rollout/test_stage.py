@@ -8,6 +8,7 @@ import training.registry.delivery as delivery
 from config.calendar import ONE_DAY, Interval
 from lake.lake import Lake
 from lake.metrics import read_metrics
+from lake.rollouts import Kind
 from monitoring.rollout.stage import GROUP, _Night, move_rollout
 from tests.serving.rollout.scenario import FIRST, begin, champion_with_nights, next_unscored, scored, shares
 from tests.serving.scenario import MODEL, use_linear
@@ -25,7 +26,7 @@ def lake(toy_lake: Lake, monkeypatch: pytest.MonkeyPatch) -> Lake:
     return champion_with_nights(toy_lake)
 
 
-def moved(lake: Lake, nights: int) -> list[tuple[str, int]]:
+def moved(lake: Lake, nights: int) -> list[tuple[Kind, int]]:
     """Score and judge that many nights; kind and step of the ledger's lines after the first."""
     for night in NIGHTS[1 : 1 + nights]:
         scored(lake, night)

@@ -120,7 +120,7 @@ def test_a_blue_green_return_that_was_cut_is_completed(lake: Lake, monkeypatch: 
     scored(lake, NIGHTS[1])
     delivery.advance(lake, MODEL, by="monitor", reason="no harm", night=NIGHTS[1])
     scored(lake, NIGHTS[2])
-    
+
     def cut(*arguments: object, **named: object) -> bool:
         if point == "after the flip":
             flip(*arguments, **named)  # type: ignore[arg-type]
