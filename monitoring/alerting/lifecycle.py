@@ -13,6 +13,7 @@ from config.calendar import Interval
 from lake.lake import Lake
 from lake.ledger import Promotion
 from lake.promotions import project_promotions, stored_promotions
+from lake.stored_rollouts import project_rollouts
 from monitoring.alerting.actions import DONE, read_actions
 from monitoring.alerting.runs import ENDED, FAILED, Run, read_runs, read_waiting
 from monitoring.matured import JudgedNight, Key, Pooled, judged_nights, pooled
@@ -104,10 +105,10 @@ class Gain:
 
 
 def project_records(lake: Lake, models: Collection[str]) -> int:
-    """Bring SQL up to date with those models' requests, decisions, answers and promotions, where a run was killed
-    between Delta and SQL or SQL is new; rows written.
+    """Bring SQL up to date with those models' requests, decisions, answers, promotions and rollouts, where a run was
+    killed between Delta and SQL or SQL is new; rows written.
     """
-    kinds = (project_requests, project_decisions, project_approvals, project_promotions)
+    kinds = (project_requests, project_decisions, project_approvals, project_promotions, project_rollouts)
     return sum(project(lake, model) for model in models for project in kinds)
 
 

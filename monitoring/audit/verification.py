@@ -2,8 +2,8 @@
 
 Partitions are compared with the index and their files, stored versions with their signatures, and the projections (SQL,
 Feast's registry, the online store, MLflow's alias) with Delta. What is rebuilt is what follows from Delta. Delta's own
-partitions are made again by the stage that publishes them; decisions, approvals, requests, actions and promotions are
-said nowhere else, and come from a backup alone.
+partitions are made again by the stage that publishes them; decisions, approvals, requests, actions, promotions
+and rollouts are said nowhere else, and come from a backup alone.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from lake.metrics import metrics_table, project_metrics
 from lake.projection import outdated_dates
 from lake.promotions import project_promotions, stored_promotions
 from lake.storage import artifacts
+from lake.stored_rollouts import project_rollouts, stored_rollouts
 from lake.tables import LakeTable, feature_table, quarantine_table, raw_table, valid_table
 from lake.verify import Damage, altered_dates, verify_files, verify_table
 from monitoring import retraining_requests
@@ -70,14 +71,21 @@ def verify_projections(lake: Lake) -> Iterator[Damage]:
             yield Damage("SQL", f"{sql_table} of {table.name}", said, _REPAIR)
     for model in lake.catalog.models:
         try:
-            in_lake = lake.ledger(model.name).read().promotions
+            promotions = lake.ledger(model.name).read().promotions
+            rollouts = lake.rollouts(model.name).read().lines
         except LedgerUntrusted as error:
             yield Damage("ledger", model.name, *str(error).split("\n  ", 1))
             continue
-        in_sql = stored_promotions(lake, [model.name])
-        if len(in_lake) != len(in_sql):
-            said = f"{len(in_sql)} promotions, the ledger has {len(in_lake)}"
-            yield Damage("SQL", f"promotions of {model.name}", said, _REPAIR)
+        shown = stored_rollouts(lake, [model.name]).get(model.name)
+        counts = {
+            "promotions": (len(stored_promotions(lake, [model.name])), len(promotions)),
+            "rollouts": (len(shown.lines) if shown else 0, len(rollouts)),
+        }
+        for ledger, (in_sql, in_lake) in counts.items():
+            if in_sql != in_lake:
+                lines = "promotions" if ledger == "promotions" else "lines"
+                said = f"{in_sql} {lines}, the ledger has {in_lake}"
+                yield Damage("SQL", f"{ledger} of {model.name}", said, _REPAIR)
     for missing in registry_problems(lake):
         yield Damage("Feast", missing, "is missing", _REPAIR)
     for dataset in lake.catalog.datasets:
@@ -106,8 +114,9 @@ def repair(lake: Lake, *, run_id: str) -> Iterator[str]:
         yield f"SQL: {bring_predictions(lake, model.name, anew=True):,} predictions of {model.name}"
         rows = retraining_requests.project_requests(lake, model.name, anew=True)
         rows += decision.project_decisions(lake, model.name, anew=True)
-        rows += approval.project_approvals(lake, model.name, anew=True) + project_promotions(lake, model.name)
-        yield f"SQL: {rows:,} requests, decisions, answers and promotions of {model.name}"
+        rows += approval.project_approvals(lake, model.name, anew=True)
+        rows += project_promotions(lake, model.name) + project_rollouts(lake, model.name)
+        yield f"SQL: {rows:,} requests, decisions, answers, promotions and rollouts of {model.name}"
     yield f"SQL: {actions.project_actions(lake, anew=True):,} actions"
     apply_anew(lake)
     yield "Feast: the registry holds the catalog"

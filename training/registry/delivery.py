@@ -16,6 +16,8 @@ from datetime import UTC, date, datetime
 from math import ceil
 from typing import Any
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from config.calendar import ONE_DAY
 from config.catalog.rollout import Stepwise
 from config.errors import NightfleetError
@@ -31,6 +33,7 @@ from lake.rollouts import (
     unsettled,
 )
 from lake.signed_lines import LedgerConflict
+from lake.stored_rollouts import project_rollouts
 from serving.predictions import predictions_table
 from serving.rollout.flip import flip
 from serving.rollout.population import units_and_groups
@@ -149,7 +152,7 @@ def deliver(lake: Lake, decision: Decision, registered: Registered, *, by: str) 
     if rollouts.running is not None and block.when_busy == "queue":
         reason = f"waits for the rollout of version {rollouts.running.version}"
         line = _line(promotion, "queued", reason=reason, effective_from=promotion.effective_from)
-        return lake.rollouts(decision.model).append(line, seen=rollouts).lines[-1]
+        return _append(lake, line, seen=rollouts).lines[-1]
     return _started(lake, decision, promotion, block, rollouts)
 
 
@@ -178,7 +181,7 @@ def _started(
     first = max(promotion.effective_from, *(line.effective_from for line in rollouts.lines), date.min)
     line = replace(_line(promotion, "started", reason=reason, effective_from=first), settings=json.dumps(settings))
     try:
-        return ledger.append(line, seen=rollouts).lines[-1]
+        return _append(lake, line, seen=rollouts).lines[-1]
     except LedgerConflict:
         there = _line_of(ledger.read(), decision)  # the same task, run twice at once
         if there is None:
@@ -251,7 +254,19 @@ def _superseded(
     reason = f"version {decision.version} passed the gate and takes its place"
     night = next_night(lake, decision.model, running)
     line = following(running, "abandoned", by=by, reason=reason, effective_from=night)
-    return lake.rollouts(decision.model).append(line, seen=rollouts)
+    return _append(lake, line, seen=rollouts)
+
+
+def _append(lake: Lake, line: RolloutLine, *, seen: RolloutSnapshot) -> RolloutSnapshot:
+    """Add a line to the ledger, then to SQL. Where SQL does not answer the line counts all the same, since it must not
+    be written twice: the next night's end, or the watch, projects it.
+    """
+    written_lines = lake.rollouts(line.model).append(line, seen=seen)
+    try:
+        project_rollouts(lake, line.model, seen=written_lines)
+    except SQLAlchemyError as error:
+        log.warning("%s: pages do not show the rollout's newest line yet. %s", line.model, error)
+    return written_lines
 
 
 # ---- while it goes on ----------------------------------------------------------------------------------------------
@@ -384,7 +399,7 @@ def _moved(
             f"{model} has no rollout that goes on. Nothing was written. `python -m cli rollout {model} status` shows "
             "the last one."
         )
-    return ledger.append(line_of(seen.running, next_night(lake, model, seen.running)), seen=seen).lines[-1]
+    return _append(lake, line_of(seen.running, next_night(lake, model, seen.running)), seen=seen).lines[-1]
 
 
 def _newest_scored(lake: Lake, model: str) -> date | None:
@@ -440,7 +455,7 @@ def _returned(lake: Lake, model: str, by: str) -> list[str]:
         night=running.last.night,
     )  # fmt: skip
     try:
-        ledger.append(line, seen=seen)
+        _append(lake, line, seen=seen)
     except LedgerConflict:
         return []  # another process ends it at this moment
     return [f"{running.last.effective_from} is served by the champion again"]
@@ -465,6 +480,6 @@ def _started_next(lake: Lake, model: str, by: str) -> list[str]:
     except (StaleDecision, ModelFilesDamaged, TooFewUnits) as error:
         reason = str(error).splitlines()[0]
         dropped = replace(waiting, kind="dropped", by=by, reason=reason, decided_at=datetime.now(UTC), sequence=0)
-        lake.rollouts(model).append(dropped, seen=seen)
+        _append(lake, dropped, seen=seen)
         return [f"version {waiting.version}, which waited, was let go: {reason}"]
     return [f"the rollout of version {line.version}, which waited, starts on {line.effective_from}"]

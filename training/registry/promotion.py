@@ -22,6 +22,7 @@ from lake.lineage import PartitionNotReady
 from lake.promotions import project_promotions
 from lake.signed_lines import LedgerConflict
 from lake.storage import artifact_folder
+from lake.stored_rollouts import project_rollouts
 from lake.tables import named_table
 from serving.predictors import read_manifest
 from training.registry.approval import ReasonMissing, approval_of
@@ -234,14 +235,15 @@ def effective_from(
 
 
 def repair_alias(lake: Lake, model: str) -> AliasState:
-    """Bring SQL's `promotions`, then MLflow's `champion` alias and stage tags in line with the ledger; sets only what
-    differs.
+    """Bring SQL's `promotions` and `rollouts`, then MLflow's `champion` alias and stage tags in line with the ledgers;
+    sets only what differs.
 
     Tags of a version: `stage` (champion, former champion), `gate` (its newest verdict). Never raises for MLflow's sake:
     the warning is logged and returned, and the next run repairs.
     """
     snapshot = lake.ledger(model).read()
     project_promotions(lake, model, seen=snapshot)
+    project_rollouts(lake, model)
     newest = snapshot.newest
     wanted = _wanted_tags(snapshot, read_decisions(lake, model))
     version = newest.version if newest else None

@@ -13,6 +13,7 @@ from config.calendar import ONE_DAY, Interval
 from lake.lake import Lake
 from lake.ledger import NoChampion
 from lake.signed_lines import LedgerConflict
+from lake.stored_rollouts import stored_rollouts
 from serving.rollout.flip import flip
 from serving.score import score
 from tests.serving.rollout.scenario import (
@@ -230,3 +231,18 @@ def test_a_step_of_the_plan_stays_as_it_was_for_nights_before_it(lake: Lake) -> 
     snapshot = lake.rollouts(MODEL).read()
     assert snapshot.of(date(2024, 1, 1)) is None
     assert block(strategy="shadow").planned({}) == [{"share": 0.0}]
+
+
+def test_a_line_counts_though_sql_does_not_answer(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    begin(lake, strategy="canary", steps=[0.5, 1.0])
+    assert [line.kind for line in stored_rollouts(lake, [MODEL])[MODEL].lines] == ["started"]
+
+    def away(*_: object, **__: object) -> int:
+        raise sa.exc.OperationalError("SELECT 1", {}, Exception("the server is away"))
+
+    monkeypatch.setattr(delivery, "project_rollouts", away)
+    assert delivery.advance(lake, MODEL, by="ada", reason="looks fine").step == 1
+    assert "pages do not show" in caplog.text
+    assert [line.kind for line in lake.rollouts(MODEL).read().lines] == ["started", "advanced"]
