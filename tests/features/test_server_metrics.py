@@ -82,6 +82,27 @@ def test_a_departure_is_beyond_the_range_before_and_told_once(measured: duckdb.D
     assert later == [0] * 29, "the incident that was told is not told again"
 
 
+def test_all_that_was_before_bounds_a_value_however_long_ago(measured: duckdb.DuckDBPyConnection) -> None:
+    """As plain Python counts it, of every row before; the highest and the lowest lie days back."""
+    measured.execute("UPDATE measurements SET value = 1.4 WHERE series = 'jumps' AND step = 100")
+    measured.execute("UPDATE measurements SET value = -0.2 WHERE series = 'jumps' AND step = 150")
+    measured.execute("UPDATE measurements SET value = 1.5 WHERE series = 'jumps' AND step = 780")
+    values = [
+        row[0] for row in measured.sql("SELECT value FROM measurements WHERE series = 'jumps' ORDER BY step").fetchall()
+    ]
+    shares = [0.0] * 20
+    for place in range(20, 9 * 96):
+        low, high = min(values[:place]), max(values[:place])
+        shares.append(max(values[place] - high, low - values[place], 0.0) / (high - low))
+    told = [
+        0.0 if share <= max(shares[max(place - 50, 0) : place], default=0.0) else share
+        for place, share in enumerate(shares)
+    ]
+    night = {row[2]: row[3] for row in departures(measured, 8) if row[1] == "jumps"}
+    assert night == {place + 1: told[place] for place in range(8 * 96, 9 * 96)}
+    assert [step for step, share in night.items() if share] == [780, 800]
+
+
 def test_bulk_equals_nightly_and_the_future_changes_nothing(measured: duckdb.DuckDBPyConnection) -> None:
     bulk = departures(measured, 4, 5, 6, 7, 8)
     nightly = [row for day in (4, 5, 6, 7, 8) for row in departures(measured, day)]

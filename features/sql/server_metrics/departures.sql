@@ -16,7 +16,8 @@ signals AS (
         *,
         CASE WHEN count(*) OVER day = 24 THEN CAST(sum(CAST(value AS DECIMAL(28, 9))) OVER day AS DOUBLE) / 24 END AS mean_24,
         CASE WHEN count(*) OVER two_days = 48 THEN max(value) OVER two_days - min(value) OVER two_days END AS range_48,
-        value - CAST(sum(CAST(value AS DECIMAL(28, 9))) OVER yesterday AS DOUBLE) / nullif(count(*) OVER yesterday, 0) AS change
+        value - CAST(sum(CAST(value AS DECIMAL(28, 9))) OVER yesterday AS DOUBLE) / nullif(count(*) OVER yesterday, 0) AS change,
+        row_number() OVER (PARTITION BY data_date, series ORDER BY step) AS place
     FROM past
     WINDOW
         day AS (PARTITION BY data_date, series ORDER BY step ROWS BETWEEN 23 PRECEDING AND CURRENT ROW),
@@ -27,15 +28,44 @@ signals AS (
         )
 ),
 
+-- Of the 28 days only tonight's rows and the 50 before them are looked at one by one; of the others, what they bound.
+looked_at AS (
+    SELECT data_date, series, min(place) - 50 AS first_place FROM signals WHERE tonight GROUP BY data_date, series
+),
+
+earlier AS (
+    SELECT
+        data_date,
+        series,
+        max(s.value) AS value_high, min(s.value) AS value_low, count(s.value) AS values,
+        max(s.mean_24) AS mean_high, min(s.mean_24) AS mean_low, count(s.mean_24) AS means,
+        max(s.range_48) AS range_high, min(s.range_48) AS range_low, count(s.range_48) AS ranges,
+        max(s.change) AS change_high, min(s.change) AS change_low, count(s.change) AS changes
+    FROM looked_at AS l
+    JOIN signals AS s USING (data_date, series)
+    WHERE s.place < l.first_place
+    GROUP BY data_date, series
+),
+
 bounds AS (
     SELECT
-        *,
-        max(value) OVER before AS value_high, min(value) OVER before AS value_low, count(value) OVER before AS values,
-        max(mean_24) OVER before AS mean_high, min(mean_24) OVER before AS mean_low, count(mean_24) OVER before AS means,
-        max(range_48) OVER before AS range_high, min(range_48) OVER before AS range_low, count(range_48) OVER before AS ranges,
-        max(change) OVER before AS change_high, min(change) OVER before AS change_low, count(change) OVER before AS changes
-    FROM signals
-    WINDOW before AS (PARTITION BY data_date, series ORDER BY step ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
+        s.*,
+        greatest(e.value_high, max(s.value) OVER before) AS value_high,
+        least(e.value_low, min(s.value) OVER before) AS value_low,
+        coalesce(e.values, 0) + count(s.value) OVER before AS values,
+        greatest(e.mean_high, max(s.mean_24) OVER before) AS mean_high,
+        least(e.mean_low, min(s.mean_24) OVER before) AS mean_low,
+        coalesce(e.means, 0) + count(s.mean_24) OVER before AS means,
+        greatest(e.range_high, max(s.range_48) OVER before) AS range_high,
+        least(e.range_low, min(s.range_48) OVER before) AS range_low,
+        coalesce(e.ranges, 0) + count(s.range_48) OVER before AS ranges,
+        greatest(e.change_high, max(s.change) OVER before) AS change_high,
+        least(e.change_low, min(s.change) OVER before) AS change_low,
+        coalesce(e.changes, 0) + count(s.change) OVER before AS changes
+    FROM signals AS s
+    JOIN looked_at AS l ON l.data_date = s.data_date AND l.series = s.series AND s.place >= l.first_place
+    LEFT JOIN earlier AS e ON e.data_date = s.data_date AND e.series = s.series
+    WINDOW before AS (PARTITION BY s.data_date, s.series ORDER BY s.step ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
 ),
 
 departed AS (
