@@ -515,12 +515,14 @@ def _segments(v: Subject, part: OutputSegments) -> dict[str, Any]:
     direction: tuple[Column, ...] = (Column("bias", "bias", "number"),) if biased else ()
     if binary:
         direction = Column("rate", "came true", "percent"), Column("predicted_rate", "predicted", "percent")
+    interval = any(segment.coverage is not None for segment in part.segments)
     columns = (
         Column("segment", "segment"),
         Column("rows", "rows", "number"),
         Column("error", part.metric, "number"),
         Column("ratio", "against the whole", "number"),
         *direction,
+        *([Column("coverage", "inside the interval", "percent")] if interval else []),
         Column("result", "result", "status"),
     )
     rest = len(part.segments) - _SHOWN_SEGMENTS
@@ -546,6 +548,7 @@ def _segment(s: Segment) -> dict[str, Any]:
         "bias": s.bias,
         "rate": s.rate,
         "predicted_rate": s.predicted_rate,
+        "coverage": s.coverage,
         "result": "worse" if s.worse else known,
     }
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from config.catalog.output import Answer, Defect, Drawing, EvidentlyTask, Measurement, OutputKind
 
@@ -25,6 +25,8 @@ _LARGEST_DRAWN = 1e12
 _ALIKE = 1e-12  # of the largest label
 # A label below this share of the median one makes a mean of relative errors one of few rows.
 _NEAR_ZERO = 0.01
+# Of the rows by what is predicted: where a number is low, an interval may hold all, and half where it is high.
+_THIRDS = ("lowest", "middle", "highest")
 _WITHOUT_MAPE = ("MAE", "RMSE", "R2Score", "MeanError", "AbsMaxError")
 
 
@@ -37,12 +39,27 @@ class NumberOutput(OutputKind):
         "bias": "bias, predicted minus real",
         "coverage": "share of outcomes inside the interval",
         "width": "mean width of the interval",
+        **{f"coverage_{third}": f"… of the {third} third of predictions" for third in _THIRDS},
+        **{f"width_{third}": f"mean width, {third} third of predictions" for third in _THIRDS},
         "ndcg": "NDCG of a night's order",
         "mrr": "mean reciprocal rank of a night's highest",
     }
 
     objective: Literal["median", "mean"] = "median"
     interval: float | None = Field(None, gt=0, lt=1, description="share of outcomes the interval should hold")
+    interval_bands: int | None = Field(
+        None,
+        ge=2,
+        exclude_if=lambda bands: bands is None,  # the catalog's digest of before it could be declared
+        description="bands of the predicted number, each with equally many validation rows, that are to hold the share "
+        "each by itself, so that bounds are narrow where a number can be told; left out: the share holds on the whole",
+    )
+
+    @model_validator(mode="after")
+    def _bands_are_of_an_interval(self) -> Self:
+        if self.interval_bands is not None and self.interval is None:
+            raise ValueError("interval_bands: no `interval` is there to hold its share in each; give the output one")
+        return self
 
     def columns(self, name: str) -> dict[str, str]:
         """The number, and the bounds of an interval."""
@@ -70,7 +87,7 @@ class NumberOutput(OutputKind):
 
     def evaluation(self, name: str, label: Floats, columns: Mapping[str, Floats]) -> dict[str, float]:
         """Metrics, `bias` (prediction minus truth), and of an interval `coverage` (share inside) and `width`, in the
-        label's unit.
+        label's unit, of all rows and of each third of them by what is predicted.
         """
         predicted = columns[name]
         values = {metric: self.metric_named(metric).value(label, predicted) for metric in self.measured}
@@ -79,10 +96,13 @@ class NumberOutput(OutputKind):
         bounds = self.interval_bounds(name)
         if bounds is not None:
             lower, upper = columns[bounds[0]], columns[bounds[1]]
-            defined |= {
-                "coverage": float(((label >= lower) & (label <= upper)).mean()),
-                "width": float((upper - lower).mean()),
-            }
+            inside, width = (label >= lower) & (label <= upper), upper - lower
+            defined |= {"coverage": float(inside.mean()), "width": float(width.mean())}
+            for third, rows in _thirds(predicted).items():
+                defined |= {
+                    f"coverage_{third}": float(inside[rows].mean()),
+                    f"width_{third}": float(width[rows].mean()),
+                }
         return defined
 
     def relevance(self, groups: npt.NDArray[Any], label: Floats) -> Floats | None:
@@ -214,12 +234,19 @@ class NumberOutput(OutputKind):
         if not self.interval:
             return []
         share = metrics[f"{name}/coverage"]
-        if abs(share - self.interval) <= _CARD_TOLERANCE:
-            return []
-        return [
-            f"{name}: the interval should hold {_percent(self.interval)} of outcomes and held {_percent(share)}: do "
-            "not plan with its bounds."
+        if abs(share - self.interval) > _CARD_TOLERANCE:
+            return [
+                f"{name}: the interval should hold {_percent(self.interval)} of outcomes and held {_percent(share)}: "
+                "do not plan with its bounds."
+            ]
+        held = {third: metrics.get(f"{name}/coverage_{third}", self.interval) for third in _THIRDS}
+        off = [
+            f"{_percent(part)} of the {third} third, too {'wide' if part > self.interval else 'narrow'} there"
+            for third, part in held.items()
+            if abs(part - self.interval) > COVERAGE_TOLERANCE
         ]
+        said = f"{name}: the interval holds its {_percent(self.interval)} of outcomes on the whole, but by prediction "
+        return [f"{said}{'; '.join(off)}."] if off else []
 
 
 class Output(NumberOutput):
@@ -227,6 +254,17 @@ class Output(NumberOutput):
 
     kind: Literal["regression"] = "regression"
     gate: Literal["mae", "rmse"] = "mae"
+
+
+def _thirds(predicted: Floats) -> dict[str, npt.NDArray[np.bool_]]:
+    """The rows of each third by what is predicted; those that are predicted alike are in one, and a third may have
+    none, and is left out.
+    """
+    import numpy as np
+
+    third = np.searchsorted(np.quantile(predicted, (1 / 3, 2 / 3), method="lower"), predicted)
+    masks = {name: third == index for index, name in enumerate(_THIRDS)}
+    return {name: rows for name, rows in masks.items() if rows.any()}
 
 
 def _coverage(wanted: float, inside: npt.NDArray[np.bool_]) -> Measurement:

@@ -59,6 +59,18 @@ def calibrated_classes(odds: Floats, calibrations: Sequence[Mapping[str, Any]]) 
     return np.where(total > 0.0, apart / np.where(total > 0.0, total, 1.0), 1.0 / apart.shape[1])
 
 
-def ordered_interval(center: Floats, lower: Floats, upper: Floats, widen_by: float) -> tuple[Floats, Floats]:
+def adjusted_interval(
+    center: Floats, lower: Floats, upper: Floats, adjustment: Mapping[str, Any]
+) -> tuple[Floats, Floats]:
+    """Bounds of raw ones by an adjustment as `training.trainers.calibration.fit_interval` fitted it: `widen_by`, one
+    number, or with `band_edges` one for each band of `center`; an edge belongs to the band below it.
+    """
+    widen_by = adjustment["widen_by"]
+    if "band_edges" in adjustment:
+        widen_by = np.array(widen_by)[np.searchsorted(adjustment["band_edges"], center)]
+    return ordered_interval(center, lower, upper, widen_by)
+
+
+def ordered_interval(center: Floats, lower: Floats, upper: Floats, widen_by: float | Floats) -> tuple[Floats, Floats]:
     """Bounds moved outwards by `widen_by` (negative: inwards) that never cross `center`."""
     return np.minimum(lower - widen_by, center), np.maximum(upper + widen_by, center)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from serving.predictors.calibration import calibrated, ordered_interval
+from serving.predictors.calibration import adjusted_interval, calibrated
 from serving.predictors.contract import Contract, Matrix, Predictor, Scores, read_json
 from serving.predictors.shapley import Sample, Shapley, owners, slope
 
@@ -142,7 +142,7 @@ def decode(raw: Scores, base: Scores, details: Mapping[str, Any]) -> Scores:
         if "interval" in detail:
             # Distances from the centre through softplus: the bounds cannot cross it.
             below, above = (details["label_scale"] * np.logaddexp(0.0, raw[:, position + side]) for side in (0, 1))
-            columns += ordered_interval(center, center - below, center + above, detail["interval"]["widen_by"])
+            columns += adjusted_interval(center, center - below, center + above, detail["interval"])
             position += 2
     return np.column_stack(columns)
 

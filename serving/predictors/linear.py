@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from serving.predictors.calibration import calibrated, ordered_interval
+from serving.predictors.calibration import adjusted_interval, calibrated
 from serving.predictors.contract import Contract, Matrix, Predictor, Scores, read_json
 from serving.predictors.shapley import Sample, Shapley, linear_values, slope
 from serving.predictors.sklearn_model import CUT, KIND, PRELOADED, linear_scores, read_model
@@ -40,9 +40,7 @@ class LinearPredictor(Predictor):
                 continue
             columns.append(center)
             if "interval" in detail:
-                columns += ordered_interval(
-                    center, raw[:, position], raw[:, position + 1], detail["interval"]["widen_by"]
-                )
+                columns += adjusted_interval(center, raw[:, position], raw[:, position + 1], detail["interval"])
                 position += 2
         return np.column_stack(columns)
 

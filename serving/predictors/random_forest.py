@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serving.predictors.calibration import calibrated, calibrated_classes, class_odds, ordered_interval
+from serving.predictors.calibration import adjusted_interval, calibrated, calibrated_classes, class_odds
 from serving.predictors.contract import BadModelFile, Contract, Matrix, Predictor, Scores, read_json
 from serving.predictors.shapley import Sample, Shapley, affordable_rows, owners, tree_values
 from serving.predictors.sklearn_model import FOLDS, PRELOADED, TREE, Floats, column_origins, read_model
@@ -53,7 +53,7 @@ class RandomForestPredictor(Predictor):
                 continue
             columns.append(means[:, 0])
             if "interval" in detail:
-                columns += ordered_interval(means[:, 0], means[:, 1], means[:, 2], detail["interval"]["widen_by"])
+                columns += adjusted_interval(means[:, 0], means[:, 1], means[:, 2], detail["interval"])
         return np.column_stack(columns)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from serving.predictors.calibration import calibrated, calibrated_classes, class_odds, ordered_interval, softmax
+from serving.predictors.calibration import adjusted_interval, calibrated, calibrated_classes, class_odds, softmax
 from serving.predictors.contract import Contract, Matrix, Predictor, Scores, read_json
 from serving.predictors.shapley import Sample, Shapley, slope
 
@@ -39,7 +39,7 @@ class XgboostPredictor(Predictor):
             columns.append(margin)
             if "interval" in detail:
                 bounds = self._margin(detail["interval"]["file"], matrix)
-                columns += ordered_interval(margin, bounds[:, 0], bounds[:, 1], detail["interval"]["widen_by"])
+                columns += adjusted_interval(margin, bounds[:, 0], bounds[:, 1], detail["interval"])
 
         return np.column_stack(columns)
 

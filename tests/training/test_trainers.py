@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from serving.kinds.binary import Output as BinaryOutput
 from serving.predictors import FAMILIES, UnknownFamily, load_predictor, preloaded_libraries
-from serving.predictors.calibration import calibrated, ordered_interval, sigmoid
+from serving.predictors.calibration import adjusted_interval, calibrated, ordered_interval, sigmoid
 from serving.predictors.keras import Encoding
 from tests.training.jobs import OUTPUTS, QUICK, outputs_of, trained_job, training_rows, write_job
 from training.__main__ import run
@@ -28,7 +28,7 @@ from training.trainers import (
     family_of,
     validated_params,
 )
-from training.trainers.calibration import fit_calibration, fit_widening
+from training.trainers.calibration import fit_calibration, fit_interval, fit_widening
 
 # Isolation forests learn what is strange, which these rows' label is not about: test_sklearn_trainers.py has rows for
 # them.
@@ -304,6 +304,77 @@ def test_widened_bounds_hold_their_share_of_validation(seed: int, count: int, sh
     widen_by = fit_widening(label, lower, upper, share)
     inside = (label >= lower - widen_by - 1e-9) & (label <= upper + widen_by + 1e-9)
     assert inside.mean() >= min(share, 1.0) - 1e-9
+
+
+def uneven_rows(count: int, seed: int) -> tuple[np.ndarray, ...]:
+    """Label, number predicted and bounds of rows whose label is the more uncertain the higher it is, which the bounds
+    do not know.
+    """
+    random = np.random.default_rng(seed)
+    center = random.uniform(0, 100, count)
+    return center + random.normal(size=count) * (1 + center / 10), center, center - 4, center + 4
+
+
+def held_by_quarter(adjustment: dict[str, Any], rows: tuple[np.ndarray, ...]) -> list[float]:
+    label, center, lower, upper = rows
+    lower, upper = adjusted_interval(center, lower, upper, adjustment)
+    inside = (label >= lower) & (label <= upper)
+    return [float(inside[(center >= low) & (center < low + 25)].mean()) for low in (0, 25, 50, 75)]
+
+
+def test_an_interval_of_bands_holds_its_share_where_numbers_are_low_and_where_they_are_high() -> None:
+    known, new = uneven_rows(4000, 1), uneven_rows(8000, 2)
+    on_the_whole = fit_interval({"interval": 0.8}, *known)
+    in_bands = json.loads(json.dumps(fit_interval({"interval": 0.8, "interval_bands": 4}, *known)))
+    uneven = held_by_quarter(on_the_whole, new)
+    assert uneven[0] > 0.95
+    assert uneven[-1] < 0.7
+    assert held_by_quarter(in_bands, new) == pytest.approx([0.8] * 4, abs=0.03)
+    assert np.all(np.diff(in_bands["widen_by"]) > 0)
+
+
+def test_without_bands_the_bounds_keep_the_bits_they_had() -> None:
+    label, center, lower, upper = uneven_rows(200, 1)
+    adjustment = fit_interval({"interval": 0.8}, label, center, lower, upper)
+    assert adjustment == {"widen_by": fit_widening(label, lower, upper, 0.8)}
+    known = ordered_interval(center, lower, upper, adjustment["widen_by"])
+    assert np.array_equal(adjusted_interval(center, lower, upper, adjustment), known)
+
+
+def test_equal_numbers_are_of_one_band_and_no_band_is_of_few_rows() -> None:
+    label, center, lower, upper = uneven_rows(400, 1)
+    center = np.where(center < 70, 50.0, center)
+    adjustment = fit_interval({"interval": 0.8, "interval_bands": 8}, label, center, lower, upper)
+    band = np.searchsorted(adjustment["band_edges"], center)
+    assert len(set(band[center == 50.0])) == 1
+    assert np.bincount(band).min() >= 50
+    assert len(adjustment["widen_by"]) == len(adjustment["band_edges"]) + 1 == band.max() + 1
+    level = np.full(400, 50.0)
+    assert fit_interval({"interval": 0.8, "interval_bands": 8}, label, level, lower, upper)["band_edges"] == []
+
+
+def test_more_bands_than_validation_rows_can_fill_are_refused() -> None:
+    with pytest.raises(TrainingImpossible, match=r"interval_bands: 5 needs 250 validation rows, 50 a band, and there"):
+        fit_interval({"interval": 0.8, "interval_bands": 5}, *uneven_rows(249, 1))
+
+
+@pytest.mark.parametrize("family", ["linear", "xgboost", "random_forest", "keras"])
+def test_a_row_alone_is_in_the_band_it_is_in_among_others(family: str, tmp_path: Path) -> None:
+    outputs = {"minutes": OUTPUTS["minutes"] | {"interval_bands": 3}}
+    entry = {"outputs": outputs, "trainer": {"family": family}}
+    fewer = {"keras": {"epochs": 2}, "xgboost": {"n_estimators": 5}, "random_forest": {"n_estimators": 5}}
+    params = QUICK[family] | fewer.get(family, {})
+    columns = ["minutes", "minutes_lower", "minutes_upper"]
+    job_dir = write_job(tmp_path / "job", family, params=params, entry=entry, output_columns=columns)
+    run(job_dir)
+    predictor, rows = load_predictor(job_dir), training_rows(60, seed=4)
+    whole = predictor.predict(rows)
+    assert [predictor.predict(rows.slice(row, 1)).to_pylist()[0] for row in (0, 17, 59)] == [
+        whole.to_pylist()[row] for row in (0, 17, 59)
+    ]
+    written = [path.read_text() for path in (job_dir / "model").glob("*.json")]
+    (details,) = [json.loads(text) for text in written if "band_edges" in text]
+    assert len(details["outputs"]["minutes"]["interval"]["widen_by"]) == 3
 
 
 @given(st.floats(-100, 100), st.floats(-100, 100), st.floats(-100, 100), st.floats(-50, 50))

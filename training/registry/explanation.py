@@ -170,7 +170,7 @@ def _explanation(
     )
     metrics |= lifts(entry.outputs, metrics)
     judged = _judged_by_output(entry, predictions)
-    report = segment_report(entry, rows, label, judged)
+    report = segment_report(entry, rows, label, judged, _inside(entry, label, predictions))
 
     subject = _Subject.of(
         entry,
@@ -240,6 +240,17 @@ def _training_labels(job_dir: Path) -> Floats:
     path = job_dir / str(read_json(gate_folder(job_dir) / TRAINING_SET_FILE)["training_path"])
     rows = pq.read_table(path, columns=["split", "label"])
     return _numbers(rows.filter(pc.equal(rows["split"], "train"))["label"])
+
+
+def _inside(entry: ModelEntry, label: Floats, predictions: pa.Table) -> dict[str, npt.NDArray[np.bool_]]:
+    """Of each output with an interval, whether it holds the label, row by row."""
+    inside = {}
+    for name, output in entry.outputs.items():
+        bounds = output.interval_bounds(name)
+        if bounds is not None:
+            lower, upper = (_numbers(predictions[column]) for column in bounds[:2])
+            inside[name] = (label >= lower) & (label <= upper)
+    return inside
 
 
 def _row_baseline(entry: ModelEntry, rows: pa.Table) -> Floats | None:

@@ -50,6 +50,7 @@ class Segment:
         bias: mean of prediction minus label, in the label's unit; for a probability predicted rate minus rate; None for
             what cannot lie above a label.
         rate, predicted_rate: of the event that an output says a probability of, else None.
+        coverage: share of outcomes inside the output's interval, None without one.
         worse: the whole interval of the ratio lies above 1.
     """
 
@@ -63,6 +64,7 @@ class Segment:
     rate: float | None
     predicted_rate: float | None
     worse: bool
+    coverage: float | None = None
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,11 @@ def min_rows(entry: ModelEntry) -> int:
 
 
 def segment_report(
-    entry: ModelEntry, rows: pa.Table, label: Floats, predictions: Mapping[str, Floats]
+    entry: ModelEntry,
+    rows: pa.Table,
+    label: Floats,
+    predictions: Mapping[str, Floats],
+    inside: Mapping[str, npt.NDArray[np.bool_]],
 ) -> SegmentReport:
     """Measure every output in every segment.
 
@@ -128,6 +134,7 @@ def segment_report(
         rows: `data_date`, the columns of `segment_columns` and, of a scaled model, `SCALE`; at least one row.
         label: (rows,).
         predictions: of each output as its metrics take them.
+        inside: of each output with an interval whether it holds the label.
     """
     days, day = np.unique(rows["data_date"].cast(pa.int32()).to_numpy(), return_inverse=True)
     weights = day_weights(len(days), seed=entry.trainer.seed) if len(days) >= _MIN_DAYS else None
@@ -136,7 +143,7 @@ def segment_report(
     encoded = {column: _encoded(rows[column]) for column in columns}
     outputs = []
     for name, output in entry.outputs.items():
-        measured = _Measured(output, label, predictions[name], scale, day, len(days), weights)
+        measured = _Measured(output, label, predictions[name], inside.get(name), scale, day, len(days), weights)
         worse: list[Segment] = []
         small: list[TooSmall] = []
         for column, (values, codes) in encoded.items():
@@ -156,6 +163,7 @@ class _Measured:
         output: OutputKind,
         label: Floats,
         judged: Floats,
+        inside: npt.NDArray[np.bool_] | None,
         scale: Floats | None,
         day: npt.NDArray[np.int64],
         days: int,
@@ -163,7 +171,7 @@ class _Measured:
     ) -> None:
         self._output, self._day, self._days, self._weights = output, day, days, weights
         self._losses = output.row_losses(label, judged, scale)
-        self._pair = output.event(label, judged)
+        self._pair, self._inside = output.event(label, judged), inside
         self._bias = output.bias(label, judged)
         self._sums, self._rows = _by_day(day, days, np.zeros_like(day), 1, self._losses)
 
@@ -191,6 +199,7 @@ class _Measured:
 
         bias = None if self._bias is None else means(self._bias)
         events, said = (None, None) if self._pair is None else (means(self._pair[0]), means(self._pair[1]))
+        held = None if self._inside is None else means(self._inside.astype(np.float64))
         whole = self._error(self._sums.sum(axis=0), self._rows.sum(axis=0))
         parts = []
         for start in range(0, len(chosen), _COLUMNS_AT_ONCE):
@@ -219,6 +228,7 @@ class _Measured:
                         rate=None if events is None else float(events[index]),
                         predicted_rate=None if said is None else float(said[index]),
                         worse=against is not None and against.lower is not None and against.lower > 1.0,
+                        coverage=None if held is None else float(held[index]),
                     )
                 )
         return parts

@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from serving.predictors.calibration import ordered_interval
 from serving.predictors.contract import Contract
 from training.trainers import FamilyParams, Floats, Rows, TrainingImpossible, normalised
-from training.trainers.calibration import Method, fit_calibration, fit_widening
+from training.trainers.calibration import Method, fit_calibration, fit_interval
 
 _IMPORTANCE_ROWS = 2_000
 
@@ -148,8 +147,7 @@ def output_details(
         if output.get("interval"):
             center = base + scale * raw[:, position]
             below, above = (scale * np.logaddexp(0.0, raw[:, position + side]) for side in (1, 2))
-            lower, upper = ordered_interval(center, center - below, center + above, 0.0)
-            details[name]["interval"] = {"widen_by": fit_widening(label, lower, upper, output["interval"])}
+            details[name]["interval"] = fit_interval(output, label, center, center - below, center + above)
     return details
 
 

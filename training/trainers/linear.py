@@ -11,12 +11,11 @@ import numpy as np
 from pydantic import Field
 
 from config.catalog.output import Task
-from serving.predictors.calibration import ordered_interval
 from serving.predictors.contract import Contract, write_json
 from serving.predictors.linear import DETAILS_FILE, MODEL_FILE
 from serving.predictors.sklearn_model import linear_scores
 from training.trainers import FamilyParams, Fitted, Floats, Rows, Run, TrainingDiverged, truth_to_learn
-from training.trainers.calibration import Method, fit_calibration, fit_widening
+from training.trainers.calibration import Method, fit_calibration, fit_interval
 from training.trainers.sklearn_rows import (
     LIBRARIES,
     cpu_alone,
@@ -113,9 +112,10 @@ def train(
             details[name]["calibration"] = fit_calibration(
                 raw[:, position], contract.kinds[name].truth(validation.label), chosen.calibration
             )
-        elif share := contract.outputs[name].get("interval"):
-            lower, upper = ordered_interval(raw[:, position], raw[:, position + 1], raw[:, position + 2], 0.0)
-            details[name]["interval"] = {"widen_by": fit_widening(validation.label, lower, upper, share)}
+        elif contract.outputs[name].get("interval"):
+            details[name]["interval"] = fit_interval(
+                contract.outputs[name], validation.label, *raw[:, position : position + 3].T
+            )
     write_json(folder / DETAILS_FILE, {"outputs": details})
     deviations = columns.std(axis=0)
     importances = {

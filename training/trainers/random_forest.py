@@ -14,12 +14,12 @@ from config.catalog.output import OutputKind, Task
 from serving.metrics.log_loss import METRIC as LOG_LOSS
 from serving.metrics.mae import METRIC as MAE
 from serving.metrics.rmse import METRIC as RMSE
-from serving.predictors.calibration import ordered_interval, sigmoid
+from serving.predictors.calibration import sigmoid
 from serving.predictors.contract import Contract, write_json
 from serving.predictors.random_forest import DETAILS_FILE, TRUSTED, encoded, forest_trees, log_odds, summed
 from serving.predictors.sklearn_model import column_origins, read_model
 from training.trainers import FamilyParams, Fitted, Floats, Rows, Run, normalised, truth_to_learn
-from training.trainers.calibration import Method, fit_calibration, fit_class_calibrations, fit_widening
+from training.trainers.calibration import Method, fit_calibration, fit_class_calibrations, fit_interval
 from training.trainers.sklearn_rows import (
     LIBRARIES,
     cpu_alone,
@@ -106,10 +106,9 @@ def train(
             )
         elif bounds is not None:
             np.save(folder / f"{name}_interval.npy", bounds, allow_pickle=False)
-            lower, upper = ordered_interval(means[:, 0], means[:, 1], means[:, 2], 0.0)
             details[name]["interval"] = {
                 "file": f"{name}_interval.npy",
-                "widen_by": fit_widening(validation.label, lower, upper, output["interval"]),
+                **fit_interval(output, validation.label, means[:, 0], means[:, 1], means[:, 2]),
             }
         importances[name] = normalised(
             summed_by_feature(contract, column_origins(contract, encoder), forest.feature_importances_), contract

@@ -18,7 +18,6 @@ import numpy as np
 from pydantic import Field
 
 from config.catalog.output import Task
-from serving.predictors.calibration import ordered_interval
 from serving.predictors.contract import Contract, write_json
 from serving.predictors.xgboost import DETAILS_FILE, margin_odds
 from training.rows import slices
@@ -33,7 +32,7 @@ from training.trainers import (
     normalised,
     truth_to_learn,
 )
-from training.trainers.calibration import Method, fit_calibration, fit_class_calibrations, fit_widening
+from training.trainers.calibration import Method, fit_calibration, fit_class_calibrations, fit_interval
 
 _SAY_EVERY = 50
 _BOOSTER_FILE, _CURVES_FILE = "booster.ubj", "curves.json"
@@ -179,10 +178,10 @@ def train(
                 quantiles = {"objective": "reg:quantileerror", "quantile_alpha": [tail, 1.0 - tail]}
                 bounds = boost(f"{name}_interval", quantiles, "quantile", fit.label, validation.label)
                 raw = _margin(bounds, validation)
-                lower, upper = ordered_interval(_margin(booster, validation), raw[:, 0], raw[:, 1], 0.0)
+                center = _margin(booster, validation)
                 details[name]["interval"] = {
                     "file": f"{name}_interval.ubj",
-                    "widen_by": fit_widening(validation.label, lower, upper, output["interval"]),
+                    **fit_interval(output, validation.label, center, raw[:, 0], raw[:, 1]),
                 }
         importances[name] = normalised(booster.get_score(importance_type="total_gain"), contract)
     write_json(folder / DETAILS_FILE, {"outputs": details})

@@ -72,6 +72,38 @@ def test_an_interval_that_misses_its_share_is_warned_of() -> None:
     assert "should hold 80 % of outcomes and held 60 %" in warning
 
 
+def test_an_interval_is_judged_where_numbers_are_low_and_where_they_are_high() -> None:
+    output = Output(interval=0.8)
+    label = np.arange(9.0)
+    half = np.array([3.0] * 3 + [1.0] * 3 + [0.5] * 3)
+    off = np.array([2.0, 2, 2, 2, 2, 0, 2, 0, 0])
+    figures = output.evaluation("y", label, {"y": label, "y_lower": label + off - half, "y_upper": label + off + half})
+    assert [figures[f"coverage_{third}"] for third in ("lowest", "middle", "highest")] == pytest.approx(
+        [1, 1 / 3, 2 / 3]
+    )
+    assert [figures[f"width_{third}"] for third in ("lowest", "middle", "highest")] == [6.0, 2.0, 1.0]
+    assert figures["coverage"] == pytest.approx(6 / 9)
+    assert set(figures) <= set(output.figure_words())
+    alike = {"y": np.ones(3), "y_lower": np.zeros(3), "y_upper": np.ones(3)}
+    assert "coverage_middle" not in output.evaluation("y", np.ones(3), alike), "nothing is said of a third without rows"
+
+
+def test_an_interval_that_holds_its_share_on_the_whole_alone_is_warned_of() -> None:
+    held = {"y/coverage": 0.8, "y/coverage_lowest": 0.99, "y/coverage_middle": 0.75, "y/coverage_highest": 0.62}
+    assert Output(interval=0.8).weaknesses("y", held) == [
+        "y: the interval holds its 80 % of outcomes on the whole, but by prediction 99 % of the lowest third, too wide "
+        "there; 62 % of the highest third, too narrow there."
+    ]
+    assert Output(interval=0.8).weaknesses("y", held | {"y/coverage_lowest": 0.88, "y/coverage_highest": 0.72}) == []
+
+
+def test_bands_without_an_interval_are_refused_and_unset_ones_leave_the_catalog_s_digest() -> None:
+    with pytest.raises(ValueError, match="interval_bands: no `interval` is there to hold its share in each"):
+        Output(interval_bands=3)
+    assert "interval_bands" not in Output(interval=0.8).model_dump(mode="json")
+    assert Output(interval=0.8, interval_bands=3).model_dump(mode="json")["interval_bands"] == 3
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=4))
 def test_the_root_of_the_mean_square_is_never_below_the_mean_distance(errors: list[float]) -> None:

@@ -32,7 +32,9 @@ def report(
     rows = pa.table(
         {"data_date": pa.array(19_000 + days, pa.int32()).cast(pa.date32()), "depot": pa.array(depots, pa.string())}
     )
-    return segment_report(entry, rows, label, {"ride_minutes": minutes, "long_probability": long})
+    return segment_report(
+        entry, rows, label, {"ride_minutes": minutes, "long_probability": long}, {"ride_minutes": label < 40}
+    )
 
 
 def test_figures_by_hand(toy_lake: Lake) -> None:
@@ -58,6 +60,7 @@ def test_figures_by_hand(toy_lake: Lake) -> None:
     )
     assert (best.value, best.error.value, best.ratio.value, best.worse) == ("north", 1.0, 0.5, False)
     assert worst.rate is None
+    assert (worst.coverage, best.coverage, chance.segments[0].coverage) == (0.0, 1.0, None)
     assert [(s.value, s.rate, s.predicted_rate) for s in chance.segments] == [
         ("south", 1.0, pytest.approx(0.6)),
         ("north", 0.0, pytest.approx(0.1)),
@@ -76,7 +79,7 @@ def test_intervals_are_the_quantiles_of_resampled_days(toy_lake: Lake, seed: int
     depots = random.choice(["north", "south"], len(days), p=[0.8, 0.2])
     label, minutes = random.normal(size=len(days)), random.normal(size=len(days)) * 2
     rows = pa.table({"data_date": pa.array(19_000 + days, pa.int32()).cast(pa.date32()), "depot": depots})
-    (found,) = segment_report(entry, rows, label, {"ride_minutes": minutes}).outputs
+    (found,) = segment_report(entry, rows, label, {"ride_minutes": minutes}, {}).outputs
     power, loss = (2, np.square(minutes - label)) if metric == "rmse" else (1, np.abs(minutes - label))
     drawn = day_weights(nights, seed=entry.trainer.seed)[:, days]  # every row as often as its day is drawn
     for segment in found.segments:
