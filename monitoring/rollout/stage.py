@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -43,11 +44,12 @@ from serving.predictions import predictions_table
 from training.registry.delivery import advance, finish, hold, roll_back, settle, told
 
 GROUP = "rollout"
-HARM, CHAMPION_LOSS, CHALLENGER_LOSS = "harm", "champion_loss", "challenger_loss"
+HARM, CHAMPION_LOSS, CHALLENGER_LOSS, SHIFT = "harm", "champion_loss", "challenger_loss", "shift"
 # Nights and rows that a usual shift is measured on.
 _SHIFT_NIGHTS = 14
 _SHIFT_ROWS = 20_000
-_LEAST_NIGHTS = 4
+_LEAST_NIGHTS = 5
+_ROLES = (CHAMPION, CHALLENGER)
 _MOVES = {"advanced": advance, "held": hold, "finished": finish, "rolled_back": roll_back}
 
 Floats = npt.NDArray[np.float64]
@@ -114,7 +116,8 @@ class _Night:
         name, interval = self.entry.name, Interval.of(self.night)
         before = self.lake.publications.digests(metrics_table(self.lake.settings, name, GROUP), interval)
         losses, inputs = self._losses()
-        metrics = [*losses, *(self._of_guardrail(rail) for rail in self.guardrails()), *self._harms(losses)]
+        metrics = [*losses, *(self._of_guardrail(rail) for rail in self.guardrails), *self._harms(losses)]
+        metrics += self._of_shift()
         inputs = [self.published[self.night].as_input(), *inputs]
         read = {self.night: list(dict.fromkeys(inputs))}
         done = publish_metrics(self.lake, name, GROUP, metrics, interval, run_id=run_id, inputs=read, replaces=before)
@@ -142,6 +145,26 @@ class _Night:
             status=status,
             reason=None if status == "ok" else rail.explanation,
         )
+
+    def _of_shift(self) -> list[Metric]:
+        """How far the two versions lie apart tonight, which later nights judge by."""
+        if self.rollout.settings.get("alone"):
+            return []
+        champion, challenger = self._sides
+        shifts = {name: rails.shift(champion[name], challenger[name]) for name in self.entry.outputs}
+        return [
+            self._metric(SHIFT, column=name, value=rounded(value), n=champion.num_rows, status="ok")
+            for name, value in shifts.items()
+            if value is not None
+        ]
+
+    @cached_property
+    def _sides(self) -> tuple[pa.Table, pa.Table]:
+        """The night's rows of champion and challenger, in the same order."""
+        rows = self.table.read([self.night])
+        keys = [(key, "ascending") for key in self.entry.entity]
+        champion, challenger = (rows.filter(pc.equal(rows["role"], role)).sort_by(keys) for role in _ROLES)
+        return champion, challenger
 
     def _losses(self) -> tuple[list[Metric], list[Input]]:
         """Mean losses of both versions on the same rows, of each night that is mature since this one."""
@@ -340,16 +363,13 @@ class _Night:
 
     # ---- guardrails
 
+    @cached_property
     def guardrails(self) -> list[Guardrail]:
         """Of this night, before any label of it is there."""
         if self.rollout.settings.get("alone"):
             return []
         settings = Guardrails.model_validate(self.rollout.settings["guardrails"])
-        rows = self.table.read([self.night])
-        champion, challenger = (
-            rows.filter(pc.equal(rows["role"], role)).sort_by([(key, "ascending") for key in self.entry.entity])
-            for role in (CHAMPION, CHALLENGER)
-        )
+        champion, challenger = self._sides
         reference = references_of(self.lake, self.entry.name, {self.night: self.published[self.night]})[self.night].get(
             CHALLENGER
         )
@@ -371,7 +391,9 @@ class _Night:
                 profile = profiles.get(name, {})
                 lowest, highest = profile.get("lowest"), profile.get("highest")
                 found.append(rails.within_gate_range(name, column, lowest=lowest, highest=highest))
-            found.append(rails.prediction_shift(name, champion[name], column, self._usual_shift(name)))
+            tonight = rails.shift(champion[name], column)
+            shifts = [*self._shifts(name, self.rollout.version, self.rollout.started.effective_from), tonight]
+            found.append(rails.prediction_shift(name, shifts, self._usual_shift(name)))
             bounds = output.interval_bounds(name)
             if bounds is not None:
                 ends = [(side[bounds[0]], side[bounds[1]]) for side in (champion, challenger)]
@@ -415,18 +437,20 @@ class _Night:
         return max(limits, key=lambda limit: limit.value, default=None)
 
     def _between_versions(self, column: str) -> rails.ShiftLimit | None:
-        champion = self._champion_in(self.night)
-        before = next(
-            (r for r in reversed(self.snapshot.all) if r.state == "finished" and r.version == champion.version), None
-        )
+        """As far as the champion lay from its predecessor while it was a challenger itself."""
+        version = self._champion_in(self.night).version
+        before = next((r for r in reversed(self.snapshot.all) if r.state == "finished" and r.version == version), None)
         if before is None:
             return None
-        pairs = []
-        for day in self._days(lambda a: a.units is not None and a.units.rollout == before.started.sequence):
-            rows = self.table.read([day]).select(["role", column])
-            first, second = (rows.filter(pc.equal(rows["role"], role))[column] for role in (CHAMPION, CHALLENGER))
-            pairs.append((_thinned(first), _thinned(second)))
-        return rails.limit_from_predecessor(pairs)
+        return rails.limit_from_predecessor(self._shifts(column, version, before.started.effective_from))
+
+    def _shifts(self, column: str, version: int, first: date) -> list[float | None]:
+        """How far a challenger lay from its champion, in each night before this one."""
+        if first >= self.night:
+            return []
+        rows = read_metrics(self.lake, self.entry.name, GROUP, Interval(first, self.night)).to_pylist()
+        own = (r for r in rows if r["check"] == SHIFT and r["column"] == column and r["model_version"] == version)
+        return [row["value"] for row in own]
 
     def _between_nights(self, column: str) -> rails.ShiftLimit | None:
         champion = self._champion_in(self.night)
@@ -445,17 +469,10 @@ class _Night:
         for day in days:
             rows = self.table.read([day])
             parts.append(
-                _thinned_table(rows.filter(pc.equal(rows["role"], CHAMPION)).select([column, "data_date"]), len(days))
+                _thinned(rows.filter(pc.equal(rows["role"], CHAMPION)).select([column, "data_date"]), len(days))
             )
         rows = pa.concat_tables(parts)
         return rails.limit_from_halves(rows[column], rows["data_date"], seed=0)
-
-    def _days(self, wanted: Any) -> list[date]:
-        return [
-            day
-            for day in sorted(self.published)
-            if any(wanted(a) for a in scored_by(day, self.published[day].details) if a.role == CHALLENGER)
-        ][-_SHIFT_NIGHTS:]
 
     def _is_own(self, publication: Publication) -> bool:
         own = _challenger(publication)
@@ -487,9 +504,7 @@ class _Night:
             and a.units.rollout == running.started.sequence
         ]
         verdicts = [evidence.verdict for evidence in self.evidence()]
-        return decide(
-            Standing(running, len(own), own.count(running.step), self.guardrails(), verdicts, self.outcomes())
-        )
+        return decide(Standing(running, len(own), own.count(running.step), self.guardrails, verdicts, self.outcomes()))
 
 
 @dataclass(frozen=True)
@@ -533,11 +548,6 @@ def _unit_names(rows: pa.Table, unit: Sequence[str], entity: Sequence[str]) -> p
     return texts[0] if len(texts) == 1 else pc.binary_join_element_wise(*texts, "\x1f")
 
 
-def _thinned(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    every = max(1, len(column) // _SHIFT_ROWS)
-    return column.take(pa.array(np.arange(0, len(column), every)))
-
-
-def _thinned_table(rows: pa.Table, nights: int) -> pa.Table:
+def _thinned(rows: pa.Table, nights: int) -> pa.Table:
     every = max(1, rows.num_rows * nights // _SHIFT_ROWS)
     return rows.take(pa.array(np.arange(0, rows.num_rows, every)))
