@@ -25,12 +25,12 @@ Floats = NDArray[np.float64]
 # Part of the range that the gate saw by which an output may leave it, and the share of rows that may leave even that.
 RANGE_SLACK = 0.25
 SHARE_OUTSIDE = 0.001
-# A single night's shift is mostly weather: the median of so many nights is judged.
-SHIFT_NIGHTS = 7
-SHIFT_QUANTILE_OF_NIGHTS = 0.9
-SHIFT_QUANTILE_OF_HALVES = 0.99
-# Versions differ on the same rows by a little more than the champion's own nights do among each other.
-HALVES_HEADROOM = 1.3
+# A storm sets any two versions apart for a night: the median of so many nights is judged.
+MEDIAN_NIGHTS = 7
+# What was measured to be usual is multiplied with: a guardrail stops what is broken, not what is a little worse, which
+# labels will tell. Measured on the nights of flights (docs/rollout_statistics.md).
+PREDECESSOR_QUANTILE, PREDECESSOR_HEADROOM = 0.9, 1.5
+HALVES_QUANTILE, HALVES_HEADROOM = 0.99, 2.0
 _LEAST_NIGHTS = 5
 LARGEST_WIDTH_RATIO = 1.5
 LARGEST_TIME_RATIO = 3.0
@@ -62,14 +62,17 @@ class Guardrail:
 
 @dataclass(frozen=True)
 class ShiftLimit:
-    """The distance that is usual for the median of many nights; `basis` says what it was measured on."""
+    """How far apart two sound versions are in the median of many nights; `basis` says what it was measured on."""
 
     value: float
     basis: str
 
-    def after(self, nights: int) -> float:
-        """The limit for the median of so many nights: the fewer, the wider, since one night alone says little."""
-        return self.value * (1.0 + 1.0 / min(nights, SHIFT_NIGHTS))
+
+def _in_median(values: Sequence[float | None]) -> tuple[float, float, str]:
+    """Median of the newest seven, by how much a limit is wider for so few, and the words for it."""
+    known = [value for value in values if value is not None][-MEDIAN_NIGHTS:]
+    words = f" in the median of {len(known)} nights" if len(known) > 1 else ""
+    return float(np.median(known)), 1.0 + 1.0 / len(known), words
 
 
 def _judged(name: str, value: float, limit: float, explanation: str) -> Guardrail:
@@ -173,26 +176,26 @@ def _kolmogorov_smirnov(a: Floats, b: Floats) -> float:
     return float(np.abs(below).max())
 
 
-def limit_from_predecessor(shifts: Sequence[float | None]) -> ShiftLimit | None:
-    """What nine nights of ten kept between the champion and its predecessor; None for fewer than five nights.
+def limit_from_predecessor(values: Sequence[float | None]) -> ShiftLimit | None:
+    """1.5 times what nine nights of ten kept between the champion and its predecessor; None for fewer than five nights.
 
     This is how far versions of this model lie apart, so it is to be preferred wherever it can be had.
 
     Args:
-        shifts: `shift` of predecessor and champion on the same rows, one a night; None: could not be measured.
+        values: `shift` or `disagreeing` of predecessor and champion on the same rows, one a night; None: not known.
     """
-    known = [value for value in shifts if value is not None]
+    known = [value for value in values if value is not None]
     if len(known) < _LEAST_NIGHTS:
         return None
-    value = float(np.quantile(known, SHIFT_QUANTILE_OF_NIGHTS))
-    nights = f"what {percent(SHIFT_QUANTILE_OF_NIGHTS)} of {counted(len(known), 'night')} kept"
-    return ShiftLimit(value, f"{nights} between the champion and its predecessor")
+    value = PREDECESSOR_HEADROOM * float(np.quantile(known, PREDECESSOR_QUANTILE))
+    nights = f"what {percent(PREDECESSOR_QUANTILE)} of {counted(len(known), 'night')} kept"
+    return ShiftLimit(value, f"{figures(PREDECESSOR_HEADROOM)} times {nights} between the champion and its predecessor")
 
 
 def limit_from_halves(
     champion: Column, nights: Column | None = None, *, seed: int, resamples: int = 200
 ) -> ShiftLimit | None:
-    """What 99 % of random halves of the champion's own outputs keep, with headroom; None for too few outputs.
+    """Twice the `shift` that 99 % of random halves of the champion's own outputs keep; None for too few outputs.
 
     Whole nights are drawn where there are at least five, since the nights of one half differ from those of the other in
     more than chance; rows otherwise, which makes the limit strict where rows are many.
@@ -220,30 +223,31 @@ def limit_from_halves(
             distances.append(distance)
     if not distances:
         return None
-    value = float(np.quantile(distances, SHIFT_QUANTILE_OF_HALVES, method="higher"))
-    halves = f"what {percent(SHIFT_QUANTILE_OF_HALVES)} of the halves of the champion's own {drawn} keep"
+    value = float(np.quantile(distances, HALVES_QUANTILE, method="higher"))
+    halves = f"what {percent(HALVES_QUANTILE)} of the halves of the champion's own {drawn} keep"
     return ShiftLimit(HALVES_HEADROOM * value, f"{figures(HALVES_HEADROOM)} times {halves}")
 
 
 def prediction_shift(output: str, shifts: Sequence[float | None], limit: ShiftLimit | None) -> Guardrail:
     """The challenger's outputs are distributed as the champion's, within what was measured to be usual.
 
+    After n nights, n up to seven, the median of them may be 1 + 1 / n times the limit.
+
     Args:
         shifts: `shift` of champion and challenger on the same rows, one a night of the rollout, tonight's last; None:
-            could not be measured. The median of the newest seven is judged.
-        limit: of `limit_from_predecessor`, else of `limit_from_halves`; None: there was nothing to measure it on.
+            not known.
+        limit: of `limit_from_predecessor` or `limit_from_halves`; None: there was nothing to measure it on.
     """
     name = f"{output}: shift"
     if limit is None:
         return _silent(name, f"No limit for a shift of {output} could be measured: the champion has scored too little.")
     if not shifts or shifts[-1] is None:
         return _silent(name, f"Too few outputs tonight to compare the distributions of {output}.")
-    known = [value for value in shifts if value is not None][-SHIFT_NIGHTS:]
-    value, usual = float(np.median(known)), limit.after(len(known))
-    text = f"{output} of the challenger is {figures(value)} away from the champion's distribution"
-    if len(known) > 1:
-        text += f" in the median of {len(known)} nights"
-    return _judged(name, value, usual, f"{text}; up to {figures(usual)} is usual, by {limit.basis}.")
+    value, wider, words = _in_median(shifts)
+    text = f"{output} of the challenger is {figures(value)} away from the champion's distribution{words}; up to"
+    return _judged(
+        name, value, wider * limit.value, f"{text} {figures(wider * limit.value)} is usual, by {limit.basis}."
+    )
 
 
 def interval_width(
@@ -343,6 +347,32 @@ def features_present(
     return _judged(name, float(len(texts)), 0.0, f"{'; '.join(texts)}." if texts else whole)
 
 
+def disagreeing(champion: Column, challenger: Column, *, beyond: float | None) -> float | None:
+    """Share of rows on which two versions disagree, in [0, 1]; None without rows, or for numbers without `beyond`.
+
+    Args:
+        champion, challenger: outputs of the same rows, in the same order.
+        beyond: difference of two numbers that is a disagreement, in the output's unit; of no use for classes, where any
+            difference is one. A row with one finite output of two is a disagreement.
+    Raises:
+        ValueError: the two have different numbers of rows.
+    """
+    if len(champion) != len(challenger):
+        raise ValueError(f"{len(challenger)} outputs of the challenger cannot be compared with {len(champion)} rows")
+    if not len(champion):
+        return None
+    if not is_number(champion):
+        same = pc.fill_null(pc.equal(champion, challenger), False)
+        neither = pc.and_(pc.is_null(champion), pc.is_null(challenger))
+        return 1.0 - float(pc.mean(pc.or_(same, neither)).as_py())
+    if beyond is None:
+        return None
+    a, b = _floats(champion), _floats(challenger)
+    known = np.isfinite(a) & np.isfinite(b)
+    with np.errstate(invalid="ignore"):
+        return float(np.where(known, np.abs(a - b) > beyond, np.isfinite(a) != np.isfinite(b)).mean())
+
+
 def disagreement(
     output: str,
     champion: Column,
@@ -350,36 +380,26 @@ def disagreement(
     *,
     beyond: float | None,
     share: float = SHARE_DISAGREEING,
+    earlier: Sequence[float | None] | None = None,
+    usual: ShiftLimit | None = None,
     unit: str = "",
 ) -> Guardrail:
     """The two versions say about the same of nearly every row.
 
     Args:
-        champion, challenger: outputs of the same rows, in the same order.
-        beyond: difference of two numbers that is a disagreement, in the output's unit; None for classes, where any
-            difference is one. A row with one finite output of two is a disagreement.
+        champion, challenger, beyond: as of `disagreeing`.
         share: of rows that may disagree, in [0, 1].
-    Raises:
-        ValueError: the two have different numbers of rows.
+        earlier: `disagreeing` of the earlier nights of the rollout, oldest first. Where it is given, the median of the
+            newest seven nights is judged, and after n of them it may be 1 + 1 / n times the limit. None: tonight alone.
+        usual: of `limit_from_predecessor`, from `disagreeing`; where it is more than `share`, it is tolerated.
     """
     name = f"{output}: disagreement"
-    if len(champion) != len(challenger):
-        raise ValueError(f"{len(challenger)} outputs of the challenger cannot be compared with {len(champion)} rows")
-    numbers = is_number(champion)
-    if not len(champion) or (numbers and beyond is None):
+    tonight = disagreeing(champion, challenger, beyond=beyond)
+    if tonight is None:
         reason = "No row was scored" if not len(champion) else "The catalog names no `disagreement`"
-        return _silent(name, f"{reason}, so the versions were not compared row by row.", share)
-    if numbers:
-        a, b = _floats(champion), _floats(challenger)
-        apart = np.where(
-            np.isfinite(a) & np.isfinite(b), np.abs(a - b) > (beyond or 0.0), np.isfinite(a) != np.isfinite(b)
-        )
-        words = f"by more than {figures(beyond or 0.0)}{spaced(unit)}"
-    else:
-        same = pc.fill_null(pc.equal(champion, challenger), False)
-        neither = pc.and_(pc.is_null(champion), pc.is_null(challenger))
-        apart = ~np.asarray(pc.or_(same, neither).to_numpy(zero_copy_only=False), dtype=bool)
-        words = "in the class"
-    value = float(apart.mean())
-    text = f"{output} of champion and challenger differs {words} in {apart.sum():,} of {counted(len(champion), 'row')}"
-    return _judged(name, value, share, f"{text} ({figures(100.0 * value)} %); {percent(share)} are tolerated.")
+        return _silent(name, f"{reason}, so {output} was not compared row by row.", share)
+    value, wider, words = (tonight, 1.0, "") if earlier is None else _in_median([*earlier, tonight])
+    limit = wider * max(share, usual.value if usual else 0.0)
+    how = "in the class" if beyond is None else f"by more than {figures(beyond)}{spaced(unit)}"
+    text = f"{output} of champion and challenger differs {how} in {figures(100.0 * value)} % of the rows{words}; up to"
+    return _judged(name, value, limit, f"{text} {figures(100.0 * limit)} % are tolerated.")
