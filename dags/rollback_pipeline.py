@@ -7,7 +7,7 @@ Starts   only by hand: *Trigger*, choose the model, say why. Leave the version e
 Rerun    trigger a new run; it goes back one champion further. A cleared run is refused: it would roll back in the name
          of whoever triggered it, and nobody can tell who cleared it.
 Fails    `NotAnApprover`: you are neither in the setting `approvers` nor, where it is empty, an admin.
-         `ClearedRollback`: the run was cleared.
+         `ClearedRun`: the run was cleared.
          `NothingToRollBackTo`: there is no such former champion.
          `ModelFilesDamaged`: its files are gone, or are not those that were judged.
 """
@@ -20,18 +20,9 @@ from mlops_links import add_links
 from mlops_wiring import RETRY_POLICY
 
 from config.catalog.load import load_catalog
-from config.errors import NightfleetError
 
 catalog = load_catalog()
 OWNERS = {model.owner: model.owner_url for model in catalog.models}
-
-
-class NotAnApprover(NightfleetError):
-    """Somebody who may not decide which version is champion tried to."""
-
-
-class ClearedRollback(NightfleetError):
-    """A rollback was asked for once more by somebody whom the run does not name."""
 
 
 @task(
@@ -41,26 +32,13 @@ class ClearedRollback(NightfleetError):
     )
 )
 def rollback(dag_run: Any = None, params: Any = None) -> dict[str, Any]:
-    from mlops_approval import approvers
+    from mlops_approval import asked_by
 
-    from config.settings import load_settings
     from lake.lake import open_lake
     from training.registry.delivery import line_json, told
     from training.registry.delivery import rollback as roll_back
 
-    by = getattr(dag_run, "triggering_user_name", None) or "unknown"
-    if getattr(dag_run, "clear_number", 0):
-        raise ClearedRollback(
-            f"this run was cleared, and would roll {params['model']} back in the name of {by}, whoever cleared it. "
-            "Nothing was written. Trigger a new run in your own name."
-        )
-    allowed = sorted(approvers(load_settings()).values())
-    if by not in allowed:
-        raise NotAnApprover(
-            f"{by} may not roll {params['model']} back: those who may are "
-            f"{', '.join(allowed)}. "
-            "Nothing was written. Ask one of them to trigger this."
-        )
+    by = asked_by(dag_run, f"roll {params['model']} back")
     line = roll_back(
         open_lake(), params["model"], by=by, reason=params["reason"], version=params["version"], run_id=dag_run.run_id
     )

@@ -1,8 +1,8 @@
-"""Train, register and judge a challenger on what was known in one night; promote it when it passes the gate.
+"""Train, register and judge a challenger on what was known in one night; let it take over when it passes the gate.
 
 Reads    features, and labels that had matured by the data date in the partition key (the "as of" night).
-Writes   a job folder, an MLflow run and version, a decision with its evidence, and, when promoted, a line of the
-         ledger.
+Writes   a job folder, an MLflow run and version, a decision with its evidence, and, when it passes, a line of a
+         ledger: of promotions, or of rollouts where the catalog says `rollout`.
 Starts   by a retraining request: a drift or performance alarm, the calendar, or a person. The run's note says which.
 Trains   one task per trainer, in a container where the profile or the catalog says so (`runner`). A training that was
          killed is retried and resumes from its checkpoint. Its container carries the task's labels; what an earlier
@@ -16,13 +16,15 @@ Asks     where the catalog says `approval: required`, `approve` waits for a pers
          rejection, or no answer within `approval_timeout`, fails `approve` with who and why: the champion stays.
          Meanwhile the model's next training is queued; it is judged against whoever is champion by then.
 Skipped  `promote` is skipped when the gate refused or could not judge: its log and the `gate` task say why. The
-         champion stays.
+         champion stays. `run_along`, which a model with `refused_first` has, is skipped unless there is no champion
+         and the gate refused: then the version scores, and serves nothing.
 Fails    `NotRequested`: an asset event came that nobody is on record for: ask with a reason.
          `NotEnoughHistory`: load more nights.
          `EngineUnavailable`, `ImageMissing`, `GpuUnavailable`: each names the command that fixes it.
          `TrainingFailed`: out of memory, time or disk, or a refusal: the text says which limit to raise.
          `MlflowUnavailable`: start MLflow, clear the task; nothing is half-registered.
          `PromotionRejected`, `ApprovalLapsed`, `ReasonMissing`: clear `approve` to ask again.
+         `TooFewUnits`: a share of the rollout would be nobody; the text says how many units it needs.
 """
 
 from datetime import timedelta
@@ -135,7 +137,7 @@ def explain(model_name: str, registered: Any, decision: Any, dag_run: Any = None
 
 @task(
     doc_md=(
-        "Write the promotion to the ledger, then bring MLflow's alias in line. Skipped when the gate did not pass the"
+        "Promote the challenger, or start its rollout, as the catalog says. Skipped when the gate did not pass the"
         " challenger."
     )
 )
@@ -151,6 +153,29 @@ def promote(
     if params["dry_run"]:
         raise AirflowSkipException("not promoted: this is a dry run. The gate would have passed the challenger.")
     return logged("promote")(deliver_decided)(open_lake(), model_name, registered, decision, by=dag_run.run_id)
+
+
+@task(
+    doc_md=(
+        "Without a champion, let a version that the gate refused score every night and serve nothing, so that its"
+        " errors can be seen. Skipped where the gate passed it, or where there is a champion."
+    )
+)
+def run_along(
+    model_name: str, registered: Any, decision: Any, dag_run: Any = None, params: Any = None
+) -> dict[str, Any]:
+    from lake.events import logged
+    from lake.lake import open_lake
+    from training.registry.delivery import deliver_decided
+
+    if decision["verdict"] == "promote":
+        raise AirflowSkipException("nothing runs along: the gate passed this version")
+    if params["dry_run"]:
+        raise AirflowSkipException("nothing runs along: this is a dry run")
+    line = logged("run_along")(deliver_decided)(open_lake(), model_name, registered, decision, by=dag_run.run_id)
+    if line is None:
+        raise AirflowSkipException("nothing runs along: there is a champion")
+    return line
 
 
 def approve(model: ModelEntry, decision: Any) -> PromotionApproval:
@@ -198,6 +223,8 @@ for model in catalog.models:
         decided = gate(model.name, version)
         explained: Any = explain(model.name, version, decided)
         promoted = promote(model.name, version, decided)
+        if model.stepwise is not None and model.stepwise.refused_first:
+            run_along(model.name, version, decided)
         if model.approval == "required":
             explained >> approve(model, decided) >> promoted
         add_links(dag)

@@ -28,6 +28,14 @@ class NoApprovers(NightfleetError):
     """Nobody is named who may approve and roll back, and a task cannot ask this Airflow who its admins are."""
 
 
+class NotAnApprover(NightfleetError):
+    """Somebody who may not decide which version is champion tried to."""
+
+
+class ClearedRun(NightfleetError):
+    """What a person had asked for was asked for once more, by somebody whom the run does not name."""
+
+
 def approvers(settings: Settings) -> dict[str, str]:
     """Who may approve and roll back, the recorded name by Airflow's user id: those of the setting, else the admins.
 
@@ -46,6 +54,31 @@ def approvers(settings: Settings) -> dict[str, str]:
             "this Airflow's auth manager. Nothing was done. Name them in `approvers` (NIGHTFLEET_APPROVERS)."
         )
     return {admin: admin for admin in admins}
+
+
+def asked_by(dag_run: Any, doing: str) -> str:
+    """Whoever triggered a run that acts in that person's name.
+
+    Args:
+        doing: what the run does, after "may not": `roll arrival_delay back`.
+    Raises:
+        ClearedRun: the run was cleared. NotAnApprover: they may not. NoApprovers: as `approvers`.
+    """
+    from config.settings import load_settings
+
+    by = getattr(dag_run, "triggering_user_name", None) or "unknown"
+    if getattr(dag_run, "clear_number", 0):
+        raise ClearedRun(
+            f"this run was cleared, and would {doing} in the name of {by}, whoever cleared it. Nothing was written. "
+            "Trigger a new run in your own name."
+        )
+    allowed = sorted(approvers(load_settings()).values())
+    if by not in allowed:
+        raise NotAnApprover(
+            f"{by} may not {doing}: those who may are {', '.join(allowed)}. Nothing was written. Ask one of them to "
+            "trigger this."
+        )
+    return by
 
 
 class PromotionApproval(HITLOperator):  # type: ignore[misc]  # airflow ships no types for it

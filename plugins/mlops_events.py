@@ -24,9 +24,10 @@ class TaskEvents:
         dag_run, params = context["dag_run"], context["params"]
         interval = "..".join(str(params[name]) for name in ("start", "end") if params.get(name))
         nights = dag_run.partition_key or interval
-        subject = str(params.get("model") or "") if dag_run.dag_id == "rollback" else dag_run.dag_id.rpartition("_")[0]
+        by_form = dag_run.dag_id in {"rollback", "rollout"}
+        subject = str(params.get("model") or "") if by_form else dag_run.dag_id.rpartition("_")[0]
         if not nights or not subject:
-            return  # of a rollback or a watch no one night is the cause
+            return  # of a rollback, a rollout or a watch no one night is the cause
         structlog.contextvars.bind_contextvars(
             subject=subject, data_date=nights, correlation_id=correlation_id(load_catalog(), subject, nights)
         )

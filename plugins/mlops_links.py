@@ -52,8 +52,9 @@ def _night(ti: Any) -> str:
 
 
 def _subject(ti: Any) -> str:
-    """What the task is about; of a rollback the model in its form."""
-    return str(ti.get_template_context()["params"]["model"]) if ti.dag_id == "rollback" else subject_of(ti.dag_id)
+    """What the task is about; of what a person does with a model, the model in its form."""
+    by_form = ti.dag_id in LINKS  # their ids are no model's
+    return str(ti.get_template_context()["params"]["model"]) if by_form else subject_of(ti.dag_id)
 
 
 def _result(ti: Any) -> dict[str, Any]:
@@ -179,12 +180,15 @@ LINKS: dict[str, dict[str, tuple[type[_Link], ...]]] = {
         "gate": (RetrainingLink, ModelLink),
         "explain": (ModelCardLink,),
         "promote": (ModelLink, RetrainingLink),
+        "run_along": (ModelLink,),
     },
     "rollback": {"rollback": (ModelLink, RetrainingLink)},
+    "rollout": {"rollout": (ModelLink,)},
 }
 
 
 def add_links(dag: DAG) -> None:
     """Give each task of a DAG of the catalog its links; operators of our own bring theirs along."""
     for task_id, links in LINKS[dag.dag_id.rpartition("_")[2]].items():
-        dag.get_task(task_id).operator_extra_links = tuple(link() for link in links)
+        if dag.has_task(task_id):  # a model has some tasks only where its catalog entry asks for them
+            dag.get_task(task_id).operator_extra_links = tuple(link() for link in links)

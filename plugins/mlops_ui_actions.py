@@ -1,8 +1,8 @@
 """What the forms of the pages do: each action with the role it needs, recorded whatever came of it.
 
-What Airflow has to do (a training, an answer to its question, a rollback) is asked of its own REST API, in this
-process, as the person who acts: Airflow checks and logs it as if it had been done in its own pages, and what it refuses
-is told in words.
+What Airflow has to do (a training, an answer to its question, a rollback, a move of a rollout) is asked of its own
+REST API, in this process, as the person who acts: Airflow checks and logs it as if it had been done in its own pages,
+and what it refuses is told in words.
 """
 
 from __future__ import annotations
@@ -50,6 +50,10 @@ _DOING = {
     "approve": "Approving a promotion",
     "reject": "Rejecting a promotion",
     "rollback": "Rolling back",
+    "rollout_advance": "Advancing a rollout",
+    "rollout_hold": "Holding a rollout",
+    "rollout_finish": "Finishing a rollout",
+    "rollout_rollback": "Rolling back a rollout",
     "request_retraining": "Requesting a retraining",
     "reproduce": "Reproducing a prediction",
 }
@@ -131,6 +135,21 @@ class Asked:
             return read_date(self.text(field_name, label, _LONGEST_FIELD, needed=False), label)
         except BadAddress as error:
             raise BadForm(f"{error.args[0]} Nothing was done.") from error
+
+    def number(self, field_name: str, label: str, otherwise: str) -> int | None:
+        """A whole number from 1 on, None where it was left empty.
+
+        Args:
+            otherwise: what is meant then.
+        Raises:
+            BadForm: it is no such number.
+        """
+        text = self.text(field_name, label, 20, needed=False)
+        if text and not (text.isascii() and text.isdigit() and int(text) >= 1):
+            raise BadForm(
+                f"{label} is {shortened(text)}, needs a number, or nothing for {otherwise}. Nothing was done."
+            )
+        return int(text) if text else None
 
     def action(self, **told: Any) -> Action:
         """This action for the audit table."""
@@ -500,30 +519,21 @@ async def _reject(asked: Asked) -> Outcome:
 
 async def _rollback(asked: Asked) -> Outcome:
     model, reason, lake = asked.model(), asked.reason(), asked.context.lake
-    wanted = asked.text("version", "the version", 20, needed=False)
-    if wanted and not (wanted.isascii() and wanted.isdigit() and int(wanted) >= 1):
-        raise BadForm(
-            f"the version is {shortened(wanted)}, needs a number, or nothing for the previous champion. "
-            "Nothing was done."
-        )
-    allowed = lake.settings.approver_names.values()
-    if allowed and asked.context.viewer.name not in allowed:
-        raise NotAllowed(
-            f"Rolling back needs one of the approvers ({', '.join(sorted(allowed))}); you are "
-            f"{asked.context.viewer.name}. Nothing was done."
-        )
+    version = asked.number("version", "the version", "the previous champion")
+    _check_approver(asked)
     ledger = await asyncio.to_thread(lake.ledger(model).read)
-    version = int(wanted) if wanted else None
+    rollouts = await asyncio.to_thread(lake.rollouts(model).read)
+    running = rollouts.running if version is None else None
     former = {p.version for p in ledger.promotions} - ({ledger.newest.version} if ledger.newest else set())
-    if not former or (version is not None and version not in former):
+    if running is None and (not former or (version is not None and version not in former)):
         known = (
             f"former champions are {', '.join(map(str, sorted(former)))}" if former else "it has had no other champion"
         )
         raise BadForm(
             f"{model} cannot be rolled back{f' to version {version}' if version else ''}: {known}. Nothing was done."
         )
-    # One more line in the ledger, and the same request is another one.
-    identity = asked.identity(model, len(ledger.promotions), version, reason)
+    # One more line in a ledger, and the same request is another one.
+    identity = asked.identity(model, len(ledger.promotions), len(rollouts.lines), version, reason)
     run_id = f"asked__{model}__{identity}"
     conf = {"model": model, "reason": reason, "version": version}
     new = await _start(asked, "rollback", run_id, key=None, conf=conf, what=f"roll {model} back")
@@ -531,12 +541,79 @@ async def _rollback(asked: Asked) -> Outcome:
         subject=model, reason=reason, details={"version": version, "dag_run_id": run_id}, action_id=identity
     )
     back_to = f"version {version}" if version else "the previous champion"
+    if running is not None:
+        back_to = f"the champion: the rollout of version {running.version} ends"
     said = (
         f"Rolling {model} back to {back_to}, from the next night on."
         if new
         else f"You have already asked to roll {model} back, with this reason."
     )
     return Outcome(f"{said} Its run is {run_id}.", action)
+
+
+def _check_approver(asked: Asked) -> None:
+    """Where approvers are named, only they decide which version serves; raises NotAllowed."""
+    allowed = asked.context.lake.settings.approver_names.values()
+    if allowed and asked.context.viewer.name not in allowed:
+        raise NotAllowed(
+            f"{_DOING[asked.name]} needs one of the approvers ({', '.join(sorted(allowed))}); you are "
+            f"{asked.context.viewer.name}. Nothing was done."
+        )
+
+
+_MOVES = {
+    "advance": "goes to step {next} of {steps}, from the next night on",
+    "hold": "stays in step {step} of {steps} until a person goes on; it may still be rolled back",
+    "finish": "ends, and the version is champion from the next night on",
+    "rollback": "ends, and the champion serves everything",
+}
+
+
+async def _move_rollout(asked: Asked) -> Outcome:
+    """Ask the DAG `rollout` for it. The run says which version in which step was meant: where the rollout has moved on
+    by the time it runs, it writes nothing.
+    """
+    model, reason = asked.model(), asked.reason()
+    action = asked.name.removeprefix("rollout_")
+    wanted = asked.number("version", "the version", "the one that takes over now")
+    left = asked.number("step", "the step", "the one that holds")
+    _check_approver(asked)
+    rollouts = await asyncio.to_thread(asked.context.lake.rollouts(model).read)
+    running = rollouts.running
+    if running is None:
+        raise NothingWaits(f"{model} has no rollout that goes on. Nothing was done. Reload the page.")
+    version, step = running.version, running.step + 1
+    if wanted not in (None, version) or left not in (None, step):
+        raise NothingWaits(
+            f"the rollout of {model} has moved on: version {version} is in step {step} of {len(running.steps)} now. "
+            "Nothing was done. Reload the page."
+        )
+    if action == "advance" and step == len(running.steps):
+        raise BadForm(
+            f"the rollout of {model} version {version} is in its last step. Nothing was done. Finish it, or roll it "
+            "back."
+        )
+    if action == "finish" and running.settings.get("alone"):
+        raise BadForm(
+            f"{model} version {version} runs along without a champion because the gate refused it. Nothing was done. "
+            "Train again: the first version that passes the gate becomes champion."
+        )
+    # One more line in the ledger, and the same request is another one.
+    identity = asked.identity(model, len(rollouts.lines), reason)
+    run_id = f"asked__{model}__{identity}"
+    conf = {"model": model, "action": action, "reason": reason, "version": version}
+    conf["step"] = step if action == "advance" else None
+    what = f"{action} the rollout of {model}"
+    new = await _start(asked, "rollout", run_id, key=None, conf=conf, what=what)
+    details = {"version": version, "step": step, "dag_run_id": run_id}
+    done = asked.action(subject=model, reason=reason, details=details, action_id=identity)
+    will = _MOVES[action].format(step=step, next=step + 1, steps=len(running.steps))
+    said = (
+        f"The rollout of {model} version {version} {will}."
+        if new
+        else f"You have already asked to {what}, with this reason."
+    )
+    return Outcome(f"{said} Its run is {run_id}.", done)
 
 
 # ---- trace -----------------------------------------------------------------------------------------------------
@@ -558,6 +635,7 @@ _DOES: dict[str, Callable[[Asked], Awaitable[Outcome]]] = {
     "approve": _approve,
     "reject": _reject,
     "rollback": _rollback,
+    **dict.fromkeys(("rollout_advance", "rollout_hold", "rollout_finish", "rollout_rollback"), _move_rollout),
     "reproduce": _reproduce,
 }
 ROLE_OF: dict[str, Role] = {
@@ -568,6 +646,10 @@ ROLE_OF: dict[str, Role] = {
     "approve": "admin",
     "reject": "admin",
     "rollback": "admin",
+    "rollout_advance": "admin",
+    "rollout_hold": "admin",
+    "rollout_finish": "admin",
+    "rollout_rollback": "admin",
     "reproduce": "viewer",
 }
 

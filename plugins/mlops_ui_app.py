@@ -207,7 +207,7 @@ def _first_of(kind: str) -> Callable[..., Response]:
 def _of_dag(request: Request, dag_id: str, context: ContextDep) -> Response:
     """Where the tab on a DAG's page leads: to the model or data set that the DAG is about."""
     subject, _, kind = dag_id.rpartition("_")
-    if dag_id in {"rollback", "watch", "maintenance"}:
+    if dag_id in {"rollback", "rollout", "watch", "maintenance"}:
         return RedirectResponse(context.url(), status_code=307)
     if kind in {"ingest", "history"} and subject in context.datasets:
         return RedirectResponse(context.url("data", subject), status_code=307)

@@ -64,7 +64,7 @@ class Action:
         at_utc: aware, UTC.
         by, role: the person's name and role, as Airflow knows them.
         action: what was done, a word: acknowledge, silence, unsilence, request_retraining, approve, reject, rollback,
-            reproduce.
+            rollout_advance, rollout_hold, rollout_finish, rollout_rollback, reproduce.
         subject: data set or model; with `check`, `column`, `segment`, `model_role` (empty: none, or said before roles
             were recorded) and `model_version` an alarm's fingerprint.
         until: last date of a silence.

@@ -21,7 +21,7 @@ from lake.lake import Lake
 from lake.lineage import as_utc
 from lake.storage import lock
 
-Kind = Literal["ingest", "history", "score", "monitor", "train", "rollback", "watch", "maintenance"]
+Kind = Literal["ingest", "history", "score", "monitor", "train", "rollback", "rollout", "watch", "maintenance"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 RUNNING, SUCCESS, FAILED = "running", "success", "failed"
 ENDED = (SUCCESS, FAILED)
@@ -89,11 +89,11 @@ class Run:
 
 
 def described(dag_id: str, conf: Mapping[str, Any] | None = None) -> tuple[str, Kind] | None:
-    """Subject and kind of a DAG's runs by its name, None for a DAG that is not one of ours. A rollback's subject stands
-    in its form.
+    """Subject and kind of a DAG's runs by its name, None for a DAG that is not one of ours. The subject of a
+    rollback or a rollout stands in its form.
     """
-    if dag_id == "rollback":
-        return str((conf or {}).get("model") or ""), "rollback"
+    if dag_id in ("rollback", "rollout"):
+        return str((conf or {}).get("model") or ""), "rollback" if dag_id == "rollback" else "rollout"
     if dag_id == "watch":
         return "", "watch"
     if dag_id == "maintenance":

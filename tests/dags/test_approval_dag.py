@@ -53,6 +53,33 @@ def test_nobody_is_asked_where_the_catalog_does_not_say_so(tmp_path: Any) -> Non
     assert not train_dag(tmp_path, toy.MODEL_YAML).has_task("approve")
 
 
+def test_a_refused_version_runs_along_only_where_the_catalog_says_so(
+    asking: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow.sdk.exceptions import AirflowSkipException
+
+    assert not asking.has_task("run_along")
+    dag = train_dag(tmp_path, ASKING + "rollout: {strategy: shadow, refused_first: true}\n")
+    task = dag.get_task("run_along")
+    assert task.upstream_task_ids == {"register", "gate"}, "nobody is asked to approve what is not in service"
+    assert task.operator_extra_links
+    lines: list[Any] = [{"kind": "started"}, None]
+    monkeypatch.setattr("lake.lake.open_lake", lambda: "the lake")
+    monkeypatch.setattr("lake.events.logged", lambda _stage: lambda function: function)
+    monkeypatch.setattr("training.registry.delivery.deliver_decided", lambda *_, **__: lines.pop(0))
+
+    def run(verdict: str, *, dry_run: bool = False) -> Any:
+        given = {"dag_run": Run, "params": {"dry_run": dry_run}}
+        return task.python_callable("ride_minutes", {}, {"verdict": verdict, "reasons": []}, **given)
+
+    for verdict, dry_run in (("promote", False), ("refuse", True)):
+        with pytest.raises(AirflowSkipException, match="nothing runs along"):
+            run(verdict, dry_run=dry_run)
+    assert run("refuse") == {"kind": "started"}
+    with pytest.raises(AirflowSkipException, match="there is a champion"):
+        run("refuse")
+
+
 def test_the_operator_and_the_stage_know_the_same_options() -> None:
     from mlops_approval import OPTIONS
 
@@ -307,7 +334,7 @@ def test_a_cleared_rollback_is_refused_whoever_triggered_it(dag_bag: Any, monkey
 
     monkeypatch.setattr("lake.lake.open_lake", lambda: pytest.fail("the lake was opened"))
     monkeypatch.setenv("NIGHTFLEET_APPROVERS", "admin")
-    with pytest.raises(NightfleetError, match="ClearedRollback: .*in the name of admin, whoever cleared it"):
+    with pytest.raises(NightfleetError, match="ClearedRun: .*in the name of admin, whoever cleared it"):
         dag_bag.dags["rollback"].get_task("rollback").python_callable(
             dag_run=Cleared, params={"model": "arrival_delay", "reason": "odd", "version": None}
         )
@@ -410,3 +437,79 @@ def test_where_nobody_is_named_only_admins_approve_and_roll_back(
         dag_bag.dags["rollback"].get_task("rollback").python_callable(
             dag_run=Triggered, params={"model": "arrival_delay", "reason": "odd", "version": None}
         )
+
+
+# ---- the form that moves a rollout -------------------------------------------------------------------------------
+
+
+def moved(dag_bag: Any, run: Any, **given: Any) -> Any:
+    params = {"model": "arrival_delay", "action": "advance", "reason": "calm", "version": None, "step": None} | given
+    return dag_bag.dags["rollout"].get_task("rollout").python_callable(dag_run=run, params=params)
+
+
+def test_a_rollout_is_moved_by_hand_with_a_model_an_action_and_a_reason(dag_bag: Any) -> None:
+    from training.registry.delivery import ACTIONS
+
+    dag = dag_bag.dags["rollout"]
+    assert not dag.timetable.can_be_scheduled
+    for word in ("Reads", "Writes", "Rerun", "Fails"):
+        assert word in dag.doc_md
+    params = {name: dag.params.get_param(name) for name in ("model", "action", "reason", "version", "step")}
+    assert params["model"].schema["enum"] == [entry.name for entry in load_catalog().models]
+    assert params["action"].schema["enum"] == list(ACTIONS)
+    assert params["reason"].schema["minLength"] == 1
+    assert params["version"].value is None
+    assert params["step"].value is None
+    [task] = dag.tasks
+    assert task.doc_md
+    assert task.operator_extra_links
+    assert task.execution_timeout is not None
+
+
+def test_a_move_names_the_person_the_run_and_what_was_meant(dag_bag: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lake.rollouts import RolloutLine
+
+    class Triggered(Run):
+        triggering_user_name = "ada"
+
+    said: list[Any] = []
+    at = datetime(2024, 3, 2, tzinfo=UTC)
+    nights = (date(2024, 3, 1), date(2024, 3, 2))
+    line = RolloutLine("arrival_delay", 3, "advanced", *nights, at, "ada (manual__1)", "a", "e", "calm", step=2)
+
+    def act(*arguments: Any, **named: Any) -> RolloutLine:
+        said.append((arguments, named))
+        return line
+
+    monkeypatch.setattr("training.registry.delivery.act", act)
+    monkeypatch.setattr("lake.lake.open_lake", lambda: "the lake")
+    monkeypatch.setenv("NIGHTFLEET_APPROVERS", "admin,7:ada")
+    done = moved(dag_bag, Triggered, version=3, step=2)
+    assert (done["kind"], done["effective_from"]) == ("advanced", "2024-03-02")
+    moved(dag_bag, Triggered, action="rollback")
+    by = {"by": "ada", "reason": "calm", "run_id": "manual__1"}
+    assert said == [
+        (("the lake", "arrival_delay", "advance"), by | {"version": 3, "step": 1}),
+        (("the lake", "arrival_delay", "rollback"), by | {"version": None, "step": None}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("who", "cleared", "error"),
+    [
+        ("oscar", 0, "NotAnApprover: oscar may not finish the rollout of arrival_delay: those who may are ada, admin"),
+        (None, 0, "NotAnApprover: unknown may not"),
+        ("ada", 1, "ClearedRun: .*would finish the rollout of arrival_delay in the name of ada, whoever cleared it"),
+    ],
+)
+def test_a_rollout_is_not_moved_by_others_or_by_a_cleared_run(
+    dag_bag: Any, monkeypatch: pytest.MonkeyPatch, who: str | None, cleared: int, error: str
+) -> None:
+    class Triggered(Run):
+        triggering_user_name = who
+        clear_number = cleared
+
+    monkeypatch.setattr("lake.lake.open_lake", lambda: pytest.fail("the lake was opened"))
+    monkeypatch.setenv("NIGHTFLEET_APPROVERS", "admin,7:ada")
+    with pytest.raises(NightfleetError, match=error):
+        moved(dag_bag, Triggered, action="finish")

@@ -18,7 +18,9 @@ MODEL_DAGS = [f"{m.name}_{kind}" for m in CATALOG.models for kind in ("train", "
 
 def test_every_file_parses_and_the_catalog_decides_what_there_is(dag_bag) -> None:
     assert not dag_bag.import_errors, f"{next(iter(dag_bag.import_errors.items()))}"
-    assert sorted(dag_bag.dag_ids) == sorted([*DATASET_DAGS, *MODEL_DAGS, "maintenance", "rollback", "watch"])
+    assert sorted(dag_bag.dag_ids) == sorted(
+        [*DATASET_DAGS, *MODEL_DAGS, "maintenance", "rollback", "rollout", "watch"]
+    )
 
 
 @pytest.mark.parametrize("dag_id", DATASET_DAGS + MODEL_DAGS)

@@ -400,7 +400,8 @@ def _asked(server: Server, who: str, action: str, *, as_of: date | None = None) 
 
 
 @pytest.mark.parametrize(
-    "action", ["acknowledge", "silence", "unsilence", "request_retraining", "approve", "reject", "rollback"]
+    "action",
+    ["acknowledge", "silence", "unsilence", "request_retraining", "approve", "reject", "rollback", "rollout_finish"],
 )
 @pytest.mark.parametrize("who", READERS)
 def test_each_role_does_what_it_may(server: Server, who: str, action: str) -> None:
@@ -409,7 +410,7 @@ def test_each_role_does_what_it_may(server: Server, who: str, action: str) -> No
     from monitoring.pages.page import ROLES as ORDER
 
     wanted = ROLE_OF[action]
-    assert wanted == ("admin" if action in {"approve", "reject", "rollback"} else "operator")
+    assert wanted == ("admin" if action in {"approve", "reject", "rollback", "rollout_finish"} else "operator")
     allowed = ORDER.index(ROLES[who]) >= ORDER.index(wanted)  # type: ignore[arg-type]
     before = len(read_actions(server.lake, limit=1000))
     answer = _asked(server, who, action)

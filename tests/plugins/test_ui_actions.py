@@ -22,6 +22,7 @@ from features.training_set import NotEnoughHistory
 from lake.lake import Lake
 from lake.ledger import Promotion
 from lake.metrics import Metric, publish_metrics
+from lake.rollouts import Kind, RolloutLine
 from monitoring.alerting.actions import Action, read_actions
 from monitoring.alerting.alarms import AlarmNotOpen, BadSilence, open_alarms
 from monitoring.pages import retraining
@@ -152,8 +153,13 @@ FORMS: Mapping[str, dict[str, str]] = {
     "approve": {"model": MODEL, "reason": "better", "evidence_digest": DIGEST},
     "reject": {"model": MODEL, "reason": "too bold", "evidence_digest": DIGEST},
     "rollback": {"model": MODEL, "reason": "complaints"},
+    "rollout_advance": {"model": MODEL, "reason": "no harm"},
+    "rollout_hold": {"model": MODEL, "reason": "a holiday"},
+    "rollout_finish": {"model": MODEL, "reason": "no harm"},
+    "rollout_rollback": {"model": MODEL, "reason": "complaints"},
     "reproduce": {"id": "abc"},
 }
+MOVES = ("rollout_advance", "rollout_hold", "rollout_finish", "rollout_rollback")
 
 
 # ---- who may -----------------------------------------------------------------------------------------------------
@@ -161,7 +167,7 @@ FORMS: Mapping[str, dict[str, str]] = {
 
 def test_each_action_has_a_role_and_a_form_here() -> None:
     assert set(ROLE_OF) == set(FORMS)
-    assert {name for name, role in ROLE_OF.items() if role == "admin"} == {"approve", "reject", "rollback"}
+    assert {name for name, role in ROLE_OF.items() if role == "admin"} == {"approve", "reject", "rollback", *MOVES}
     assert [name for name, role in ROLE_OF.items() if role == "viewer"] == ["reproduce"], (
         "all that a viewer may do changes nothing"
     )
@@ -225,7 +231,7 @@ def test_an_alarm_of_what_one_may_not_see_is_not_there(lake: Lake, name: str) ->
         do(lake, None, name, **FORMS[name] | {"fingerprint": "secret_model/volume//"})
 
 
-@pytest.mark.parametrize("name", ["request_retraining", "approve", "reject", "rollback"])
+@pytest.mark.parametrize("name", ["request_retraining", "approve", "reject", "rollback", *MOVES])
 def test_a_model_one_may_not_see_is_not_there(lake: Lake, airflow: PlayedAirflow, name: str) -> None:
     with pytest.raises(NotFound):
         do(lake, airflow, name, **FORMS[name] | {"model": "secret_model"})
@@ -462,6 +468,99 @@ def test_only_an_approver_where_they_are_named(lake: Lake, airflow: PlayedAirflo
     named = Lake(lake.settings.model_copy(update={"approvers": ("7:berta",)}), lake.catalog)
     with pytest.raises(NotAllowed, match="one of the approvers"):
         do(named, airflow, "rollback", **FORMS["rollback"])
+
+
+# ---- rollout -----------------------------------------------------------------------------------------------------
+
+
+def rollout_line(lake: Lake, kind: Kind = "started", **fields: Any) -> None:
+    ledger = lake.rollouts(MODEL)
+    settings = {"strategy": "canary", "salt": "s", "unit": [], "steps": [{"share": 0.5}, {"share": 1.0}]}
+    told = {"settings": json.dumps(settings | fields.pop("settings", {})) if kind == "started" else ""} | fields
+    line = RolloutLine(MODEL, 2, kind, NIGHT, NIGHT + ONE_DAY, datetime.now(UTC), "run", "a2", "e2", "better", **told)
+    ledger.append(line, seen=ledger.read())
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "says"),
+    [
+        ("rollout_advance", 1, "goes to step 2 of 2, from the next night on."),
+        ("rollout_hold", None, "stays in step 1 of 2 until a person goes on; it may still be rolled back."),
+        ("rollout_finish", None, "ends, and the version is champion from the next night on."),
+        ("rollout_rollback", None, "ends, and the champion serves everything."),
+    ],
+)
+def test_a_move_is_a_run_of_the_rollout_s_dag_and_says_what_was_meant(
+    lake: Lake, airflow: PlayedAirflow, name: str, step: int | None, says: str
+) -> None:
+    rollout_line(lake)
+    said = str(do(lake, airflow, name, **FORMS[name]))
+    [(run_id, run)] = airflow.runs.items()
+    assert said == f"The rollout of {MODEL} version 2 {says} Its run is {run_id}."
+    assert (run["dag_id"], run["partition_key"]) == ("rollout", None)
+    move = {"action": name.removeprefix("rollout_"), "version": 2, "step": step}
+    assert run["conf"] == {**FORMS[name], **move}
+    assert (last(lake).action, last(lake).subject, last(lake).outcome) == (name, MODEL, "done")
+    assert last(lake).details == {"version": 2, "step": 1, "dag_run_id": run_id}
+    assert "already" in str(do(lake, airflow, name, **FORMS[name]))
+    assert (len(airflow.runs), len(read_actions(lake))) == (1, 1)
+    rollout_line(lake, "held")
+    do(lake, airflow, name, **FORMS[name])
+    assert len(airflow.runs) == 2, "after another line of the ledger the same words are another request"
+
+
+def test_nothing_moves_where_no_rollout_goes_on(lake: Lake, airflow: PlayedAirflow) -> None:
+    for ended in (False, True):
+        for name in MOVES:
+            with pytest.raises(NothingWaits, match="has no rollout that goes on"):
+                do(lake, airflow, name, **FORMS[name])
+            assert (last(lake).action, last(lake).outcome[:22]) == (name, "refused: NothingWaits:")
+        if not ended:
+            rollout_line(lake)
+            rollout_line(lake, "rolled_back")
+    assert airflow.runs == {}
+
+
+def test_a_page_that_shows_another_step_moves_nothing(lake: Lake, airflow: PlayedAirflow) -> None:
+    rollout_line(lake)
+    shown = FORMS["rollout_advance"] | {"version": "2", "step": "1"}
+    rollout_line(lake, "advanced", step=1)
+    with pytest.raises(NothingWaits, match="has moved on: version 2 is in step 2 of 2 now"):
+        do(lake, airflow, "rollout_advance", **shown)
+    with pytest.raises(NothingWaits, match="has moved on"):
+        do(lake, airflow, "rollout_rollback", **FORMS["rollout_rollback"] | {"version": "1"})
+    with pytest.raises(BadForm, match="is in its last step"):
+        do(lake, airflow, "rollout_advance", **FORMS["rollout_advance"])
+    with pytest.raises(BadForm, match="the step is 'two', needs a number"):
+        do(lake, airflow, "rollout_advance", **shown | {"step": "two"})
+    assert airflow.runs == {}
+
+
+def test_who_runs_along_without_a_champion_does_not_become_one(lake: Lake, airflow: PlayedAirflow) -> None:
+    rollout_line(lake, settings={"alone": True, "steps": [{"share": 0.0}]})
+    with pytest.raises(BadForm, match="because the gate refused it"):
+        do(lake, airflow, "rollout_finish", **FORMS["rollout_finish"])
+    assert airflow.runs == {}
+
+
+def test_only_an_approver_moves_a_rollout_where_they_are_named(lake: Lake, airflow: PlayedAirflow) -> None:
+    rollout_line(lake)
+    named = Lake(lake.settings.model_copy(update={"approvers": ("7:berta",)}), lake.catalog)
+    for name in MOVES:
+        with pytest.raises(NotAllowed, match=r"rollout needs one of the approvers \(berta\); you are anna"):
+            do(named, airflow, name, **FORMS[name])
+    assert airflow.runs == {}
+
+
+def test_a_rollback_ends_a_rollout_though_there_is_no_former_champion(lake: Lake, airflow: PlayedAirflow) -> None:
+    promote(lake, 1)
+    rollout_line(lake)
+    said = str(do(lake, airflow, "rollback", **FORMS["rollback"]))
+    assert said.startswith(f"Rolling {MODEL} back to the champion: the rollout of version 2 ends")
+    [run] = airflow.runs.values()
+    assert run["dag_id"] == "rollback"
+    with pytest.raises(BadForm, match="cannot be rolled back to version 7"):
+        do(lake, airflow, "rollback", **FORMS["rollback"] | {"version": "7"})
 
 
 # ---- the record --------------------------------------------------------------------------------------------------
