@@ -29,7 +29,7 @@ from lake.lineage import Input, Publication
 from lake.metrics import Metric, metrics_table, publish_metrics, read_metrics
 from lake.rollouts import Rollout, RolloutLine, RolloutSnapshot
 from lake.tables import LakeTable
-from monitoring.performance import maturing, outcomes, segment_names, segment_values
+from monitoring.performance import outcomes, segment_names, segment_values
 from monitoring.references import VersionReference, references_of
 from monitoring.rollout import guardrails as rails
 from monitoring.rollout.decision import Decision, Standing, decide
@@ -115,8 +115,8 @@ class _Night:
         """Publish the metrics of the night; rows written."""
         name, interval = self.entry.name, Interval.of(self.night)
         before = self.lake.publications.digests(metrics_table(self.lake.settings, name, GROUP), interval)
-        losses, inputs = self._losses()
-        metrics = [*losses, *(self._of_guardrail(rail) for rail in self.guardrails), *self._harms(losses)]
+        losses, inputs = self._losses
+        metrics = [*losses, *(self._of_guardrail(rail) for rail in self.guardrails), *self._harms()]
         metrics += self._of_shift()
         inputs = [self.published[self.night].as_input(), *inputs]
         read = {self.night: list(dict.fromkeys(inputs))}
@@ -166,18 +166,20 @@ class _Night:
         champion, challenger = (rows.filter(pc.equal(rows["role"], role)).sort_by(keys) for role in _ROLES)
         return champion, challenger
 
+    @cached_property
     def _losses(self) -> tuple[list[Metric], list[Input]]:
         """Mean losses of both versions on the same rows, of each night that is mature since this one."""
         metrics: list[Metric] = []
         inputs: list[Input] = []
         if self.rollout.settings.get("alone"):
             return metrics, inputs  # there is nobody to compare with
-        for about in maturing(self.lake, self.entry.name, self.night):
-            if about not in self.published or not self._is_own(self.published[about]):
-                continue
-            rows, read = self._losses_of(about)
-            metrics += rows
-            inputs += read
+        judged = {row["about_date"] for row in self._before if row["check"] == CHAMPION_LOSS}
+        # Not only those that matured in this night: one that nobody monitored in time is judged now.
+        for about in sorted(self.published):
+            if about <= self.night and about not in judged and self._is_own(about) and self._mature(about):
+                rows, read = self._losses_of(about)
+                metrics += rows
+                inputs += read
         return metrics, inputs
 
     def _losses_of(self, about: date) -> tuple[list[Metric], list[Input]]:
@@ -237,10 +239,10 @@ class _Night:
 
     # ---- evidence
 
-    def _harms(self, losses: Sequence[Metric]) -> list[Metric]:
-        """The bounds of the harm as this night knows them; metrics of the night itself are not published yet."""
+    def _harms(self) -> list[Metric]:
+        """The bounds of the harm as this night knows them."""
         metrics = []
-        for evidence in self.evidence(losses):
+        for evidence in self.evidence:
             look, verdict = evidence.look, evidence.verdict
             values: dict[str, Any] = {"column": evidence.output, "segment": evidence.segment}
             if look is None:
@@ -252,13 +254,14 @@ class _Night:
             metrics.append(self._metric(HARM, status="failing" if verdict.finding == "harmful" else "ok", **values))
         return metrics
 
-    def evidence(self, losses: Sequence[Metric] = ()) -> list[_Evidence]:
+    @cached_property
+    def evidence(self) -> list[_Evidence]:
         """Of each output, and of each segment of it, what the nights with mature labels say.
 
         Half of the promised rate is for the rows as a whole, half for all segments together; both are divided among the
         outputs.
         """
-        history = self._history(losses)
+        history = self._history()
         settings = Guardrails.model_validate(self.rollout.settings["guardrails"])
         segments = sorted({segment for _, segment in history if segment})
         rate = settings.false_rollback / len(self.entry.outputs) / (2 if segments else 1)
@@ -284,19 +287,21 @@ class _Night:
                 found.append(_Evidence(name, segment, verdict, tolerance, statistics))
         return found
 
-    def _history(self, losses: Sequence[Metric]) -> dict[tuple[str, str], list[tuple[date, float, float, int]]]:
-        """By output and segment: each judged night of this rollout with the losses of both versions and its rows."""
+    @cached_property
+    def _before(self) -> list[dict[str, Any]]:
+        """What was measured of this rollout in the nights before this one."""
         first = self.rollout.started.effective_from
-        stored = (
-            read_metrics(self.lake, self.entry.name, GROUP, Interval(first, self.night)) if first < self.night else None
-        )
-        rows = [] if stored is None else stored.to_pylist()
-        rows += [metric.__dict__ for metric in losses]
-        if not losses:  # read after the night itself was published
-            rows += read_metrics(self.lake, self.entry.name, GROUP, Interval.of(self.night)).to_pylist()
+        if first >= self.night:
+            return []
+        rows = read_metrics(self.lake, self.entry.name, GROUP, Interval(first, self.night)).to_pylist()
+        return [row for row in rows if row["about_date"] >= first]
+
+    def _history(self) -> dict[tuple[str, str], list[tuple[date, float, float, int]]]:
+        """By output and segment: each judged night of this rollout with the losses of both versions and its rows."""
+        rows = [*self._before, *(metric.__dict__ for metric in self._losses[0])]
         sides: dict[tuple[str, str], dict[date, dict[str, tuple[float, int]]]] = {}
         for row in rows:
-            if row["check"] in (CHAMPION_LOSS, CHALLENGER_LOSS) and row["about_date"] >= first:
+            if row["check"] in (CHAMPION_LOSS, CHALLENGER_LOSS):
                 nights = sides.setdefault((row["column"], row["segment"]), {})
                 nights.setdefault(row["about_date"], {})[row["check"]] = (row["value"], row["n"])
         return {
@@ -314,7 +319,7 @@ class _Night:
         """
         dataset, parts = self.lake.dataset(self.entry.dataset), []
         for about in sorted(self.published):
-            if about > self.night or not self._is_own(self.published[about]) or not self._mature(about):
+            if about > self.night or not self._is_own(about) or not self._mature(about):
                 continue
             rows = self.table.read([about])
             for role in (CHAMPION, CHALLENGER):
@@ -350,7 +355,7 @@ class _Night:
         rate = settings["guardrails"]["false_rollback"] / len(self.entry.outputs)
         plan = design(stated, alpha=rate)
         found = []
-        for evidence in self.evidence():
+        for evidence in self.evidence:
             if not evidence.segment and evidence.prefixes is not None:
                 metric = self.entry.outputs[evidence.output].metric
                 unit = (
@@ -474,8 +479,8 @@ class _Night:
         rows = pa.concat_tables(parts)
         return rails.limit_from_halves(rows[column], rows["data_date"], seed=0)
 
-    def _is_own(self, publication: Publication) -> bool:
-        own = _challenger(publication)
+    def _is_own(self, day: date) -> bool:
+        own = _challenger(self.published[day])
         return own is not None and own.units is not None and own.units.rollout == self.rollout.started.sequence
 
     def _champion_in(self, day: date) -> Assignment:
@@ -503,7 +508,7 @@ class _Night:
             and a.units is not None
             and a.units.rollout == running.started.sequence
         ]
-        verdicts = [evidence.verdict for evidence in self.evidence()]
+        verdicts = [evidence.verdict for evidence in self.evidence]
         return decide(Standing(running, len(own), own.count(running.step), self.guardrails, verdicts, self.outcomes()))
 
 

@@ -74,5 +74,17 @@ def test_a_challenger_far_away_is_stopped_before_any_label(lake: Lake) -> None:
     assert ("guardrail_disagreement", "failing") in {(row["check"], row["status"]) for row in rows}
 
 
+def test_where_predictions_change_outcomes_only_what_each_served_is_compared(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Night, "_usual_shift", lambda *_: None)
+    begin(lake, strategy="canary", steps=[0.5, 1.0], interferes=True, slope=1.126)
+    moved(lake, 4)
+    rows = read_metrics(lake, MODEL, GROUP).to_pylist()
+    harm = [row for row in rows if row["check"] == "harm" and row["column"] == "ride_minutes" and row["segment"] == ""]
+    # Of the two nights with labels: units that each version served, not the sixty rows of both.
+    assert [row["n"] for row in harm] == [None, None, 1, 2]
+
+
 def test_without_a_rollout_there_is_nothing_to_do(lake: Lake) -> None:
     assert move_rollout(lake, MODEL, Interval.of(NIGHTS[0]), run_id="r").rows == 0
