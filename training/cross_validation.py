@@ -93,8 +93,7 @@ def cross_validate(
         checkpoints_of: gives the checkpoints of one fold's own fit, by its name.
         after_fold: called with the fold's number and the metrics so far.
     Returns:
-        `folds`, each with nights, rows and metrics; `mean` and `std` (of the population) of each metric that all folds
-        have.
+        `folds`, each with nights, rows and metrics, and the `summary` of these.
     Raises:
         TrainingImpossible: there are too few nights.
     """
@@ -131,14 +130,18 @@ def cross_validate(
     return {"folds": documents, **summary([document["metrics"] for document in documents])}
 
 
-def summary(metrics: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """`mean` and `std` over folds of every metric that all of them have."""
-    shared = [name for name in metrics[0] if all(name in fold for fold in metrics)]
-    values = {name: np.array([fold[name] for fold in metrics]) for name in shared}
-    return {
-        "mean": {name: float(v.mean()) for name, v in values.items()},
-        "std": {name: float(v.std()) for name, v in values.items()},
+def summary(metrics: Sequence[dict[str, float]]) -> dict[str, dict[str, Any]]:
+    """`mean` and `std` (of the population) of every metric over the folds whose labels tell it, and, if some do not,
+    `not_evaluated`: of how many folds.
+    """
+    named = list(dict.fromkeys(name for fold in metrics for name in fold))
+    values = {name: np.array([fold[name] for fold in metrics if name in fold]) for name in named}
+    untold = {name: len(metrics) - len(told) for name, told in values.items() if len(told) < len(metrics)}
+    summed: dict[str, dict[str, Any]] = {
+        "mean": {name: float(told.mean()) for name, told in values.items()},
+        "std": {name: float(told.std()) for name, told in values.items()},
     }
+    return summed | ({"not_evaluated": untold} if untold else {})
 
 
 def fit_and_judge(contract: Contract, fit: Rows, early: Rows, judged: Rows, folder: Path, run: Run) -> dict[str, float]:

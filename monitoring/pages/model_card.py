@@ -641,12 +641,17 @@ def _folds(folds: Mapping[str, Any] | None) -> Table | None:
         Column("mean", "mean over folds", "number"),
         Column("deviation", "standard deviation", "number"),
     )
+    untold, count = folds.get("not_evaluated", {}), len(folds["folds"])
     rows = [
-        {"metric": metric, "mean": mean, "deviation": folds["std"].get(metric)}
+        {
+            "metric": f"{metric}, not evaluated in {untold[metric]} of {count} folds" if metric in untold else metric,
+            "mean": mean,
+            "deviation": folds["std"].get(metric),
+        }
         for metric, mean in folds["mean"].items()
         if "/baseline_" not in metric
     ]
-    caption = f"{len(folds['folds'])} folds, each judged on nights after those it learned from."
+    caption = f"{count} folds, each judged on nights after those it learned from."
     return Table("folds", caption, columns, rows)
 
 

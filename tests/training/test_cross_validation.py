@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.training.jobs import OUTPUTS, write_job
+from tests.training.jobs import ANOMALY, OUTPUTS, QUICK, training_rows, write_job
 from training import cross_validation
 from training.__main__ import run
 from training.cross_validation import folds
@@ -124,3 +125,48 @@ def test_folds_stand_in_the_manifest_and_are_not_fitted_again_after_a_kill(
     )
     assert "cross-validation: fold 3 of 3: minutes/mae " in capsys.readouterr().out
     assert sorted(path.name for path in job_dir.iterdir() if path.is_dir()) == ["model"]
+
+
+def rare_anomalies(at: str) -> pa.Table:
+    """Rows of which few are anomalies, all of them in training nights or in those of validation."""
+    rows = training_rows(500)
+    inside = np.asarray(rows["split"]) == at
+    label = np.where(inside & (np.arange(len(rows)) % 9 == 0), 20.0, 0.0)
+    if at == "train":
+        label[np.asarray(rows["data_date"].cast("int32")) < 19_720] = 0.0
+    return rows.set_column(rows.schema.get_field_index("label"), "label", pa.array(label))
+
+
+def anomaly_job(folder: Path, rows: pa.Table, **trainer: Any) -> Path:
+    trainer = {"family": "isolation_forest", "device": "cpu", **trainer}
+    entry = {"outputs": ANOMALY, "trainer": trainer}
+    return write_job(folder, "isolation_forest", rows=rows, params=QUICK["isolation_forest"], entry=entry)
+
+
+SEARCHED = {"space": {"n_estimators": {"kind": "integer", "low": 2, "high": 4}}, "sampler": "random", "trials": 1}
+LOSS = "odd/average_precision_loss"
+
+
+def test_folds_without_an_anomaly_are_counted_and_their_metrics_not_evaluated(tmp_path: Path) -> None:
+    folds = {"cross_validation": {"folds": 3, "embargo": "1 day"}}
+    job_dir = anomaly_job(tmp_path / "job", rare_anomalies("train"), search=SEARCHED, **folds)
+    run(job_dir)
+    manifest = json.loads((job_dir / "manifest.json").read_text())
+    told = [LOSS in fold["metrics"] for fold in manifest["cross_validation"]["folds"]]
+    assert told == [False, True, False]
+    of_fold = manifest["cross_validation"]["folds"][1]["metrics"][LOSS]
+    assert manifest["cross_validation"]["mean"][LOSS] == of_fold == manifest["search"]["best_value"]
+    assert manifest["cross_validation"]["not_evaluated"][LOSS] == 2
+    assert manifest["search"]["trials"] == {"complete": 1, "pruned": 0, "failed": 0}
+    assert LOSS not in manifest["metrics"], "validation holds no anomaly"
+
+
+def test_where_no_label_tells_a_search_has_nothing_to_lower(tmp_path: Path) -> None:
+    rows = rare_anomalies("train")
+    with pytest.raises(TrainingImpossible, match=rf"a search would lower {LOSS} of validation, where .*not evaluated"):
+        run(anomaly_job(tmp_path / "validation", rows, search=SEARCHED))
+    early = np.where(np.asarray(rows["data_date"].cast("int32")) == 19_700, 20.0, 0.0)  # before every judged fold
+    rows = rows.set_column(rows.schema.get_field_index("label"), "label", pa.array(early))
+    folds = {"cross_validation": {"folds": 2, "embargo": "1 day"}}
+    with pytest.raises(TrainingImpossible, match=rf"the labels of none of 2 folds tell {LOSS}: not evaluated"):
+        run(anomaly_job(tmp_path / "folds", rows, search=SEARCHED, **folds))

@@ -121,7 +121,8 @@ def search(
     asked = trainer.search
     assert asked is not None  # the caller has looked
     check_search(trainer)
-    metric = _metric(asked, contract, validation.label)
+    judged = [fit.label, validation.label] if trainer.cross_validation else [validation.label]
+    metric = _metric(asked, contract, np.concatenate(judged))
     total = min(asked.trials, grid_size(asked.space, asked.trials)) if asked.sampler == "grid" else asked.trials
     parallel = min(asked.parallel, total)
     folder = job_dir / STUDY_FOLDER
@@ -372,6 +373,7 @@ def _metric(asked: Search, contract: Contract, label: Floats) -> str:
 
     Raises:
         BadParameter: there is no such metric.
+        TrainingImpossible: the labels tell nothing of it.
     """
     name, output = next(iter(contract.kinds.items()))
     metric = asked.metric or f"{name}/{output.gate}"
@@ -379,6 +381,12 @@ def _metric(asked: Search, contract: Contract, label: Floats) -> str:
     errors = {name for name in NAMES if not metric_named(name).greater_is_better}
     known = [figure for figure in evaluate(contract.kinds, label, trivial) if figure.split("/")[1] in errors]
     if metric not in known:
+        why = output.untold(label) if metric == f"{name}/{output.gate}" else None
+        if why is not None:
+            raise TrainingImpossible(
+                f"{contract.model}: a search would lower {metric} of validation, where {why}: not evaluated. Widen "
+                "`split.validation` until it holds both, or let the search cross-validate."
+            )
         raise BadParameter(
             f"search.metric is {metric!r}, which is not a metric of {contract.model} to be minimised. Known: "
             f"{', '.join(known)}."

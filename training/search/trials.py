@@ -30,7 +30,7 @@ from training.checkpoints import Checkpoints
 from training.cross_validation import cross_validate, fit_and_judge
 from training.progress import Progress
 from training.rows import slices
-from training.trainers import Rows, Run, TrialPruned, family_of, validated_params
+from training.trainers import Rows, Run, TrainingImpossible, TrialPruned, family_of, validated_params
 
 # So many points of a trial's curve are kept, and shown to the pruner, at most.
 _POINTS = 50
@@ -178,7 +178,8 @@ def _judged(
         return Checkpoints(folder / name, identity, task.checkpoint_seconds)
 
     def after_fold(fold: int, metrics: list[dict[str, float]]) -> None:
-        if watch(fold, float(np.mean([of_fold[task.metric] for of_fold in metrics]))):
+        told = [of_fold[task.metric] for of_fold in metrics if task.metric in of_fold]
+        if told and watch(fold, float(np.mean(told))):
             raise TrialPruned
 
     if not task.cross_validation:
@@ -196,6 +197,9 @@ def _judged(
         checkpoints_of=checkpoints_of,
         after_fold=after_fold,
     )
+    if task.metric not in folds["mean"]:
+        count = len(folds["folds"])
+        raise TrainingImpossible(f"the labels of none of {count} folds tell {task.metric}: not evaluated.")
     return Outcome("complete", folds["mean"][task.metric], "", folds["mean"], folds)
 
 
