@@ -41,12 +41,14 @@ class Weights(NamedTuple):
 
     @classmethod
     def read(cls, folder: Path, details: Mapping[str, Any]) -> Weights:
-        """Weights from the file in which those of items, of newest items if there are any, and of counts stand one
-        after the other.
-        """
-        stored = np.load(folder / WEIGHTS_FILE, allow_pickle=False)
+        """Weights from their file; `details` tell how many `counts` there are."""
+        return cls.of(np.load(folder / WEIGHTS_FILE, allow_pickle=False), details["counts"])
+
+    @classmethod
+    def of(cls, stored: Floats, starts: int) -> Weights:
+        """Weights of items, of newest items if there are any, and of so many counts, that stand one after the other."""
         count, nothing = stored.shape[1], np.zeros((1, stored.shape[1]))
-        of_item, of_newest, of_count = np.split(stored, [count, len(stored) - details["counts"]])
+        of_item, of_newest, of_count = np.split(stored, [count, len(stored) - starts])
         newest = of_newest if len(of_newest) else np.zeros((count, count))
         return cls(np.vstack([of_item, nothing]), np.vstack([newest, nothing]), of_count)
 

@@ -50,30 +50,30 @@ LONGEST = 100  # an item at rank 100 is worth 2**-25
 def run(folder: Path) -> list[dict[str, Any]]:
     """Rows with what, seconds, against, ratio (ours to the published figure), aim."""
     lake, rows = history(folder, "msweb")
-    (job_dir,), prepared = prepare(lake, "recommendation")
-    return [*rows, prepared, *nightly(lake, job_dir), *published(lake, job_dir), *activities(lake)]
+    jobs, prepared = prepare(lake, "recommendation")
+    return [*rows, prepared, *nightly(lake, jobs), *published(lake, jobs[0]), *activities(lake)]
 
 
-def nightly(lake: Lake, job_dir: Path) -> list[dict[str, Any]]:
-    """The version of the first night, on the last visits of the official test users."""
-    seconds = train(lake, "recommendation", job_dir)
-    validated = read_manifest(job_dir)["metrics"]["area/ndcg_at_k"]
-    judged = later_nights(lake, "recommendation", pq.read_table(gate_folder(job_dir) / "test_set.parquet"))
+def nightly(lake: Lake, jobs: list[Path]) -> list[dict[str, Any]]:
+    """Every candidate of the first night, on the last visits of the official test users."""
+    judged = later_nights(lake, "recommendation", pq.read_table(gate_folder(jobs[0]) / "test_set.parquet"))
     judged = judged.filter(pc.starts_with(judged["user"], "test"))
     output, label = lake.model("recommendation").outputs["area"], judged["label"].to_numpy()
-    taught = pq.read_table(job_dir / "training_set.parquet", columns=["label", "split"])
+    taught = pq.read_table(jobs[0] / "training_set.parquet", columns=["label", "split"])
     constant = output.constant(taught.filter(pc.equal(taught["split"], "train"))["label"].to_numpy(), None)
-    said = load_predictor(job_dir).predict(judged)
-    rows = []
-    for who, items in (
-        ("recommendation", np.column_stack([said[name] for name in output.judged_columns("area")]).astype(np.float64)),
-        ("recommendation's baseline, the most frequent areas", output.baseline(constant, len(label), None)),
-    ):
+    rows, said = [], {"baseline, the most frequent areas": (output.baseline(constant, len(label), None), 0.0)}
+    for job_dir in jobs:
+        seconds, manifest = train(lake, "recommendation", job_dir), read_manifest(job_dir)
+        columns = judged_values(output, "area", load_predictor(job_dir).predict(judged))
+        said[manifest["family"]] = output.judged("area", columns), seconds
+        validated = manifest["metrics"]["area/ndcg_at_k"]
+        rows.append(row(f"recommendation {manifest['family']}, validation: ndcg_at_k {validated:.4f}", seconds))
+    for who, (items, seconds) in said.items():
         columns = dict(zip(output.judged_columns("area"), items.T, strict=True))
         figures = output.evaluation("area", label, columns)
-        shown = ", ".join(f"{name} {figures[name]:.3f}" for name in ("ndcg_at_k", "recall_at_k", "rank_score"))
-        rows.append(row(f"{who}, last visit of {len(label):,} test users: {shown}", seconds))
-    return [*rows, row(f"recommendation, validation: ndcg_at_k {validated:.3f}", seconds)]
+        shown = ", ".join(f"{name} {figures[name]:.4f}" for name in ("ndcg_at_k", "recall_at_k", "rank_score"))
+        rows.append(row(f"recommendation {who}, last visit of {len(label):,} test users: {shown}", seconds))
+    return rows
 
 
 def activities(lake: Lake) -> list[dict[str, Any]]:

@@ -65,17 +65,17 @@ def train(
     """
     chosen = Params(**params)
     used = cpu_alone("recommender", contract, run)
-    history = _history(contract, chosen.history)
+    history = history_columns(contract, chosen.history)
     label = next(truth_to_learn(contract, name, fit) for name in contract.outputs)
-    items = _items(contract, history, label)
+    items = items_to_rank(contract, history, label)
     stood = positions(contract, history, items, fit.matrix)
     came = np.searchsorted(items, label)
-    weights, starts = (_next if chosen.method == "next" else _ease)(stood, came, len(items), chosen)
+    weights, starts = (next_weights if chosen.method == "next" else ease_weights)(stood, came, len(items), chosen)
     np.save(folder / WEIGHTS_FILE, weights, allow_pickle=False)
     details = {"items": [int(item) for item in items], "history": history, "counts": starts}
     write_json(folder / DETAILS_FILE, details | {"exclude_seen": chosen.exclude_seen})
     run.progress.line(f"recommender: {len(items):,} items, {len(history)} steps of history, {len(label):,} rows")
-    importances = normalised(_importances(history, weights, stood), contract)
+    importances = normalised(history_importances(history, weights, stood), contract)
     return Fitted(
         used,
         dict.fromkeys(contract.outputs, 1),
@@ -85,7 +85,7 @@ def train(
     )
 
 
-def _history(contract: Contract, wanted: str | None) -> list[str]:
+def history_columns(contract: Contract, wanted: str | None) -> list[str]:
     """The columns of the history, newest first.
 
     Raises:
@@ -116,7 +116,7 @@ def _history(contract: Contract, wanted: str | None) -> list[str]:
     return history
 
 
-def _items(contract: Contract, history: list[str], label: Floats) -> Floats:
+def items_to_rank(contract: Contract, history: list[str], label: Floats) -> Floats:
     """Every item of training, of histories and labels, in order.
 
     Raises:
@@ -139,7 +139,7 @@ def _items(contract: Contract, history: list[str], label: Floats) -> Floats:
     return items
 
 
-def _next(stood: Positions, came: Positions, count: int, chosen: Params) -> tuple[Floats, int]:
+def next_weights(stood: Positions, came: Positions, count: int, chosen: Params) -> tuple[Floats, int]:
     """The ridge regression of which item came, 0 or 1 for each, on the items of the history, its newest item, and the
     number of its items.
 
@@ -168,7 +168,7 @@ def _next(stood: Positions, came: Positions, count: int, chosen: Params) -> tupl
     return np.ascontiguousarray(weights), starts
 
 
-def _ease(stood: Positions, came: Positions, count: int, chosen: Params) -> tuple[Floats, int]:
+def ease_weights(stood: Positions, came: Positions, count: int, chosen: Params) -> tuple[Floats, int]:
     """Weights whose sum over a row's other items comes nearest to 1 for an item of the row and to 0 for others (Steck
     2019); with dropout as if a share of each row's items were missing (Steck 2020).
 
@@ -202,7 +202,7 @@ def _indicators(columns: Positions, width: int) -> Any:
     return matrix
 
 
-def _importances(history: list[str], weights: Floats, stood: Positions) -> dict[str, float]:
+def history_importances(history: list[str], weights: Floats, stood: Positions) -> dict[str, float]:
     """How far each step of the history spreads the scores of a row, on average."""
     count = weights.shape[1]
     newest = weights[count : 2 * count] if len(weights) > 2 * count else 0.0
