@@ -45,6 +45,7 @@ from training.registry.delivery import advance, finish, hold, roll_back, settle,
 
 GROUP = "rollout"
 HARM, CHAMPION_LOSS, CHALLENGER_LOSS, SHIFT = "harm", "champion_loss", "challenger_loss", "shift"
+DISAGREEING = "disagreeing"
 # Nights and rows that a usual shift is measured on.
 _SHIFT_NIGHTS = 14
 _SHIFT_ROWS = 20_000
@@ -117,7 +118,7 @@ class _Night:
         before = self.lake.publications.digests(metrics_table(self.lake.settings, name, GROUP), interval)
         losses, inputs = self._losses
         metrics = [*losses, *(self._of_guardrail(rail) for rail in self.guardrails), *self._harms()]
-        metrics += self._of_shift()
+        metrics += self._of_distance()
         inputs = [self.published[self.night].as_input(), *inputs]
         read = {self.night: list(dict.fromkeys(inputs))}
         done = publish_metrics(self.lake, name, GROUP, metrics, interval, run_id=run_id, inputs=read, replaces=before)
@@ -146,17 +147,32 @@ class _Night:
             reason=None if status == "ok" else rail.explanation,
         )
 
-    def _of_shift(self) -> list[Metric]:
+    def _of_distance(self) -> list[Metric]:
         """How far the two versions lie apart tonight, which later nights judge by."""
         if self.rollout.settings.get("alone"):
             return []
         champion, challenger = self._sides
-        shifts = {name: rails.shift(champion[name], challenger[name]) for name in self.entry.outputs}
-        return [
-            self._metric(SHIFT, column=name, value=rounded(value), n=champion.num_rows, status="ok")
-            for name, value in shifts.items()
-            if value is not None
-        ]
+        beyond = self._settings.disagreement
+        metrics = []
+        for name in self.entry.outputs:
+            apart = {SHIFT: rails.shift(champion[name], challenger[name])}
+            if self._may_disagree(name):
+                apart[DISAGREEING] = rails.disagreeing(champion[name], challenger[name], beyond=beyond)
+            metrics += [
+                self._metric(check, column=name, value=rounded(value), n=champion.num_rows, status="ok")
+                for check, value in apart.items()
+                if value is not None
+            ]
+        return metrics
+
+    @cached_property
+    def _settings(self) -> Guardrails:
+        return Guardrails.model_validate(self.rollout.settings["guardrails"])
+
+    def _may_disagree(self, output: str) -> bool:
+        """Whether `disagreement` has the unit of an output."""
+        metric = self.entry.outputs[output].metric
+        return self._settings.disagreement is not None and (metric.in_label_unit or metric.rooted)
 
     @cached_property
     def _sides(self) -> tuple[pa.Table, pa.Table]:
@@ -262,7 +278,7 @@ class _Night:
         outputs.
         """
         history = self._history()
-        settings = Guardrails.model_validate(self.rollout.settings["guardrails"])
+        settings = self._settings
         segments = sorted({segment for _, segment in history if segment})
         rate = settings.false_rollback / len(self.entry.outputs) / (2 if segments else 1)
         unit = label_unit(self.lake, self.entry)
@@ -373,7 +389,7 @@ class _Night:
         """Of this night, before any label of it is there."""
         if self.rollout.settings.get("alone"):
             return []
-        settings = Guardrails.model_validate(self.rollout.settings["guardrails"])
+        settings = self._settings
         champion, challenger = self._sides
         reference = references_of(self.lake, self.entry.name, {self.night: self.published[self.night]})[self.night].get(
             CHALLENGER
@@ -397,14 +413,14 @@ class _Night:
                 lowest, highest = profile.get("lowest"), profile.get("highest")
                 found.append(rails.within_gate_range(name, column, lowest=lowest, highest=highest))
             tonight = rails.shift(champion[name], column)
-            shifts = [*self._shifts(name, self.rollout.version, self.rollout.started.effective_from), tonight]
+            shifts = [*self._apart(SHIFT, name, self.rollout.version, self.rollout.started.effective_from), tonight]
             found.append(rails.prediction_shift(name, shifts, self._usual_shift(name)))
             bounds = output.interval_bounds(name)
             if bounds is not None:
                 ends = [(side[bounds[0]], side[bounds[1]]) for side in (champion, challenger)]
                 found.append(rails.interval_width(name, ends[0], ends[1], ratio=settings.width_ratio))
-            in_label_unit = output.metric.in_label_unit or output.metric.rooted
-            if settings.disagreement is not None and in_label_unit:
+            if self._may_disagree(name):
+                earlier = self._apart(DISAGREEING, name, self.rollout.version, self.rollout.started.effective_from)
                 found.append(
                     rails.disagreement(
                         name,
@@ -412,6 +428,8 @@ class _Night:
                         column,
                         beyond=settings.disagreement,
                         share=settings.disagreement_share,
+                        earlier=earlier,
+                        usual=self._between_versions(DISAGREEING, name),
                         unit=unit,
                     )
                 )
@@ -437,24 +455,26 @@ class _Night:
     def _usual_shift(self, column: str) -> rails.ShiftLimit | None:
         """The larger of what versions of this model lie apart, and what the champion's own nights do."""
         limits = [
-            limit for limit in (self._between_versions(column), self._between_nights(column)) if limit is not None
+            limit
+            for limit in (self._between_versions(SHIFT, column), self._between_nights(column))
+            if limit is not None
         ]
         return max(limits, key=lambda limit: limit.value, default=None)
 
-    def _between_versions(self, column: str) -> rails.ShiftLimit | None:
+    def _between_versions(self, check: str, column: str) -> rails.ShiftLimit | None:
         """As far as the champion lay from its predecessor while it was a challenger itself."""
         version = self._champion_in(self.night).version
         before = next((r for r in reversed(self.snapshot.all) if r.state == "finished" and r.version == version), None)
         if before is None:
             return None
-        return rails.limit_from_predecessor(self._shifts(column, version, before.started.effective_from))
+        return rails.limit_from_predecessor(self._apart(check, column, version, before.started.effective_from))
 
-    def _shifts(self, column: str, version: int, first: date) -> list[float | None]:
+    def _apart(self, check: str, column: str, version: int, first: date) -> list[float | None]:
         """How far a challenger lay from its champion, in each night before this one."""
         if first >= self.night:
             return []
         rows = read_metrics(self.lake, self.entry.name, GROUP, Interval(first, self.night)).to_pylist()
-        own = (r for r in rows if r["check"] == SHIFT and r["column"] == column and r["model_version"] == version)
+        own = (r for r in rows if r["check"] == check and r["column"] == column and r["model_version"] == version)
         return [row["value"] for row in own]
 
     def _between_nights(self, column: str) -> rails.ShiftLimit | None:
