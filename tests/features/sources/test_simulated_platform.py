@@ -17,7 +17,7 @@ from config.catalog.load import load_catalog
 from config.catalog.simulation import WORLDS, Simulated
 from config.settings import ROOT, Settings
 from features.sources import simulation
-from features.sources.simulation.platform import Platform, accounts, cluster, engagement, work
+from features.sources.simulation.platform import Platform, accounts, cluster, engagement, projects, work
 
 TABLES = WORLDS["platform"].tables
 NIGHT = date(2024, 5, 7)
@@ -47,7 +47,7 @@ def _nothing_remembered() -> None:
 
 def forget() -> None:
     """Empty what the world remembers of nights that were asked for before, as in a new process."""
-    for module in (accounts, work, cluster):
+    for module in (accounts, work, cluster, projects):
         for function in vars(module).values():
             if hasattr(function, "cache_clear"):
                 function.cache_clear()
@@ -203,3 +203,34 @@ def test_the_whole_world_is_shipped() -> None:
     worlds = [table.source.model_dump(include={"seed", "users", "episodes"}) for table in entry.tables.values()]
     assert all(world == worlds[0] for world in worlds)
     assert set(TABLES) >= set(entry.tables)
+
+
+# ---- projects
+
+
+def test_a_project_ends_once_as_many_days_later_as_it_is_said_to_take() -> None:
+    drawn, first = Platform(7, 150), NIGHT.toordinal()
+    begun = {row["project"]: row for row in projects.projects(drawn, first).to_pylist()}
+    assert begun
+    ended = pa.concat_tables(
+        projects.project_outcomes(drawn, first + ahead) for ahead in range(projects.LONGEST_DAYS + 1)
+    )
+    mine = ended.filter(pc.equal(ended["event_date"], NIGHT)).to_pylist()
+    assert sorted(row["project"] for row in mine) == sorted(begun)
+    for row in mine:
+        assert (row["ended_utc"].date() - NIGHT).days == row["days_taken"]
+        assert row["user"] == begun[row["project"]]["user"]
+
+
+def test_the_true_probability_of_success_and_the_median_of_days_are_those_of_the_outcomes() -> None:
+    drawn = Platform(3, 30_000)
+    new = projects.begun(drawn, NIGHT.toordinal())
+    told = projects.expected(drawn, NIGHT.toordinal())
+    assert told["project"].to_pylist() == projects.projects(drawn, NIGHT.toordinal())["project"].to_pylist()
+    success, days = told["success"].to_numpy(), told["days"].to_numpy()
+    for part in np.array_split(np.argsort(success), 2):
+        spread = np.sqrt((success[part] * (1.0 - success[part])).sum())
+        assert abs(new.succeeded[part].sum() - success[part].sum()) < 4 * spread
+    inside = (days > projects.SHORTEST_DAYS) & (days < projects.LONGEST_DAYS)
+    assert abs((new.days_taken < days)[inside].mean() - 0.5) < 0.08
+    assert np.corrcoef(success, np.log(days / new.planned_days))[0, 1] < -0.3, "what is too large is late and fails"

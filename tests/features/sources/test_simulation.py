@@ -26,7 +26,7 @@ from config.settings import ROOT, Settings
 from features.ingest import ingest
 from features.sources import SourceMissing, SourceSchemaMismatch, SourceTooLarge, read_source, simulation
 from features.sources.simulation import draws, fleet
-from features.sources.simulation.fleet import fuel, incidents, usage, wear
+from features.sources.simulation.fleet import battery, fuel, incidents, truth, usage, wear
 from features.sources.simulation.fleet.vehicles import Fleet
 from features.sources.simulation.reports import evenings_before
 from lake.lake import Lake
@@ -58,7 +58,7 @@ def planted(kind: str, first: date, last: date) -> Mapping[str, Any]:
 
 def forget() -> None:
     """Empty what the world remembers of nights that were asked for before, as in a new process."""
-    for module in (fuel, incidents, usage, wear):
+    for module in (battery, fuel, incidents, usage, wear):
         for function in vars(module).values():
             if hasattr(function, "cache_clear"):
                 function.cache_clear()
@@ -175,6 +175,7 @@ def test_every_failure_is_reported_once_within_five_days() -> None:
     ("report", "happened", "within", "latest"),
     [
         (wear.brake_reports, lambda d, day: wear.failed(d, "pads", day), 14, 5),
+        (battery.battery_reports, battery.failed, 14, 5),
         (incidents.incident_reports, incidents.happened, 7, 3),
     ],
 )
@@ -223,6 +224,28 @@ def test_tread_is_measured_where_it_is_said_and_with_the_error_that_is_said() ->
     assert abs(np.std(errors) - 0.2) < 0.05
 
 
+def test_a_battery_ages_with_heat_and_frost_and_shows_it_in_the_cold() -> None:
+    drawn, days = Fleet(7, 1500), range(NIGHT.toordinal() - 365, NIGHT.toordinal())
+    ageing = np.diff([battery.ageing_days(drawn, day) for day in range(days.start - 1, days.stop)])
+    celsius = np.array([usage.ambient_celsius(drawn, day) for day in days])
+    mild = ageing[(celsius > 8) & (celsius < 12)].mean()
+    assert ageing[celsius > 18].mean() > 1.5 * mild
+    assert ageing[celsius < 2].mean() > 1.2 * mild
+    january, july = days[int(celsius.argmin())], days[int(celsius.argmax())]
+    for day in (january, july):
+        shown, aged = battery.battery_days(drawn, day), battery.age(drawn, day)
+        vans = drawn.type_of == 0
+        resting, cranking = (shown[name].to_numpy()[vans] for name in ("resting_volts", "cranking_volts"))
+        assert (cranking < resting).all()
+        lost = resting - cranking
+        assert np.corrcoef(lost, aged[vans] ** 4)[0, 1] > 0.7
+    cold, warm = (battery.battery_days(drawn, day)["cranking_volts"].to_numpy()[vans].mean() for day in (january, july))
+    assert cold < warm - 0.1
+    renewed = battery.age(drawn, july) < battery.age(drawn, july - 1)
+    assert (renewed | (battery.age(drawn, july) > battery.age(drawn, july - 1))).all()
+    assert (renewed >= battery.failed(drawn, july)).all(), "a battery that failed is a new one"
+
+
 # ---- truth
 
 
@@ -241,6 +264,14 @@ def test_the_true_probability_of_a_failure_is_that_of_its_failures(part: str) ->
     for ahead in range(1, 15):
         happened |= wear.failed(drawn, part, day + ahead)
     calibrated(wear.failure_probability(drawn, part, day, 14), happened)
+
+
+def test_the_true_probability_of_a_dead_battery_is_that_of_dead_batteries() -> None:
+    drawn, day = Fleet(3, 8000), NIGHT.toordinal()
+    happened = np.zeros(8000, bool)
+    for ahead in range(1, battery.WITHIN_DAYS + 1):
+        happened |= battery.failed(drawn, day + ahead)
+    calibrated(truth.expected(drawn, "battery_reports", day)["expected"].to_numpy(), happened)
 
 
 def test_the_true_probability_of_an_incident_is_that_of_its_incidents() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import pyarrow as pa
 
-from features.sources.simulation.fleet import fuel, incidents, telemetry, trips, vehicles, wear
+from features.sources.simulation.fleet import battery, fuel, incidents, telemetry, trips, vehicles, wear
 from features.sources.simulation.fleet.vehicles import Fleet
 
 __all__ = ["TABLES", "Fleet"]
@@ -25,4 +25,6 @@ TABLES: Mapping[str, Callable[[Fleet, int], pa.Table]] = {
     "fraud_findings": fuel.fraud_findings,
     "trip_plans": trips.trip_plans,
     "trip_reports": trips.trip_reports,
+    "battery_days": battery.battery_days,
+    "battery_reports": battery.battery_reports,
 }

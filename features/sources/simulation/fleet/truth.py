@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping
 import pyarrow as pa
 
 from features.sources.simulation.draws import Floats
-from features.sources.simulation.fleet import fuel, incidents, wear
+from features.sources.simulation.fleet import battery, fuel, incidents, wear
 from features.sources.simulation.fleet.vehicles import Fleet
 
 # What the expectation of each table's label is by.
 KNOWN_BY: Mapping[str, str] = {
     "brake_reports": "who knows how worn the pads are, and the routes of the next 14 days",
     "engine_reports": "who knows how worn the engine is, and the routes of the next 14 days",
+    "battery_reports": "who knows how aged the battery is, and how warm the next 14 days are",
     "incident_reports": "who knows each driver's style, and routes and weather of the next 7 days",
     "tread_measurements": "who knows the tread itself, and not the gauge's error",
     "fraud_findings": "who sees what the night sees, and knows how fills are made",
@@ -26,6 +27,7 @@ KNOWN_BY: Mapping[str, str] = {
 _BY_VEHICLE: Mapping[str, Callable[[Fleet, int], Floats]] = {
     "brake_reports": lambda fleet, day: wear.failure_probability(fleet, wear.PADS.name, day, wear.BRAKES_WITHIN_DAYS),
     "engine_reports": lambda fleet, day: wear.failure_probability(fleet, wear.MOTOR.name, day, wear.ENGINE_WITHIN_DAYS),
+    "battery_reports": battery.failure_probability,
     "incident_reports": incidents.within_probability,
     "tread_measurements": lambda fleet, day: wear.tyres(fleet, day)[1],
 }

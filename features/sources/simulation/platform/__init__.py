@@ -1,4 +1,4 @@
-"""A platform: what its users do from day to day, how engaged they are, and what its clusters use.
+"""A platform: what its users do from day to day, how engaged they are, their projects, and what its clusters use.
 
 Every table is a function of the platform and a day alone: no night needs the nights before it.
 """
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import pyarrow as pa
 
-from features.sources.simulation.platform import cluster, engagement, work
+from features.sources.simulation.platform import cluster, engagement, projects, work
 from features.sources.simulation.platform.accounts import Platform
 
 __all__ = ["TABLES", "Platform"]
@@ -17,4 +17,6 @@ TABLES: Mapping[str, Callable[[Platform, int], pa.Table]] = {
     "engagement_levels": engagement.engagement_levels,
     "next_activities": work.next_activities,
     "cluster_usage": cluster.cluster_usage,
+    "projects": projects.projects,
+    "project_outcomes": projects.project_outcomes,
 }
