@@ -60,6 +60,7 @@ def _suites(full: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
         "backfill": backfill,
         "pages": _run_of("bench_pages"),
         "verify": verify,
+        "simulation": _run_of("bench_simulation"),
     }
     return {**suites, "rollout": _run_of("bench_rollout")}
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from config.catalog.output import OutputKind
 from features.sources.simulation.platform import Platform, cluster, engagement, work
+from features.sources.simulation.platform import projects as world_projects
 from features.sources.simulation.platform.accounts import CLUSTERS
 from lake.lake import Lake
 from serving.metrics import metric_named
@@ -39,7 +40,42 @@ def run(folder: Path) -> list[dict[str, Any]]:
     world = Platform(source.seed, source.users)  # type: ignore[union-attr]  # a simulated one has both
     rows += classes(lake, world, "engagement", engagement.level_probability)
     rows += classes(lake, world, "platform_next_activity", work.next_probability)
-    return [*rows, *capacity(lake, world)]
+    rows += capacity(lake, world)
+    lake, more = history(folder / "platform_projects", "platform_projects")
+    return [*rows, *more, *projects(lake)]
+
+
+def projects(lake: Lake) -> list[dict[str, Any]]:
+    """Success and days of the projects that users begin: every candidate beside who knows each owner's skill."""
+    source = lake.dataset("platform_projects").tables["projects"].source
+    world = Platform(source.seed, source.users)  # type: ignore[union-attr]  # a simulated one has both
+    rows: list[dict[str, Any]] = []
+    for model, column, truth, metrics in (
+        ("platform_project_success", "success_probability", "success", ("brier", "roc_auc")),
+        ("platform_project_days", "days", "days", ("mae", "rmse")),
+    ):
+        jobs, prepared = prepare(lake, model)
+        judged = pq.read_table(gate_folder(jobs[0]) / "test_set.parquet")
+        days = dict.fromkeys(judged["event_date"].to_pylist())
+        known = pa.concat_tables(world_projects.expected(world, day.toordinal()) for day in days)
+        by_project = dict(zip(known["project"].to_pylist(), known[truth].to_pylist(), strict=True))
+        best = np.array([by_project[project] for project in judged["project"].to_pylist()])
+        label = judged["label"].to_numpy()
+        possible = [metric_named(metric).value(label, best) for metric in metrics]
+        rows.append(prepared)
+        for job_dir in jobs:
+            seconds = train(lake, model, job_dir)
+            said = load_predictor(job_dir).predict(judged)[column].to_numpy()
+            ours = [metric_named(metric).value(label, said) for metric in metrics]
+            figures = ", ".join(
+                f"{metric} {one:.4f} of a possible {other:.4f}"
+                for metric, one, other in zip(metrics, ours, possible, strict=True)
+            )
+            validated = read_manifest(job_dir)["metrics"][f"{column}/{metrics[0]}"]
+            what = f"{model} {read_manifest(job_dir)['family']}, {len(label):,} projects: {figures}"
+            ratio = float(ours[0] or 0.0) / float(possible[0] or 1.0)
+            rows.append(row(f"{what} (validation {validated:.4f})", seconds, "who knows the owners' skill", ratio))
+    return rows
 
 
 def classes(
