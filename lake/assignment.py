@@ -4,15 +4,15 @@ the plan, before the night; what its publication recorded, after it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from typing import Any
 
 from config.calendar import Interval
 from config.errors import NightfleetError
 from lake.ledger import LedgerSnapshot, NoChampion
-from lake.rollouts import Rollout, RolloutSnapshot, settled
+from lake.rollouts import Rollout, RolloutSnapshot, promotion_key, promotion_of, settled
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 _ROUNDING = 1e-9
@@ -98,6 +98,40 @@ def _challenger(rollout: Rollout, share: float) -> Assignment:
         started.sequence, rollout.step, settings["salt"], tuple(settings["unit"]), settings.get("by"), step.groups
     )
     return Assignment(CHALLENGER, started.version, started.artifact_digest, share, rollout.last.sequence, units)
+
+
+def plan_as_published(
+    ledger: LedgerSnapshot,
+    rollouts: RolloutSnapshot,
+    data_date: date,
+    published: Plan,
+    planned: Callable[[LedgerSnapshot, RolloutSnapshot, date], Plan] = plan_of,
+) -> Plan:
+    """The plan of a night that is published: the newest of those that the ledger of rollouts ever gave for it by which
+    it was published. A line that is written while a night is scored changes nothing about that night.
+
+    The present plan where none of them was.
+
+    Raises:
+        as `plan_of`.
+    """
+    lines = rollouts.lines
+    # A line that counts for later nights alone gives no other plan; without any line there is the champion's.
+    for count in [len(lines), *(n for n in reversed(range(len(lines))) if lines[n].effective_from <= data_date)]:
+        finished = {promotion_key(promotion_of(line)) for line in lines[count:] if line.kind == "finished"}
+        promotions = tuple(p for p in ledger.promotions if promotion_key(p) not in finished)
+        try:
+            plan = planned(replace(ledger, promotions=promotions), replace(rollouts, lines=lines[:count]), data_date)
+        except NoChampion:
+            continue
+        if _parts(plan) == _parts(published):
+            return plan
+    return planned(ledger, rollouts, data_date)
+
+
+def _parts(plan: Plan) -> set[tuple[Any, ...]]:
+    """What decides about a night's rows."""
+    return {(a.role, a.version, a.artifact_digest, a.served_share, a.units) for a in plan}
 
 
 def check_plan(model: str, data_date: date, plan: Plan) -> Plan:

@@ -286,9 +286,14 @@ def promotion_of(line: RolloutLine) -> Promotion:
 
 def unsettled(ledger: LedgerSnapshot, rollouts: RolloutSnapshot) -> tuple[Promotion, ...]:
     """Promotions of finished rollouts that the ledger of promotions does not have yet: a process ended in between."""
-    there = {(p.version, p.evidence_digest, p.effective_from) for p in ledger.promotions if p.kind == "promotion"}
+    there = {promotion_key(p) for p in ledger.promotions}
     finished = [promotion_of(line) for line in rollouts.lines if line.kind == "finished"]
-    return tuple(p for p in finished if (p.version, p.evidence_digest, p.effective_from) not in there)
+    return tuple(p for p in finished if promotion_key(p) not in there)
+
+
+def promotion_key(promotion: Promotion) -> tuple[str, int, str, date]:
+    """What a finished rollout's line has in common with its promotion."""
+    return promotion.kind, promotion.version, promotion.evidence_digest, promotion.effective_from
 
 
 def settled(ledger: LedgerSnapshot, rollouts: RolloutSnapshot) -> LedgerSnapshot:

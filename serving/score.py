@@ -8,6 +8,7 @@ import resource
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import date
 from itertools import groupby, pairwise
@@ -20,7 +21,7 @@ import pyarrow as pa
 
 from config.calendar import Interval
 from config.catalog.model import ModelEntry
-from config.errors import NightfleetError
+from config.errors import NightfleetError, TransientError
 from config.settings import Settings
 from features.retrieval import retrieve
 from lake.assignment import (
@@ -30,6 +31,7 @@ from lake.assignment import (
     Plan,
     champion_in,
     check_plan,
+    plan_as_published,
     plan_of,
     recorded,
     scored_by,
@@ -50,6 +52,7 @@ from serving.rollout.units import served_rows
 from serving.signed import ModelMissing, load_signed
 
 BATCH_ROWS = 65_536
+_ATTEMPTS = 4
 Planned = Callable[[LedgerSnapshot, RolloutSnapshot, date], Plan]
 log = logging.getLogger(__name__)
 
@@ -98,7 +101,8 @@ def score(lake: Lake, model: str, interval: Interval, *, run_id: str, planned: P
     `details["empty"]` is true when no night had any.
 
     Args:
-        planned: gives a night's assignments from the two ledgers; each is read once.
+        planned: gives a night's assignments from the two ledgers. A night that is published keeps the plan it was
+            published with; one whose plan changed while it was computed is computed anew, before anything is written.
     Raises:
         NoChampion: a night has none; nothing is computed.
         BadPlan: a night's assignments do not serve each entity exactly once; nothing is computed.
@@ -110,6 +114,7 @@ def score(lake: Lake, model: str, interval: Interval, *, run_id: str, planned: P
         OtherChampion: a night was scored by other versions before; it keeps them.
         AlreadyScored: a night is scored, and its rows would change now; `rescore` does that on purpose.
         StalePublish: another run published in between.
+        LedgerConflict: the plan changed again and again while the interval was computed; nothing is written.
     """
     return _score(lake, model, interval, run_id=run_id, rewrite=False, planned=planned)
 
@@ -173,21 +178,44 @@ def load_version(settings: Settings, model: str, version: int, artifact_digest: 
 
 
 class _ChallengerFailed(Exception):
-    """A challenger could not be loaded, or predicted what must not be published."""
+    """A challenger could not be loaded, failed while it predicted, or predicted what must not be published."""
 
-    def __init__(self, error: NightfleetError) -> None:
-        super().__init__(str(error))
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error).partition("\n")[0] or type(error).__name__)
         self.error = error
+
+
+class _PlanChanged(Exception):
+    """While a night was computed, its rollout was rolled back or moved on."""
+
+
+@contextmanager
+def _blamed(assignment: Assignment) -> Iterator[None]:
+    """A failure of a challenger is its own, whatever it is; a full disk or a lost connection is nobody's."""
+    try:
+        yield
+    except (TransientError, OSError):
+        raise
+    except Exception as error:
+        if assignment.role != CHALLENGER:
+            raise
+        raise _ChallengerFailed(error) from error
 
 
 def _score(lake: Lake, model: str, interval: Interval, *, run_id: str, rewrite: bool, planned: Planned) -> StageResult:
     """A night never waits for a challenger: one that fails is rolled back, and the champion serves all."""
-    try:
-        return _scored(lake, model, interval, run_id=run_id, rewrite=rewrite, planned=planned)
-    except _ChallengerFailed as failed:
-        if not _withdrawn(lake, model, interval, failed, run_id):
-            raise failed.error from failed
-    return _scored(lake, model, interval, run_id=run_id, rewrite=rewrite, planned=planned)
+    for _ in range(_ATTEMPTS):
+        try:
+            return _scored(lake, model, interval, run_id=run_id, rewrite=rewrite, planned=planned)
+        except _ChallengerFailed as failed:
+            if not _withdrawn(lake, model, interval, failed, run_id):
+                raise failed.error from failed
+        except _PlanChanged:
+            log.warning("%s: the rollout changed while %s was computed; it is computed anew", model, interval)
+    raise LedgerConflict(
+        f"the rollouts of {model} changed {_ATTEMPTS} times while {interval} was computed. Nothing was written. Clear "
+        "the task."
+    )
 
 
 def _withdrawn(lake: Lake, model: str, interval: Interval, failed: _ChallengerFailed, run_id: str) -> bool:
@@ -201,7 +229,7 @@ def _withdrawn(lake: Lake, model: str, interval: Interval, failed: _ChallengerFa
     newest = lake.publications.newest(predictions_table(lake.settings, entry, lake.dataset(entry.dataset)))
     if running is None or (newest is not None and newest.data_date >= interval.start):
         return False
-    reason = f"the challenger could not score {interval}: {str(failed.error).splitlines()[0]}"
+    reason = f"the challenger could not score {interval}: {failed}"
     effective = max(interval.start, running.started.effective_from)
     line = following(running, "rolled_back", by=run_id, reason=reason, effective_from=effective)
     try:
@@ -216,10 +244,12 @@ def _scored(lake: Lake, model: str, interval: Interval, *, run_id: str, rewrite:
     entry = lake.model(model)
     table = predictions_table(lake.settings, entry, lake.dataset(entry.dataset))
     ledger, rollouts = lake.ledger(model).read(), lake.rollouts(model).read()
-    tenures = _tenures(model, ledger, rollouts, interval, planned)
     before = lake.publications.current(table, interval)
+    tenures = _tenures(model, ledger, rollouts, interval, before, planned)
     _keep_attribution(table, before, tenures)
-    predictors = {a.artifact_digest: _predictor(lake, model, a) for tenure in tenures for a in tenure.plan}
+    # The champion first: where all files are gone, no challenger is to blame.
+    assigned = sorted((a for tenure in tenures for a in tenure.plan), key=lambda a: a.role == CHALLENGER)
+    predictors = {a.artifact_digest: _predictor(lake, model, a) for a in assigned}
 
     seen = _Seen()
     with lake.scratch(f"score-{model}") as folder:
@@ -238,7 +268,12 @@ def _scored(lake: Lake, model: str, interval: Interval, *, run_id: str, rewrite:
         # Rows that come out equal from rewritten inputs are committed once more, so that they cite what is published
         # and are stale no longer.
         relabel = {day for day, p in before.items() if rewrite and _digests(p.inputs) != _digests(lineage.inputs[day])}
-        rows = pa.RecordBatchReader.from_batches(table.schema, scoring.batches(_rebatched(retrieval.reader())))
+        batches = _as_planned(
+            scoring.batches(_rebatched(retrieval.reader())),
+            lambda: lake.rollouts(model).read().lines == rollouts.lines
+            or _tenures(model, ledger, lake.rollouts(model).read(), interval, before, planned) == tenures,
+        )
+        rows = pa.RecordBatchReader.from_batches(table.schema, batches)
         try:
             published = publish(
                 lake.publications,
@@ -266,24 +301,38 @@ def _scored(lake: Lake, model: str, interval: Interval, *, run_id: str, rewrite:
     )
 
 
+def _as_planned(batches: Iterator[pa.RecordBatch], holds: Callable[[], bool]) -> Iterator[pa.RecordBatch]:
+    """All batches; raises _PlanChanged at their end, before they are committed, where the plan holds no longer."""
+    yield from batches
+    if not holds():
+        raise _PlanChanged
+
+
 def _predictor(lake: Lake, model: str, assignment: Assignment) -> Predictor:
-    try:
+    with _blamed(assignment):
         return load_version(lake.settings, model, assignment.version, assignment.artifact_digest)
-    except NightfleetError as error:
-        if assignment.role == CHALLENGER:
-            raise _ChallengerFailed(error) from error
-        raise
 
 
 def _tenures(
-    model: str, ledger: LedgerSnapshot, rollouts: RolloutSnapshot, interval: Interval, planned: Planned
+    model: str,
+    ledger: LedgerSnapshot,
+    rollouts: RolloutSnapshot,
+    interval: Interval,
+    before: Mapping[date, Publication],
+    planned: Planned,
 ) -> tuple[Tenure, ...]:
     """Consecutive nights of one plan each; raises NoChampion for a night without a champion."""
-    nights = [(day, check_plan(model, day, planned(ledger, rollouts, day))) for day in interval]
+
+    def plan(day: date) -> Plan:
+        if day not in before:
+            return planned(ledger, rollouts, day)
+        return plan_as_published(ledger, rollouts, day, scored_by(day, before[day].details), planned)
+
     tenures = []
-    for plan, group in groupby(nights, key=lambda night: night[1]):
+    nights = [(day, check_plan(model, day, plan(day))) for day in interval]
+    for same, group in groupby(nights, key=lambda night: night[1]):
         days = [day for day, _ in group]
-        tenures.append(Tenure(Interval.closed(days[0], days[-1]), plan))
+        tenures.append(Tenure(Interval.closed(days[0], days[-1]), same))
     return tuple(tenures)
 
 
@@ -383,12 +432,8 @@ class _Scoring:
         for assignment in plan:
             predictor = self.predictors[assignment.artifact_digest]
             began = time.perf_counter()
-            try:
+            with _blamed(assignment):
                 scored = predict_rows(self.entry, assignment, predictor, rows, served=served[assignment.role])
-            except NightfleetError as error:
-                if assignment.role == CHALLENGER:
-                    raise _ChallengerFailed(error) from error
-                raise
             self.seen.values.update({name: len(rows) - rows[name].null_count for name in predictor.feature_columns})
             if len(plan) > 1:
                 self.seen.note(assignment.role, time.perf_counter() - began, rows, predictor.feature_columns)
