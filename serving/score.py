@@ -270,8 +270,10 @@ def _scored(lake: Lake, model: str, interval: Interval, *, run_id: str, rewrite:
         relabel = {day for day, p in before.items() if rewrite and _digests(p.inputs) != _digests(lineage.inputs[day])}
         batches = _as_planned(
             scoring.batches(_rebatched(retrieval.reader())),
-            lambda: lake.rollouts(model).read().lines == rollouts.lines
-            or _tenures(model, ledger, lake.rollouts(model).read(), interval, before, planned) == tenures,
+            lambda: (
+                lake.rollouts(model).read().lines == rollouts.lines
+                or _tenures(model, ledger, lake.rollouts(model).read(), interval, before, planned) == tenures
+            ),
         )
         rows = pa.RecordBatchReader.from_batches(table.schema, batches)
         try:

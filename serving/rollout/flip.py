@@ -47,7 +47,8 @@ def flip(lake: Lake, model: str, night: date, *, run_id: str) -> bool:
     changed = {a.role: a.served_share for a in before} != {a.role: a.served_share for a in plan}
     if changed:
         tenure = [(Interval.of(night), plan)]
-        lineage = lake.lineage(model, run_id, ledger_version=ledger.delta_version, assignments=recorded(tenure))
+        named = {"ledger_version": ledger.delta_version, "assignments": recorded(tenure)}
+        lineage = lake.lineage(model, run_id, **{**there.details, **named})
         keys = ", ".join(f'"{name}"' for name in ("data_date", *table.key))
         query = f"SELECT * REPLACE (role = ? AS served) FROM scored ORDER BY {keys}"  # noqa: S608 (declared columns)
         with lake.scratch(f"flip-{model}") as folder, lake.duckdb() as connection:

@@ -19,10 +19,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import lake.publish as publishing
-import serving.projection as projection
 import training.registry.delivery as delivery
 from config.calendar import ONE_DAY, Interval
 from lake.lake import Lake
+from lake.projection import project
 from lake.signed_lines import SignedLines
 from serving.predictions import predictions_table
 from serving.projection import project_predictions, sql_name
@@ -68,7 +68,7 @@ def cut_at(count: int, after: bool) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(SignedLines, "append", cut(SignedLines.append))
         patched.setattr(publishing, "_commit", cut(publishing._commit))
-        patched.setattr(projection, "project", cut(projection.project))
+        patched.setattr("serving.projection.project", cut(project))
         yield
 
 
