@@ -23,7 +23,7 @@ import training.registry.delivery as delivery
 from config.calendar import ONE_DAY, Interval
 from lake.assignment import CHAMPION, Plan, scored_by
 from lake.lake import Lake
-from lake.ledger import NoChampion
+from lake.ledger import NoChampion, Promotion
 from lake.lineage import Input
 from lake.tables import LakeTable
 from serving.predictions import predictions_table
@@ -32,7 +32,6 @@ from serving.score import rescore, score
 from tests import toy
 from tests.serving.rollout.scenario import FIRST, begin, next_unscored
 from tests.serving.scenario import MODEL, promote, use_linear
-from training.registry.decision import Decision
 
 STRATEGIES: list[dict[str, Any]] = [
     {"strategy": "shadow"},
@@ -160,8 +159,8 @@ class World:
         """A version takes over at once, in the place of one that is rolled out."""
         version, rollouts = next(self.versions), self.lake.rollouts(MODEL).read()
         if rollouts.running is not None:
-            decision = cast(Decision, SimpleNamespace(model=MODEL, version=version))
-            delivery._superseded(self.lake, decision, rollouts.running, rollouts, by="gate")
+            by_whom = cast(Promotion, SimpleNamespace(model=MODEL, version=version, by="gate"))
+            delivery._superseded(self.lake, by_whom, rollouts.running, rollouts)
         promote(self.lake, version, next_unscored(self.lake), slope=1.0 + version / 8)
 
     def move(self, name: str) -> None:
