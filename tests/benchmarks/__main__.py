@@ -58,6 +58,7 @@ def _suites(full: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
         "validation": validation,
         "scoring": scoring,
         "backfill": backfill,
+        "kinds": _run_of("bench_kinds"),
         "pages": _run_of("bench_pages"),
         "verify": verify,
         "simulation": _run_of("bench_simulation"),
