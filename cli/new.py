@@ -14,9 +14,10 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from config.catalog.base import BadCatalog, Name
-from config.catalog.data import Dataset, FileSource, Lookup
+from config.catalog.data import Dataset
 from config.catalog.folder import CatalogFolder, catalog_folders
 from config.catalog.load import load_catalog, read_catalog
+from config.catalog.source import FileSource, Lookup
 from config.errors import NightfleetError
 from config.settings import ROOT, Settings
 

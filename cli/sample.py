@@ -12,17 +12,10 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from config.catalog.base import BadCatalog
-from config.catalog.data import (
-    OWN_PREFIX,
-    RESERVED_COLUMNS,
-    FileSource,
-    HttpSource,
-    SimulationSource,
-    Source,
-    SqlSource,
-)
+from config.catalog.data import OWN_PREFIX, RESERVED_COLUMNS
 from config.catalog.folder import CatalogFolder, catalog_folders
 from config.catalog.simulation import WORLDS
+from config.catalog.source import FileSource, HttpSource, SimulationSource, Source, SqlSource
 from config.errors import NightfleetError
 from config.settings import Settings
 

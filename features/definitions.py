@@ -21,8 +21,9 @@ from urllib.parse import quote
 import sqlalchemy as sa
 import yaml
 
-from config.catalog.data import ColumnType, Dataset
+from config.catalog.data import Dataset
 from config.catalog.load import Catalog
+from config.catalog.source import ColumnType
 from config.settings import Settings
 from lake.delta import table_location
 from lake.lake import Lake

@@ -25,7 +25,8 @@ from config.catalog.checks import (
     When,
     check_name,
 )
-from config.catalog.data import ColumnType, Dataset, Table
+from config.catalog.data import Dataset, Table
+from config.catalog.source import ColumnType
 from features.sources.values import quoted
 
 Suite = dict[str, Any]

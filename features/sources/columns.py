@@ -9,7 +9,7 @@ from pathlib import Path
 
 import duckdb
 
-from config.catalog.data import OnDifference, SourceColumn
+from config.catalog.source import OnDifference, SourceColumn
 from config.masking import HIDDEN, shown
 from features.sources.errors import SourceSchemaMismatch
 from features.sources.meter import Meter

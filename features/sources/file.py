@@ -21,7 +21,7 @@ from typing import BinaryIO
 import duckdb
 import pyarrow as pa
 
-from config.catalog.data import FileSource, Lookup, SourceColumn
+from config.catalog.source import FileSource, Lookup, SourceColumn
 from config.errors import NightfleetError
 from config.masking import cause, library_text
 from features.sources.bucket import fetch, is_remote

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tenacity
 
-from config.catalog.data import HttpSource, SourceColumn
+from config.catalog.source import HttpSource, SourceColumn
 from config.masking import cause
 from config.settings import Settings, secret
 from features.sources.columns import Difference, Rows, match_names, null_where_absent, stage_rows

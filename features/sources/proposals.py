@@ -17,7 +17,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from config.catalog.data import ColumnType, SourceColumn
+from config.catalog.source import ColumnType, SourceColumn
 from features.sources.values import conversion, parsed, plausible_formats, readable
 
 _DELIMITERS = (",", ";", "\t", "|")

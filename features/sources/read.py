@@ -16,16 +16,8 @@ import duckdb
 import pyarrow.parquet as pq
 
 from config.calendar import Interval
-from config.catalog.data import (
-    Dataset,
-    FileSource,
-    HttpSource,
-    KnownAt,
-    SimulationSource,
-    SourceColumn,
-    SqlSource,
-    Table,
-)
+from config.catalog.data import Dataset, KnownAt, Table
+from config.catalog.source import FileSource, HttpSource, SimulationSource, SourceColumn, SqlSource
 from config.masking import cause, library_text
 from features.sources import file, http, simulation, sql
 from features.sources.columns import (

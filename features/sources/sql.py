@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
 from config.calendar import ONE_DAY, cutoff
-from config.catalog.data import SourceColumn, SqlSource
+from config.catalog.source import SourceColumn, SqlSource
 from config.masking import cause, library_text, shown
 from config.settings import Settings, secret
 from features.sources.columns import (

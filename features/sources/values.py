@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from config.catalog.data import ColumnType, SourceColumn, Table
+from config.catalog.data import Table
+from config.catalog.source import ColumnType, SourceColumn
 from lake.duck import is_nan
 from lake.tables import DUCKDB_TYPES
 

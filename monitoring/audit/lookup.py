@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 import sqlalchemy as sa
 
-from config.catalog.data import ColumnType
 from config.catalog.model import ModelEntry
+from config.catalog.source import ColumnType
 from config.errors import NightfleetError
 from lake.lake import Lake
 from lake.lineage import as_utc

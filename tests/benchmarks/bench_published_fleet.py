@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from config.catalog.data import SimulationSource
+from config.catalog.source import SimulationSource
 from features.sources.simulation.fleet import battery, truth
 from features.sources.simulation.fleet.vehicles import Fleet
 from lake.lake import Lake

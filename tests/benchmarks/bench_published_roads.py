@@ -23,8 +23,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from config.calendar import ONE_DAY, Interval, cutoff
-from config.catalog.data import SimulationSource
 from config.catalog.simulation import WORLDS
+from config.catalog.source import SimulationSource
 from config.settings import ROOT
 from features.retrieval import retrieve
 from features.sources.simulation import roads

@@ -17,7 +17,7 @@ import json, resource, sys, tempfile, time
 from datetime import date, timedelta
 from pathlib import Path
 import pyarrow.parquet as pq
-from config.catalog.data import SourceColumn
+from config.catalog.source import SourceColumn
 from config.catalog.simulation import WORLDS, Simulated
 from features.sources import simulation
 from lake.tables import ARROW_TYPES

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from config.calendar import ONE_DAY, Interval
-from config.catalog.data import SimulationSource
 from config.catalog.model import Split
+from config.catalog.source import SimulationSource
 from features.labels import labels, newest_mature
 from features.retrieval import spine
 from features.sources.simulation.fleet import fuel, incidents, truth, wear

@@ -16,8 +16,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from config.catalog.data import SourceColumn
 from config.catalog.simulation import WORLDS, Simulated
+from config.catalog.source import SourceColumn
 from features.sources.columns import Difference, match_names, mismatch
 from features.sources.errors import SourceMissing
 from features.sources.meter import Meter

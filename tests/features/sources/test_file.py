@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from config.calendar import Interval
-from config.catalog.data import FileSource
+from config.catalog.source import FileSource
 from config.limits import SourceLimits
 from features.sources import SourceMissing, SourceSchemaMismatch, SourceSqlReachesOutside, SourceUnreadable
 from features.sources.file import find, stage

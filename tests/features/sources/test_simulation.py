@@ -19,9 +19,9 @@ import pytest
 
 from config.calendar import Interval
 from config.catalog.base import BadCatalog
-from config.catalog.data import SimulationSource
 from config.catalog.load import load_catalog
 from config.catalog.simulation import WORLDS, Simulated
+from config.catalog.source import SimulationSource
 from config.settings import ROOT, Settings
 from features.ingest import ingest
 from features.sources import SourceMissing, SourceSchemaMismatch, SourceTooLarge, read_source, simulation

@@ -17,8 +17,8 @@ import yaml
 
 from config.calendar import Interval
 from config.catalog.base import BadCatalog
-from config.catalog.data import SourceColumn
 from config.catalog.load import load_catalog
+from config.catalog.source import SourceColumn
 from config.settings import Settings
 from features.sources import SourceSchemaMismatch, SourceUnreadable, read_source
 from features.sources.values import conversion, quoted
