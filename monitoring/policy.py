@@ -109,13 +109,14 @@ def decide(
     gate_ratios: Mapping[str, float],
     champion_version: int | None,
     newest_night: date,
+    challenger_version: int | None = None,
 ) -> RetrainDecision:
     """The decision of night `as_of`.
 
     A retraining is asked for when errors over the baseline's in the last mature nights exceed the ratio at the gate by
     more than `performance.worse_by`, when the share of drifted columns reaches `drift.share`, or when `every` has
     passed since the last training. What was not evaluated never asks. Within `cooldown` of the last training's as-of
-    date nothing asks.
+    date nothing asks. While a rollout goes on, errors and drift do not ask: the version that takes over may mend both.
 
     Args:
         history: nights after `as_of` are not looked at.
@@ -124,13 +125,15 @@ def decide(
         gate_ratios: by output: error over baseline of the champion at its gate.
         champion_version: the version that scored `as_of`; only nights that it scored are held against its gate.
         newest_night: the newest scored night; no other may ask.
+        challenger_version: the version that takes over step by step now; None: none does.
     """
     findings: dict[Trigger, _Finding] = {
         "performance": _performance(history, retrain, as_of, gate_ratios, champion_version),
         "drift": _drift(history, retrain, as_of),
         "calendar": _calendar(retrain, as_of, last_training_as_of),
     }
-    due: list[Trigger] = [name for name, finding in findings.items() if finding.due]
+    would: list[Trigger] = [name for name, finding in findings.items() if finding.due]
+    due = [name for name in would if challenger_version is None or name == "calendar"]
     quiet_until = last_training_as_of + retrain.cooldown if last_training_as_of else None
     cooling = quiet_until is not None and as_of < quiet_until
     evidence: dict[str, Any] = {"as_of": as_of.isoformat(), "champion_version": champion_version}
@@ -143,7 +146,9 @@ def decide(
         "until": quiet_until.isoformat() if quiet_until else None,
         "holds_back": bool(cooling and due),
     }
-    said = "; ".join(findings[name].text for name in (due or findings))
+    if challenger_version is not None:
+        evidence["rollout"] = {"challenger_version": challenger_version, "holds_back": due != would}
+    said = "; ".join(findings[name].text for name in (due or would or findings))
     if as_of != newest_night:
         return RetrainDecision(
             False,
@@ -151,6 +156,9 @@ def decide(
             f"{as_of} is not the newest scored night ({newest_night} is), so it asks for nothing; {said}",
             evidence,
         )
+    if not due and would:
+        held = f"the rollout of version {challenger_version} goes on, during which only a person or the calendar asks"
+        return RetrainDecision(False, "none", f"{held}, or else: {said}", evidence)
     if not due:
         return RetrainDecision(False, "none", said, evidence)
     if cooling:

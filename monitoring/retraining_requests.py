@@ -157,15 +157,17 @@ def decide_retraining(lake: Lake, model: str, data_date: date, *, run_id: str) -
         return _result(model, data_date, stored[0], committed=0)
     champions = {day: champion_in(scored_by(day, publication.details)) for day, publication in scored.items()}
     versions = {day: champion.version for day, champion in champions.items() if champion is not None}
-    version = versions[data_date]
+    version = versions.get(data_date)  # None: a refused version scored the night, and served nothing
+    running = lake.rollouts(model).read().running
     decision = decide(
         read_history(lake, entry, data_date, versions),
         entry.retrain,
         as_of=data_date,
         last_training_as_of=last_training(lake, model, before=data_date),
-        gate_ratios=performance.gate_ratios(lake, model).get(version, {}),
+        gate_ratios={} if version is None else performance.gate_ratios(lake, model).get(version, {}),
         champion_version=version,
         newest_night=newest,
+        challenger_version=None if running is None or version is None else running.version,
     )
     row = {
         "actor": POLICY,

@@ -134,6 +134,29 @@ def test_only_the_newest_night_asks():
     )
 
 
+def test_while_a_rollout_goes_on_neither_drift_nor_errors_ask():
+    worse, drifted = outputs(1.2, 1.2, 1.2), [DriftNight(AS_OF, 1.0, 50)]
+    for history, trigger in ((History(drifted), "drift"), (History((), worse), "performance")):
+        assert ask(history).trigger == trigger
+        held = ask(history, challenger_version=4)
+        assert (held.requested, held.trigger) == (False, "none")
+        assert held.reason.startswith(
+            f"the rollout of version 4 goes on, during which only a person or the calendar asks, or else: {trigger}: "
+        )
+        assert held.evidence["rollout"] == {"challenger_version": 4, "holds_back": True}
+    quiet = ask(History([DriftNight(AS_OF, 0.1, 50)]), challenger_version=4)
+    assert quiet.reason == ask(History([DriftNight(AS_OF, 0.1, 50)])).reason
+    assert quiet.evidence["rollout"]["holds_back"] is False
+    assert "rollout" not in ask(History(drifted)).evidence
+
+
+def test_the_calendar_asks_while_a_rollout_goes_on():
+    late = AS_OF - timedelta(days=40)
+    asked = ask(History([DriftNight(AS_OF, 1.0, 50)]), last=late, challenger_version=4)
+    assert (asked.requested, asked.trigger) == (True, "calendar")
+    assert "drift" not in asked.reason
+
+
 def test_the_cooldown_counts_from_the_last_training():
     history = History([DriftNight(AS_OF, 1.0, 5)])
     found = ask(history, last=AS_OF - timedelta(days=6))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from config.calendar import ONE_DAY, Interval
 from lake.lake import Lake
 from lake.lineage import PartitionNotReady
+from lake.rollouts import RolloutLine
 from monitoring.drift import drift
 from monitoring.performance import performance
 from monitoring.retraining_requests import (
@@ -95,6 +97,24 @@ def test_a_training_holds_the_next_nights_back_also_a_refused_one(fresh: Lake):
         f"the cooldown of 7 days since the training as of {LAST - timedelta(days=2)} lasts until"
     )
     assert held["evidence"]["cooldown"]["holds_back"] is True
+
+
+def test_while_a_rollout_goes_on_drift_does_not_ask_and_a_person_may(fresh: Lake, monkeypatch):
+    without_cooldown(monkeypatch)
+    drifted(fresh)
+    ledger = fresh.rollouts(MODEL)
+    line = RolloutLine(
+        MODEL, 7, "started", AS_OF, LAST, datetime(2024, 2, 1, tzinfo=UTC), "run", "a7", "e7", "better", settings="{}"
+    )
+    ledger.append(line, seen=ledger.read())
+    held = decide_retraining(fresh, MODEL, LAST, run_id="t").details
+    assert held["requested"] is False
+    assert held["reason"].startswith(
+        "the rollout of version 7 goes on, during which only a person or the calendar asks"
+    )
+    assert request_retraining(fresh, MODEL, LAST, by="ann", reason="new sensor", run_id="t")["trigger"] == "person"
+    ledger.append(replace(line, kind="rolled_back", settings=""), seen=ledger.read())
+    assert decide_retraining(fresh, MODEL, LAST, run_id="again").details["trigger"] == "drift"
 
 
 def test_a_request_counts_as_training_while_it_runs(fresh: Lake, monkeypatch):
