@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -168,6 +168,25 @@ def rollback(model: str, reason: Annotated[str, typer.Option(help="Why; kept in 
     from training.registry.delivery import told
 
     console.print(f"{told(roll_back(open_lake(), model, by=getpass.getuser(), reason=reason))}.")
+
+
+@app.command()
+def rollout(
+    model: str,
+    action: Annotated[
+        Literal["status", "advance", "hold", "finish", "rollback"],
+        typer.Argument(help="What to do; status changes nothing."),
+    ] = "status",
+    reason: Annotated[str, typer.Option(help="Why; kept in the ledger. Whatever moves the rollout needs it.")] = "",
+) -> None:
+    """Show how MODEL's rollout stands, or move it: to the next step, not any further, to its end, or back."""
+    from cli.rollout import STATUS, move, show
+    from lake.lake import open_lake
+
+    if action == STATUS:
+        show(open_lake(), console, model)
+    else:
+        move(open_lake(), console, model, action, reason=reason)
 
 
 stored_model = typer.Typer(no_args_is_help=True, help="Stored versions of a model.")
