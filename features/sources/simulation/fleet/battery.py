@@ -42,10 +42,18 @@ _FULL_VOLTS, _SULPHATED_VOLTS, _AGED_OHMS, _COLD_OHMS_A_K = 12.70, 0.45, 0.9, 0.
 _CYCLES = 16
 
 
-@lru_cache(maxsize=1024)
 def ageing_days(fleet: Fleet, day: int) -> float:
     """Days at the reference temperature that age a battery as much as all days so far did."""
-    celsius = np.array([ambient_celsius(fleet, each) for each in range(FIRST_DAY, day + 1)])
+    weeks, rest = divmod(day - FIRST_DAY + 1, 7)
+    return sum(_ageing(fleet, FIRST_DAY + 7 * week, 7) for week in range(weeks)) + _ageing(
+        fleet, FIRST_DAY + 7 * weeks, rest
+    )
+
+
+@lru_cache(maxsize=4096)
+def _ageing(fleet: Fleet, first: int, days: int) -> float:
+    """The same of some days from a first one on."""
+    celsius = np.array([ambient_celsius(fleet, each) for each in range(first, first + days)])
     corrosion = np.exp(_ACTIVATION_K * (1.0 / _REFERENCE_K - 1.0 / (273.15 + _BONNET_K + celsius)))
     return float((corrosion + _SULPHATION * np.maximum(0.0, _WARM_CELSIUS - celsius) / 10.0).sum())
 
