@@ -121,7 +121,10 @@ def store_model(lake: Lake, slope: float) -> str:
     sign(lake.settings, staging, MODEL)
     target = lake.settings.artifacts / MODEL / digest
     target.parent.mkdir(parents=True, exist_ok=True)
-    staging.rename(target)
+    if target.is_dir():
+        shutil.rmtree(staging)  # stored before: a start that was cut is made again
+    else:
+        staging.rename(target)
     return digest
 
 
