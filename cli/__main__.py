@@ -294,7 +294,7 @@ def verify() -> None:
 def repair(
     accept_ledger: Annotated[
         list[str] | None,
-        typer.Option(help="Model whose ledger was restored from an older backup: it counts as it is now. Repeatable."),
+        typer.Option(help="Model whose ledgers were restored from an old backup: they count as they are; repeatable."),
     ] = None,
 ) -> None:
     """Rebuild SQL with its history, Feast's registry and online store, and MLflow's aliases from Delta, and name what

@@ -21,6 +21,7 @@ from config.catalog.data import Dataset
 from config.catalog.load import Catalog
 from config.catalog.model import ModelEntry
 from config.errors import NightfleetError
+from lake.assignment import plan_of
 from lake.lake import Lake
 from lake.ledger import NoChampion
 from lake.tables import feature_table, valid_table
@@ -141,9 +142,9 @@ class Chain:
         self._wait(step, wanted, patient=True)
 
     def require_champions(self, plan: dict[str, date]) -> None:
-        """Check that these models have champions for the night after their as-of, or wait for a person's approval of
-        one. Those that a gate or a person refused stay in `refused`, with the decision and its evidence: the others'
-        nights go on without them.
+        """Check that these models have champions for the night after their as-of, or a refused version that runs along
+        (`rollout.refused_first`), or wait for a person's approval of one. Those that a gate or a person refused stay in
+        `refused`, with the decision and its evidence: the others' nights go on without them.
 
         Raises:
             NoFirstChampion: all were refused.
@@ -153,7 +154,7 @@ class Chain:
             if f"{name}_train" in self._waiting:
                 continue  # it is reported, and the others need not wait for it
             try:
-                self._lake.ledger(name).read().champion_of(as_of + ONE_DAY)
+                self._check_scorable(name, as_of + ONE_DAY)
             except NoChampion:
                 self.refused[name] = _refusal(self._lake, name, as_of)
         if self.refused.keys() == plan.keys():
@@ -338,10 +339,14 @@ class Chain:
         if model == dag_id or not (model in self.refused or f"{model}_train" in self._asking):
             return False
         try:
-            self._lake.ledger(model).read().champion_of(night)
+            self._check_scorable(model, night)
         except NoChampion:
             return True
         return False
+
+    def _check_scorable(self, model: str, night: date) -> None:
+        """Somebody scores the night: a champion, or a refused version that runs along; raises NoChampion."""
+        plan_of(self._lake.ledger(model).read(), self._lake.rollouts(model).read(), night)
 
     def _raise_if_failed(self, run: RunView) -> None:
         if run.state != "failed":
@@ -474,6 +479,8 @@ def _first_scorable_night(lake: Lake, dataset: Dataset, first: date) -> date:
         return first
     models = lake.catalog.models_of(dataset.name)
     effective = [line.effective_from for m in models for line in lake.ledger(m.name).read().promotions]
+    # A rollout without a champion is that of a refused version that runs along.
+    effective += [line.effective_from for m in models for line in lake.rollouts(m.name).read().lines]
     if effective:
         return min(effective)
     asked = any(decision.verdict == "promote" for m in models for decision in read_decisions(lake, m.name)[-1:])

@@ -34,11 +34,14 @@ def repair(lake: Lake, console: Console, *, accept_ledgers: Collection[str] = ()
     """Rebuild SQL, Feast and MLflow's aliases from Delta, then say what is still damaged and how it is made again.
 
     Args:
-        accept_ledgers: models whose ledgers were restored from an older backup, and count as they are.
+        accept_ledgers: models whose two ledgers were restored from an older backup, and count as they are.
     """
     for model in accept_ledgers:
-        seen, lines = lake.ledger(lake.model(model).name).accept()
-        console.print(f"ledger: that of {model} counts with its {lines} lines; {seen} were seen before", markup=False)
+        name = lake.model(model).name
+        for ledger, accept in (("promotions", lake.ledger(name).accept), ("rollouts", lake.rollouts(name).accept)):
+            seen, lines = accept()
+            said = f"ledger: the {ledger} of {model} count with their {lines} lines; {seen} were seen before"
+            console.print(said, markup=False)
     for line in verification.repair(lake, run_id=f"repair__{int(time.time())}"):
         console.print(line, markup=False, soft_wrap=True)
     return verify(lake, console)

@@ -185,13 +185,14 @@ def _projected(lake: Lake) -> Iterator[tuple[LakeTable, str, bool]]:
 
 
 def _versions(lake: Lake, model: str) -> Iterator[Damage]:
-    """Signature and bytes of every stored version, those included that the ledger alone knows."""
+    """Signature and bytes of every stored version, those included that a ledger alone knows."""
     stored = {name for name in artifacts(lake.settings).names(model) if len(name) == _DIGEST_DIGITS}
     try:
-        promoted = {promotion.artifact_digest for promotion in lake.ledger(model).read().promotions}
+        known = {line.artifact_digest for line in lake.ledger(model).read().promotions}
+        known |= {line.artifact_digest for line in lake.rollouts(model).read().lines}
     except LedgerUntrusted:
-        promoted = set()  # `verify_projections` says so
-    for digest in sorted(stored | promoted):
+        known = set()  # `verify_projections` says so
+    for digest in sorted(stored | known):
         try:
             with signed_files(lake.settings, model, digest) as copy:
                 verify_artifacts(copy, read_manifest(copy)["artifacts"])

@@ -19,11 +19,12 @@ from cli.chain import (
     published_until,
     task_error,
 )
-from config.calendar import Interval
+from config.calendar import ONE_DAY, Interval
 from config.catalog.base import BadCatalog
 from config.catalog.load import load_catalog
 from lake.lake import Lake
 from lake.ledger import Promotion
+from lake.rollouts import RolloutLine
 from tests import toy
 from tests.monitoring.scenario import decide_gate
 
@@ -292,6 +293,18 @@ def test_without_a_champion_the_run_ends_with_the_gate_s_evidence(toy_lake: Lake
     chain.train({"ride_minutes": AS_OF}, "first")
     with pytest.raises(NoFirstChampion, match="ride_minutes version 1 as of 2024-02-29: refuse"):
         chain.require_champions({"ride_minutes": AS_OF})
+
+
+def test_a_refused_version_that_runs_along_has_nights_to_show(toy_lake: Lake, tmp_path: Path) -> None:
+    decide_gate(toy_lake, as_of=AS_OF, verdict="refuse")
+    ledger, night = toy_lake.rollouts("ride_minutes"), AS_OF + ONE_DAY
+    settings = json.dumps({"strategy": "shadow", "salt": "s", "unit": [], "steps": [{"share": 0.0}], "alone": True})
+    at = datetime(2024, 3, 1, tzinfo=UTC)
+    line = RolloutLine("ride_minutes", 1, "started", AS_OF, night, at, "run", "a", "e", "refused", settings=settings)
+    ledger.append(line, seen=ledger.read())
+    chain, _ = chain_of(toy_lake, tmp_path, {"ride_minutes_train": ("success", {"gate": "success"})})
+    chain.require_champions({"ride_minutes": AS_OF})
+    assert chain.refused == {}
 
 
 def test_the_others_nights_go_on_without_a_model_whose_first_version_was_refused(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ decision.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from typing import Any
 from config.errors import NightfleetError
 from lake.lake import Lake
 from lake.ledger import LedgerSnapshot, Promotion
+from lake.rollouts import RolloutLine
 from lake.storage import artifact_folder
 from training.registry.decision import (
     Decision,
@@ -96,8 +97,8 @@ def judge(lake: Lake, model: str, job_dir: Path, registered: Registered, *, run_
     entry = lake.model(model)
     judged = read_set(gate_folder(job_dir) / TRAINING_SET_FILE, job_dir)
     verify_set(judged, registered, lake)
-    snapshot = lake.ledger(model).read()
-    _check_number(snapshot, registered)
+    snapshot, rollouts = lake.ledger(model).read(), lake.rollouts(model).read()
+    _check_number((*snapshot.promotions, *rollouts.lines), registered)
     champion = _champion(snapshot, registered.version)
     subject = {
         "artifact_digest": registered.artifact_digest,
@@ -105,19 +106,21 @@ def judge(lake: Lake, model: str, job_dir: Path, registered: Registered, *, run_
         "training_digest": judged.training_digest,
         "catalog_digest": lake.catalog.digest(model),
     }
-    made = _already_judged(lake, model, registered.version, judged.as_of, subject, champion, snapshot)
+    cited = {line.evidence_digest for line in snapshot.promotions}
+    cited |= {line.evidence_digest for line in rollouts.lines if line.kind == "started"}
+    made = _already_judged(lake, model, registered.version, judged.as_of, subject, champion, cited)
     if made is not None:
         return made
     evidence = Judgement(lake, entry, judged, registered, champion).evidence(subject)
     return store_decision(lake, evidence, run_id=run_id, inputs=judged.test_inputs)
 
 
-def _check_number(snapshot: LedgerSnapshot, registered: Registered) -> None:
+def _check_number(lines: Iterable[Promotion | RolloutLine], registered: Registered) -> None:
     """One number names one set of files and one set of files has one number, else the champion in force would be taken
     for the challenger itself, or for another.
     """
     version, digest = registered.version, registered.artifact_digest
-    for line in snapshot.promotions:
+    for line in lines:
         if (line.version == version) != (line.artifact_digest == digest):
             raise VersionNumberTaken(
                 f"version {line.version} of {registered.model} is {line.artifact_digest[:12]}… in the ledger, but "
@@ -139,12 +142,11 @@ def _already_judged(
     as_of: date,
     subject: Mapping[str, str],
     champion: Promotion | None,
-    snapshot: LedgerSnapshot,
+    cited: Collection[str],
 ) -> Decision | None:
-    """The signed decision on the same files with the same rules against the same incumbent; one that the ledger cites
+    """The signed decision on the same files with the same rules against the same incumbent; one that a ledger cites
     stands whoever is champion now.
     """
-    cited = {p.evidence_digest for p in snapshot.promotions}
     same = [
         d
         for _, _, d in stored_decisions(lake, model, as_of)

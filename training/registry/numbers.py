@@ -29,7 +29,8 @@ class Numbers:
     """Numbers that were given to a model's versions.
 
     Attributes:
-        given: number and artifact digest, of the ledger's promotions, the newest first, then of the gate's decisions.
+        given: number and artifact digest, of the lines of both ledgers, the newest promotion first, then of the gate's
+            decisions.
         highest: of these and of the model cards; 0 where there is none.
     """
 
@@ -50,7 +51,7 @@ def digest_of(lake: Lake, model: str, version: int | None) -> tuple[int, str]:
     """Number and artifact digest of a version, of the champion where none is named; of our own signed records.
 
     Raises:
-        UnknownVersion: no promotion and no decision knows it.
+        UnknownVersion: no promotion, no rollout and no decision knows it.
         LedgerUntrusted, MissingSecret: as `given_numbers`.
     """
     lake.model(model)
@@ -69,14 +70,15 @@ def digest_of(lake: Lake, model: str, version: int | None) -> tuple[int, str]:
 
 
 def given_numbers(lake: Lake, model: str) -> Numbers:
-    """What ledger, decisions and model cards know. Decisions that this installation did not sign do not count.
+    """What ledgers, decisions and model cards know. Decisions that this installation did not sign do not count.
 
     Raises:
-        LedgerUntrusted: a line of the ledger is not ours.
+        LedgerUntrusted: a line of a ledger is not ours.
         MissingSecret: there is no key to verify with.
     """
     promotions = sorted(lake.ledger(model).read().promotions, key=lambda line: -line.sequence)
     given = [(line.version, line.artifact_digest) for line in promotions]
+    given += [(line.version, line.artifact_digest) for line in reversed(lake.rollouts(model).read().lines)]
     decisions = [decision for _, _, decision in stored_decisions(lake, model) if is_signed(lake, decision)]
     given += [(decision.version, decision.evidence["subject"]["artifact_digest"]) for decision in decisions]
     cards = [PurePath(name).stem for name in reports(lake.settings).names(f"{model}/{CARDS_FOLDER}")]

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 def verify_origin(lake: Lake, model: str, version: int, artifact_digest: str) -> Signed:
     """What the signature of a version says, once MLflow's tags of that version agree with it.
 
-    Where MLflow does not answer, has lost the version, or gives its number to other files than the signed ledger does,
+    Where MLflow does not answer, has lost the version, or gives its number to other files than a signed ledger does,
     the signature alone counts, and the log says so.
 
     Raises:
@@ -41,10 +41,7 @@ def verify_origin(lake: Lake, model: str, version: int, artifact_digest: str) ->
         return signed
     for tag, wanted in (("trained_by_run", signed.run_id), ("artifact_digest", signed.artifact_digest)):
         tagged = versions[0].tags.get(tag)
-        if tagged != wanted and any(
-            (line.version, line.artifact_digest) == (version, artifact_digest)
-            for line in lake.ledger(model).read().promotions
-        ):
+        if tagged != wanted and _in_a_ledger(lake, model, version, artifact_digest):
             log.warning("MLflow's version %s of %s has another %s than the ledger's", version, model, tag)
             return signed
         if tagged != wanted:
@@ -56,3 +53,10 @@ def verify_origin(lake: Lake, model: str, version: int, artifact_digest: str) ->
                 "the model again."
             )
     return signed
+
+
+def _in_a_ledger(lake: Lake, model: str, version: int, artifact_digest: str) -> bool:
+    """Whether a signed line, of a promotion or of a rollout, gives that number to those files."""
+    given = {(line.version, line.artifact_digest) for line in lake.ledger(model).read().promotions}
+    given |= {(line.version, line.artifact_digest) for line in lake.rollouts(model).read().lines}
+    return (version, artifact_digest) in given

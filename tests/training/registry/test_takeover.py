@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from config.calendar import ONE_DAY, Interval
 from lake.lake import Lake
 from lake.ledger import Promotion
 from lake.rollouts import RolloutLine
+from lake.signature import UntrustedModel
 from tests import toy
 from tests.training.registry.versions import AS_OF, MODEL, load_oracle, make_version, write_set
 from training.registry.approval import APPROVE, NotApproved, answered
@@ -21,6 +23,8 @@ from training.registry.decision import Decision, DecisionNotSigned
 from training.registry.delivery import TooFewUnits, deliver, finish, roll_back, rollback, settle
 from training.registry.gate import judge
 from training.registry.leakage import Audit
+from training.registry.numbers import VersionNumberTaken, given_numbers
+from training.registry.origin import verify_origin
 from training.registry.promotion import StaleDecision
 from training.registry.register import Registered
 
@@ -288,10 +292,34 @@ def test_a_former_champion_that_is_named_comes_back_and_the_rollout_ends(catalog
     delivered(lake, 1)
     delivered(lake, 2)
     lake = catalog()
-    delivered(lake, 3)
+    decision, registered = judged(lake, 3)
+    deliver(lake, decision, registered, by="run-3")
     line = rollback(lake, MODEL, by="ada", reason="odd numbers", version=1, run_id="r")
     assert isinstance(line, Promotion)
     assert (line.kind, line.version) == ("rollback", 1)
     assert told(lake) == [("started", 3), ("rolled_back", 3)]
     rollback(lake, MODEL, by="ada", reason="odd numbers", version=1, run_id="r")
     assert (champions(lake), len(told(lake))) == ([1, 2, 1], 2)
+    again = judge(lake, MODEL, lake.settings.jobs / MODEL / "job-3", registered, run_id="cleared")
+    assert again.evidence_digest == decision.evidence_digest, "what a rollout cites stands, whoever is champion now"
+
+
+def test_a_number_names_the_files_that_a_rollout_gave_it_to(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake = catalog()
+    delivered(lake, 1)
+    _, registered = judged(lake, 3)
+    delivered(lake, 2)
+    job = lake.settings.jobs / MODEL / "job-3"
+    with pytest.raises(VersionNumberTaken, match="was handed over as version 2"):
+        judge(lake, MODEL, job, replace(registered, version=2), run_id="run-3")
+    monkeypatch.setattr("training.registry.numbers.stored_decisions", lambda *_: [])
+    given = [number for number, _ in given_numbers(lake, MODEL).given]
+    assert given == [1, 2]
+    line = lake.rollouts(MODEL).read().lines[0]
+    tags = SimpleNamespace(version="2", tags={"trained_by_run": "another", "artifact_digest": line.artifact_digest})
+    client = SimpleNamespace(search_model_versions=lambda _: [tags])
+    monkeypatch.setattr("training.registry.origin.tracking_client", lambda _: client)
+    assert verify_origin(lake, MODEL, 2, line.artifact_digest).run_id == "run-2"
+    tags.version = "3"
+    with pytest.raises(UntrustedModel, match="MLflow's tag of that version says another"):
+        verify_origin(lake, MODEL, 3, registered.artifact_digest)
