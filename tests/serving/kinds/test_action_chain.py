@@ -18,11 +18,7 @@ import pytest
 from config.calendar import Interval
 from config.catalog.load import load_catalog
 from config.settings import ROOT, Settings
-from features.ingest import ingest
 from features.labels import labels
-from features.materialize import materialize
-from features.transform import transform
-from features.validate import validate
 from lake.lake import Lake
 from lake.metrics import read_metrics
 from monitoring.audit.trace import reproduce
@@ -37,11 +33,7 @@ from monitoring.performance import performance
 from serving.predictions import predictions_table
 from serving.projection import project_predictions
 from serving.score import score
-from training.__main__ import run
-from training.registry.gate import judge
-from training.registry.job import prepare_job
-from training.registry.promotion import promote
-from training.registry.register import register
+from tests.serving.kinds.chain import features, first_champion
 
 MODEL = "fuel_optimization"
 FIRST, AS_OF = date(2024, 10, 1), date(2024, 10, 24)
@@ -76,24 +68,14 @@ def few_trips(folder: Path) -> Settings:
     return Settings(home=folder / "var", catalogs=(folder,), duckdb_memory_gb=1.0)
 
 
-def features(lake: Lake, nights: Interval) -> None:
-    for stage in (ingest, validate, transform, materialize):
-        stage(lake, "trips", nights, run_id=stage.__name__)
-
-
 def test_decisions_go_from_the_source_to_the_pages(tmp_path: Path, mlflow_server: str) -> None:
     settings = few_trips(tmp_path).model_copy(update={"mlflow_tracking_uri": mlflow_server})
     lake = Lake(settings, load_catalog(settings))
-    features(lake, Interval.closed(FIRST, AS_OF))
-    job_dir = prepare_job(lake, MODEL, as_of=AS_OF, run_id="train")
-    run(job_dir)
-    registered = register(lake, MODEL, job_dir, run_id="register")
-    decision = judge(lake, MODEL, job_dir, registered, run_id="gate")
-    assert decision.verdict == "promote", decision.reasons
+    features(lake, "trips", Interval.closed(FIRST, AS_OF))
+    job_dir, registered, decision = first_champion(lake, MODEL, AS_OF)
     assert "the decisions of the same row that need no model" in decision.reasons[0].text
-    assert promote(lake, decision, registered, by="test") is not None
 
-    features(lake, SCORED)
+    features(lake, "trips", SCORED)
     assert score(lake, MODEL, SCORED, run_id="score").rows == VEHICLES * len(SCORED)
     rows = predictions_table(settings, lake.model(MODEL)).read(SCORED)
     project_predictions(lake, MODEL, SCORED, run_id="project")

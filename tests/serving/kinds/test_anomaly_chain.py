@@ -15,11 +15,7 @@ import sqlalchemy as sa
 
 from config.calendar import ONE_DAY, Interval
 from config.catalog.load import load_catalog
-from features.ingest import ingest
 from features.labels import labels
-from features.materialize import materialize
-from features.transform import transform
-from features.validate import validate
 from lake.lake import Lake
 from lake.ledger import Promotion
 from lake.metrics import read_metrics
@@ -36,6 +32,7 @@ from serving.predictions import predictions_table
 from serving.projection import project_predictions, sql_name
 from serving.score import score
 from tests import toy
+from tests.serving.kinds.chain import features
 from training.__main__ import run
 from training.registry.decision import Decision
 from training.registry.gate import judge
@@ -83,18 +80,13 @@ def sources(folder: Path, *, found: bool = True) -> None:
     toy.write_csv(folder / "source" / "outcomes.csv", outcomes)
 
 
-def features(lake: Lake, nights: Interval) -> None:
-    for stage in (ingest, validate, transform, materialize):
-        stage(lake, "rides", nights, run_id=stage.__name__)
-
-
 def lake_with(tmp_path: Path, mlflow_server: str, yaml: str = YAML, *, found: bool = True) -> Lake:
     lake = toy.toy_lake(tmp_path, dataset=DATASET, model=None)
     (tmp_path / "models" / f"{MODEL}.yaml").write_text(yaml, encoding="utf-8")
     settings = lake.settings.model_copy(update={"mlflow_tracking_uri": mlflow_server})
     lake = Lake(settings, load_catalog(settings))
     sources(tmp_path, found=found)
-    features(lake, Interval.closed(toy.FIRST, AS_OF))
+    features(lake, "rides", Interval.closed(toy.FIRST, AS_OF))
     return lake
 
 
@@ -114,7 +106,7 @@ def test_an_anomaly_goes_from_the_sources_to_the_pages(tmp_path: Path, mlflow_se
     assert "of the baseline (one score for all rows)" in decision.reasons[0].text
     assert promote(lake, decision, registered, by="test") is not None
 
-    features(lake, SCORED)
+    features(lake, "rides", SCORED)
     assert score(lake, MODEL, SCORED, run_id="score").rows == 60 * len(SCORED)
     rows = predictions_table(settings, lake.model(MODEL)).read(SCORED)
     assert list(lake.model(MODEL).output_columns) == COLUMNS
@@ -190,7 +182,7 @@ def test_without_labels_of_an_anomaly_a_challenger_follows_a_champion_that_it_ag
     )
     ledger.append(line, seen=ledger.read())
     later = AS_OF + 12 * ONE_DAY
-    features(lake, Interval.closed(AS_OF + ONE_DAY, later))
+    features(lake, "rides", Interval.closed(AS_OF + ONE_DAY, later))
     second = trained(lake, as_of=later, n_estimators=60)[2]
     assert (second.verdict, [reason.code for reason in second.reasons]) == ("promote", ["as_stable"])
     assert f"are also those of champion version {first.version}" in second.reasons[0].text

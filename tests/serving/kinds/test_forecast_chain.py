@@ -13,11 +13,7 @@ import pyarrow.compute as pc
 import pytest
 
 from config.calendar import ONE_DAY, Interval, cutoff
-from features.ingest import ingest
 from features.labels import labels
-from features.materialize import materialize
-from features.transform import transform
-from features.validate import validate
 from lake.lake import Lake
 from lake.metrics import read_metrics
 from lake.tables import valid_table
@@ -32,22 +28,13 @@ from serving.predictions import predictions_table
 from serving.projection import project_predictions
 from serving.score import score
 from tests import series, toy
-from training.__main__ import run
-from training.registry.gate import judge
-from training.registry.job import prepare_job
-from training.registry.promotion import promote
-from training.registry.register import register
+from tests.serving.kinds.chain import features, first_champion
 
 AS_OF = date(2024, 2, 29)
 SCORED = Interval.closed(date(2024, 3, 1), date(2024, 3, 8))
 MATURE = date(2024, 3, 5)
 STOPPED = date(2024, 3, 3)  # server c sends nothing from that day on; three days later it is scored no longer
 MODEL = series.MODEL
-
-
-def staged(lake: Lake, nights: Interval) -> None:
-    for stage in (ingest, validate, transform, materialize):
-        stage(lake, "servers", nights, run_id=stage.__name__)
 
 
 def source(folder: Path) -> None:
@@ -62,16 +49,11 @@ def test_a_forecast_goes_from_the_source_to_the_pages_and_back(tmp_path: Path, m
     yaml = series.MODEL_YAML.replace("minimum: 0}\n", scaled).replace("gate: {", "gate: {better_by: -0.9, ")
     lake = series.lake_of(tmp_path, model=yaml, mlflow_tracking_uri=mlflow_server)
     source(tmp_path)
-    staged(lake, Interval.closed(series.FIRST, AS_OF))
-    job_dir = prepare_job(lake, MODEL, as_of=AS_OF, run_id="train", overrides={"threads": 1})
-    run(job_dir)
-    registered = register(lake, MODEL, job_dir, run_id="register")
-    decision = judge(lake, MODEL, job_dir, registered, run_id="gate")
-    assert decision.verdict == "promote", decision.reasons
+    features(lake, "servers", Interval.closed(series.FIRST, AS_OF))
+    job_dir, registered, decision = first_champion(lake, MODEL, AS_OF, {"threads": 1})
     assert "of the baseline (seasonal naive), one number for all quantiles" in decision.reasons[0].text
-    assert promote(lake, decision, registered, by="test") is not None
 
-    staged(lake, SCORED)
+    features(lake, "servers", SCORED)
     score(lake, MODEL, SCORED, run_id="score")
     rows = predictions_table(lake.settings, lake.model(MODEL)).read(SCORED)
     by_night = {row["data_date"]: row["server_count_distinct"] for row in _servers(rows).to_pylist()}

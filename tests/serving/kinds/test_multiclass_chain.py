@@ -17,11 +17,7 @@ from sklearn.metrics import f1_score
 
 from config.calendar import ONE_DAY, Interval
 from config.catalog.load import load_catalog
-from features.ingest import ingest
 from features.labels import UnknownClass, labels
-from features.materialize import materialize
-from features.transform import transform
-from features.validate import validate
 from lake.lake import Lake
 from lake.metrics import read_metrics
 from lake.tables import valid_table
@@ -37,11 +33,7 @@ from serving.predictions import predictions_table
 from serving.projection import project_predictions, sql_name
 from serving.score import score
 from tests import toy
-from training.__main__ import run
-from training.registry.gate import judge
-from training.registry.job import prepare_job
-from training.registry.promotion import promote
-from training.registry.register import register
+from tests.serving.kinds.chain import features, first_champion
 
 PACES = ("brisk", "steady", "slow")
 AS_OF = date(2024, 3, 1)
@@ -80,11 +72,6 @@ def paces(folder: Path) -> None:
     toy.write_csv(folder / "source" / "outcomes.csv", outcomes)
 
 
-def features(lake: Lake, nights: Interval) -> None:
-    for stage in (ingest, validate, transform, materialize):
-        stage(lake, "rides", nights, run_id=stage.__name__)
-
-
 @pytest.mark.parametrize(("family", "label"), [("xgboost", "pace"), ("random_forest", "rank")])
 def test_classes_go_from_the_sources_to_the_pages(family: str, label: str, tmp_path: Path, mlflow_server: str) -> None:
     yaml = YAML.replace("family: xgboost, params: {n_estimators: 20", f"family: {family}, params: {{n_estimators: 20")
@@ -98,17 +85,12 @@ def test_classes_go_from_the_sources_to_the_pages(family: str, label: str, tmp_p
     lake = Lake(settings, load_catalog(settings))
     columns = list(lake.model(MODEL).output_columns)
     paces(tmp_path)
-    features(lake, Interval.closed(toy.FIRST, AS_OF))
+    features(lake, "rides", Interval.closed(toy.FIRST, AS_OF))
 
-    job_dir = prepare_job(lake, MODEL, as_of=AS_OF, run_id="train", overrides={"threads": 1})
-    run(job_dir)
-    registered = register(lake, MODEL, job_dir, run_id="register")
-    decision = judge(lake, MODEL, job_dir, registered, run_id="gate")
-    assert decision.verdict == "promote", decision.reasons
+    job_dir, registered, decision = first_champion(lake, MODEL, AS_OF, {"threads": 1})
     assert "of the baseline (frequencies of the classes in the training window)" in decision.reasons[0].text
-    assert promote(lake, decision, registered, by="test") is not None
 
-    features(lake, SCORED)
+    features(lake, "rides", SCORED)
     assert score(lake, MODEL, SCORED, run_id="score").rows == 60 * len(SCORED)
     rows = predictions_table(settings, lake.model(MODEL)).read(SCORED)
     probabilities = np.column_stack([rows[column].to_numpy() for column in columns[2:]])

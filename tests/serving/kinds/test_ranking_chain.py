@@ -21,12 +21,8 @@ import pytest
 from config.calendar import Interval
 from config.catalog.load import load_catalog
 from config.settings import ROOT, Settings
-from features.ingest import ingest
 from features.labels import labels
-from features.materialize import materialize
 from features.retrieval import retrieve
-from features.transform import transform
-from features.validate import validate
 from lake.lake import Lake
 from lake.metrics import read_metrics
 from monitoring.audit.trace import reproduce
@@ -42,11 +38,7 @@ from serving.predictions import predictions_table
 from serving.predictors import load_predictor
 from serving.projection import project_predictions
 from serving.score import score
-from training.__main__ import run
-from training.registry.gate import judge
-from training.registry.job import prepare_job
-from training.registry.promotion import promote
-from training.registry.register import register
+from tests.serving.kinds.chain import features, first_champion
 
 MODEL = "recommendation"
 FIRST, AS_OF = date(1998, 1, 1), date(1998, 1, 24)
@@ -101,24 +93,14 @@ def rewrite(file: Path, changes: dict[str, str]) -> None:
     file.write_text(text, encoding="utf-8")
 
 
-def features(lake: Lake, nights: Interval) -> None:
-    for stage in (ingest, validate, transform, materialize):
-        stage(lake, "msweb", nights, run_id=stage.__name__)
-
-
 def test_a_ranking_goes_from_the_sources_to_the_pages(tmp_path: Path, mlflow_server: str) -> None:
     settings = small_site(tmp_path).model_copy(update={"mlflow_tracking_uri": mlflow_server})
     lake = Lake(settings, load_catalog(settings))
-    features(lake, Interval.closed(FIRST, AS_OF))
-    job_dir = prepare_job(lake, MODEL, as_of=AS_OF, run_id="train")
-    run(job_dir)
-    registered = register(lake, MODEL, job_dir, run_id="register")
-    decision = judge(lake, MODEL, job_dir, registered, run_id="gate")
-    assert decision.verdict == "promote", decision.reasons
+    features(lake, "msweb", Interval.closed(FIRST, AS_OF))
+    job_dir, registered, decision = first_champion(lake, MODEL, AS_OF)
     assert "the 4 items that came most often in the training window" in decision.reasons[0].text
-    assert promote(lake, decision, registered, by="test") is not None
 
-    features(lake, SCORED)
+    features(lake, "msweb", SCORED)
     assert score(lake, MODEL, SCORED, run_id="score").rows == USERS_A_DAY * len(SCORED)
     rows = predictions_table(settings, lake.model(MODEL)).read(SCORED)
     items = np.column_stack([rows[column] for column in ("area", "area_2", "area_3", "area_4")])
