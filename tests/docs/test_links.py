@@ -14,7 +14,7 @@ from config.settings import ROOT
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 # Prose is wrapped at 120; a table's row, a link and a picture's drawing cannot be.
-LONGEST_LINE, README_LINES = 120, 175
+LONGEST_LINE, README_LINES = 120, 180
 # What an installation writes: there are no such files in the repository.
 WRITTEN = ("var/", "lake/<", "lake/flights", ".venv/", "../our-fleet")
 
