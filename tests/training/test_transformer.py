@@ -13,6 +13,7 @@ from serving.predictors.contract import read_json
 from serving.predictors.keras import DETAILS_FILE, read_network
 from serving.predictors.lstm import SequenceEncoding
 from tests.training.jobs import QUICK, outputs_of, trained_job, training_rows, write_job
+from tests.training.test_lstm import OUTPUTS, WINDOW, machine_rows
 from training.__main__ import run
 from training.progress import Progress
 from training.trainers import validated_params
@@ -68,6 +69,27 @@ def test_a_fit_that_was_stopped_resumes_to_the_bytes_of_the_undisturbed(
     run(stopped)
     manifests = [read_json(job_dir / "manifest.json") for job_dir in (undisturbed, stopped)]
     assert manifests[0]["artifacts"] == manifests[1]["artifacts"]
+
+
+def test_channels_that_attend_to_channels_stand_for_all_their_steps(tmp_path: Path) -> None:
+    rows = machine_rows(300)
+    entry = {"outputs": OUTPUTS, "trainer": {"family": "transformer"}}
+    columns = {name: "float64" for name in rows.column_names if name.startswith("v__")}
+    job_dir = write_job(
+        tmp_path / "job",
+        "transformer",
+        rows=rows,
+        params=QUICK["transformer"] | {"tokens": "channels", "epochs": 2},
+        entry=entry,
+        feature_columns=columns,
+        output_columns=["minutes", "minutes_lower", "minutes_upper"],
+    )
+    run(job_dir)
+    weights, places = read_network(job_dir / "model").get_layer("steps").get_weights()
+    assert (weights.shape, places.shape) == ((WINDOW, 8), (2, 8)), "six steps become eight numbers of each channel"
+    predictor = load_predictor(job_dir)
+    whole = predictor.predict(rows).to_pylist()
+    assert predictor.predict(rows.slice(7, 1)).to_pylist() == [whole[7]]
 
 
 def test_its_file_says_how_it_was_made(tmp_path_factory: pytest.TempPathFactory) -> None:

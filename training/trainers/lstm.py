@@ -10,7 +10,7 @@ predicted as among others.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +18,19 @@ from pydantic import Field
 
 from config.catalog.output import Task
 from serving.predictors.contract import Contract
-from serving.predictors.lstm import LstmPredictor, SequenceEncoding
 from training.trainers import Fitted, Rows, Run
-from training.trainers.keras_fit import train_network
-from training.trainers.keras_network import NetworkParams, output_width
-from training.trainers.keras_sequences import sequence_channels, sequence_constants
+from training.trainers.keras_sequences import SequenceParams, train_sequences
 
 
-class Params(NetworkParams):
+class Params(SequenceParams):
     """What a catalog or a form may set."""
 
     units: tuple[int, ...] = Field((64,), min_length=1, description="units of each LSTM layer")
-    dense: tuple[int, ...] = Field((32,), description="units of each dense layer after them")
     per_step: tuple[int, ...] = Field(
         (),
         description="units of dense layers applied to each step before the recurrence; with means over the neighbours "
         "of a graph as channels, a graph convolution",
     )
-    gradient_clip: float = Field(1.0, ge=0, description="largest norm of all gradients together; 0: not limited")
 
 
 LEARNS: tuple[Task, ...] = ("number", "event")
@@ -53,36 +48,10 @@ QUICK: dict[str, Any] = {
 def train(
     contract: Contract, fit: Rows, validation: Rows, folder: Path, *, params: Mapping[str, Any], run: Run
 ) -> Fitted:
-    """Fit the network and write it into `folder`.
-
-    Args:
-        contract: features and outputs; its order is the order of the matrices. Features `<channel>_t0`, `<channel>_t1`,
-            ... are the steps of a channel.
-        fit, validation: rows to learn from; rows for early stopping, calibration and interval widths.
-        params: as `validated_params` gives them.
-        run: seed, device, progress, checkpoints, workers.
-    Raises:
-        NoGpu, TrainingImpossible, TrainingDiverged, WorkerLost: as their texts say; nothing usable is written.
-    """
+    """See `train_sequences`."""
     chosen = Params(**params)
-    channels = sequence_channels(contract)
-    constants = sequence_constants(contract, fit, chosen, channels)  # checked before TensorFlow's seconds are spent
-    encoding = SequenceEncoding(contract, constants)
 
-    def build(keras: Any) -> Any:
-        regularizer = keras.regularizers.L2(chosen.l2) if chosen.l2 else None
-        layers, dropouts = keras.layers, iter(range(100))
-
-        def dropped(flow: Any) -> Any:
-            return (
-                layers.Dropout(chosen.dropout, seed=(number := next(dropouts)), name=f"dropout_{number}")(flow)
-                if chosen.dropout
-                else flow
-            )
-
-        sequence = keras.Input(encoding.sequence_shape, name="sequence")
-        present = keras.Input(encoding.sequence_shape[:1], dtype="bool", name="present")
-        static = keras.Input((encoding.static_width,), name="static")
+    def read_steps(layers: Any, regularizer: Any, dropped: Callable[[Any], Any], sequence: Any, present: Any) -> Any:
         flow = sequence
         for index, units in enumerate(chosen.per_step):
             mixed = layers.Dense(units, activation="relu", kernel_regularizer=regularizer, name=f"per_step_{index}")
@@ -95,27 +64,6 @@ def train(
                     flow, mask=present
                 )
             )
-        flow = layers.Concatenate(name="with_static")([flow, static])
-        for index, units in enumerate(chosen.dense):
-            flow = dropped(
-                layers.Dense(units, activation="relu", kernel_regularizer=regularizer, name=f"dense_{index}")(flow)
-            )
-        return keras.Model(
-            [sequence, present, static], layers.Dense(output_width(contract), name="outputs")(flow), name=contract.model
-        )
+        return flow
 
-    fitted = train_network(
-        contract,
-        fit,
-        validation,
-        folder,
-        chosen=chosen,
-        run=run,
-        encoding=encoding,
-        constants=constants,
-        build=build,
-        together=channels,
-        chunk_rows=LstmPredictor.chunk_rows,
-    )
-    fitted.details.update(steps=encoding.sequence_shape[0], channels=len(channels), static_inputs=encoding.static_width)
-    return fitted
+    return train_sequences(contract, fit, validation, folder, chosen=chosen, run=run, read_steps=read_steps)
