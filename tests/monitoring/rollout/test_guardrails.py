@@ -88,7 +88,7 @@ def test_a_shift_stops_when_it_stays_or_when_it_is_huge() -> None:
     assert guardrails.prediction_shift("delay", [0.9], None).status == "not_evaluated"
 
 
-def test_halves_are_of_nights_since_those_differ_by_more_than_chance() -> None:
+def test_halves_are_of_nights_since_those_differ_by_more_than_chance(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(2)
     values = pa.array((random.normal(0.0, 1.0, 20)[:, None] + random.normal(0.0, 1.0, (20, 50))).ravel())
     nights = pa.array([date(2024, 1, 1) + timedelta(days=k) for k in range(20) for _ in range(50)])
@@ -99,6 +99,10 @@ def test_halves_are_of_nights_since_those_differ_by_more_than_chance() -> None:
     assert by_night.basis == "2 times what 99 % of the halves of the champion's own nights keep"
     assert by_night == guardrails.limit_from_halves(values, nights, seed=3, resamples=60)
     assert guardrails.limit_from_halves(pa.array([1.0, 2.0, 3.0]), seed=3) is None
+    monkeypatch.setattr(guardrails, "HALVES_HEADROOM", 1.0)
+    bare = guardrails.limit_from_halves(values, nights, seed=3, resamples=60)
+    assert bare is not None
+    assert by_night.value == pytest.approx(2.0 * bare.value)
 
 
 def test_equal_versions_stay_within_the_halves() -> None:

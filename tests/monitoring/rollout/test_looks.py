@@ -90,7 +90,8 @@ def test_a_winner_is_declared_at_stated_looks_alone() -> None:
     assert outcome(plan, _nights(28, 5.0), metric="MAE").winner == "champion"
     # What was decided at an early look stays, whatever came later.
     turned = prefixes(np.concatenate([np.full(14, -5.0) + np.arange(14) % 3, np.full(14, 9.0)]), np.ones(28))
-    assert outcome(plan, turned, metric="MAE").winner == "challenger"
+    decided = outcome(plan, turned, metric="MAE")
+    assert (decided.winner, decided.nights) == ("challenger", 7)
 
 
 def test_without_a_winner_the_test_goes_on_to_its_last_look() -> None:

@@ -10,7 +10,16 @@ import pytest
 from scipy import integrate, stats
 
 from monitoring.rollout import sequence
-from monitoring.rollout.sequence import critical_values, log_e_value, nightly_harm, paired, paired_segments, prefixes
+from monitoring.rollout.sequence import (
+    critical_values,
+    distance,
+    log_e_value,
+    nightly_harm,
+    paired,
+    paired_segments,
+    prefixes,
+    straightened,
+)
 from tests.monitoring.rollout import simulated
 
 FIRST = date(2024, 1, 1)
@@ -81,6 +90,26 @@ def test_autocorrelated_nights_say_less() -> None:
     repeated = np.repeat(_nights(10), 3)
     once = prefixes(np.random.default_rng(3).permutation(repeated), np.ones(30)).error[-1]
     assert prefixes(repeated, np.ones(30)).error[-1] > 1.5 * once
+
+
+def test_the_variance_grows_with_the_autocorrelation_freed_of_its_bias() -> None:
+    harm = np.array([0.0, 1.0, 1.1, 0.2, -0.9, -0.4, 0.8, 0.3, -0.7, 0.9])
+    residual = harm - harm.mean()
+    measured = (residual[1:] * residual[:-1]).sum() / (residual**2).sum()
+    r = (10 * measured + 1) / 6
+    plain, grown = (prefixes(harm, np.ones(10), autocorrelated=given).error[-1] for given in (False, True))
+    assert 0.0 < r < 0.8
+    assert (grown / plain) ** 2 == pytest.approx((1 + r) / (1 - r))
+
+
+def test_skewness_is_removed_on_the_side_where_it_misleads_alone() -> None:
+    t, nights = np.array([0.5, 2.0, 6.0]), np.array([8.0, 12.0, 30.0])
+    left, none, right = np.full(3, -2.0), np.zeros(3), np.full(3, 2.0)
+    assert (straightened(t, left, nights) < t).all()
+    assert straightened(t, none, nights) == pytest.approx(t)
+    assert straightened(t, right, nights) == pytest.approx(t)
+    for skewness in (left, none, right):
+        assert straightened(distance(t, skewness, nights), skewness, nights) == pytest.approx(t)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pytest
 from scipy import stats
 
-from monitoring.rollout.unpaired import unpaired
+from monitoring.rollout.sequence import prefixes
+from monitoring.rollout.unpaired import arms, unpaired
 
 FIRST = date(2024, 1, 1)
 
@@ -75,6 +76,35 @@ def test_what_distinguishes_the_units_of_the_arms_is_no_harm() -> None:
         nights_alone += abs(stats.ttest_1samp(nights, 0.0).statistic) > 3.0
     assert nights_alone >= 24
     assert wrong <= 4
+
+
+def test_the_variance_is_clustered_by_night_and_by_unit() -> None:
+    rows = _rows(7, nights=12, units=10, share=0.4, of_unit=1.0, of_night=9.0)
+    loss = rows["loss"].to_numpy().reshape(12, 10) + np.where(np.arange(10) < 4, np.arange(12)[:, None] % 3, 0)
+    _, _, statistics = arms(rows.set_column(3, "loss", pa.array(loss.ravel())))
+    sides = [loss[:, 4:], loss[:, :4]]
+    by_night = prefixes(sides[1].mean(axis=1) - sides[0].mean(axis=1), np.ones(12)).error[-1] ** 2
+    residuals = [side - side.mean(axis=1, keepdims=True) for side in sides]
+    by_unit = [residual.mean(axis=0).var(ddof=1) / residual.shape[1] for residual in residuals]
+    by_row = sum((residual**2).sum() / (residual.size - 1) / residual.size for residual in residuals)
+    assert by_night > by_row
+    assert statistics.error[-1] ** 2 == pytest.approx(by_night + sum(by_unit) - by_row)
+    welch = sum(by_unit) ** 2 / (by_unit[0] ** 2 / 5 + by_unit[1] ** 2 / 3)
+    assert statistics.nights[-1] == pytest.approx(min(12.0, welch + 1.0))
+    # Nights that say nothing of the difference leave that of the units.
+    steady = np.where(np.arange(12)[:, None] % 2, loss[:1], loss[:1] + 1.0)
+    _, _, still = arms(rows.set_column(3, "loss", pa.array(steady.ravel())))
+    spread = [steady[0, 4:].var(ddof=1) / 6, steady[0, :4].var(ddof=1) / 4]
+    assert still.error[-1] ** 2 == pytest.approx(sum(spread))
+
+
+def test_a_night_weighs_by_the_units_of_both_arms() -> None:
+    rows = _rows(8, nights=2, units=8, share=0.5, harm=1.0)
+    first, unit = np.repeat([True, False], 8), np.tile(np.arange(8), 2)
+    fewer = rows.filter(pa.array(first | (unit < 5)))  # one unit of the champion on the second night
+    loss = rows["loss"].to_numpy().reshape(2, 8)
+    harms = [loss[0, :4].mean() - loss[0, 4:].mean(), loss[1, :4].mean() - loss[1, 4]]
+    assert unpaired(fewer, alpha=0.05)[-1].harm == pytest.approx(np.average(harms, weights=[2.0, 0.8]))
 
 
 def test_an_arm_of_one_unit_bounds_nothing() -> None:
