@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from config.catalog.model import ModelEntry
 from config.catalog.source import ColumnType
 from config.errors import NightfleetError
+from lake.assignment import CHAMPION
 from lake.lake import Lake
 from lake.lineage import as_utc
 from lake.projection import sql_columns
@@ -39,6 +40,7 @@ class Found:
 
     Attributes:
         value: the model's first output.
+        role, served: the version's part in the night, and whether its prediction is the one that is used.
         superseded_at: when another row took its place, UTC; None while it is current.
     """
 
@@ -49,6 +51,8 @@ class Found:
     entity: Mapping[str, Any]
     value: float | None
     superseded_at: datetime | None
+    role: str = CHAMPION
+    served: bool = True
 
 
 def by_id(lake: Lake, text: str, models: Collection[str], *, limit: int = 10) -> list[Found]:
@@ -87,8 +91,8 @@ def by_id(lake: Lake, text: str, models: Collection[str], *, limit: int = 10) ->
 def by_entity(
     lake: Lake, model: str, night: date, entity: Mapping[str, Any], *, limit: int = 50
 ) -> tuple[list[Found], int]:
-    """Predictions of a night whose entity has those values, current ones first, at most `limit`; and how many there
-    are.
+    """Predictions of a night whose entity has those values, of every role, current ones first and of them those that
+    are served, at most `limit`; and how many there are.
     """
     table = _tables(lake, [model]).get(model)
     if table is None:
@@ -98,7 +102,12 @@ def by_entity(
     query = (
         _select(entry, table)
         .where(*where)
-        .order_by(table.c.superseded_at.is_not(None), *(table.c[name] for name in entry.entity), table.c.superseded_at)
+        .order_by(
+            table.c.superseded_at.is_not(None),
+            *(table.c[name] for name in entry.entity),
+            sa.desc(_served(table)),
+            table.c.superseded_at,
+        )
     )
     with lake.engine.connect() as connection:
         count = int(connection.execute(sa.select(sa.func.count()).select_from(table).where(*where)).scalar_one())
@@ -106,7 +115,9 @@ def by_entity(
 
 
 def nearest(lake: Lake, model: str, night: date, entity: Mapping[str, Any], *, limit: int = 8) -> list[Found]:
-    """Current predictions of the night that share most of those values; among them those whose numbers lie closest."""
+    """Current predictions of the night that share most of those values, the served ones first; among them those whose
+    numbers lie closest.
+    """
     table = _tables(lake, [model]).get(model)
     if table is None:
         return []
@@ -119,6 +130,7 @@ def nearest(lake: Lake, model: str, night: date, entity: Mapping[str, Any], *, l
     ]
     order = [sa.desc(sum(shared[1:], shared[0]))] if shared else []
     query = _select(entry, table).where(table.c.data_date == night, table.c.superseded_at.is_(None))
+    order = [sa.desc(_served(table)), *order]
     return _rows(lake, model, query.order_by(*order, *numbers, *(table.c[name] for name in entry.entity)).limit(limit))
 
 
@@ -134,14 +146,14 @@ def nights_around(lake: Lake, model: str, night: date) -> tuple[date | None, dat
 
 
 def newest(lake: Lake, models: Collection[str], *, each: int = 1) -> list[Found]:
-    """Some current predictions of each model's newest night, to begin with."""
+    """Some current predictions of each model's newest night, the served ones first, to begin with."""
     listed: list[Found] = []
     for model, table in _tables(lake, models).items():
         day = table.c.data_date
         query = _select(lake.model(model), table).where(
             day == sa.select(sa.func.max(day)).scalar_subquery(), table.c.superseded_at.is_(None)
         )
-        listed += _rows(lake, model, query.limit(each))
+        listed += _rows(lake, model, query.order_by(sa.desc(_served(table))).limit(each))
     return listed
 
 
@@ -201,12 +213,18 @@ def _tables(lake: Lake, models: Collection[str]) -> dict[str, sa.Table]:
     return tables
 
 
+def _served(table: sa.Table) -> sa.ColumnElement[bool]:
+    """Whether a row is the one that is used; a table from before there were challengers has the champion's alone."""
+    return table.c.served if "served" in table.c else table.c.role == CHAMPION
+
+
 def _select(entry: ModelEntry, table: sa.Table) -> sa.Select[Any]:
     c = table.c
     shown = next(iter(entry.outputs))
     value = c[shown] if shown in c else sa.null()
     entity = (c[name].label(f"entity_{number}") for number, name in enumerate(entry.entity))
-    return sa.select(c.prediction_id, c.version, c.data_date, c.superseded_at, value.label("value"), *entity)
+    part = (c.role, _served(table).label("served"))
+    return sa.select(c.prediction_id, c.version, c.data_date, c.superseded_at, value.label("value"), *part, *entity)
 
 
 def _rows(lake: Lake, model: str, query: sa.Select[Any]) -> list[Found]:
@@ -222,6 +240,8 @@ def _rows(lake: Lake, model: str, query: sa.Select[Any]) -> list[Found]:
             {name: _utc(row[f"entity_{number}"]) for number, name in enumerate(names)},
             row["value"],
             _utc(row["superseded_at"]),
+            row["role"],
+            bool(row["served"]),
         )
         for row in rows
     ]

@@ -24,7 +24,7 @@ from config.errors import NightfleetError
 from config.settings import MissingSecret, code_version
 from features.retrieval import retrieve, spine_table
 from features.transform import compute_view
-from lake.assignment import Assignment, Plan, scored_by
+from lake.assignment import CHALLENGER, CHAMPION, Assignment, Plan, scored_by
 from lake.delta import TableDamaged, table_location
 from lake.digest import rows_digest
 from lake.lake import Lake
@@ -32,6 +32,7 @@ from lake.lineage import Input, Publication
 from lake.signature import UntrustedModel, verify
 from lake.storage import artifact_folder
 from lake.tables import LakeTable, feature_table
+from monitoring.audit.served import Service, service
 from serving.predictions import FeatureMissing
 from serving.projection import SQL_PREFIX, sql_name
 from serving.rollout.units import served_rows
@@ -126,8 +127,12 @@ class TracedVersion:
 
 @dataclass(frozen=True)
 class Trace:
-    """The whole life of one prediction. `promotion` is the ledger's line, `decision` the gate's, None where there is
-    none.
+    """The whole life of one prediction.
+
+    Attributes:
+        promotion: the line of the ledger of promotions that made its version champion, `rollout`: of the ledger of
+            rollouts, by which a challenger scored that night; `decision`: the gate's. None where there is none.
+        service: why it was served, or was not.
     """
 
     prediction: TracedPrediction
@@ -135,6 +140,8 @@ class Trace:
     version: TracedVersion
     promotion: dict[str, Any] | None
     decision: dict[str, Any] | None
+    rollout: dict[str, Any] | None
+    service: Service
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON document; dates and instants in ISO 8601."""
@@ -190,10 +197,18 @@ def trace(lake: Lake, prediction_id: str, *, model: str | None = None) -> Trace:
     """
     prediction, publication = _find(lake, prediction_id, model)
     entry = lake.model(prediction.model)
-    version = _version(lake, prediction)
-    promotion = _promotion(lake, prediction, _assignment(prediction, publication))
+    plan = scored_by(prediction.data_date, publication.details)
+    assignment = next(a for a in plan if a.role == prediction.role)
+    line = _line(lake, prediction, assignment)
+    views, row = _views(lake, entry, prediction)
     return Trace(
-        prediction, _views(lake, entry, prediction), version, promotion, _decision(lake, prediction, promotion)
+        prediction,
+        views,
+        _version(lake, prediction),
+        promotion=line if prediction.role == CHAMPION else None,
+        decision=_decision(lake, prediction, line),
+        rollout=line if prediction.role == CHALLENGER else None,
+        service=service(plan, prediction.role, prediction.served, row),
     )
 
 
@@ -219,7 +234,7 @@ def reproduce(lake: Lake, prediction_id: str) -> Reproduction:
         Step("catalog", recorded.catalog_digest, lake.catalog.digest(entry.name), binding=False),
         *_published_row(lake, entry, prediction),
     ]
-    views = _views(lake, entry, prediction)
+    views, _ = _views(lake, entry, prediction)
     for view in views:
         steps += _recomputed(lake, entry, view)
     steps += _predicted(lake, entry, prediction, scored_by(prediction.data_date, publication.details), pins, views)
@@ -417,14 +432,19 @@ def _still_there(lake: Lake, pins: _Pins) -> None:
 # ---- features --------------------------------------------------------------------------------------------------
 
 
-def _views(lake: Lake, entry: ModelEntry, prediction: TracedPrediction) -> tuple[TracedView, ...]:
+def _views(
+    lake: Lake, entry: ModelEntry, prediction: TracedPrediction
+) -> tuple[tuple[TracedView, ...], dict[str, Any] | None]:
+    """What each view gave the row; and the row, its features named as retrieval names them, None where it expired."""
     pins = _Pins.of(prediction.partition.computed_from)
     with lake.duckdb() as connection:
         try:
             spine = _spine_row(lake, connection, entry, prediction, pins)
         except InputsExpired as error:
-            return tuple(TracedView(view, {}, {}, None, expired=str(error)) for view in entry.features)
-        return tuple(_view(lake, connection, view, spine, pins) for view in lake.catalog.views(entry))
+            return tuple(TracedView(view, {}, {}, None, expired=str(error)) for view in entry.features), None
+        views = tuple(_view(lake, connection, view, spine, pins) for view in lake.catalog.views(entry))
+    read = (view for view in views if view.expired is None)
+    return views, spine | {f"{view.view}__{name}": value for view in read for name, value in view.values.items()}
 
 
 def _spine_row(
@@ -538,18 +558,17 @@ def _signature(lake: Lake, folder: Path, prediction: TracedPrediction) -> str:
     return "valid"
 
 
-def _assignment(prediction: TracedPrediction, publication: Publication) -> Assignment:
-    """The part in its night in which the row was predicted."""
-    return next(a for a in scored_by(prediction.data_date, publication.details) if a.role == prediction.role)
-
-
-def _promotion(lake: Lake, prediction: TracedPrediction, assignment: Assignment) -> dict[str, Any] | None:
+def _line(lake: Lake, prediction: TracedPrediction, assignment: Assignment) -> dict[str, Any] | None:
+    """The line that gave the version its role: of the ledger of promotions, or of rollouts."""
+    if assignment.role == CHALLENGER:
+        lines = lake.rollouts(prediction.model).read().lines
+        return next((dict(one.__dict__) for one in lines if one.sequence == assignment.sequence), None)
     promotions = lake.ledger(prediction.model).read().promotions
     return next((dict(p.__dict__) for p in promotions if p.sequence == assignment.sequence), None)
 
 
-def _decision(lake: Lake, prediction: TracedPrediction, promotion: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The gate's decision that the promotion cites, else the newest on that version."""
+def _decision(lake: Lake, prediction: TracedPrediction, line: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The gate's decision that the ledger's line cites, else the newest on that version."""
     name = f"{prediction.model}/decisions"
     opened = _any_table(lake, name)
     if opened.delta is None:
@@ -557,7 +576,7 @@ def _decision(lake: Lake, prediction: TracedPrediction, promotion: Mapping[str, 
     table = replace(opened, schema=pa.schema(opened.delta.schema().to_arrow()))
     with lake.duckdb() as connection:
         table.register(connection, "decisions")
-        cited = promotion["evidence_digest"] if promotion else None
+        cited = line["evidence_digest"] if line else None
         query = (
             "SELECT * FROM decisions WHERE version = ? ORDER BY evidence_digest IS NOT DISTINCT FROM ? DESC, data_date"
             " DESC LIMIT 1"

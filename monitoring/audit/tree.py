@@ -8,6 +8,7 @@ from datetime import date
 from typing import TYPE_CHECKING, Any, Literal
 
 from config.calendar import Interval
+from lake.assignment import CHAMPION
 from lake.lineage import Input
 from monitoring.wording import exact
 
@@ -91,9 +92,24 @@ def tree(traced: Trace, *, personal: Collection[str] = ()) -> Branch:
         "prediction",
         f"{p.prediction_id} of {p.model}",
         facts,
-        (published, features, _version(p, traced.version), *_decision(traced)),
+        (published, _served(traced, personal), features, _version(p, traced.version), *_decision(traced)),
         target=Target("model", p.model),
         entity=tuple(Fact(name, value, personal=name in personal) for name, value in p.entity.items()),
+    )
+
+
+def _served(traced: Trace, personal: Collection[str]) -> Branch:
+    """Whether it was used, and why."""
+    p, why = traced.prediction, traced.service
+    facts = [Fact("why", why.reason)]
+    if why.rollout is not None:
+        target = Target("retraining", p.model)
+        facts += [Fact("rollout", f"line {why.rollout}", target), Fact("step", why.step), Fact("share", why.share)]
+    facts += [Fact(f"unit {name}", value, personal=name in personal) for name, value in (why.unit or {}).items()]
+    if why.position is not None:
+        facts.append(Fact("position", why.position))
+    return Branch(
+        "served" if p.served else "not served", f"as {p.role}", tuple(facts), mood="good" if p.served else "plain"
     )
 
 
@@ -185,24 +201,26 @@ def _version(p: TracedPrediction, v: TracedVersion) -> Branch:
     )
 
 
+def _line(traced: Trace) -> Branch:
+    """The ledger's line by which the version had its role in that night."""
+    model, line = traced.prediction.model, traced.promotion or traced.rollout
+    if line is None:
+        what, role = ("promotion", "champion") if traced.prediction.role == CHAMPION else ("rollout", "challenger")
+        return Branch(
+            what, "unknown", warning=f"the ledger no longer has the line that made this version {role}", mood="unsure"
+        )
+    named = ["by", "decided_at", "trained_until", "evidence_digest"]
+    kind, title = str(line["kind"]), f"in force from {line['effective_from']}"
+    if traced.rollout:
+        named += ["reason"]
+        kind, title = "rollout", f"{kind.replace('_', ' ')}, line {line['sequence']}, {title}"
+    facts = tuple(Fact(name.replace("_", " "), line[name]) for name in named)
+    return Branch(kind, title, facts, target=Target("retraining", model))
+
+
 def _decision(traced: Trace) -> tuple[Branch, ...]:
     model = traced.prediction.model
-    if traced.promotion:
-        named = ("by", "decided_at", "trained_until", "evidence_digest")
-        facts = tuple(Fact(name.replace("_", " "), traced.promotion[name]) for name in named)
-        promoted = Branch(
-            str(traced.promotion["kind"]),
-            f"in force from {traced.promotion['effective_from']}",
-            facts,
-            target=Target("retraining", model),
-        )
-    else:
-        promoted = Branch(
-            "promotion",
-            "unknown",
-            warning="the ledger no longer has the line that made this version champion",
-            mood="unsure",
-        )
+    promoted = _line(traced)
     if not traced.decision:
         return promoted, Branch(
             "gate decision", "unknown", warning="no gate decision is stored for this version", mood="unsure"

@@ -240,6 +240,9 @@ def _overview(
         "target_time": p.target_time_utc,
         "superseded_at": p.superseded_at,
         "version": p.version,
+        "role": p.role,
+        "served": p.served,
+        "why_served": traced.service.reason,
         "committed_at": p.partition.committed_at,
         "run": p.partition.run_id,
         "run_url": links.of(Target("run", p.partition.run_id, p.model)),
@@ -527,6 +530,7 @@ def _list_table(context: Context, name: str, caption: str, matches: Sequence[Fou
             "output": next(iter(entry.outputs)),
             "value": one.value,
             "version": one.version,
+            "served": "served" if one.served else f"not served, {one.role}",
             "replaced": one.superseded_at,
         }
         row |= (
@@ -544,6 +548,7 @@ def _list_table(context: Context, name: str, caption: str, matches: Sequence[Fou
         Column("output", "output"),
         Column("value", "value", "number"),
         Column("version", "version", "number"),
+        Column("served", "served"),
         Column("replaced", "replaced at", "date"),
     )
     return Table(name, caption, columns, rows, empty="There are no predictions yet: score a night first.")

@@ -30,7 +30,8 @@ from serving.predictions import predictions_table
 from serving.projection import project_predictions, sql_name
 from serving.score import rescore, score
 from tests import toy
-from tests.serving.scenario import MODEL, promote, publish_inputs, scored_nights, use_linear
+from tests.serving.rollout.scenario import begin, champion_with_nights, scored
+from tests.serving.scenario import FIRST_CHAMPION, MODEL, promote, publish_inputs, scored_nights, use_linear
 
 NIGHT = date(2024, 1, 23)
 
@@ -168,6 +169,50 @@ def test_a_trace_is_json_and_a_tree(lake: Lake) -> None:
 def test_each_prediction_names_the_champion_of_its_own_night(lake: Lake) -> None:
     assert trace(lake, one_id(lake, NIGHT - ONE_DAY)).version.version == 1
     assert trace(lake, one_id(lake, NIGHT)).version.version == 2
+
+
+@pytest.mark.parametrize(
+    "settings", [{"strategy": "canary", "steps": [0.5, 1.0]}, {"strategy": "rolling", "by": "depot"}]
+)
+def test_both_roles_of_a_rollout_say_why_they_served_and_are_reproduced(
+    toy_lake: Lake, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    use_linear(monkeypatch)
+    lake = champion_with_nights(toy_lake)
+    store_decision(lake, 2, "evidence-2")
+    begin(lake, **settings)
+    night = FIRST_CHAMPION + ONE_DAY
+    scored(lake, night)
+    rows = predictions_table(lake.settings, lake.model(MODEL)).read([night]).to_pylist()
+    wanted = {(role, served) for role in ("champion", "challenger") for served in (True, False)}
+    one_of_each = {(row["role"], row["served"]): row for row in rows}
+    assert set(one_of_each) == wanted
+    for (role, served), row in one_of_each.items():
+        traced = trace(lake, row["prediction_id"])
+        why = traced.service
+        assert (traced.prediction.role, why.served, why.rollout, why.step) == (role, served, 1, 1)
+        inside = served == (role == "challenger")
+        if "steps" in settings:
+            assert why.position is not None
+            assert (why.position < 0.5) == inside
+            side = "below" if inside else "not below"
+            assert (
+                f"(vehicle) lies at {why.position:.4f}, {side} the share of 0.5 in step 1 of the rollout" in why.reason
+            )
+        else:
+            assert "The challenger served the groups" in why.reason
+        assert ("so this version served it" in why.reason) == served
+        assert (traced.promotion is None, traced.rollout is None) == (role == "challenger", role == "champion")
+        line = traced.promotion or traced.rollout or {}
+        assert (line["version"], line["kind"]) == ((1, "promotion") if role == "champion" else (2, "started"))
+        console = Console(record=True, width=240)
+        console.print(render_trace(traced))
+        text = console.export_text()
+        assert ("rollout started, line 1, in force from 2024-01-22" in text) == (role == "challenger")
+        assert f"{'served' if served else 'not served'} as {role}" in text
+    again = reproduce(lake, one_of_each["challenger", True]["prediction_id"])
+    assert again.equal
+    assert Step("served", True, True) in again.steps
 
 
 def test_an_entity_without_features_is_traced_to_nulls(lake: Lake) -> None:
