@@ -21,8 +21,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from config.calendar import ONE_DAY
 from config.catalog.rollout import Stepwise
 from config.errors import NightfleetError
+from lake.assignment import CHALLENGER, CHAMPION, scored_by
 from lake.lake import Lake
 from lake.ledger import Promotion
+from lake.lineage import Publication
 from lake.rollouts import (
     ENDS,
     Kind,
@@ -453,11 +455,10 @@ def roll_back(
     newest = _newest_scored(lake, model)
 
     def back(rollout: Rollout, first: date) -> RolloutLine:
-        switched = rollout.strategy == "blue_green" and rollout.steps[rollout.step].share == 1.0
-        if switched and newest is not None and newest >= rollout.step_since:
-            return following(rollout, "returned", effective_from=newest, step=0, **asked.told)
+        if newest is not None and _may_return(rollout, newest):
+            return following(rollout, "returned", effective_from=newest.data_date, step=0, **asked.told)
         # The champion is known already: it may serve the next night, whatever has been published for it.
-        next_unscored = newest + ONE_DAY if newest is not None else first
+        next_unscored = newest.data_date + ONE_DAY if newest is not None else first
         soonest = max(min(first, next_unscored), rollout.started.effective_from)
         return following(rollout, "rolled_back", effective_from=soonest, **asked.told)
 
@@ -552,10 +553,20 @@ def _check_seen(model: str, running: Rollout, asked: _Asked) -> None:
     )
 
 
-def _newest_scored(lake: Lake, model: str) -> date | None:
+def _newest_scored(lake: Lake, model: str) -> Publication | None:
     entry = lake.model(model)
-    newest = lake.publications.newest(predictions_table(lake.settings, entry, lake.dataset(entry.dataset)))
-    return newest.data_date if newest else None
+    return lake.publications.newest(predictions_table(lake.settings, entry, lake.dataset(entry.dataset)))
+
+
+def _may_return(rollout: Rollout, night: Publication) -> bool:
+    """Whether a night can be served by the champion from the rows that are stored: the challenger of a blue-green
+    rollout served all of it, and the champion's rows lie beside.
+    """
+    roles = {assignment.role: assignment for assignment in scored_by(night.data_date, night.details)}
+    if rollout.strategy != "blue_green" or roles.keys() != {CHAMPION, CHALLENGER}:
+        return False
+    challenger = roles[CHALLENGER]
+    return challenger.artifact_digest == rollout.started.artifact_digest and challenger.served_share == 1.0
 
 
 # ---- what a process left open --------------------------------------------------------------------------------------

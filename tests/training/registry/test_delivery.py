@@ -10,8 +10,10 @@ import sqlalchemy as sa
 
 import training.registry.delivery as delivery
 from config.calendar import ONE_DAY, Interval
+from lake.assignment import plan_of
 from lake.lake import Lake
 from lake.ledger import NoChampion
+from lake.rollouts import RolloutSnapshot
 from lake.signed_lines import LedgerConflict
 from lake.stored_rollouts import stored_rollouts
 from serving.rollout.flip import flip
@@ -113,6 +115,20 @@ def test_blue_green_switches_and_goes_back_in_the_same_night(lake: Lake) -> None
     assert stored == {("champion", 1), ("challenger", 0)}
     scored(lake, NIGHTS[3])
     assert shares(lake, NIGHTS[:4]) == [None, 0.0, 0.0, None]
+
+
+def test_a_night_that_another_plan_scored_is_left_as_it_is_by_a_return(lake: Lake) -> None:
+    begin(lake, strategy="blue_green")
+    scored(lake, NIGHTS[1])
+    delivery.advance(lake, MODEL, by="monitor", reason="no harm", night=NIGHTS[1])
+    before = RolloutSnapshot(MODEL, -1, ())  # as a late process read the ledger
+    score(
+        lake, MODEL, Interval.of(NIGHTS[2]), run_id="late", planned=lambda ledger, _, day: plan_of(ledger, before, day)
+    )
+    line = delivery.roll_back(lake, MODEL, by="ada", reason="brakes were missed")
+    assert (line.kind, line.effective_from) == ("rolled_back", NIGHTS[3])
+    assert delivery.settle(lake, MODEL, by="next run") == []
+    assert set(rows_of(lake, NIGHTS[2])["role"].to_pylist()) == {"champion"}
 
 
 @pytest.mark.parametrize("point", ["before the flip", "after the flip"])
