@@ -64,6 +64,7 @@ _MODEL_KEYS = {
     "split": "Windows backwards from the newest mature night: test, embargo, validation, embargo, train.",
     "gate": "What a challenger must prove before it is promoted.",
     "approval": "`required`: a person decides on each promotion that passed the gate.",
+    "rollout": "How a version that passed takes over: at once, or step by step under guardrails.",
     "retrain": "When a retraining is asked for.",
     "training": "Resources of the training job.",
     "airflow": "Retries, pool, timeout and tags of the DAGs.",

@@ -151,9 +151,10 @@ class Settings(BaseModel):
     approvers: tuple[str, ...] = Field(
         (),
         description=(
-            "who may approve promotions and roll back in Airflow's own forms: Airflow's user ids, comma separated in"
-            " the environment, as `id:name` where the name that Airflow records differs from the id (FAB's ids are"
-            " numbers); empty: Airflow's admins, who must be named here where its auth manager is not the simple one"
+            "who may approve promotions, move rollouts and roll back in Airflow's own forms: Airflow's user ids, comma"
+            " separated in the environment, as `id:name` where the name that Airflow records differs from the id (FAB's"
+            " ids are numbers); empty: Airflow's admins, who must be named here where its auth manager is not the"
+            " simple one"
         ),
     )
 
