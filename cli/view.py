@@ -28,7 +28,8 @@ _ORDER = ("ingest", "history", "train", "score", "monitor")
 def _remark(task: TaskView) -> str:
     result: Any = task.result
     if task.state == "skipped":
-        return {"request": "no retraining", "promote": "not promoted: see gate"}.get(task.task_id, "")
+        skipped = {"request": "no retraining", "promote": "not promoted: see gate", "run_along": "nothing runs along"}
+        return skipped.get(task.task_id, "")
     if task.state == "awaiting_input":
         return "waiting for approval: answer it in the UI, under Required Actions; the chain goes on"
     if not isinstance(result, dict):

@@ -228,6 +228,10 @@ def _started(
     """Write the first line of a rollout; `promotion` is what its end would be."""
     model, ledger = decision.model, lake.rollouts(decision.model)
     settings = rollout_settings(lake, block, decision.version, decision.evidence_digest, model=model, alone=alone)
+    waiting = rollouts.queued
+    if waiting is not None and waiting.version != decision.version:
+        reason = f"version {decision.version} takes over before it could start"
+        rollouts = _let_go(lake, waiting, rollouts, by=promotion.by, reason=reason)
     if rollouts.running is not None:
         rollouts = _superseded(lake, promotion, rollouts.running, rollouts)
     reason = " ".join(str(reason) for reason in decision.reasons)

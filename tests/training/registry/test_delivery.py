@@ -13,7 +13,7 @@ from config.calendar import ONE_DAY, Interval
 from lake.assignment import plan_of
 from lake.lake import Lake
 from lake.ledger import NoChampion
-from lake.rollouts import RolloutSnapshot
+from lake.rollouts import RolloutLine, RolloutSnapshot
 from lake.signed_lines import LedgerConflict
 from lake.stored_rollouts import stored_rollouts
 from serving.rollout.flip import flip
@@ -215,6 +215,24 @@ def test_a_hold_needs_a_reason_and_pauses(lake: Lake) -> None:
     assert (rollout.paused, rollout.step) == (False, 1)
     with pytest.raises(delivery.LastStep, match="is in its last step"):
         delivery.advance(lake, MODEL, by="ada", reason="further")
+
+
+def test_a_person_s_move_is_done_once_a_run_and_only_as_it_was_meant(lake: Lake) -> None:
+    begin(lake, strategy="canary", steps=[0.3, 0.6, 1.0])
+
+    def act(action: str, run_id: str, **meant: int) -> RolloutLine:
+        return delivery.act(lake, MODEL, action, by="ada", reason=" calm ", run_id=run_id, **meant)
+
+    first = act("advance", "r1", version=2, step=0)
+    assert (first.kind, first.by, first.reason, first.step) == ("advanced", "ada (r1)", "calm", 1)
+    assert act("advance", "r1", version=2, step=0) == first
+    with pytest.raises(delivery.RolloutMovedOn, match="version 2 in step 1 was meant, but version 2 is in step 2 of 3"):
+        act("advance", "r2", version=2, step=0)
+    with pytest.raises(delivery.RolloutMovedOn, match="the rollout of version 9 was meant"):
+        act("rollback", "r3", version=9)
+    act("hold", "r4", version=2)
+    assert act("finish", "r5", version=2) == act("finish", "r5", version=2)
+    assert [line.kind for line in lake.rollouts(MODEL).read().lines] == ["started", "advanced", "held", "finished"]
 
 
 def test_a_rollback_ends_the_rollout_first(lake: Lake) -> None:

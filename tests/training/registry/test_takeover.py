@@ -211,6 +211,17 @@ def test_a_further_version_takes_the_place_of_the_first(catalog: Catalog) -> Non
     assert (running.version, champions(lake)) == (3, [1])
 
 
+def test_whoever_waited_does_not_come_after_a_later_version_that_took_the_place(catalog: Catalog) -> None:
+    lake = catalog()
+    for version in (1, 2, 3):
+        delivered(lake, version)
+    lake = catalog("{strategy: shadow, when_busy: supersede}")
+    delivered(lake, 4)
+    assert told(lake) == [("started", 2), ("queued", 3), ("dropped", 3), ("abandoned", 2), ("started", 4)]
+    roll_back(lake, MODEL, by="ada", reason="odd numbers")
+    assert told(lake)[-1] == ("rolled_back", 4)
+
+
 def test_a_version_that_cannot_start_does_not_end_the_one_that_runs(catalog: Catalog) -> None:
     lake = catalog()
     delivered(lake, 1)
