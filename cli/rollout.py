@@ -12,8 +12,8 @@ from lake.assignment import CHALLENGER, scored_by
 from lake.lake import Lake
 from lake.metrics import read_metrics
 from lake.rollouts import Rollout, RolloutLine
+from monitoring.rollout.checks import GROUP, HARM
 from monitoring.rollout.outlook import outlook, served
-from monitoring.rollout.stage import GROUP, HARM
 from monitoring.wording import counted
 from serving.predictions import predictions_table
 from training.registry.delivery import NoRollout, act, told

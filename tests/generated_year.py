@@ -10,6 +10,7 @@ Planted, so that there is something to see, by model's number (0 to 15; four to 
     5  errors grow since 45 nights; the gate refused the last challenger  12  its newest night, of a live data set, came
        late
     3  a promotion waits for a person's approval (the gate has passed it)
+    1  its newest version took over by a rolling rollout      6  a canary goes on (tests/generated_rollouts.py)
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ from monitoring.drift import MEAN, REFERENCE_MEAN
 from monitoring.performance import ERROR_RATIO, LABEL_SHARE
 from serving.predictions import predictions_table
 from serving.projection import sql_name
+from tests.generated_rollouts import BLOCKS, Planted, assignments, metric_tuples, planted, write_ledger
 
 Floats = npt.NDArray[np.float64]
 NIGHTS = 365
@@ -179,6 +181,7 @@ trainer: {{family: {"keras" if number % 5 == 4 else "xgboost"}, seed: 7, device:
 split: {{train: 90 days, validation: 14 days, test: 14 days, embargo: 1 day}}
 gate: {{better_by: 0.0, min_days: 7, segments: {{columns: [depot], min_rows: 20, worst: 1.2}}, baseline: median}}
 approval: {"required" if number == 3 else "none"}
+{BLOCKS.get(number, "")}
 retrain: {{every: 42 days, drift: {{method: psi, limit_quantile: 0.99, share: 0.3}},
   performance: {{worse_by: 0.1, nights: 14}}, cooldown: 7 days}}
 """
@@ -253,6 +256,13 @@ class Story:
     def champions(self) -> list[int]:
         """Number of the champion of every night."""
         return [self.versions[int(place)].number for place in self.tenures]
+
+    @property
+    def rollout(self) -> Planted | None:
+        """Its rollout, None for most."""
+        groups = dict(zip(SEGMENTS, (round(1_000 * share) for share in SEGMENT_ROWS), strict=True))
+        number = self.versions[-1].number + 1
+        return planted(self, groups, combined_digest(_listed_files(self.entry.name, number)))
 
     def reference(self, night: int) -> str:
         """How the metrics table names what a night is compared with."""
@@ -678,13 +688,14 @@ def _model_publications(lake: Lake, story: Story) -> Iterator[tuple[LakeTable, l
     hours = np.where(random.random(len(story.nights)) < 0.02, 8.0, 0.9) + random.uniform(0, 0.2, len(story.nights))
     if story.number == 12:
         hours[-1] = 8.6
+    rollout = story.rollout
     rows = []
     for i in range(story.scored):
         version = story.versions[int(tenures[i])]
         day = story.nights[i].isoformat()
         champion = Assignment(CHAMPION, version.number, version.digest, 1.0, version.number)
-        assignments = recorded([(Interval.of(story.nights[i]), [champion])])
-        details = {"ledger_version": version.number, "assignments": assignments}
+        plan = [champion] if rollout is None else assignments(rollout, i, champion)
+        details = {"ledger_version": version.number, "assignments": recorded([(Interval.of(story.nights[i]), plan)])}
         inputs = [_input(f"{dataset.name}/features/{view}", story.nights[i], i + 1) for view in entry.features]
         rows.append(
             _publication(
@@ -700,7 +711,10 @@ def _model_publications(lake: Lake, story: Story) -> Iterator[tuple[LakeTable, l
             )
         )
     yield table, rows
-    for group, size in (("drift", 128), ("performance", 44)):
+    judged = range(story.scored)
+    groups = [("drift", 128, judged), ("performance", 44, judged)]
+    groups += [("rollout", 12, range(rollout.first, rollout.end))] if rollout else []
+    for group, size, of_group in groups:
         table = metrics_table(lake.settings, entry.name, group)
         yield (
             table,
@@ -716,7 +730,7 @@ def _model_publications(lake: Lake, story: Story) -> Iterator[tuple[LakeTable, l
                     {},
                     [],
                 )
-                for i in range(story.scored)
+                for i in of_group
             ],
         )
 
@@ -1329,6 +1343,8 @@ def fill(home: Path, *, nights: int = NIGHTS, last: date = LAST, seed: int = 7) 
         for story in stories:
             _insert(connection, metrics, columns, _drift_rows(story).rows)
             _insert(connection, metrics, columns, _performance_rows(story).rows)
+            if story.rollout is not None:
+                _insert(connection, metrics, columns, metric_tuples(story, story.rollout, _volumes(story)))
             for table, rows in _model_publications(lake, story):
                 _index(lake, connection, table, rows)
             _predictions(lake, story, connection)
@@ -1341,6 +1357,8 @@ def fill(home: Path, *, nights: int = NIGHTS, last: date = LAST, seed: int = 7) 
     for story in stories:
         _requests(lake, story)
         _decisions(lake, story)
+        if story.rollout is not None:
+            write_ledger(lake, story, story.rollout)
         _artifacts(lake, story)
         _reports(lake, story)
     project_records(lake, [story.entry.name for story in stories])

@@ -15,6 +15,7 @@ from config.calendar import Interval
 from lake.lake import Lake
 from monitoring.alerting.actions import read_actions
 from monitoring.alerting.alarms import open_alarms
+from monitoring.alerting.deliveries import running_deliveries
 from monitoring.alerting.runs import read_runs
 from monitoring.pages import drift_report, retraining, tonight
 from monitoring.pages import model as model_page
@@ -78,6 +79,16 @@ def test_what_is_planted_is_found_by_the_products_own_readers(season: Lake) -> N
     assert (
         len(season.publications.current(predictions_table(season.settings, season.model("bus_wear")), last_week)) == 7
     )
+
+
+def test_a_rollout_goes_on_and_is_shown(season: Lake) -> None:
+    models = [model.name for model in season.catalog.models]
+    [(name, delivery)] = running_deliveries(season, models).items()
+    assert (name, delivery.rollout.step, delivery.nights, len(delivery.harms)) == ("store_demand", 2, 9, 2)
+    context = Context(season, Viewer("ann", "admin"), generated_year.NOW, tuple(models), ("stores",))
+    page = model_page.page(context, query={}, model=name)
+    assert [chart.name for chart in page.charts] == ["history", "delivery"]
+    assert [line["what"] for line in page.table("rollout_lines").rows] == ["next step", "next step", "started"]
 
 
 def test_a_night_has_one_verdict_and_its_alarms_one_count_on_every_page(season: Lake) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from config.calendar import ONE_DAY, Interval
 from config.catalog.model import ModelEntry
+from lake.assignment import CHALLENGER, CHAMPION
 from lake.ledger import Promotion
 from lake.promotions import stored_promotions
 from monitoring.alerting.standing import alarms_text, standings
@@ -17,6 +18,7 @@ from monitoring.importance import read_importances
 from monitoring.pages.model_axis import Mark, Tenure
 from monitoring.pages.model_chart import MOST_FEATURES, short_name, time_lines
 from monitoring.pages.model_compare import SORTS, compared, comparison_presets, comparison_table
+from monitoring.pages.model_delivery import Section, delivery_section
 from monitoring.pages.model_history import (
     History,
     ScoredNight,
@@ -69,11 +71,11 @@ def _why_not_scored(context: Context, entry: ModelEntry) -> str:
 
 def page(context: Context, *, query: Mapping[str, str], model: str) -> Page:
     """A model over the period `from` to `to`, compared with `compare_from` to `compare_to`; `sort` orders the
-    comparison.
+    comparison, `rollout` is the number of the rollout that is shown.
 
     Raises:
-        NotFound: there is no such model, or it has not scored a night.
-        BadAddress: a date or the order cannot be read.
+        NotFound: there is no such model or rollout, or it has not scored a night.
+        BadAddress: a date, the order or the rollout cannot be read.
     """
     entry = context.model(model)
     lake = context.lake
@@ -100,7 +102,7 @@ def page(context: Context, *, query: Mapping[str, str], model: str) -> Page:
     else:
         _, later, earlier = comparison_presets(period.last, ())[0]
     drawn = _drawn(period, earlier, first_night) if asked else period
-    history = read_history(lake, entry, drawn)
+    history = read_history(lake, entry, drawn, role=_role(promotions))
     decisions = read_decisions_of(lake, [entry.name])
     nights_there = [night for night in history.nights if night in history.scored]
     values: dict[str, Any] = {
@@ -129,6 +131,8 @@ def page(context: Context, *, query: Mapping[str, str], model: str) -> Page:
         "newest_facts": _newest_facts(context, entry, newest),
         "nights_there": len(nights_there),
     }
+    section = delivery_section(context, entry, asked=query.get("rollout"))
+    values["delivery"] = section.values
     if not nights_there and not history.lines:
         values |= {
             "nothing": (
@@ -144,9 +148,10 @@ def page(context: Context, *, query: Mapping[str, str], model: str) -> Page:
             entry.title,
             TEMPLATE,
             values | {"tables": {t.name: t for t in tables}, "segments": [], "chart": None},
-            tables,
+            (*tables, *section.tables),
+            section.charts,
         )
-    return _filled(context, history, period, earlier, later, promotions, decisions, values, query, newest)
+    return _filled(context, history, period, earlier, later, promotions, decisions, values, query, newest, section)
 
 
 def _filled(
@@ -160,6 +165,7 @@ def _filled(
     values: dict[str, Any],
     query: Mapping[str, str],
     newest: date,
+    section: Section,
 ) -> Page:
     """The page of a period with nights."""
     lake, entry = context.lake, history.entry
@@ -187,8 +193,11 @@ def _filled(
             if night in history.scored
         },
     )
-    differences = compared(read_averages(lake, entry.name, earlier), read_averages(lake, entry.name, later))
-    segments = segment_tables(entry, read_segments(lake, entry, period), period, label_unit(lake, entry))
+    role = _role(promotions)
+    before, after = (read_averages(lake, entry.name, interval, role=role) for interval in (earlier, later))
+    differences = compared(before, after)
+    losses = read_segments(lake, entry, period, role=role)
+    segments = segment_tables(entry, losses, period, label_unit(lake, entry))
     rest = rest_table(history, by_drift[MOST_FEATURES:])
     tables = [
         features_table(ranked, importances),
@@ -211,7 +220,12 @@ def _filled(
         "why_no_segments": "" if segments else _why_no_segments(history, period),
         "drift_csv": context.url("models", entry.name, **{**_kept(query), "format": "csv", "table": "drift"}),
     }
-    return Page(entry.title, TEMPLATE, values, tuple(tables), (chart,))
+    return Page(entry.title, TEMPLATE, values, (*tables, *section.tables), (chart, *section.charts))
+
+
+def _role(promotions: Sequence[Promotion]) -> str:
+    """Whose nights the page shows: of a model without any champion, those of the version that runs along."""
+    return CHAMPION if promotions else CHALLENGER
 
 
 def _kept(query: Mapping[str, str]) -> dict[str, str]:

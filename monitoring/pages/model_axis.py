@@ -197,6 +197,39 @@ class Stack:
             {"type": "scatter", "name": "spans", "xAxisIndex": index, "yAxisIndex": grid, "data": [], "markArea": area}
         )
 
+    def option(self, *, linked_from: int = 0) -> dict[str, Any]:
+        """All of it as an ECharts option, with a narrow layout of its own.
+
+        Args:
+            linked_from: the first grid whose values are read off together.
+        """
+        narrow = {
+            "grid": [{"left": NARROW_LEFT, "right": 6} for _ in self.grids],
+            "yAxis": [
+                {"axisLabel": {"width": NARROW_LEFT - 10, "overflow": "truncate", "fontSize": 10}} for _ in self.y_axes
+            ],
+            "title": [{"text": title["text"], "textStyle": {"fontSize": 11}} for title in self.titles],
+        }
+        # What the narrow layout changes, as it is on a wide screen: a turned telephone goes back to it.
+        wide = {
+            "grid": [{"left": LEFT, "right": RIGHT} for _ in self.grids],
+            "yAxis": [{"axisLabel": {"width": LEFT - 12, "overflow": "truncate", "fontSize": 11}} for _ in self.y_axes],
+            "title": [{"text": text, "textStyle": {"fontSize": 12}} for text in self.more],
+        }
+        return {
+            "columnLinks": True,
+            # Beyond so many elements ECharts draws what is pointed at on a layer of its own, over the tooltip.
+            "hoverLayerThreshold": 1_000_000_000,
+            "grid": self.grids,
+            "title": self.titles,
+            "xAxis": self.x_axes,
+            "yAxis": self.y_axes,
+            "series": self.series,
+            "tooltip": {"trigger": "axis"},
+            "axisPointer": {"link": [{"xAxisIndex": list(range(linked_from, len(self.grids)))}]},
+            "media": [{"query": {"maxWidth": 640}, "option": narrow}, {"option": wide}],
+        }
+
     def _mark_lines(self) -> dict[str, Any]:
         """A line for every mark; versions are named on each grid, requests on the lane above alone."""
         data = []

@@ -16,8 +16,6 @@ from config.calendar import Interval
 from monitoring.pages.model_axis import (
     LEFT,
     MARKS,
-    NARROW_LEFT,
-    RIGHT,
     Axis,
     Mark,
     Span,
@@ -77,24 +75,8 @@ def time_lines(
     _volume(stack, history)
     _nulls(stack, history)
     _spans(stack, tenures, periods)
-    narrow = {
-        "grid": [{"left": NARROW_LEFT, "right": 6} for _ in stack.grids],
-        "yAxis": [
-            {"axisLabel": {"width": NARROW_LEFT - 10, "overflow": "truncate", "fontSize": 10}} for _ in stack.y_axes
-        ],
-        "title": [{"text": title["text"], "textStyle": {"fontSize": 11}} for title in stack.titles],
-    }
     option = {
-        "columnLinks": True,
-        # Beyond so many elements ECharts draws what is pointed at on a layer of its own, over the tooltip.
-        "hoverLayerThreshold": 1_000_000_000,
-        "grid": stack.grids,
-        "title": stack.titles,
-        "xAxis": stack.x_axes,
-        "yAxis": stack.y_axes,
-        "series": stack.series,
-        "tooltip": {"trigger": "axis"},
-        "axisPointer": {"link": [{"xAxisIndex": list(range(2, len(stack.grids)))}]},
+        **stack.option(linked_from=2),
         "visualMap": {
             "type": "piecewise",
             "seriesIndex": [i for i, s in enumerate(stack.series) if s["type"] == "heatmap"],
@@ -107,7 +89,6 @@ def time_lines(
                 {"gt": STEPS[2], "color": "var:--heat-3"},
             ],
         },
-        "media": [{"query": {"maxWidth": 640}, "option": narrow}, {"option": _wide(stack)}],
     }
     return Chart(
         "history",
@@ -117,15 +98,6 @@ def time_lines(
         stack.top,
         links,
     )
-
-
-def _wide(stack: Stack) -> dict[str, Any]:
-    """What the narrow layout changes, as it is on a wide screen: a turned telephone goes back to it."""
-    return {
-        "grid": [{"left": LEFT, "right": RIGHT} for _ in stack.grids],
-        "yAxis": [{"axisLabel": {"width": LEFT - 12, "overflow": "truncate", "fontSize": 11}} for _ in stack.y_axes],
-        "title": [{"text": text, "textStyle": {"fontSize": 12}} for text in stack.more],
-    }
 
 
 def short_name(feature: str) -> str:

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from config.calendar import Interval
 from config.catalog.model import ModelEntry
-from lake.assignment import champion_in
+from lake.assignment import CHAMPION, champion_in
 from lake.lake import Lake
 from lake.lineage import publications_table
 from lake.metric_queries import METRICS, fetch, these
@@ -65,7 +65,7 @@ class ScoredNight:
     """One published night of predictions, as its newest commit left it.
 
     Attributes:
-        version: the model's, that scored it.
+        version: the model's, that scored it as champion, or, where there was none yet, ran along.
         table_version: Delta's, of the predictions table.
         committed_at: aware, UTC.
     """
@@ -153,25 +153,30 @@ def known_nights(lake: Lake, model: str) -> tuple[date, date] | None:
     return None if row.first is None else (row.first, row.newest)
 
 
-def read_history(lake: Lake, entry: ModelEntry, interval: Interval) -> History:
-    """What is drawn over time, of all rows (not of segments), about the nights of a period."""
+def read_history(lake: Lake, entry: ModelEntry, interval: Interval, *, role: str = CHAMPION) -> History:
+    """What is drawn over time, of all rows (not of segments), about the nights of a period.
+
+    Args:
+        role: whose metrics; the challenger's of a model that never had a champion.
+    """
     nights = tuple(interval)
-    return History(
-        entry, interval, nights, _read_lines(lake, entry, nights, interval), read_scored(lake, entry.name, interval)
-    )
+    lines = _read_lines(lake, entry, nights, interval, role)
+    return History(entry, interval, nights, lines, read_scored(lake, entry.name, interval))
 
 
 def _read_lines(
-    lake: Lake, entry: ModelEntry, nights: tuple[date, ...], interval: Interval
+    lake: Lake, entry: ModelEntry, nights: tuple[date, ...], interval: Interval, role: str
 ) -> dict[tuple[str, str], Line]:
     if not has_table(lake, SQL_TABLE):
         return {}
     lines: dict[tuple[str, str], Line] = {}
     # Nine of ten rows are about features, of which a value and its limit are all that is shown.
-    _gather(lake, entry.name, nights, interval, lines, (*DRIFT_CHECKS, NULL_RATE), ("value", "threshold"))
+    _gather(lake, entry.name, nights, interval, lines, (*DRIFT_CHECKS, NULL_RATE), ("value", "threshold"), role)
     checks = {VOLUME, DRIFT_SHARE, PREDICTION_DRIFT, LABEL_SHARE, ERROR_RATIO}
     checks |= {name for output in entry.outputs.values() for name in (output.gate, f"{output.gate}_baseline")}
-    _gather(lake, entry.name, nights, interval, lines, sorted(checks), ("value", "lower", "upper", "threshold", "n"))
+    _gather(
+        lake, entry.name, nights, interval, lines, sorted(checks), ("value", "lower", "upper", "threshold", "n"), role
+    )
     return lines
 
 
@@ -183,13 +188,14 @@ def _gather(
     lines: dict[tuple[str, str], Line],
     checks: Collection[str],
     wanted: tuple[str, ...],
+    role: str,
 ) -> None:
     c = METRICS.c
     query = (
         # Nights as text: both databases write them alike, and parsing tens of thousands of dates takes longer than
         # reading them.
         sa.select(c.check, c.column, sa.cast(c.about_date, sa.String), *(c[name] for name in wanted))
-        .where(*these([model], about=interval, checks=checks))
+        .where(*these([model], about=interval, checks=checks, role=role))
         # A night that was judged twice counts as judged last: later rows overwrite.
         .order_by(c.check, c.column, c.about_date, c.data_date)
     )
@@ -218,15 +224,16 @@ def _empty_line(count: int) -> Line:
 
 
 def read_scored(lake: Lake, model: str, interval: Interval) -> dict[date, ScoredNight]:
-    """The published nights of a period, each with the version that scored it as champion."""
+    """The published nights of a period, each with the version that scored it as champion, or beside nobody."""
     table = f"{model}/predictions"
     scored = {}
     for day, night in published_nights(lake, [table], interval).get(table, {}).items():
-        champion = champion_in(night.scored_by)
-        if champion is not None:
+        plan = night.scored_by
+        scorer = champion_in(plan) or (plan[0] if plan else None)
+        if scorer is not None:
             scored[day] = ScoredNight(
-                champion.version,
-                champion.artifact_digest,
+                scorer.version,
+                scorer.artifact_digest,
                 night.rows,
                 night.version,
                 night.digest,
@@ -274,7 +281,9 @@ def _not_replaced(pairs: Collection[tuple[date, date]]) -> Iterator[sa.ColumnEle
         yield sa.not_(sa.and_(METRICS.c.about_date == about, METRICS.c.data_date == judged))
 
 
-def read_averages(lake: Lake, model: str, interval: Interval) -> dict[tuple[str, str], Average]:
+def read_averages(
+    lake: Lake, model: str, interval: Interval, *, role: str = CHAMPION
+) -> dict[tuple[str, str], Average]:
     """Mean and spread between nights of each check and column over a period; nights without a value do not count."""
     c = METRICS.c
     # Rows are what volume counts: weighted by itself it would be no mean.
@@ -292,7 +301,7 @@ def read_averages(lake: Lake, model: str, interval: Interval) -> dict[tuple[str,
             sa.func.sum(c.value).label("total"),
             sa.func.sum(c.value * c.value).label("squares"),
         )
-        .where(*these([model], about=interval), c.value.is_not(None))
+        .where(*these([model], about=interval, role=role), c.value.is_not(None))
         .where(*_not_replaced(replaced_judgements(lake, model, interval)))
         .group_by(c.check, c.column)
     )
@@ -311,7 +320,7 @@ def read_averages(lake: Lake, model: str, interval: Interval) -> dict[tuple[str,
     return averages
 
 
-def read_segments(lake: Lake, entry: ModelEntry, interval: Interval) -> list[SegmentLoss]:
+def read_segments(lake: Lake, entry: ModelEntry, interval: Interval, *, role: str = CHAMPION) -> list[SegmentLoss]:
     """Loss of every segment of the gate's columns over a period, by output, column, and falling loss."""
     if entry.gate.segments is None:
         return []
@@ -320,7 +329,7 @@ def read_segments(lake: Lake, entry: ModelEntry, interval: Interval) -> list[Seg
     loss = sa.case((c.check.in_(rooted_checks()), c.value * c.value), else_=c.value) * c.n
     query = (
         sa.select(c.check, c.column, c.segment, sa.func.sum(c.n).label("rows"), sa.func.sum(loss).label("loss"))
-        .where(*these([entry.name], about=interval, checks=checks, segments=True), c.segment != "", c.n > 0)
+        .where(*these([entry.name], about=interval, checks=checks, segments=True, role=role), c.segment != "", c.n > 0)
         .where(c.value.is_not(None), *_not_replaced(replaced_judgements(lake, entry.name, interval)))
         .group_by(c.check, c.column, c.segment)
     )

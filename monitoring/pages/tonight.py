@@ -7,6 +7,15 @@ from datetime import timedelta
 from typing import Any
 
 from config.catalog.policy import WATCH_MINUTES
+from monitoring.alerting.deliveries import (
+    Delivery,
+    evidence_text,
+    guardrails_text,
+    next_decision,
+    running_deliveries,
+    share_text,
+    step_text,
+)
 from monitoring.alerting.rules import ModelNight, duration_text
 from monitoring.alerting.runs import ENDED, FAILED, read_runs
 from monitoring.alerting.standing import Cause, Scored, Standing, alarms_text, headline, standings
@@ -23,6 +32,7 @@ def page(context: Context, *, query: Mapping[str, str]) -> Page:
     shown = standings(context.lake, context.models, context.now)
     rows = [_row(context, standing) for standing in shown]
     table = Table("tonight", _CAPTION, _COLUMNS, rows, empty="There is no model you may see.", stacked=True)
+    rollouts = _rollouts_table(context)
     waiting = sum(s.approvals for s in shown)
     tally = [(status, sum(s.status == status for s in shown)) for status in STATUSES]
     nights = sorted({s.night.scored for s in shown if s.night.scored})
@@ -39,8 +49,9 @@ def page(context: Context, *, query: Mapping[str, str]) -> Page:
             "trainings": [_failed_training(context, s, s.training) for s in shown if s.training is not None],
             "passing": sum(_open(s) for s in shown if s.status == "healthy"),
             "watch": _watch_problem(context),
+            "rollouts": rollouts if rollouts.rows else None,
         },
-        tables=(table,),
+        tables=(table, rollouts),
     )
 
 
@@ -189,3 +200,39 @@ def _scored_text(scored: Scored | None, night: ModelNight) -> str:
 
 def _open(standing: Standing) -> int:
     return sum(1 for a in standing.alarms if a.acknowledged is None and a.silenced_until is None)
+
+
+# ---- rollouts ------------------------------------------------------------------------------------------------------
+
+_ROLLOUT_COLUMNS = (
+    Column("model", "model", link="model_url"),
+    Column("version", "version", "number"),
+    Column("strategy", "strategy"),
+    Column("step", "step"),
+    Column("share", "serves"),
+    Column("nights", "nights", "number"),
+    Column("guardrails", "guardrails"),
+    Column("evidence", "after labels"),
+    Column("decision", "next decision"),
+)
+
+
+def _rollouts_table(context: Context) -> Table:
+    rows = [_rollout_row(context, one) for one in running_deliveries(context.lake, context.models).values()]
+    caption = "Versions that take over step by step, each beside its champion."
+    return Table("rollouts", caption, _ROLLOUT_COLUMNS, rows, empty="No rollout goes on.", stacked=True)
+
+
+def _rollout_row(context: Context, delivery: Delivery) -> dict[str, Any]:
+    return {
+        "model": delivery.entry.title,
+        "model_url": f"{context.url('models', delivery.entry.name)}#delivery",
+        "version": delivery.rollout.version,
+        "strategy": delivery.strategy,
+        "step": step_text(delivery),
+        "share": share_text(delivery),
+        "nights": delivery.nights,
+        "guardrails": guardrails_text(delivery),
+        "evidence": evidence_text(delivery),
+        "decision": next_decision(delivery),
+    }

@@ -32,6 +32,16 @@ from lake.tables import LakeTable
 from monitoring.performance import outcomes, segment_names, segment_values
 from monitoring.references import VersionReference, references_of
 from monitoring.rollout import guardrails as rails
+from monitoring.rollout.checks import (
+    CHALLENGER_LOSS,
+    CHAMPION_LOSS,
+    DISAGREEING,
+    GROUP,
+    GUARDRAIL,
+    HARM,
+    SHIFT,
+    stated_looks,
+)
 from monitoring.rollout.decision import Decision, Standing, decide
 from monitoring.rollout.guardrails import Guardrail
 from monitoring.rollout.looks import Outcome, design, outcome
@@ -43,9 +53,6 @@ from serving.metrics.intervals import rounded
 from serving.predictions import predictions_table
 from training.registry.delivery import advance, finish, hold, roll_back, settle, told
 
-GROUP = "rollout"
-HARM, CHAMPION_LOSS, CHALLENGER_LOSS, SHIFT = "harm", "champion_loss", "challenger_loss", "shift"
-DISAGREEING = "disagreeing"
 # Nights and rows that a usual shift is measured on.
 _SHIFT_NIGHTS = 14
 _SHIFT_ROWS = 20_000
@@ -139,7 +146,7 @@ class _Night:
         status = {"ok": "ok", "breached": "failing", "not_evaluated": "not_evaluated"}[rail.status]
         value, limit = (None if number is None else rounded(number) for number in (rail.value, rail.limit))
         return self._metric(
-            f"guardrail_{check.replace(' ', '_')}",
+            f"{GUARDRAIL}{check.replace(' ', '_')}",
             column=column,
             value=value,
             threshold=limit,
@@ -366,10 +373,8 @@ class _Night:
         if self.rollout.strategy != "ab_test":
             return []
         settings = self.rollout.settings
-        nights, looks = settings["nights"], settings["looks"]
-        stated = sorted({max(2, round(nights * number / looks)) for number in range(1, looks + 1)})
         rate = settings["guardrails"]["false_rollback"] / len(self.entry.outputs)
-        plan = design(stated, alpha=rate)
+        plan = design(stated_looks(settings["nights"], settings["looks"]), alpha=rate)
         found = []
         for evidence in self.evidence:
             if not evidence.segment and evidence.prefixes is not None:

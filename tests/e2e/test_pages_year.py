@@ -37,6 +37,7 @@ PAGES = {
     "model, two periods": (
         "/nightfleet/models/store_duration?from=2025-12-01&to=2025-12-28&compare_from=2025-11-03&compare_to=2025-11-30"
     ),
+    "a model in rollout": "/nightfleet/models/store_demand",
     "drift report": f"/nightfleet/models/parcel_demand/nights/{NEWEST}",
     "drift report of a quiet night": f"/nightfleet/models/bus_wear/nights/{NEWEST}",
     "retraining": "/nightfleet/retraining",

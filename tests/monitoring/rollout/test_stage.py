@@ -9,7 +9,8 @@ from config.calendar import ONE_DAY, Interval
 from lake.lake import Lake
 from lake.metrics import read_metrics
 from lake.rollouts import Kind
-from monitoring.rollout.stage import GROUP, _Night, move_rollout
+from monitoring.rollout.checks import GROUP
+from monitoring.rollout.stage import _Night, move_rollout
 from tests.serving.rollout.scenario import FIRST, begin, champion_with_nights, next_unscored, scored, shares
 from tests.serving.scenario import MODEL, use_linear
 
