@@ -499,7 +499,7 @@ def _metrics(v: Subject, name: str) -> Table:
 
 def _segments_words(report: SegmentReport) -> str:
     if not report.columns:
-        return "The catalog names no segment columns (`gate.segments`, `split.groups`), so nothing was compared."
+        return "The catalog names no segment columns (gate.segments, split.groups), so nothing was compared."
     return (
         f"By {', '.join(report.columns)}, each segment's error against the error of all {report.rows:,} rows; in "
         "brackets 95 % intervals by "

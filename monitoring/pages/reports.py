@@ -486,7 +486,8 @@ def _whole(page: _Page, message: str | None, stamp: str, drawn: str | None = Non
         "message": message,
         "notes": page.notes,
         "alarming": _table("beyond", "Beyond a limit.", alarming),
-        "every": _table("all", f"All {len(rows)} numbers of this night", rows, folded=True),
+        # Where nothing is drawn the numbers are all there is.
+        "every": _table("all", f"All {len(rows)} numbers of this night", rows, folded=drawn is not None),
     }
     ours = document("report.html.jinja", values, title=page.title, policy=_POLICY, stamp=stamp)
     if drawn is None:

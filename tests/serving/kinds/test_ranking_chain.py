@@ -133,6 +133,10 @@ def test_a_ranking_goes_from_the_sources_to_the_pages(tmp_path: Path, mlflow_ser
     assert {row["segment"] for row in measured} >= {"areas_seen=0", "areas_seen=3-5"}
 
     assert report(lake, MODEL, Interval.of(MATURE), run_id="report").committed == 2
+    path = lake.settings.reports / MODEL / MATURE.isoformat() / "performance.html"
+    drawn = path.read_text(encoding="utf-8")
+    assert "table-all" in drawn
+    assert '<details class="fold"' not in drawn, "where Evidently draws nothing the numbers are in sight"
     card = write_model_card(lake, MODEL, job_dir, registered, decision).read_text(encoding="utf-8")
     shown = unescape(re.sub(r"<[^>]+>", " ", card))
     for words in ("the 4 most likely values of area, best first", "NDCG of the list", "Shapley values of the sum"):
