@@ -46,7 +46,7 @@ from monitoring.rollout.decision import Decision, Standing, decide
 from monitoring.rollout.guardrails import Guardrail
 from monitoring.rollout.looks import Outcome, design, outcome
 from monitoring.rollout.sequence import Look, Prefixes, paired, prefixes
-from monitoring.rollout.unpaired import unpaired
+from monitoring.rollout.unpaired import arms, unpaired
 from monitoring.rollout.verdict import Verdict, judge
 from monitoring.wording import label_unit
 from serving.metrics.intervals import rounded
@@ -286,7 +286,8 @@ class _Night:
         """
         history = self._history()
         settings = self._settings
-        segments = sorted({segment for _, segment in history if segment})
+        # By what each version served alone a segment has too few units in each arm to say anything.
+        segments = [] if self._interferes else sorted({segment for _, segment in history if segment})
         rate = settings.false_rollback / len(self.entry.outputs) / (2 if segments else 1)
         unit = label_unit(self.lake, self.entry)
         found = []
@@ -301,12 +302,14 @@ class _Night:
                 alpha = rate / len(segments) if segment else rate
                 days, champion, challenger, rows = _columns(nights)
                 tolerance = worse * float(np.average(champion, weights=rows)) if nights else 0.0
-                if self.rollout.settings["interferes"] and not segment:
-                    looks = self._unpaired(name, alpha, tolerance)
+                if self._interferes:
+                    served = self._served_rows(name)
+                    looks = unpaired(served, alpha=alpha, tolerance=tolerance) if served.num_rows else ()
+                    statistics = arms(served)[2] if looks else None
                 else:
                     looks = paired(days, challenger - champion, rows, alpha=alpha, tolerance=tolerance)
+                    statistics = prefixes(challenger - champion, rows) if nights else None
                 verdict = judge(looks, tolerance=tolerance, metric=metric, unit=said_unit, segment=segment or None)
-                statistics = prefixes(challenger - champion, rows) if nights else None
                 found.append(_Evidence(name, segment, verdict, tolerance, statistics))
         return found
 
@@ -336,9 +339,14 @@ class _Night:
             for key, nights in sides.items()
         }
 
-    def _unpaired(self, output: str, alpha: float, tolerance: float) -> tuple[Look, ...]:
-        """By each version's own rows alone: what it served. A unit whose columns the predictions do not hold is a row's
-        entity.
+    @property
+    def _interferes(self) -> bool:
+        """Whether predictions change what comes true, so that each version is judged by its own rows alone."""
+        return bool(self.rollout.settings["interferes"])
+
+    def _served_rows(self, output: str) -> pa.Table:
+        """`data_date`, `unit`, `challenger`, `loss` of the rows that each version served, as `unpaired` takes them. A
+        unit whose columns the predictions do not hold is a row's entity.
         """
         dataset, parts = self.lake.dataset(self.entry.dataset), []
         for about in sorted(self.published):
@@ -363,7 +371,7 @@ class _Night:
                         }
                     ).filter(pa.array(keep))
                 )
-        return unpaired(pa.concat_tables(parts), alpha=alpha, tolerance=tolerance) if parts else ()
+        return pa.concat_tables(parts) if parts else pa.table({"loss": pa.array([], pa.float64())})
 
     def _mature(self, about: date) -> bool:
         return is_mature(self.lake, self.entry.name, about, as_of=self.night)
