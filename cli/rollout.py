@@ -12,14 +12,13 @@ from lake.assignment import CHALLENGER, scored_by
 from lake.lake import Lake
 from lake.metrics import read_metrics
 from lake.rollouts import Rollout, RolloutLine
-from monitoring.rollout.checks import GROUP, HARM
+from monitoring.rollout.checks import GROUP, GUARDRAIL, HARM
 from monitoring.rollout.outlook import outlook, served
 from monitoring.wording import counted
 from serving.predictions import predictions_table
 from training.registry.delivery import NoRollout, act, told
 
 STATUS = "status"
-_GUARDRAIL = "guardrail_"
 
 
 def move(lake: Lake, console: Console, model: str, action: str, *, reason: str) -> None:
@@ -89,7 +88,7 @@ def _measured(lake: Lake, model: str, rollout: Rollout) -> list[tuple[str, str]]
         return [("measured", "nothing yet")]
     night = pc.max(rows["data_date"]).as_py()
     found: list[dict[str, Any]] = rows.filter(pc.equal(rows["data_date"], night)).to_pylist()
-    rails = [row for row in found if row["check"].startswith(_GUARDRAIL)]
+    rails = [row for row in found if row["check"].startswith(GUARDRAIL)]
     statuses = [row["status"] for row in rails]
     counts = ", ".join(f"{statuses.count(one)} {one.replace('_', ' ')}" for one in dict.fromkeys(sorted(statuses)))
     said = [("guardrails", f"of {night}: {counts or 'none'}")]

@@ -20,7 +20,9 @@ from config.errors import NightfleetError
 from lake.assignment import CHAMPION
 from lake.lake import Lake
 from lake.metric_queries import METRICS, read_newest_nights
+from lake.stored_rollouts import stored_rollouts
 from monitoring.alerting.actions import DONE, Action, read_actions, record_action
+from monitoring.rollout.checks import GROUP
 
 Severity = Literal["warning", "critical"]
 ACKNOWLEDGE, SILENCE, UNSILENCE = "acknowledge", "silence", "unsilence"
@@ -341,14 +343,24 @@ def _today(lake: Lake, now: datetime) -> Any:
 
 
 def _newest_rows(lake: Lake, subjects: Collection[str], as_of: date | None) -> dict[Fingerprint, dict[str, Any]]:
-    """Rows that are not well, of each group's newest projected night; of two about one fingerprint the later judged."""
+    """Rows that are not well, of each group's newest projected night; of two about one fingerprint the later judged.
+    Nobody judges a rollout that is over: what its last evening said is no alarm any more.
+    """
     rows = read_newest_nights(lake, subjects, as_of=as_of, statuses=_WRONG, segments=True, role=None)
+    of_rollouts = {row["subject"] for row in rows if _is_of_rollout(row)}
+    stored = stored_rollouts(lake, of_rollouts) if of_rollouts else {}
+    going = {name for name, snapshot in stored.items() if snapshot.running is not None}
+    rows = [row for row in rows if row["subject"] in going or not _is_of_rollout(row)]
     return {
         Fingerprint(
             row["subject"], row["check"], row["column"], row["segment"], row["role"] or "", row["model_version"]
         ): dict(row)
         for row in rows
     }
+
+
+def _is_of_rollout(row: Mapping[str, Any]) -> bool:
+    return bool(row["source_table"] == f"{row['subject']}/metrics/{GROUP}")
 
 
 def _streaks(

@@ -12,11 +12,12 @@ from lake.assignment import CHALLENGER
 from lake.lake import Lake
 from lake.metric_queries import Row, read_newest_nights
 from lake.publication_queries import PublishedNight, published_nights
-from lake.rollouts import Rollout
+from lake.rollouts import Rollout, RolloutLine, RolloutSnapshot
 from lake.stored_rollouts import stored_rollouts
-from monitoring.rollout.checks import GROUP, GUARDRAIL, HARM, stated_looks
-from monitoring.wording import counted, percent
+from monitoring.rollout.checks import GROUP, GUARDRAIL, HARM
+from monitoring.rollout.outlook import outlook, served
 from serving.predictions import predictions_table
+from training.registry.delivery import told
 
 STRATEGIES = {
     "immediate": "immediate",
@@ -133,13 +134,10 @@ def step_text(delivery: Delivery) -> str:
 
 
 def share_text(delivery: Delivery) -> str:
-    """What the challenger serves in the step that holds: `25 % of vehicle`, `north, east`."""
-    if delivery.alone or not delivery.served_share:
+    """Whom the challenger serves in the step that holds."""
+    if delivery.alone or not delivery.rollout.running:
         return "nothing"
-    groups = delivery.rollout.steps[delivery.rollout.step].groups
-    if groups is not None:
-        return f"{delivery.rollout.settings['by']} {', '.join(groups)}"
-    return "everything" if delivery.served_share == 1.0 else f"{percent(delivery.served_share)} of units"
+    return served(delivery.rollout, delivery.rollout.steps[delivery.rollout.step])
 
 
 def guardrails_text(delivery: Delivery) -> str:
@@ -173,61 +171,21 @@ def evidence_text(delivery: Delivery) -> str:
 
 def next_decision(delivery: Delivery) -> str:
     """What happens next, and when."""
-    rollout, settings = delivery.rollout, delivery.rollout.settings
-    if delivery.alone:
-        return "Train again: the first version that passes the gate becomes champion."
-    if rollout.last.kind == "returned":
-        return f"The night {rollout.last.effective_from} goes back to the champion, then it ends."
-    if rollout.paused:
-        held = next(line for line in reversed(rollout.lines) if line.night is None)
-        return f"A person decides: held by {held.by} ({held.reason}). Harm still rolls it back."
-    if rollout.strategy == "ab_test":
-        return _next_look(delivery)
-    return f"{_when(delivery)}, {_move(delivery)}. {_at_the_end(delivery, settings['max_nights'])}"
+    return outlook(delivery.rollout, nights=delivery.nights, nights_in_step=delivery.nights_in_step)
 
 
-def _next_look(delivery: Delivery) -> str:
-    settings = delivery.rollout.settings
-    stated = stated_looks(settings["nights"], settings["looks"])
-    judged = max((int(row["n"] or 0) for row in delivery.harms), default=0)
-    number = next((number for number, look in enumerate(stated, 1) if look > judged), None)
-    if number is None:
-        return f"All looks are over. {_at_the_end(delivery, settings['nights'])}"
-    return (
-        f"Look {number} of {len(stated)}, at {counted(stated[number - 1], 'night')} with mature labels, may declare a"
-        f" winner; {judged} so far. {_at_the_end(delivery, settings['nights'])}"
-    )
+# ---- what is told --------------------------------------------------------------------------------------------------
 
 
-def _when(delivery: Delivery) -> str:
-    settings = delivery.rollout.settings
-    left = settings["nights"] - delivery.nights_in_step
-    shown = (
-        "if no harm is shown"
-        if settings.get("advance") == "nights"
-        else "once the harm is shown to be within the tolerance"
-    )
-    if delivery.newest is None:
-        return f"It begins with the night {delivery.rollout.step_since}; {counted(left, 'night')} later, {shown}"
-    return f"After {counted(left, 'more night')}, {shown}" if left > 0 else shown.capitalize()
+def news_of(snapshot: RolloutSnapshot, night: date) -> list[RolloutLine]:
+    """What the summary of a night tells of rollouts: what its own evening did, and what persons, the gate or the
+    scoring did that counts from it on. That an evening left a rollout where it was is no news.
+    """
+    own = (line for line in snapshot.lines if line.night == night and line.kind != "held")
+    others = (line for line in snapshot.lines if line.night is None and line.effective_from == night)
+    return sorted([*own, *others], key=lambda line: line.sequence)
 
 
-def _move(delivery: Delivery) -> str:
-    rollout = delivery.rollout
-    if rollout.step + 1 == len(rollout.steps):
-        asks = rollout.settings.get("then") == "ask"
-        return "a person is asked" if asks else f"version {rollout.version} becomes champion"
-    following = rollout.steps[rollout.step + 1]
-    if following.groups is not None:
-        added = [group for group in following.groups if group not in (rollout.steps[rollout.step].groups or ())]
-        return f"it serves {', '.join(added)}, too"
-    return "it serves everything" if following.share == 1.0 else f"it serves {percent(following.share)} of units"
-
-
-def _at_the_end(delivery: Delivery, nights: int) -> str:
-    ends = {
-        "roll_back": "the champion stays",
-        "finish": f"version {delivery.rollout.version} takes over",
-        "ask": "a person decides",
-    }[delivery.rollout.settings["undecided"]]
-    return f"Undecided after {counted(nights, 'night')}, {ends}."
+def sentence_of(line: RolloutLine) -> str:
+    """A line of the ledger with its reason, without the model's name, which stands above it."""
+    return f"{told(line).removeprefix(f'{line.model}: ')}: {line.reason}"

@@ -21,8 +21,10 @@ from config.calendar import Interval
 from config.catalog.policy import LateNight
 from lake.lake import Lake
 from lake.publish import StalePublish
+from lake.stored_rollouts import stored_rollouts
 from monitoring.alerting.actions import project_actions
 from monitoring.alerting.alarms import Alarm, fingerprint_parts, open_alarms
+from monitoring.alerting.deliveries import news_of, sentence_of
 from monitoring.alerting.lifecycle import project_records
 from monitoring.alerting.outbox import (
     Message,
@@ -311,6 +313,7 @@ def entries_of(
     nights = model_nights(lake, models, now=now, data_date=data_date)
     waiting = read_waiting(lake, now=now)
     statuses = {standing.entry.name: standing.status for standing in standings(lake, list(models), now)}
+    news = {name: news_of(rollouts, data_date) for name, rollouts in stored_rollouts(lake, list(models)).items()}
     entries = []
     for name in [*models, *datasets]:
         is_model = name in nights
@@ -332,6 +335,7 @@ def entries_of(
                 [asked for asked in waiting if asked.model == name],
                 before.get(name, {}),
                 page,
+                [line_of(f"rollout: {sentence_of(line)}") for line in news.get(name, ())],
             )
         )
     # A data set is named only where there is something to say of it: its nights are the models' nights.
@@ -386,8 +390,9 @@ def _entry(
     waiting: Sequence[Waiting],
     before: Mapping[str, str],
     link: str,
+    news: Sequence[str],
 ) -> Entry:
-    lines = [failure_line(run) for run in failed] + ([late] if late else [])
+    lines = [failure_line(run) for run in failed] + ([late] if late else []) + list(news)
     left_out = dict.fromkeys(("unchanged", "acknowledged", "silenced"), 0)
     known: dict[str, str] = {}
     for alarm in alarms:

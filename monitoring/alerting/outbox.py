@@ -28,7 +28,9 @@ from lake.assignment import CHAMPION
 from lake.lake import Lake
 from lake.metric_queries import METRICS, fetch, these
 from lake.storage import lock
+from lake.stored_rollouts import stored_rollouts
 from monitoring.alerting.alarms import Alarm, open_alarms
+from monitoring.alerting.deliveries import sentence_of
 from monitoring.alerting.rules import shortened
 from monitoring.alerting.runs import FAILED, Run, read_runs, read_waiting
 from monitoring.alerting.status import STATISTICAL, counts
@@ -129,7 +131,7 @@ Send = Callable[[str, Message], str | None]
 
 def events(lake: Lake, *, base_url: str, now: datetime) -> list[Event]:
     """Runs that failed within the last day, open alarms that nobody has acknowledged or silenced, promotions that wait
-    for an approval.
+    for an approval, rollouts that were rolled back within the last day.
 
     A late night is an alarm, too: that of the rule `late`.
     """
@@ -143,7 +145,26 @@ def events(lake: Lake, *, base_url: str, now: datetime) -> list[Event]:
         due.append(
             Event(key, "request", waiting.model, line_of(text), page_link(base_url, "retraining", model=waiting.model))
         )
-    return due
+    return due + _rollbacks(lake, base_url, now)
+
+
+def _rollbacks(lake: Lake, base_url: str, now: datetime) -> list[Event]:
+    """Of rollouts: the challenger harmed, or its files were damaged, or a person decided so. Critical: a version that
+    had passed the gate was taken back, and somebody should know why before the next one.
+    """
+    stored = stored_rollouts(lake, [model.name for model in lake.catalog.models])
+    lines = (line for snapshot in stored.values() for line in snapshot.lines if line.kind == "rolled_back")
+    return [
+        Event(
+            _key("rollback", line.model, str(line.sequence)),
+            "critical",
+            line.model,
+            line_of(sentence_of(line)),
+            page_link(base_url, "models", line.model) + "#delivery",
+        )
+        for line in lines
+        if now - line.decided_at < _FAILURES_OF
+    ]
 
 
 def worth_telling(lake: Lake, alarms: Sequence[Alarm]) -> list[Alarm]:

@@ -34,6 +34,7 @@ from lake.publication_queries import newest_publications
 from lake.storage import VERSION_COMPLETE, artifacts, version_key
 from lake.tables import quarantine_table, valid_table
 from monitoring.alerting.alarms import Alarm, open_alarms
+from monitoring.alerting.deliveries import running_deliveries
 from monitoring.alerting.rules import ModelNight
 from monitoring.alerting.runs import KINDS, runs_table
 from monitoring.alerting.standing import Standing, standings
@@ -79,6 +80,7 @@ class ChainCollector(Collector):
         yield from _scored(lake, nights)
         yield from _data(lake)
         yield from _judged(lake)
+        yield from _rollouts(lake)
         yield from _runs(lake, now)
         subjects = [*(m.name for m in lake.catalog.models), *(d.name for d in lake.catalog.datasets)]
         yield _alarms(subjects, open_alarms(lake, subjects, now=now))
@@ -202,6 +204,34 @@ def _judged(lake: Lake) -> Iterator[Metric]:
             if row["threshold"] is not None:
                 promised.add_metric([subject, column], row["threshold"])
     yield from (drift, error, promised)
+
+
+def _rollouts(lake: Lake) -> Iterator[Metric]:
+    step = GaugeMetricFamily(
+        "nightfleet_model_rollout_step",
+        "Step that the model's running rollout is in, counted from 1; no sample where none runs.",
+        labels=["model"],
+    )
+    share = GaugeMetricFamily(
+        "nightfleet_model_rollout_served_ratio",
+        "Share that the challenger serves in that step, 0 to 1.",
+        labels=["model"],
+    )
+    harm = GaugeMetricFamily(
+        "nightfleet_model_rollout_harm",
+        "Error of the challenger less the champion's on the same rows, so far, in the unit of the loss: its mean, its "
+        "bounds that hold on every night at once, and the tolerance that they are held against.",
+        labels=["model", "output", "bound"],
+    )
+    for name, delivery in running_deliveries(lake, [model.name for model in lake.catalog.models]).items():
+        step.add_metric([name], delivery.rollout.step + 1)
+        share.add_metric([name], delivery.served_share)
+        for row in delivery.harms:
+            fields = {"mean": "value", "lower": "lower", "upper": "upper", "tolerance": "threshold"}
+            for bound, field in fields.items():
+                if row["column"] in delivery.entry.outputs and row[field] is not None:
+                    harm.add_metric([name, row["column"], bound], row[field])
+    yield from (step, share, harm)
 
 
 # ---- data sets -------------------------------------------------------------------------------------------------

@@ -10,21 +10,32 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
+from config.calendar import ONE_DAY, Interval
 from config.catalog.rollout import AnyRollout
 from lake.lake import Lake
-from lake.rollouts import Rollout, RolloutLine
+from lake.metrics import Metric, publish_metrics
+from lake.rollouts import Rollout, RolloutLine, RolloutSnapshot
+from lake.stored_rollouts import project_rollouts
+from monitoring.alerting.alarms import open_alarms
 from monitoring.alerting.deliveries import (
     Delivery,
     evidence_text,
     guardrails_text,
+    news_of,
     next_decision,
     running_deliveries,
+    sentence_of,
     share_text,
     step_text,
 )
+from monitoring.alerting.nightly_summary import entries_of
+from monitoring.alerting.outbox import events
+from monitoring.alerting.prometheus import scrape
+from monitoring.rollout.checks import GROUP, HARM
 from tests.serving.scenario import MODEL
 
 FIRST = date(2024, 1, 22)
+NOW = datetime(2024, 1, 22, 12, tzinfo=UTC)
 
 
 def rollout(*moves: RolloutLine, alone: bool = False, **settings: Any) -> Rollout:
@@ -49,60 +60,21 @@ def row(check: str, column: str = "ride_minutes", **values: Any) -> dict[str, An
     return {"check": check, "column": column, "segment": "", "status": "ok", "reason": None, "n": 3, **values}
 
 
-@pytest.mark.parametrize(
-    ("settings", "moves", "in_step", "expected"),
-    [
-        (
-            {"strategy": "canary", "nights": 3},
-            (),
-            2,
-            "After 1 more night, once the harm is shown to be within the tolerance, it serves 25 % of units. Undecided"
-            " after 60 nights, the champion stays.",
-        ),
-        (
-            {"strategy": "canary", "steps": [0.5, 1.0], "nights": 1, "advance": "nights", "undecided": "ask"},
-            (moved("advanced", step=1, night=FIRST),),
-            1,
-            "If no harm is shown, version 2 becomes champion. Undecided after 60 nights, a person decides.",
-        ),
-        (
-            {"strategy": "rolling", "by": "depot", "nights": 1},
-            (),
-            1,
-            "If no harm is shown, it serves everything. Undecided after 60 nights, the champion stays.",
-        ),
-        (
-            {"strategy": "shadow", "nights": 2, "then": "ask"},
-            (),
-            2,
-            "Once the harm is shown to be within the tolerance, a person is asked. Undecided after 60 nights, the"
-            " champion stays.",
-        ),
-        (
-            {"strategy": "canary"},
-            (moved("held", step=0, by="ada", reason="the fleet moves depots"), moved("held", step=0, night=FIRST)),
-            9,
-            "A person decides: held by ada (the fleet moves depots). Harm still rolls it back.",
-        ),
-    ],
-)
-def test_the_next_decision_is_told(
-    toy_lake: Lake, settings: dict[str, Any], moves: tuple[RolloutLine, ...], in_step: int, expected: str
-) -> None:
-    assert next_decision(delivery(toy_lake, rollout(*moves, **settings), in_step=in_step)) == expected
-
-
-def test_an_ab_test_tells_its_next_look_and_when_all_are_over(toy_lake: Lake) -> None:
-    one = rollout(strategy="ab_test", nights=8, looks=4)
-    told = next_decision(delivery(toy_lake, one, judged=[row("harm", n=3)]))
-    assert told.startswith("Look 2 of 4, at 4 nights with mature labels, may declare a winner; 3 so far.")
-    over = next_decision(delivery(toy_lake, one, judged=[row("harm", n=8)]))
-    assert over == "All looks are over. Undecided after 8 nights, the champion stays."
-
-
-def test_before_its_first_night_it_says_when_it_begins(toy_lake: Lake) -> None:
-    told = next_decision(delivery(toy_lake, rollout(strategy="canary"), nights=0, in_step=0))
-    assert told.startswith(f"It begins with the night {FIRST}; 3 nights later, ")
+def test_a_summary_tells_what_moved_and_not_what_stayed() -> None:
+    lines = [
+        moved("started", step=0),
+        moved("held", step=0, night=FIRST),
+        replace(moved("held", step=0, by="ada", reason="wait"), effective_from=FIRST + ONE_DAY),
+        replace(moved("advanced", step=1, night=FIRST + ONE_DAY), effective_from=FIRST + 2 * ONE_DAY),
+        replace(moved("rolled_back", step=1, night=FIRST + 2 * ONE_DAY), effective_from=FIRST + 3 * ONE_DAY),
+    ]
+    numbered = tuple(replace(line, sequence=number) for number, line in enumerate(lines, 1))
+    snapshot = RolloutSnapshot(MODEL, 0, numbered)
+    told = [[line.kind for line in news_of(snapshot, FIRST + number * ONE_DAY)] for number in range(4)]
+    assert told == [["started"], ["held", "advanced"], ["rolled_back"], []]
+    assert sentence_of(numbered[3]) == (
+        f"the rollout of version 2 goes to step 2, from data date {FIRST + 2 * ONE_DAY} on: better"
+    )
 
 
 def test_a_breached_guardrail_is_told_before_those_that_hold(toy_lake: Lake) -> None:
@@ -134,15 +106,77 @@ def test_evidence_names_outputs_and_the_segments_with_harm(toy_lake: Lake) -> No
 def test_a_refused_first_version_is_not_in_service(toy_lake: Lake) -> None:
     one = delivery(toy_lake, rollout(strategy="shadow", alone=True))
     assert (step_text(one), share_text(one)) == ("not in service", "nothing")
-    assert next_decision(one).startswith("Train again")
+    assert next_decision(one).startswith("It scores and serves nothing")
 
 
 def test_what_it_serves_is_a_share_groups_or_everything(toy_lake: Lake) -> None:
     canary = rollout(moved("advanced", step=3), strategy="canary")
     groups = rollout(strategy="rolling", by="depot")
     shown = [share_text(delivery(toy_lake, one)) for one in (rollout(strategy="canary"), canary, groups)]
-    assert shown == ["5 % of units", "everything", "depot north"]
+    assert shown == ["5 % of the units", "everything", "north of depot"]
 
 
 def test_without_any_rollout_nothing_is_read(toy_lake: Lake) -> None:
     assert running_deliveries(toy_lake, [MODEL]) == {}
+
+
+# ---- who is told -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def running(toy_lake: Lake) -> Lake:
+    """A canary in its second step, whose newest evening found a breach and the harm of one output."""
+    ledger = toy_lake.rollouts(MODEL)
+    begun = rollout(strategy="canary").started
+    seen = ledger.append(begun, seen=ledger.read())
+    ledger.append(moved("advanced", step=1, night=FIRST), seen=seen)
+    project_rollouts(toy_lake, MODEL)
+    shared: dict[str, Any] = {"column": "ride_minutes", "role": "challenger", "model_version": 2}
+    rows = [
+        Metric(MODEL, FIRST, FIRST, HARM, "ok", value=0.5, lower=-1.0, upper=2.0, threshold=0.1, n=3, **shared),
+        Metric(
+            MODEL, FIRST, FIRST, "guardrail_shift", "failing", value=0.9, threshold=0.1, reason="It moved.", **shared
+        ),
+    ]
+    publish_metrics(toy_lake, MODEL, GROUP, rows, Interval.of(FIRST), run_id="t")
+    return toy_lake
+
+
+def end(lake: Lake) -> None:
+    ledger = lake.rollouts(MODEL)
+    line = moved("rolled_back", step=1, night=FIRST + ONE_DAY, reason="It moved.")
+    ledger.append(line, seen=ledger.read())
+    project_rollouts(lake, MODEL)
+
+
+def test_prometheus_has_step_share_and_bounds_while_a_rollout_goes_on(running: Lake) -> None:
+    text = scrape(running, now=NOW)[0].decode()
+    for sample in (
+        'nightfleet_model_rollout_step{model="ride_minutes"} 2.0',
+        'nightfleet_model_rollout_served_ratio{model="ride_minutes"} 0.25',
+        'nightfleet_model_rollout_harm{bound="upper",model="ride_minutes",output="ride_minutes"} 2.0',
+        'nightfleet_model_rollout_harm{bound="tolerance",model="ride_minutes",output="ride_minutes"} 0.1',
+    ):
+        assert sample in text
+    end(running)
+    assert "nightfleet_model_rollout_step{" not in scrape(running, now=NOW)[0].decode()
+
+
+def test_what_the_last_evening_found_is_no_alarm_once_the_rollout_is_over(running: Lake) -> None:
+    [alarm] = open_alarms(running, [MODEL], now=NOW)
+    assert (alarm.check, alarm.role, alarm.severity) == ("guardrail_shift", "challenger", "critical")
+    end(running)
+    assert open_alarms(running, [MODEL], now=NOW) == []
+
+
+def test_a_rollback_is_told_at_once_and_in_the_summary_of_its_night(running: Lake) -> None:
+    assert not [event for event in events(running, base_url="http://a", now=NOW) if "rolled back" in event.text]
+    end(running)
+    [event] = [event for event in events(running, base_url="http://a", now=NOW) if "rolled back" in event.text]
+    assert (event.level, event.subject) == ("critical", MODEL)
+    assert event.text.endswith("the champion serves everything, from data date 2024-01-22 on: It moved.")
+    assert event.link.endswith("/models/ride_minutes#delivery")
+    assert not [e for e in events(running, base_url="http://a", now=NOW + 2 * ONE_DAY) if "rolled back" in e.text]
+    night = FIRST + ONE_DAY
+    [entry] = entries_of(running, night, [MODEL], base_url="http://a", now=NOW)
+    assert [line for line in entry.lines if line.startswith("rollout: ")] == [f"rollout: {event.text}"]

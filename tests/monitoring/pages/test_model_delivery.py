@@ -77,10 +77,10 @@ def test_a_rollout_shows_both_arms_the_bounds_and_its_ledger(lake: Lake) -> None
     for said in (
         "Version 2 takes over by canary.",
         "2 scored, 2 of them in the step that holds",
-        "step 1 of 2, the challenger serves 50 % of units",
+        "step 1 of 2, the challenger serves 50 % of the units",
         "1 of 1 hold.",
         "After 1 night it is better.",
-        "Once the harm is shown to be within the tolerance, it serves everything.",
+        "Step 2 of 2 (everything) after the next scored night, once harm is shown to be below the tolerance.",
     ):
         assert said in text, f"{said!r} is missing in: {text}"
     page = model.page(context(lake), query={}, model=MODEL)
