@@ -28,6 +28,7 @@ from monitoring.alerting.deliveries import (
     step_text,
     steps_of,
 )
+from monitoring.pages.embedded import has_document
 from monitoring.pages.model_axis import Axis, Mark, Stack, numbers, plain, points
 from monitoring.pages.model_history import Floats
 from monitoring.pages.page import BadAddress, Chart, Column, Context, NotFound, Table, shortened
@@ -81,6 +82,7 @@ def delivery_section(context: Context, entry: ModelEntry, *, asked: str | None) 
         ],
         "queued": snapshot.queued,
         "asks_for": _asks_for(entry),
+        "card_url": _card_url(context, entry, rollout.version),
     }
     return Section(values, shown, (chart,) if chart else ())
 
@@ -98,6 +100,14 @@ def _asked_for(snapshot: RolloutSnapshot, asked: str | None) -> Rollout:
 
 def _address(context: Context, entry: ModelEntry, rollout: Rollout) -> str:
     return f"{context.url('models', entry.name, rollout=rollout.started.sequence)}#delivery"
+
+
+def _card_url(context: Context, entry: ModelEntry, version: int) -> str:
+    """Address of the version's model card, empty where it has none. A card stays as it was when an approver read it:
+    how the version fared afterwards stands here.
+    """
+    path = (entry.name, "model_cards", f"{version}.html")
+    return context.url("embedded", *path) if has_document(context, "/".join(path)) else ""
 
 
 def _asks_for(entry: ModelEntry) -> str:

@@ -15,7 +15,10 @@ from config.calendar import ONE_DAY, Interval
 from config.catalog.model import ModelEntry
 from lake.lake import Lake
 from lake.ledger import Promotion
+from lake.rollouts import Rollout
 from lake.storage import reports, version_key
+from lake.stored_rollouts import stored_rollouts
+from monitoring.alerting.deliveries import STRATEGIES
 from monitoring.importance import Importances, read_document
 from monitoring.pages.model_history import (
     DRIFT_SHARE,
@@ -248,6 +251,7 @@ def versions_table(
         Column("kind", "kind"),
         Column("by", "by"),
         Column("verdict", "gate"),
+        Column("rollout", "rollout", link="rollout_url"),
         Column("trained_until", "trained as of", "date"),
         Column("card", "model card", link="card_url"),
         Column("run", "training run", link="run_url"),
@@ -255,6 +259,8 @@ def versions_table(
         Column("reason", "reason"),
     )
     settings = context.lake.settings
+    stored = stored_rollouts(context.lake, [entry.name]).get(entry.name)
+    delivered = {(r.version, r.started.evidence_digest): r for r in stored.all} if stored else {}
     jobs = {
         digest: read_document(settings, version_key(entry.name, digest, "job.json"))
         for digest in {line.artifact_digest for line in ordered}
@@ -267,6 +273,7 @@ def versions_table(
         following = ordered[position + 1].effective_from if position + 1 < len(ordered) else None
         decision = judged.get(line.evidence_digest)
         job = jobs[line.artifact_digest]
+        rollout = delivered.get((line.version, line.evidence_digest))
         streamed = job.get("mlflow")
         trained_by, mlflow = job.get("run_id"), streamed.get("run_id") if isinstance(streamed, Mapping) else None
         has_card = reports(settings).exists(f"{entry.name}/model_cards/{line.version}.html")
@@ -278,6 +285,10 @@ def versions_table(
                 "kind": line.kind,
                 "by": line.by,
                 "verdict": _verdict(decision),
+                "rollout": None if rollout is None else _outcome(rollout),
+                "rollout_url": None
+                if rollout is None
+                else f"{context.url('models', entry.name, rollout=rollout.started.sequence)}#delivery",
                 "trained_until": line.trained_until,
                 "card": "card" if has_card else None,
                 "card_url": context.url("embedded", entry.name, "model_cards", f"{line.version}.html"),
@@ -291,6 +302,12 @@ def versions_table(
             }
         )
     return Table("versions", "Versions, the newest first.", columns, rows[::-1], empty="No version was promoted yet.")
+
+
+def _outcome(rollout: Rollout) -> str:
+    """How a version took over, or did not."""
+    ended = rollout.state.replace("_", " ")
+    return f"{STRATEGIES[rollout.strategy]} from {rollout.started.effective_from} on, {ended}: {rollout.last.reason}"
 
 
 def _until(line: Promotion, following: date | None, newest: date | None) -> str:

@@ -12,6 +12,7 @@ import training.registry.delivery as delivery
 from config.calendar import ONE_DAY, Interval
 from lake.lake import Lake
 from lake.metrics import Metric, publish_metrics
+from lake.promotions import project_promotions
 from monitoring.pages import model, tonight
 from monitoring.pages.page import BadAddress, NotFound, Role
 from monitoring.pages.render import render
@@ -27,6 +28,8 @@ NIGHTS = [FIRST + number * ONE_DAY for number in range(4)]
 def lake(toy_lake: Lake, monkeypatch: pytest.MonkeyPatch) -> Lake:
     use_linear(monkeypatch)
     monkeypatch.setattr(delivery, "effective_from", next_unscored)
+    monkeypatch.setattr(delivery, "check_files_of", lambda *_: None)
+    monkeypatch.setattr(delivery, "repair_alias", lambda *_: None)
     return toy_lake
 
 
@@ -118,6 +121,11 @@ def test_tonight_shows_the_rollout_until_it_ends(lake: Lake) -> None:
     assert f"rolled back from {NIGHTS[2]} on, by ada" in text
     assert "odd numbers" in text
     assert buttons(lake, "admin") == []
+    begin(lake, version=3, slope=1.25, strategy="canary", steps=[1.0], nights=1)
+    delivery.finish(lake, MODEL, by="ada", reason="it is better")
+    project_promotions(lake, MODEL)
+    [row, _] = model.page(here, query={}, model=MODEL).table("versions").rows
+    assert (row["version"], row["rollout"]) == (3, f"canary from {NIGHTS[2]} on, finished: it is better")
 
 
 def test_a_refused_first_version_has_a_page_and_is_not_in_service(lake: Lake) -> None:
