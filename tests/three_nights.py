@@ -54,7 +54,7 @@ _MODELS = {
     "ride_minutes": _LENIENT,
     "ride_delay": _LENIENT.replace("model: ride_minutes", "model: ride_delay").replace("Duration of", "Long ones among")
     + "airflow: {retries: 0}\n",
-    "tour_minutes": of_tours(_LENIENT) + "approval: required\n",
+    "tour_minutes": of_tours(_LENIENT) + "approval: required\nrollout: {strategy: blue_green, unit: [vehicle]}\n",
 }
 TOURS_YAML = (
     toy.DATASET_YAML.replace("dataset: rides", "dataset: tours")

@@ -329,26 +329,25 @@ def test_an_operators_request_is_trained_waits_for_the_admin_and_is_rolled_back(
 
     eventually("Airflow takes the answer", approved)
     admin.problems.clear()
-    ledger = nights.lake.ledger("tour_minutes")
-    eventually("the new version is promoted", lambda: len(ledger.read().promotions) == 2)
+    rollouts = nights.lake.rollouts("tour_minutes")
+    eventually("its rollout starts", lambda: rollouts.read().running is not None)
 
-    page = admin.open("/nightfleet/retraining")
-    rollback = page.locator("form[action$='/actions/rollback']")
-    rollback.locator("select[name=model]").select_option("tour_minutes")
-    rollback.locator("[name=reason]").fill("Monday's timetable was called off")
-    rollback.get_by_role("button").click()
-    expect(page.locator(".notice")).to_contain_text("Rolling tour_minutes back to")
-    eventually("the former champion is back", lambda: len(ledger.read().promotions) == 3)
-    newest = ledger.read().newest
-    assert newest is not None
-    assert (newest.kind, newest.version, newest.reason) == ("rollback", 1, "Monday's timetable was called off")
+    page = admin.open("/nightfleet/models/tour_minutes")
+    form = page.locator("form[action$='/actions/rollout_hold']")
+    form.locator("[name=reason]").fill("Monday's timetable was called off")
+    form.get_by_role("button", name="Roll back").click()
+    expect(page.locator(".notice")).to_contain_text("ends, and the champion serves everything")
+    eventually("the rollout is over", lambda: rollouts.read().running is None)
+    last = rollouts.read().lines[-1]
+    assert (last.kind, last.version, last.reason) == ("rolled_back", 2, "Monday's timetable was called off")
+    assert [line.version for line in nights.lake.ledger("tour_minutes").read().promotions] == [1]
     kept = [
         (a.by, a.action, a.reason)
         for a in read_actions(nights.lake, subject="tour_minutes")
         if a.done and a.action != "reproduce"
     ]
     assert kept == [
-        ("admin", "rollback", "Monday's timetable was called off"),
+        ("admin", "rollout_rollback", "Monday's timetable was called off"),
         ("admin", "approve", "as good, and newer"),
         ("operator", "request_retraining", "the timetable changes on Monday"),
     ]
