@@ -63,7 +63,7 @@ def _suites(full: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
         "verify": verify,
         "simulation": _run_of("bench_simulation"),
     }
-    return {**suites, "rollout": _run_of("bench_rollout")}
+    return {**suites, "rollout": _run_of("bench_rollout"), "delivery": _run_of("bench_delivery")}
 
 
 def _run_of(module: str) -> Callable[[], list[dict[str, Any]]]:
