@@ -25,6 +25,7 @@ from lake.lake import Lake
 from lake.publish import publish
 from lake.signature import UntrustedModel
 from lake.tables import feature_table, named_table, valid_table
+from monitoring.audit.lookup import by_entity, nearest, newest
 from monitoring.audit.trace import InputsExpired, Step, UnknownPrediction, reproduce, trace
 from serving.predictions import predictions_table
 from serving.projection import project_predictions, sql_name
@@ -210,7 +211,13 @@ def test_both_roles_of_a_rollout_say_why_they_served_and_are_reproduced(
         text = console.export_text()
         assert ("rollout started, line 1, in force from 2024-01-22" in text) == (role == "challenger")
         assert f"{'served' if served else 'not served'} as {role}" in text
-    again = reproduce(lake, one_of_each["challenger", True]["prediction_id"])
+    used = one_of_each["challenger", True]
+    listed, count = by_entity(lake, MODEL, night, {"ride": used["ride"], "event_date": used["event_date"]})
+    assert [(one.role, one.served) for one in listed] == [("challenger", True), ("champion", False)]
+    assert count == 2
+    assert all(one.served for one in newest(lake, [MODEL], each=20))
+    assert all(one.served for one in nearest(lake, MODEL, night, {"ride": 999}))
+    again = reproduce(lake, used["prediction_id"])
     assert again.equal
     assert Step("served", True, True) in again.steps
 
