@@ -36,6 +36,8 @@ Catalog = Callable[..., Lake]
 def oracles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serving.predictors.load_predictor", load_oracle)
     monkeypatch.setattr("training.registry.leakage.audit", lambda *_, **__: Audit((AS_OF,), 1, 1, 0, (), 0.0))
+    for room in ("promotion", "delivery"):  # MLflow's alias is what `test_promotion` is about
+        monkeypatch.setattr(f"training.registry.{room}.repair_alias", lambda *_: None)
 
 
 @pytest.fixture
