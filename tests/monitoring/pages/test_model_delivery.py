@@ -132,10 +132,13 @@ def test_a_refused_first_version_has_a_page_and_is_not_in_service(lake: Lake) ->
     publish_inputs(lake, Interval.closed(FIRST - 2 * ONE_DAY, FIRST + 4 * ONE_DAY))
     begin(lake, alone=True, strategy="shadow", refused_first=True)
     scored(lake, FIRST)
+    own: dict[str, Any] = {"column": "ride_minutes", "role": "challenger", "model_version": 2}
+    error = Metric(MODEL, FIRST, FIRST + 2 * ONE_DAY, "mae", "ok", value=4.5, n=9, **own)
+    publish_metrics(lake, MODEL, "performance", [error], Interval.of(error.data_date), run_id="t")
     text = shown(lake)
     assert "Version 2 is not in service : the gate refused it and there is no champion." in text
     page = model.page(context(lake), query={}, model=MODEL)
-    assert [row["version"] for row in page.table("nights").rows] == [2]
+    assert [(row["version"], row["error_0"]) for row in page.table("nights").rows] == [(2, 4.5)]
     [row] = tonight.page(context(lake), query={}).table("rollouts").rows
     assert (row["step"], row["share"]) == ("not in service", "nothing")
     assert "rollout_finish" not in buttons(lake, "admin")
