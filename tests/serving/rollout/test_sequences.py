@@ -121,7 +121,7 @@ def stretches(nights: list[date]) -> Iterator[Interval]:
         yield Interval.closed(days[0], days[-1])
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)  # besides the examples; a search of 30 found nothing more
 @given(st.booleans(), st.lists(EVENTS, min_size=2, max_size=8))
 @example(True, [*BLUE_GREEN, ("kill", 1, False, ("move", "roll_back")), ("move", "roll_back")])
 @example(True, [*BLUE_GREEN, ("kill", 1, True, ("move", "roll_back")), ("move", "advance"), ("night",)])
