@@ -10,6 +10,8 @@ import httpx
 
 from config.errors import NightfleetError, TransientError
 
+_PAGE = 100
+
 
 class AirflowRefused(NightfleetError):
     """The API answered with an error that will not pass by itself."""
@@ -50,6 +52,20 @@ class AirflowApi:
             time.sleep(0.2 * 2**attempt)
         raise AirflowUnreachable(f"{method} {path} failed six times; the last answer: {problem}")
 
+    def listed(self, path: str, key: str, **params: str | int) -> list[dict[str, Any]]:
+        """Every entry of a list, page after page: Airflow gives no more than `[api] maximum_page_limit` at once, 100 by
+        default, whatever is asked for.
+
+        Args:
+            key: of the entries in the answer.
+        """
+        entries: list[dict[str, Any]] = []
+        while True:
+            page = self.call("GET", path, params={**params, "limit": _PAGE, "offset": len(entries)}).json()
+            entries += page[key]
+            if not page[key] or len(entries) >= page["total_entries"]:
+                return entries
+
     def trigger(
         self,
         dag_id: str,
@@ -82,11 +98,7 @@ class AirflowApi:
 
     def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         """Task instances of a run."""
-        return list(
-            self.call("GET", f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances", params={"limit": 200}).json()[
-                "task_instances"
-            ]
-        )
+        return self.listed(f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances", "task_instances")
 
     def result(self, dag_id: str, run_id: str, task_id: str) -> Any:
         """What the task returned, None when it returned nothing."""
@@ -107,7 +119,7 @@ class AirflowApi:
             errors = self.call("GET", "/importErrors").json()["import_errors"]
             if errors:
                 raise AirflowRefused(f"{errors[0]['filename']} does not parse:\n{errors[0]['stack_trace']}")
-            parsed = {dag["dag_id"] for dag in self.call("GET", "/dags", params={"limit": 500}).json()["dags"]}
+            parsed = {dag["dag_id"] for dag in self.listed("/dags", "dags", order_by="dag_id")}
             missing = dag_ids - parsed
             yield missing
             if not missing:

@@ -263,8 +263,8 @@ class Chain:
             follow = {
                 f"{m.name}_{kind}" for m in self._lake.catalog.models_of(name) for kind in ("score", "monitor", "train")
             }
-            query = {"partition_key_prefix_pattern": str(day), "limit": 200, "order_by": "id"}
-            for run in self._api.call("GET", "/dags/~/dagRuns", params=query).json()["dag_runs"]:
+            query = {"partition_key_prefix_pattern": str(day), "order_by": "id"}
+            for run in self._api.listed("/dags/~/dagRuns", "dag_runs", **query):
                 if run["dag_id"] in follow and not run["dag_run_id"].startswith("first__"):
                     runs[run["dag_id"]] = run
         return runs
@@ -301,8 +301,7 @@ class Chain:
         """Training DAGs of which a run waits for a person."""
         if not self._asking:
             return frozenset()
-        query = {"state": AWAITING, "limit": 200}
-        waiting = self._api.call("GET", "/dags/~/dagRuns/~/taskInstances", params=query).json()["task_instances"]
+        waiting = self._api.listed("/dags/~/dagRuns/~/taskInstances", "task_instances", state=AWAITING)
         return frozenset(instance["dag_id"] for instance in waiting if instance["dag_id"] in self._asking)
 
     def _mark_waiting(self, step: Step) -> None:

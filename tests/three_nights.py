@@ -208,11 +208,7 @@ def _until_quiet(api: AirflowApi) -> None:
     deadline = time.monotonic() + _SECONDS
     needed = {("ride_minutes_monitor", "success"), ("tour_minutes_monitor", "success"), ("ride_delay_score", "failed")}
     while True:
-        runs = api.call(
-            "GET",
-            "/dags/~/dagRuns",
-            params={"partition_key_prefix_pattern": str(WRONG), "limit": 200, "order_by": "id"},
-        ).json()["dag_runs"]
+        runs = api.listed("/dags/~/dagRuns", "dag_runs", partition_key_prefix_pattern=str(WRONG), order_by="id")
         states = {(run["dag_id"], run["state"]) for run in runs}
         if needed <= states and not any(state in {"running", "queued"} for _, state in states):
             return

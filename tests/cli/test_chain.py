@@ -142,16 +142,11 @@ class Answers:
     def result(self, dag_id: str, run_id: str, task_id: str) -> Any:
         return None
 
-    def call(self, method: str, path: str, *, params: dict[str, Any]) -> Any:
-        class Answer:
-            @staticmethod
-            def json() -> dict[str, Any]:
-                if path.endswith("/taskInstances"):
-                    everything = [task for dag_id in self.runs for task in self.tasks(dag_id, "any")]
-                    return {"task_instances": [task for task in everything if task["state"] == params["state"]]}
-                return {"dag_runs": [self.run(dag_id, "night") for dag_id in self.runs]}
-
-        return Answer
+    def listed(self, path: str, key: str, **params: Any) -> list[dict[str, Any] | None]:
+        if key == "task_instances":
+            everything = [task for dag_id in self.runs for task in self.tasks(dag_id, "any")]
+            return [task for task in everything if task["state"] == params["state"]]
+        return [self.run(dag_id, "night") for dag_id in self.runs]
 
 
 class Quiet:
