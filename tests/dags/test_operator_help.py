@@ -71,7 +71,7 @@ def test_each_field_of_a_form_is_explained_and_filled_in(dags: Any) -> None:
             param = dag.params.get_param(name)
             assert param.description, f"{dag.dag_id}: the form's field {name!r} has no description."
             # What only the person can know has no default; then the form must not be sent without it.
-            wanted = param.has_value or "null" in param.schema["type"] or name in {"model", "reason"}
+            wanted = param.has_value or "null" in param.schema["type"] or name in {"model", "action", "reason"}
             assert wanted, (
                 f"{dag.dag_id}: the form's field {name!r} has no default, and is not one that must be filled in."
             )
