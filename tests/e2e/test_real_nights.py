@@ -13,8 +13,8 @@ from serving.predictions import predictions_table
 from tests.e2e.conftest import Finished, User, versions
 from training.job_file import read_job
 
-# One of `make run`'s data sets, and one that runs when asked for, with three candidates; the others' trainings would take
-# minutes more (`make bench` runs them). A network is trained in containers by test_docker_runner.
+# One of `make run`'s data sets, and one that runs when asked for, with three candidates; the others' trainings would
+# take minutes more (`make bench` runs them). A network is trained in containers by test_docker_runner.
 FIRST = {
     "arrival_delay": date(2013, 7, 1),
     "user_behavior": date(2019, 8, 12),
